@@ -1,0 +1,38 @@
+"""How the element types of hidden states and logits are stored.
+
+Zarr (as of zarr-python 3.1) has no bfloat16, so bfloat16 values are stored as their bits in
+uint16, little-endian. The manifest names the true type; readers reinterpret, they never convert.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORED_AS: Final[dict[str, str]] = {
+    "bfloat16": "uint16",
+    "float16": "float16",
+    "float32": "float32",
+}
+"""True element type in the manifest -> NumPy type of the stored array."""
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes one value of a manifest dtype takes."""
+    return np.dtype(STORED_AS[dtype]).itemsize
+
+
+def to_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Widen stored values to float32, exactly.
+
+    Args:
+        values: An array as stored, any shape.
+        dtype: Its true type, a key of `STORED_AS`.
+
+    Returns:
+        float32 array of the same shape.
+    """
+    if dtype != "bfloat16":
+        return values.astype(np.float32)
+    # bfloat16 is the upper half of a float32.
+    return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -1,0 +1,269 @@
+"""The manifest: what a cache holds and where it came from.
+
+It lives in the attributes of the store's root group under the key `mav`, travels into every head
+trained from the cache, and is what `train`, `evaluate` and `generate` compare before they trust
+two things to belong together. `docs/format.md` states the same fields for other programs.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from cache_schema.errors import CacheError, ManifestError
+
+FORMAT_VERSION: Final = 1
+ATTRIBUTE: Final = "mav"
+
+LogitsEncoding = Literal["factored", "dense", "topk"]
+StoredDtype = Literal["bfloat16", "float16", "float32"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModelRecord:
+    """The base model that was run."""
+
+    id: str
+    """Hub id, folder or file as the user named it."""
+    revision: str | None
+    """Commit of a hub repository; none for local files."""
+    gguf_file: str | None
+    """File inside the repository or folder, where the weights came from GGUF."""
+    architecture: str
+    """Class name of the causal language model."""
+    weights_digest: str
+    """SHA-256 over the weight files (or over the tensors of a model built in memory)."""
+    tokenizer_digest: str
+    """SHA-256 over the token-to-id mapping."""
+    num_hidden_layers: int
+    hidden_size: int
+    vocab_size: int
+    """Rows of the output embedding, which may exceed the tokenizer's length."""
+    eos_token_id: int
+    """Token that ends every untruncated response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesRecord:
+    """Which hidden states are stored, and how."""
+
+    layer_selection: str
+    """`auto`, `uniform` or `explicit`."""
+    layers: tuple[int, ...]
+    """Indices as in `output_hidden_states=True`: 0 the embeddings, L the final-norm output."""
+    pooled_size: int
+    """Width each layer has after pooling, as the head sees it."""
+    stored_width: int
+    """min(hidden_size, pooled_size): pooling up repeats values and happens when read."""
+    dtype: StoredDtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsRecord:
+    """How the base model's logits can be had back: z = cap * tanh(scale * (W h + b) / cap)."""
+
+    encoding: LogitsEncoding
+    scale: float
+    softcap: float | None
+    has_bias: bool
+    top_k: int | None
+    """Number of logits kept per token; only with encoding `topk`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecord:
+    """How text became tokens."""
+
+    prompt_template: str
+    """How a bare user message becomes a prompt; `{prompt}` stands for the message."""
+    max_length: int
+    """Most tokens of prompt plus one response."""
+    truncation: str
+    """Always `keep_response_and_prompt_end` in format 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """Which preference pairs were read, and what became of them."""
+
+    id: str
+    data_dir: str | None
+    split: str
+    limit: int | None
+    fingerprint: str
+    """SHA-256 over the ids of the kept pairs in stored order."""
+    rows: int
+    """Rows read from the data set."""
+    pairs: int
+    """Pairs kept; `rows` = `pairs` + the sum of `dropped`."""
+    dropped: dict[str, int]
+    """Rows left out, by cause."""
+    prompts_truncated: int
+    responses_cut: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """Where everything lies: block b owns rows [b * block_tokens, (b + 1) * block_tokens)."""
+
+    block_tokens: int
+    blocks: int
+    tokens: int
+    """Response tokens over all blocks."""
+    digest: str
+    """SHA-256 over the tokens of all pairs in stored order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader must know of a cache."""
+
+    format_version: int
+    created_by: dict[str, str]
+    """Versions of the programs that wrote it."""
+    base: BaseModelRecord
+    states: StatesRecord
+    logits: LogitsRecord
+    text: TextRecord
+    data: DataRecord
+    plan: PlanRecord
+    checks: dict[str, float]
+    """Largest relative errors measured by the checks on the first batches."""
+    complete: bool
+    """Set when every block of the plan is committed."""
+
+    @property
+    def final_state_layer(self) -> int | None:
+        """Position in `states.layers` of the unpooled final state, or None if none is stored."""
+        last = self.base.num_hidden_layers
+        unpooled = self.states.stored_width == self.base.hidden_size
+        return self.states.layers.index(last) if unpooled and last in self.states.layers else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists, dicts, strings, numbers and None."""
+        plain: dict[str, Any] = dataclasses.asdict(self)
+        plain["states"]["layers"] = list(self.states.layers)
+        return plain
+
+    @classmethod
+    def from_json(cls, value: object, subject: str) -> "Manifest":
+        """Check and build a manifest.
+
+        Args:
+            value: Decoded JSON.
+            subject: What the value was read from, for error messages.
+
+        Raises:
+            CacheError: It is of another format version.
+            ManifestError: It has missing, unknown or mistyped fields, or contradicts itself.
+        """
+        if not isinstance(value, Mapping):
+            raise ManifestError(subject, [f"got {type(value).__name__}, expected an object"])
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{subject}: format version {version!r}, but this MAV reads version "
+                f"{FORMAT_VERSION}. Install the MAV that wrote it, or extract again."
+            )
+        problems: list[str] = []
+        manifest = _build(cls, value, "", problems)
+        if not problems:
+            problems = _contradictions(manifest)
+        if problems:
+            raise ManifestError(subject, problems)
+        return manifest
+
+
+def differences(stored: object, asked: object, prefix: str = "") -> dict[str, str]:
+    """Return the fields in which two records differ: path -> `stored X, asked for Y`."""
+    assert dataclasses.is_dataclass(stored)
+    assert type(stored) is type(asked)
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(stored):
+        path = f"{prefix}{field.name}"
+        a, b = getattr(stored, field.name), getattr(asked, field.name)
+        if dataclasses.is_dataclass(a):
+            found |= differences(a, b, f"{path}.")
+        elif a != b:
+            found[path] = f"stored {a!r}, asked for {b!r}"
+    return found
+
+
+def _contradictions(manifest: Manifest) -> list[str]:
+    base, states, logits, data = manifest.base, manifest.states, manifest.logits, manifest.data
+    problems = []
+    if not states.layers or any(not 0 <= i <= base.num_hidden_layers for i in states.layers):
+        problems.append(
+            f"states.layers: got {list(states.layers)}, expected at least one index, "
+            f"each from 0 to base.num_hidden_layers = {base.num_hidden_layers}"
+        )
+    if states.stored_width != min(base.hidden_size, states.pooled_size):
+        problems.append(
+            f"states.stored_width: got {states.stored_width}, expected "
+            f"min({base.hidden_size}, {states.pooled_size})"
+        )
+    if (logits.top_k is None) == (logits.encoding == "topk"):
+        problems.append(f"logits.top_k: got {logits.top_k!r} with encoding {logits.encoding!r}")
+    if data.rows != data.pairs + sum(data.dropped.values()):
+        problems.append(
+            f"data.rows: got {data.rows}, expected pairs + dropped = "
+            f"{data.pairs + sum(data.dropped.values())}"
+        )
+    return problems
+
+
+def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
+    """Build dataclass `cls` from JSON, adding to `problems`; the result counts only if none."""
+    if not isinstance(value, Mapping):
+        problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
+        return typing.cast("_T", None)
+    hints = typing.get_type_hints(cls)
+    for unknown in sorted(set(value) - set(hints)):
+        problems.append(f"{path}{unknown}: unknown field")
+    fields = {}
+    for name, hint in hints.items():
+        if name not in value:
+            problems.append(f"{path}{name}: missing")
+        elif dataclasses.is_dataclass(hint):
+            fields[name] = _build(
+                typing.cast("type", hint), value[name], f"{path}{name}.", problems
+            )
+        else:
+            fields[name] = _convert(hint, value[name])
+            if not _fits(hint, fields[name]):
+                wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else hint
+                problems.append(f"{path}{name}: got {value[name]!r}, expected {wanted}")
+    return cls(**fields) if not problems else typing.cast("_T", None)
+
+
+def _convert(hint: object, value: object) -> object:
+    """JSON knows no tuples, and writes the float 1.0 as 1 in some programs."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        arguments = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if float in arguments and int not in arguments:
+            return float(value)
+    return value
+
+
+def _fits(hint: Any, value: object) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is types.UnionType:
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _fits(arguments[1], _convert(arguments[1], item))
+            for key, item in value.items()
+        )
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

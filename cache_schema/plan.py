@@ -1,0 +1,110 @@
+"""The block plan: which pairs lie in which block, and at which rows.
+
+It is made from the answers' lengths alone, before the base model runs, so every block's place in
+the store is known beforehand and no two writers ever touch one shard.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.errors import UsageError
+
+TARGET_BLOCK_BYTES: Final = 256 << 20
+MOST_BLOCK_TOKENS: Final = 8192
+LEAST_BLOCK_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """Pairs packed into blocks, whole pairs only.
+
+    Attributes:
+        block_tokens: Rows a block owns, T.
+        block_start: int64 [blocks + 1], first pair of each block, then the number of pairs.
+        response_start: int64 [pairs, 2], row of the first token of chosen and rejected.
+        response_length: int32 [pairs, 2], tokens of chosen and rejected.
+    """
+
+    block_tokens: int
+    block_start: NDArray[np.int64]
+    response_start: NDArray[np.int64]
+    response_length: NDArray[np.int32]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.block_start) - 1
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return len(self.response_length)
+
+    @property
+    def tokens(self) -> int:
+        """Number of response tokens."""
+        return int(self.response_length.sum(dtype=np.int64))
+
+    def pairs_of(self, block: int) -> range:
+        """Return the pairs of a block."""
+        return range(int(self.block_start[block]), int(self.block_start[block + 1]))
+
+    def first_row(self, block: int) -> int:
+        """Return the first row a block owns."""
+        return block * self.block_tokens
+
+    def used_rows(self, block: int) -> int:
+        """Return how many of a block's rows hold tokens; they are its first ones."""
+        pairs = self.pairs_of(block)
+        return int(self.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
+
+
+def plan_blocks(response_length: NDArray[np.int32], block_tokens: int) -> BlockPlan:
+    """Pack pairs, in order, into blocks of at most `block_tokens` response tokens.
+
+    Inside a block, pair after pair, chosen lies directly before rejected.
+
+    Args:
+        response_length: int32 [pairs, 2].
+        block_tokens: Rows of a block, T.
+
+    Raises:
+        UsageError: A pair is longer than a block.
+    """
+    pair_tokens = response_length.sum(axis=1, dtype=np.int64)
+    if len(pair_tokens) and int(pair_tokens.max()) > block_tokens:
+        raise UsageError(
+            f"block size: got {block_tokens} tokens, but the longest pair has "
+            f"{int(pair_tokens.max())}; a block holds whole pairs, so use a larger block size "
+            f"or a smaller maximum length"
+        )
+    ends = np.cumsum(pair_tokens)
+    starts = [0]
+    filled = 0
+    while starts[-1] < len(pair_tokens):
+        nxt = int(np.searchsorted(ends, filled + block_tokens, side="right"))
+        starts.append(nxt)
+        filled = int(ends[nxt - 1])
+    block_start = np.array(starts, dtype=np.int64)
+
+    first_pair = np.repeat(block_start[:-1], np.diff(block_start))
+    before = ends - pair_tokens
+    block = np.repeat(np.arange(len(starts) - 1), np.diff(block_start))
+    chosen = block * block_tokens + before - before[first_pair]
+    response_start = np.stack([chosen, chosen + response_length[:, 0]], axis=1).astype(np.int64)
+    return BlockPlan(
+        block_tokens=block_tokens,
+        block_start=block_start,
+        response_start=response_start,
+        response_length=response_length,
+    )
+
+
+def default_block_tokens(token_bytes: int, longest_pair: int) -> int:
+    """Choose T so that a block is about 256 MiB, holds at most 8,192 tokens, and fits any pair."""
+    fitting = min(MOST_BLOCK_TOKENS, TARGET_BLOCK_BYTES // token_bytes)
+    tokens = max(LEAST_BLOCK_TOKENS, fitting, longest_pair)
+    return -(-tokens // LEAST_BLOCK_TOKENS) * LEAST_BLOCK_TOKENS

@@ -1,0 +1,119 @@
+"""The base model's logits, had back from a cache in whatever way it stores them.
+
+Each encoding is a class with the same one method, `chunk`, which gives float32 logits for a range
+of tokens, so that tokens x vocabulary never has to exist at once.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class BaseLogits(Protocol):
+    """Logits of N tokens, given piece by piece."""
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Return float32 [stop - start, vocab] on the compute device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unembedding:
+    """A base model's output embedding: z = cap * tanh(scale * (W h + b) / cap).
+
+    Operations run in the type of the weight, in the order the models use, so that the result is
+    the model's own to the last bit wherever the matrix product is.
+
+    Attributes:
+        weight: W [vocab, hidden].
+        bias: b [vocab], or None.
+        scale: Factor on the logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
+        softcap: Bound of the logits (Gemma 2's `final_logit_softcapping`), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, final_state: Tensor) -> Tensor:
+        """Return float32 logits [..., vocab] for final states [..., hidden]."""
+        logits = F.linear(final_state.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.float()
+
+    def to(self, device: torch.device) -> "Unembedding":
+        """Return it on a device."""
+        return Unembedding(
+            weight=self.weight.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+            scale=self.scale,
+            softcap=self.softcap,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredLogits:
+    """Encoding `factored`: final states, and the unembedding they go through."""
+
+    final_state: Tensor
+    unembedding: Unembedding
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Return float32 [stop - start, vocab]."""
+        return self.unembedding(self.final_state[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseLogits:
+    """Encoding `dense`: the logits themselves, [N, vocab]."""
+
+    logits: Tensor
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Return float32 [stop - start, vocab]."""
+        return self.logits[start:stop].float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKLogits:
+    """Encoding `topk`: the largest logits; the rest share what probability is left evenly.
+
+    The log-sum-exp over the vocabulary is exact, so probabilities of the kept tokens are too.
+
+    Attributes:
+        logits: float32 [N, k].
+        ids: int64 [N, k].
+        rest: float32 [N], log-sum-exp over all other tokens.
+        vocab_size: Size of the vocabulary.
+    """
+
+    logits: Tensor
+    ids: Tensor
+    rest: Tensor
+    vocab_size: int
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Return float32 [stop - start, vocab]."""
+        others = self.vocab_size - self.logits.shape[-1]
+        even = self.rest[start:stop, None] - math.log(max(1, others))
+        spread = even.expand(-1, self.vocab_size).clone()
+        return spread.scatter_(-1, self.ids[start:stop], self.logits[start:stop])
+
+
+def encode_topk(logits: Tensor, k: int) -> Mapping[str, Tensor]:
+    """Encode float32 logits [N, vocab] as the arrays `topk_logits`, `topk_ids`, `rest_logsumexp`."""
+    top = logits.topk(k, dim=-1)
+    rest = logits.scatter(-1, top.indices, float("-inf")).logsumexp(-1)
+    return {
+        "topk_logits": top.values,
+        "topk_ids": top.indices.to(torch.int32),
+        "rest_logsumexp": rest,
+    }

@@ -1,0 +1,205 @@
+"""The frozen base model: loading it, and finding in it what extraction and decoding need."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from cache_schema.errors import BaseModelError
+from cache_schema.manifest import BaseModelRecord
+from pipeline.base_logits import Unembedding
+from pipeline.base_source import BaseSource, resolve_base, tensors_digest, tokenizer_digest
+from pipeline.devices import pick_device
+from pipeline.taps import StateTaps
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A loaded causal language model, frozen and in eval mode.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        source: Its files, or None for a model built in memory.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: BaseSource | None = None
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text decoder."""
+        return self.model.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type it computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its output embedding."""
+        decoder: nn.Module = self.model.base_model
+        return decoder
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of decoder layers, L."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output embedding."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the state the output embedding is given."""
+        return int(self.model.get_output_embeddings().weight.shape[1])
+
+    def taps(self, indices: tuple[int, ...]) -> StateTaps:
+        """Return hooks, not yet set, for the hidden states of these layers."""
+        return StateTaps(self.decoder, self._layers(), indices)
+
+    def unembedding(self) -> Unembedding:
+        """Return the output embedding with the scale and soft-cap its configuration names."""
+        head = self.model.get_output_embeddings()
+        scale = getattr(self.config, "logit_scale", None)
+        divisor = getattr(self.config, "logits_scaling", None)
+        return Unembedding(
+            weight=head.weight.detach(),
+            bias=None if getattr(head, "bias", None) is None else head.bias.detach(),
+            scale=float(scale) if scale else 1.0 / divisor if divisor else 1.0,
+            softcap=getattr(self.config, "final_logit_softcapping", None),
+        )
+
+    def record(self) -> BaseModelRecord:
+        """Return what the manifest says of it; reads all weight files once for their digest."""
+        source = self.source
+        return BaseModelRecord(
+            id=source.id if source else f"memory:{type(self.model).__name__}",
+            revision=source.revision if source else None,
+            gguf_file=source.gguf_file if source else None,
+            architecture=type(self.model).__name__,
+            weights_digest=(
+                source.weights_digest() if source else tensors_digest(self.model.state_dict())
+            ),
+            tokenizer_digest=tokenizer_digest(self.tokenizer.get_vocab()),
+            num_hidden_layers=self.num_hidden_layers,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            eos_token_id=int(self.tokenizer.eos_token_id),
+        )
+
+    def _layers(self) -> list[nn.Module]:
+        wanted = self.num_hidden_layers
+        for module in self.decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == wanted:
+                return list(module)
+        raise BaseModelError(
+            f"{type(self.model).__name__}: no list of {wanted} decoder layers found in it, so its "
+            f"hidden states cannot be taken. Please report this architecture."
+        )
+
+
+def load_base(
+    base_model: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "auto",
+) -> BaseModel:
+    """Load a base model and its tokenizer, running no code from the checkpoint.
+
+    Args:
+        base_model: Hub id, folder or `.gguf` file.
+        gguf_file: File inside the folder or repository, for weights in GGUF.
+        revision: Branch, tag or commit of a hub repository.
+        dtype: Element type to compute in; GGUF weights are dequantised to it.
+        device: `auto`, or a torch device such as `cuda:1`.
+
+    Raises:
+        BaseModelError: It cannot be found or loaded.
+        UsageError: The device is not there.
+    """
+    source = resolve_base(base_model, gguf_file, revision)
+    return load_source(source, dtype=dtype, device=device)
+
+
+def load_source(source: BaseSource, *, dtype: torch.dtype, device: str) -> BaseModel:
+    """Load a base model whose files are found already; see `load_base`."""
+    source.weight_files()
+    placed = pick_device(device)
+    try:
+        with _QuietLibraries():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=dtype,
+                trust_remote_code=False,
+                **_weights_format(source),
+            )
+        tokenizer = load_tokenizer(source)
+    except BaseModelError:
+        raise
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
+    return BaseModel(model=model.to(placed), tokenizer=tokenizer, source=source)
+
+
+def load_tokenizer(source: BaseSource) -> Any:
+    """Load the tokenizer of a base model.
+
+    Raises:
+        BaseModelError: There is none, or it cannot be read.
+    """
+    gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        with _QuietLibraries():
+            return transformers.AutoTokenizer.from_pretrained(
+                source.folder, trust_remote_code=False, **gguf
+            )
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _weights_format(source: BaseSource) -> dict[str, Any]:
+    if source.gguf_file is None:
+        return {"use_safetensors": True}
+    options: dict[str, Any] = {"gguf_file": source.gguf_file}
+    # Newer releases keep GGUF weights packed where kernels for them are at hand; dense weights
+    # give the same numbers on every machine, and factored logits need a dense unembedding.
+    packed = getattr(transformers, "GgufConfig", None)
+    if packed is not None:
+        options["quantization_config"] = packed(dequantize=True)
+    return options
+
+
+class _QuietLibraries:
+    """Holds back the progress bars and advice of transformers while it loads."""
+
+    def __enter__(self) -> None:
+        log = transformers.utils.logging
+        self._level = log.get_verbosity()
+        self._bars = log.is_progress_bar_enabled()
+        log.set_verbosity(logging.ERROR)
+        log.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        log = transformers.utils.logging
+        log.set_verbosity(self._level)
+        if self._bars:
+            log.enable_progress_bar()

@@ -1,0 +1,143 @@
+"""Finding a base model: a hub id, a folder, or a GGUF file; and telling one from another."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cache_schema.errors import BaseModelError
+
+_HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
+_READ_AT_ONCE: Final = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSource:
+    """Where a base model's files are.
+
+    Attributes:
+        id: As the user named it.
+        folder: Local folder with config, tokenizer and weights.
+        gguf_file: Name of the GGUF file in the folder, or None for safetensors.
+        revision: Commit of the hub repository, or None for local files.
+    """
+
+    id: str
+    folder: Path
+    gguf_file: str | None
+    revision: str | None
+
+    def weight_files(self) -> list[Path]:
+        """Return the files that hold the weights.
+
+        Raises:
+            BaseModelError: There are none that may be loaded.
+        """
+        if self.gguf_file is not None:
+            return [self.folder / self.gguf_file]
+        found = sorted(self.folder.glob("*.safetensors"))
+        if not found:
+            pickled = [path.name for path in self.folder.glob("*.bin")]
+            ggufs = [path.name for path in self.folder.glob("*.gguf")]
+            remedy = (
+                f"it has {pickled[0]}, a pickle, which can run code when loaded; convert it to "
+                f"safetensors with transformers' save_pretrained"
+                if pickled
+                else f"it has {', '.join(ggufs)}; name one with --gguf-file"
+                if ggufs
+                else "download or convert the weights first"
+            )
+            raise BaseModelError(f"{self.folder}: no .safetensors file; {remedy}.")
+        return found
+
+    def weights_digest(self) -> str:
+        """Return a SHA-256 over the names and contents of the weight files."""
+        files = self.weight_files()
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(_file_digest, files))
+        listing = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def resolve_base(
+    base_model: str, gguf_file: str | None = None, revision: str | None = None
+) -> BaseSource:
+    """Find a base model's files, downloading a hub repository if need be.
+
+    Args:
+        base_model: Hub id, folder, or a `.gguf` file.
+        gguf_file: File inside the folder or repository, for weights in GGUF.
+        revision: Branch, tag or commit of a hub repository.
+
+    Raises:
+        BaseModelError: Nothing is there.
+    """
+    path = Path(base_model)
+    if path.suffix == ".gguf" and path.is_file():
+        return BaseSource(id=base_model, folder=path.parent, gguf_file=path.name, revision=None)
+    if path.is_dir():
+        if gguf_file is not None and not (path / gguf_file).is_file():
+            raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check --gguf-file")
+        if gguf_file is None and not (path / "config.json").is_file():
+            ggufs = sorted(file.name for file in path.glob("*.gguf"))
+            hint = f" It has {', '.join(ggufs)}: name one with --gguf-file." if ggufs else ""
+            raise BaseModelError(f"{path}: no config.json, so not a model's folder.{hint}")
+        return BaseSource(id=base_model, folder=path, gguf_file=gguf_file, revision=None)
+    if (
+        path.suffix == ".gguf"
+        or base_model.count("/") > 1
+        or base_model.startswith((".", "/", "~"))
+    ):
+        raise BaseModelError(f"{base_model}: no such file or folder")
+    return _from_hub(base_model, gguf_file, revision)
+
+
+def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
+    """Return a SHA-256 over a token-to-id mapping: what an alignment vector's entries mean."""
+    ordered = sorted((index, token) for token, index in vocabulary.items())
+    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """Return a SHA-256 over named tensors, for models that were built in memory."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_READ_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _from_hub(repository: str, gguf_file: str | None, revision: str | None) -> BaseSource:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_HUB_PATTERNS] if gguf_file is None else ["*.json", gguf_file]
+    try:
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=[*_HUB_IGNORED],
+            )
+        )
+    except Exception as error:
+        # The hub's client raises a dozen types: no such repository, gated, offline, time-out.
+        raise BaseModelError(
+            f"{repository}: no such folder here, and the hub did not give it: {error}"
+        ) from error
+    return BaseSource(id=repository, folder=folder, gguf_file=gguf_file, revision=folder.name)

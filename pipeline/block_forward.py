@@ -1,0 +1,167 @@
+"""Running the base model over the pairs of one block, and arranging what the cache stores.
+
+Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_schema.arrays import layouts
+from cache_schema.manifest import Manifest
+from cache_schema.plan import BlockPlan
+from pipeline.base_logits import Unembedding, encode_topk
+from pipeline.base_model import BaseModel
+from pipeline.packing import (
+    ForwardBatch,
+    TokenizedPairs,
+    batches_by_length,
+    pack_separate,
+    pack_shared,
+)
+from pipeline.pooling import pool_states
+from pipeline.stored import TORCH_DTYPES, to_stored
+
+_LOGITS_AT_ONCE: Final = 1 << 25
+"""Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""
+
+
+class BlockForward:
+    """Computes the arrays of one block after another.
+
+    Attributes:
+        shared_prompt: Whether both answers share one run of the prompt.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        pairs: TokenizedPairs,
+        plan: BlockPlan,
+        manifest: Manifest,
+        unembedding: Unembedding | None,
+        *,
+        shared_prompt: bool,
+        batch_tokens: int,
+    ) -> None:
+        """Prepare; see `run`.
+
+        Args:
+            base: The base model.
+            pairs: All pairs, in stored order.
+            plan: Their places.
+            manifest: What to store.
+            unembedding: The base's output embedding, or None for a base whose logits are no
+                function of it; the whole model is run then.
+            shared_prompt: Pack both answers behind one prompt, or run each apart.
+            batch_tokens: Most padded tokens in one forward pass.
+        """
+        self.shared_prompt = shared_prompt
+        self._base = base
+        self._pairs = pairs
+        self._plan = plan
+        self._manifest = manifest
+        self._unembedding = unembedding
+        self._batch_tokens = batch_tokens
+        self._dtype = TORCH_DTYPES[manifest.states.dtype]
+        self._last = manifest.base.num_hidden_layers
+
+    @torch.inference_mode()
+    def run(self, block: int, progress: Callable[[int], None]) -> dict[str, NDArray[Any]]:
+        """Return the used rows of every per-token array of a block, as stored.
+
+        Args:
+            block: Number of the block.
+            progress: Called with the number of pairs after each batch.
+        """
+        plan = self._plan
+        used = plan.used_rows(block)
+        rows = {
+            path: np.empty((used, *layout.shape[1:]), layout.dtype)
+            for path, layout in layouts(self._manifest).items()
+            if layout.spec.kind == "block"
+        }
+        tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
+        in_block = plan.pairs_of(block)
+        # A sequence of its own for each answer costs the prompt twice.
+        budget = self._batch_tokens if self.shared_prompt else self._batch_tokens // 2
+        with self._base.taps(tapped) as taps:
+            for batch_pairs in batches_by_length(in_block, self._pairs.shared_length, budget):
+                batch = (
+                    pack_shared(self._pairs, batch_pairs, self._base.dtype)
+                    if self.shared_prompt
+                    else pack_separate(self._pairs, batch_pairs)
+                ).to(self._base.device)
+                own_NV = self._forward(batch)
+                at = self._rows_of(batch_pairs) - plan.first_row(block)
+                for path, values in self._arrays(taps.states, batch, own_NV).items():
+                    rows[path][at] = values
+                progress(len(batch_pairs))
+        return rows
+
+    def _forward(self, batch: ForwardBatch) -> Tensor | None:
+        """Run the base; return its logits where only the whole model can tell them."""
+        if self._unembedding is not None:
+            self._base.decoder(**batch.inputs, use_cache=False)
+            return None
+        logits: Tensor = self._base.model(**batch.inputs, use_cache=False).logits
+        return logits.flatten(0, 1).index_select(0, batch.predict).float()
+
+    def _rows_of(self, batch_pairs: list[int]) -> NDArray[np.int64]:
+        # A pair's rows are consecutive: rejected follows chosen.
+        start, length = self._plan.response_start, self._plan.response_length
+        return np.concatenate(
+            [start[pair, 0] + np.arange(int(length[pair].sum())) for pair in batch_pairs]
+        )
+
+    def _arrays(
+        self, states: dict[int, Tensor], batch: ForwardBatch, own_NV: Tensor | None
+    ) -> dict[str, NDArray[Any]]:
+        def predicting(layer: int) -> Tensor:
+            return states[layer].flatten(0, 1).index_select(0, batch.predict)
+
+        final_NH = predicting(self._last)
+        width = self._manifest.states.stored_width
+        states_NKW = torch.stack(
+            [pool_states(predicting(layer), width) for layer in self._manifest.states.layers],
+            dim=1,
+        )
+        arrays = {
+            "hidden_states": to_stored(states_NKW.to(self._dtype)),
+            "labels": batch.labels,
+            **self._logits_arrays(final_NH, torch.from_numpy(batch.labels), own_NV),
+        }
+        if (
+            self._manifest.logits.encoding == "factored"
+            and self._manifest.final_state_layer is None
+        ):
+            arrays["final_hidden_state"] = to_stored(final_NH.to(self._dtype))
+        return arrays
+
+    def _logits_arrays(
+        self, final_NH: Tensor, labels_N: Tensor, own_NV: Tensor | None
+    ) -> dict[str, NDArray[Any]]:
+        """Return what is computed over the vocabulary, a part of the tokens at a time."""
+        labels_N1 = labels_N.to(final_NH.device).long()[:, None]
+        at_once = max(1, _LOGITS_AT_ONCE // self._manifest.base.vocab_size)
+        parts: dict[str, list[NDArray[Any]]] = {}
+        for start in range(0, len(final_NH), at_once):
+            piece = slice(start, start + at_once)
+            if self._unembedding is not None:
+                logits_NV = self._unembedding(final_NH[piece])
+            else:
+                assert own_NV is not None
+                logits_NV = own_NV[piece]
+            label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
+            found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
+            if self._manifest.logits.encoding == "dense":
+                found["base_logits"] = logits_NV.to(self._dtype)
+            elif self._manifest.logits.top_k is not None:
+                found |= encode_topk(logits_NV, self._manifest.logits.top_k)
+            for path, values in found.items():
+                parts.setdefault(path, []).append(to_stored(values))
+        return {path: np.concatenate(values) for path, values in parts.items()}

@@ -1,0 +1,168 @@
+"""What an extraction is asked for, and the manifest and plan that follow from it."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cache_schema.arrays import token_bytes
+from cache_schema.errors import UsageError
+from cache_schema.manifest import (
+    FORMAT_VERSION,
+    BaseModelRecord,
+    DataRecord,
+    LogitsEncoding,
+    LogitsRecord,
+    Manifest,
+    PlanRecord,
+    StatesRecord,
+    StoredDtype,
+    TextRecord,
+)
+from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
+from pipeline.layers import select_layers
+from pipeline.packing import TRUNCATION, TokenizedPairs
+from pipeline.preferences import DataSource, ReadCounts
+from pipeline.transcripts import TEMPLATE
+
+_PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """What `mav extract` is asked for.
+
+    Attributes:
+        base_model: Hub id, folder or `.gguf` file.
+        data: The preference pairs.
+        output: Folder of the cache.
+        gguf_file: File inside the base's folder or repository.
+        revision: Branch, tag or commit of a hub repository.
+        layer_selection: `auto`, `uniform`, or indices such as `1,15,30`.
+        num_layers: How many layers `uniform` takes.
+        pooled_size: Width the states are pooled to.
+        max_length: Most tokens of a prompt with one response.
+        logits: How base logits are stored.
+        top_k: Logits kept per token with `topk`.
+        dtype: Type the base computes in and states are stored in.
+        device: `auto` or a torch device.
+        batch_tokens: Most padded tokens in one forward pass, or None to choose by device.
+        block_tokens: Response tokens in a block, or None to choose by size.
+    """
+
+    base_model: str
+    data: DataSource
+    output: Path
+    gguf_file: str | None = None
+    revision: str | None = None
+    layer_selection: str = "auto"
+    num_layers: int = 3
+    pooled_size: int = 4096
+    max_length: int = 512
+    logits: LogitsEncoding = "factored"
+    top_k: int = 64
+    dtype: StoredDtype = "bfloat16"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    block_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--max-length", self.max_length, 8),
+            ("--pooled-size", self.pooled_size, 1),
+            ("--top-k", self.top_k, 1),
+            ("--batch-tokens", self.batch_tokens, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name}: got {value}, expected at least {least}")
+
+
+def draft_manifest(
+    options: ExtractOptions,
+    base: BaseModelRecord,
+    unembedding: LogitsRecord,
+    pairs: TokenizedPairs,
+    counts: ReadCounts,
+) -> tuple[Manifest, BlockPlan]:
+    """Return the manifest, not yet complete, and the plan of the cache that was asked for.
+
+    Args:
+        options: The request.
+        base: The base model.
+        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is the request's.
+        pairs: The tokenized pairs.
+        counts: Rows read, and those dropped before tokenizing.
+
+    Raises:
+        UsageError: The request does not fit the base.
+    """
+    layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
+    if options.logits == "topk" and options.top_k >= base.vocab_size:
+        raise UsageError(
+            f"--top-k: got {options.top_k}, expected less than the vocabulary, {base.vocab_size}"
+        )
+    stored_width = min(base.hidden_size, options.pooled_size)
+    plan = _plan(options, base, len(layers), stored_width, pairs)
+    named = options.layer_selection in ("auto", "uniform")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        created_by={name: importlib.metadata.version(name) for name in _PACKAGES},
+        base=base,
+        states=StatesRecord(
+            layer_selection=options.layer_selection if named else "explicit",
+            layers=layers,
+            pooled_size=options.pooled_size,
+            stored_width=stored_width,
+            dtype=options.dtype,
+        ),
+        logits=LogitsRecord(
+            encoding=options.logits,
+            scale=unembedding.scale,
+            softcap=unembedding.softcap,
+            has_bias=unembedding.has_bias,
+            top_k=options.top_k if options.logits == "topk" else None,
+        ),
+        text=TextRecord(
+            prompt_template=TEMPLATE, max_length=options.max_length, truncation=TRUNCATION
+        ),
+        data=DataRecord(
+            id=options.data.id,
+            data_dir=options.data.data_dir,
+            split=options.data.split,
+            limit=options.data.limit,
+            fingerprint=pairs.fingerprint(),
+            rows=counts.rows,
+            pairs=len(pairs),
+            dropped=dict(sorted((counts.dropped + pairs.dropped).items())),
+            prompts_truncated=pairs.prompts_truncated,
+            responses_cut=pairs.responses_cut,
+        ),
+        plan=PlanRecord(
+            block_tokens=plan.block_tokens,
+            blocks=plan.blocks,
+            tokens=plan.tokens,
+            digest=pairs.digest(),
+        ),
+        checks={},
+        complete=False,
+    )
+    return manifest, plan
+
+
+def _plan(
+    options: ExtractOptions,
+    base: BaseModelRecord,
+    layers: int,
+    stored_width: int,
+    pairs: TokenizedPairs,
+) -> BlockPlan:
+    length = pairs.response_length
+    size = token_bytes(
+        layers=layers,
+        stored_width=stored_width,
+        extra_final_width=base.hidden_size,
+        logits_width=base.vocab_size if options.logits == "dense" else 0,
+        dtype=options.dtype,
+    )
+    longest = int(length.sum(axis=1).max())
+    return plan_blocks(length, options.block_tokens or default_block_tokens(size, longest))

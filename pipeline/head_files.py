@@ -1,0 +1,189 @@
+"""A head on disk: `model.safetensors`, and `config.json` with its sizes and its origin.
+
+Nothing from a checkpoint is ever executed: tensors come from safetensors, all else from JSON.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+import torch
+
+from cache_schema.errors import HeadError, MAVError
+from cache_schema.manifest import Manifest
+from cache_schema.store import sync_directory
+from pipeline.head import AlignmentHead, HeadConfig
+
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+_KIND: Final = "mav-alignment-head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOrigin:
+    """What a head was trained from and how.
+
+    Attributes:
+        manifest: The manifest of the cache.
+        objective: Name of the objective.
+        beta: Its inverse temperature.
+        held_out_fraction: Share of prompts that training did not see.
+        steps: Optimizer steps taken.
+    """
+
+    manifest: Manifest
+    objective: str
+    beta: float
+    held_out_fraction: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredHead:
+    """A head and where it came from.
+
+    Attributes:
+        head: The head, in eval mode.
+        origin: What it was trained from.
+        path: Its folder.
+    """
+
+    head: AlignmentHead
+    origin: HeadOrigin
+    path: Path
+
+
+def save_head(head: AlignmentHead, origin: HeadOrigin, folder: Path) -> None:
+    """Write a head so that the folder is there whole or as it was before."""
+    config = {
+        "kind": _KIND,
+        "head": dataclasses.asdict(head.config),
+        "parameters": {
+            "alignment": head.alignment_parameters(),
+            "total": head.total_parameters(),
+        },
+        "training": {
+            "objective": origin.objective,
+            "beta": origin.beta,
+            "held_out_fraction": origin.held_out_fraction,
+            "steps": origin.steps,
+        },
+        "cache": origin.manifest.to_json(),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
+    write_folder(folder, {CONFIG: config}, {WEIGHTS: tensors})
+
+
+def write_folder(
+    folder: Path,
+    documents: dict[str, dict[str, Any]],
+    tensors: dict[str, dict[str, torch.Tensor]],
+) -> None:
+    """Write JSON and safetensors files under a new folder, then put it in place of the old one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        building.chmod(0o755)
+        for name, values in tensors.items():
+            safetensors.torch.save_file(values, building / name)
+        for name, value in documents.items():
+            (building / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        for path in building.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(building)
+        _replace_folder(building, folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    sync_directory(folder.parent)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename cannot replace a folder that has files, so the old one steps aside first."""
+    if not folder.exists():
+        new.replace(folder)
+        return
+    aside = new.with_name(f"{new.name}.old")
+    folder.replace(aside)
+    new.replace(folder)
+    shutil.rmtree(aside)
+
+
+def load_head(
+    path_or_hub_id: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> StoredHead:
+    """Load a head and its origin; see `AlignmentHead.from_pretrained`."""
+    folder = find_head(path_or_hub_id)
+    config, origin = read_head_config(folder)
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS, device=device)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HeadError(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from error
+    with torch.device("meta"):
+        head = AlignmentHead(config)
+    try:
+        head.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise HeadError(f"{folder / WEIGHTS}: not the head {CONFIG} describes: {error}") from error
+    return StoredHead(head=head.to(dtype).eval(), origin=origin, path=folder)
+
+
+def find_head(path_or_hub_id: str) -> Path:
+    """Return the folder of a head, downloading it from the hub if need be.
+
+    Raises:
+        HeadError: There is none.
+    """
+    path = Path(path_or_hub_id)
+    for folder in (path, path / "best", path / "last"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.exists():
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+        pickles = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl"))]
+        raise HeadError(
+            f"{path}: no head here, expected {CONFIG} and {WEIGHTS}."
+            + (
+                f" {pickles[0]} is a pickle, which can run code when loaded; MAV reads none."
+                if pickles
+                else " Name the folder that `mav train --output-dir` wrote."
+            )
+        )
+    if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
+        raise HeadError(f"{path_or_hub_id}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path_or_hub_id, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        raise HeadError(
+            f"{path_or_hub_id}: no such folder here, and the hub did not give it: {error}"
+        ) from error
+
+
+def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
+    """Read the sizes and the origin of a head without its weights.
+
+    Raises:
+        HeadError: It is not a head's configuration.
+    """
+    path = folder / CONFIG
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.get("kind") != _KIND:
+            raise HeadError(f"{path}: kind {value.get('kind')!r}, expected {_KIND!r}")
+        origin = HeadOrigin(
+            manifest=Manifest.from_json(value["cache"], str(path)), **value["training"]
+        )
+        return HeadConfig(**value["head"]), origin
+    except MAVError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HeadError(f"{path}: not a head's configuration: {error}") from error

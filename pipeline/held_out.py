@@ -1,0 +1,36 @@
+"""Which pairs are kept out of training.
+
+The decision hashes the prompt alone, so it is the same in every cache of the same texts whatever
+base made it, all answers to one prompt fall on the same side, and a pair once held out stays so.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Which = Literal["training", "held-out", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSubset:
+    """A part of a cache's pairs.
+
+    Attributes:
+        which: The part.
+        fraction: Share of prompts that are held out, from 0 to 1.
+    """
+
+    which: Which
+    fraction: float = 0.0
+
+
+def in_subset(prompt_id: NDArray[np.uint64], subset: PairSubset) -> NDArray[np.bool_]:
+    """Return, for each pair by its prompt id [pairs], whether it belongs to the subset."""
+    if subset.which == "all":
+        return np.ones(len(prompt_id), dtype=np.bool_)
+    # Prompt ids are uniform over 64 bits; the upper half decides, which float64 holds exactly.
+    upper: NDArray[Any] = (prompt_id >> np.uint64(32)).astype(np.float64)
+    held_out: NDArray[np.bool_] = upper < subset.fraction * 2.0**32
+    return held_out if subset.which == "held-out" else ~held_out

@@ -1,0 +1,253 @@
+"""Reading preference pairs, from files, saved data sets or the hub, in any of the usual forms.
+
+A row is one of:
+
+- transcripts `{chosen, rejected}`, as Anthropic/hh-rlhf has them;
+- `{prompt, chosen, rejected}` texts, as Dahoas/full-hh-rlhf has them;
+- either of them with lists of `{role, content}` messages in place of texts, as TRL uses them; a
+  text prompt beside whole conversations, as UltraFeedback has it, is understood too.
+"""
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from cache_schema.errors import DataError, UsageError
+from pipeline.transcripts import (
+    ASSISTANT,
+    as_prompt,
+    as_response,
+    render_messages,
+    split_transcript,
+)
+
+FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """One comparison: two answers to the same prompt, of which people preferred the first."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    source_row: int
+
+    @property
+    def pair_id(self) -> int:
+        """64-bit hash of the three texts; the same pair has the same id in every data set."""
+        return _hash64(self.prompt, self.chosen, self.rejected)
+
+    @property
+    def prompt_id(self) -> int:
+        """64-bit hash of the prompt, by which pairs are held out."""
+        return _hash64(self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where pairs are read from, as the user named it.
+
+    Attributes:
+        id: File, folder of a saved data set, or id on the hub.
+        data_dir: Subset folder of a hub data set, such as `harmless-base`.
+        split: Split of a hub or saved data set.
+        limit: Read only this many rows.
+    """
+
+    id: str
+    data_dir: str | None = None
+    split: str = "train"
+    limit: int | None = None
+
+
+@dataclass
+class ReadCounts:
+    """What became of the rows, filled while they are read."""
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePair]:
+    """Yield the usable pairs of a data set in its own order.
+
+    Args:
+        source: The data set.
+        counts: Counts rows and those dropped, by cause.
+
+    Raises:
+        DataError: It is not there, cannot be read, or a row has none of the known forms.
+        UsageError: Options do not go with this kind of source.
+    """
+    if source.limit is not None and source.limit < 1:
+        raise UsageError(f"--limit: got {source.limit}, expected at least 1")
+    for number, (place, row) in enumerate(_rows(source)):
+        if source.limit is not None and number >= source.limit:
+            break
+        counts.rows += 1
+        pair = _to_pair(row, number, place)
+        if isinstance(pair, str):
+            counts.dropped[pair] += 1
+        else:
+            yield pair
+
+
+def _hash64(*texts: str) -> int:
+    digest = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
+    """Yield (where it stands, row)."""
+    path = Path(source.id)
+    if path.is_file():
+        if source.data_dir is not None:
+            raise UsageError(f"--data-dir goes with a hub data set, but {path} is a file")
+        yield from _file_rows(path)
+    else:
+        rows = _saved_rows(path, source) if path.is_dir() else _hub_rows(source)
+        for number, row in enumerate(rows):
+            yield f"{source.id}, row {number}", row
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    name = path.name.lower()
+    try:
+        if name.endswith(".jsonl.gz"):
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                yield from _json_lines(path, file)
+        elif name.endswith(".jsonl"):
+            with path.open(encoding="utf-8") as file:
+                yield from _json_lines(path, file)
+        elif name.endswith(".json"):
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise DataError(
+                    f"{path}: got a JSON {type(rows).__name__}, expected a list of rows"
+                )
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+        elif name.endswith(".parquet"):
+            from pyarrow import parquet
+
+            number = 0
+            for batch in parquet.ParquetFile(path).iter_batches():
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+        else:
+            raise DataError(
+                f"{path}: unknown kind of file, expected one of {', '.join(FILE_FORMATS)}"
+            )
+    except (OSError, EOFError, ValueError) as error:
+        # Covers truncated gzip, undecodable text, bad JSON and pyarrow's ArrowInvalid.
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not JSON ({error}). Every line must be one object."
+                ) from error
+
+
+def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(
+            f"{path}: a folder, but not a data set saved by `datasets.save_to_disk`: {error}"
+        ) from error
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved  # type: ignore[no-any-return]
+    if source.split not in saved:
+        raise DataError(f"{path}: no split {source.split!r}, it has {', '.join(saved)}")
+    return saved[source.split]  # type: ignore[no-any-return]
+
+
+def _hub_rows(source: DataSource) -> Iterable[Any]:
+    looks_local = source.id.lower().endswith(FILE_FORMATS) or source.id.count("/") != 1
+    if looks_local:
+        raise DataError(
+            f"{source.id}: no such file or folder. Name a {', '.join(FILE_FORMATS)} file, a saved "
+            f"data set, or a hub id such as Anthropic/hh-rlhf."
+        )
+    import datasets
+
+    try:
+        return datasets.load_dataset(  # type: ignore[no-any-return]
+            source.id, data_dir=source.data_dir, split=source.split
+        )
+    except Exception as error:
+        raise DataError(
+            f"{source.id}: neither a local file or folder, nor to be had from the hub "
+            f"(data_dir {source.data_dir!r}, split {source.split!r}): {error}"
+        ) from error
+
+
+def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
+    """Return the pair a row holds, or the cause for which it is dropped."""
+    try:
+        answers = _answers(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        got = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+        raise DataError(
+            f"{place}: not a preference pair. Got {got}; expected texts or lists of "
+            f"{{role, content}} messages under 'chosen' and 'rejected', with or without 'prompt' "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if answers is None:
+        return "no_assistant_turn"
+    (prompt, chosen), (other_prompt, rejected) = answers
+    if prompt != other_prompt:
+        return "prompts_differ"
+    if not chosen.strip() or not rejected.strip():
+        return "empty_response"
+    if chosen == rejected:
+        return "identical_responses"
+    return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Return (prompt, response) of both answers, or None where one is no assistant's turn."""
+    prompt = row.get("prompt")
+    split = []
+    for key in ("chosen", "rejected"):
+        answer = row[key]
+        if isinstance(answer, str):
+            if prompt is None:
+                parts = split_transcript(answer)
+            else:
+                parts = (_prompt_text(prompt), as_response(answer))
+        else:
+            parts = _split_messages(prompt, answer)
+        if parts is None:
+            return None
+        split.append(parts)
+    return split[0], split[1]
+
+
+def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, str] | None:
+    if not answer or answer[-1]["role"] != "assistant":
+        return None
+    earlier, last = answer[:-1], as_response(answer[-1]["content"])
+    if earlier:
+        return render_messages(earlier) + ASSISTANT, last
+    return _prompt_text(prompt), last
+
+
+def _prompt_text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return as_prompt(prompt)
+    return render_messages(prompt) + ASSISTANT

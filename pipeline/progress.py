@@ -1,0 +1,33 @@
+"""Progress bars: rate and time left on a terminal, a line now and then in a log file."""
+
+import sys
+from typing import Any, Final
+
+from tqdm import tqdm
+
+_LOG_SECONDS: Final = 15.0
+
+
+def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> Any:
+    """Return a tqdm bar on standard error.
+
+    Args:
+        total: How much there is to do, if known.
+        what: What is being done.
+        unit: What is counted.
+        done: How much is done already.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        initial=done,
+        file=sys.stderr,
+        unit_scale=unit == "tok",
+        # Work is sorted by length in places, so a rate over the last moments would mislead.
+        smoothing=0.02,
+        mininterval=0.2 if terminal else _LOG_SECONDS,
+        ascii=None if terminal else True,
+        leave=True,
+    )

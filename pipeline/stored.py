@@ -1,0 +1,26 @@
+"""Between tensors and the arrays of a cache, without converting a bit."""
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def to_stored(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's values on the CPU as the cache stores them: bfloat16 as uint16 bits."""
+    tensor = tensor.detach().cpu().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def from_stored(values: NDArray[Any], dtype: str) -> Tensor:
+    """Return stored states or logits as a tensor of their true type, sharing memory if it can."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

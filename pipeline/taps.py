@@ -1,0 +1,59 @@
+"""Taking hidden states of chosen layers out of a running model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class StateTaps:
+    """Keeps the hidden states of chosen layers from the latest forward pass, and no others.
+
+    `hidden_states[i]` is what decoder layer i (counted from 0) is given, for i < L; the last is
+    what the decoder returns, after the final norm. Use as a context manager.
+
+    Attributes:
+        states: Layer index -> [B, S, hidden] from the latest pass.
+    """
+
+    def __init__(self, decoder: nn.Module, layers: Sequence[nn.Module], indices: Sequence[int]):
+        """Prepare, without hooking yet.
+
+        Args:
+            decoder: The model without its output embedding.
+            layers: Its decoder layers, in order.
+            indices: The layers to keep, 0 to len(layers).
+        """
+        self._decoder = decoder
+        self._layers = layers
+        self._indices = tuple(indices)
+        self._handles: list[RemovableHandle] = []
+        self.states: dict[int, Tensor] = {}
+
+    def __enter__(self) -> "StateTaps":
+        for index in self._indices:
+            if index < len(self._layers):
+                self._handles.append(
+                    self._layers[index].register_forward_pre_hook(
+                        self._keep_input(index), with_kwargs=True
+                    )
+                )
+            else:
+                self._handles.append(self._decoder.register_forward_hook(self._keep_final))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.states.clear()
+
+    def _keep_input(self, index: int) -> Any:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.states[index] = args[0] if args else kwargs["hidden_states"]
+
+        return keep
+
+    def _keep_final(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self.states[len(self._layers)] = output[0]

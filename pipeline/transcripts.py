@@ -1,0 +1,43 @@
+r"""HH-RLHF's transcript form, the text every prompt and answer takes.
+
+A transcript is turns of `\n\nHuman: …` and `\n\nAssistant: …`; its prompt ends with the last
+`\n\nAssistant:`, its response is the rest. Source: Bai et al. 2022, "Training a Helpful and
+Harmless Assistant with RLHF", and its data set Anthropic/hh-rlhf.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+ASSISTANT: Final = "\n\nAssistant:"
+HUMAN: Final = "\n\nHuman:"
+TEMPLATE: Final = "\n\nHuman: {prompt}\n\nAssistant:"
+
+_TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
+
+
+def split_transcript(transcript: str) -> tuple[str, str] | None:
+    """Split into prompt (through the last `Assistant:`) and response; None if it has no such turn."""
+    at = transcript.rfind(ASSISTANT)
+    if at < 0:
+        return None
+    end = at + len(ASSISTANT)
+    return transcript[:end], transcript[end:]
+
+
+def as_prompt(text: str) -> str:
+    """Return a bare user message in the template, and a prompt that already ends in it as it is."""
+    return text if text.endswith(ASSISTANT) else TEMPLATE.format(prompt=text.strip())
+
+
+def as_response(text: str) -> str:
+    """Return an answer as it follows `Assistant:`, that is, after white space."""
+    return text if text[:1].isspace() else f" {text}"
+
+
+def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
+    """Render conversational messages (`role`, `content`) as a transcript.
+
+    Raises:
+        KeyError: A message has another role than user, assistant or system, or lacks a field.
+    """
+    return "".join(f"{_TURNS[turn['role']]}{as_response(turn['content'])}" for turn in messages)
