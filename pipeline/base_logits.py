@@ -18,7 +18,7 @@ class BaseLogits(Protocol):
     """Logits of N tokens, given piece by piece."""
 
     def chunk(self, start: int, stop: int) -> Tensor:
-        """Return float32 [stop - start, vocab] on the compute device."""
+        """Return float32 [stop - start, vocab] on the compute device, the caller's to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class DenseLogits:
 
     def chunk(self, start: int, stop: int) -> Tensor:
         """Return float32 [stop - start, vocab]."""
-        return self.logits[start:stop].float()
+        return self.logits[start:stop].to(torch.float32, copy=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,9 +89,7 @@ def collate(pairs: Sequence[tuple[Block, int]], manifest: Manifest, step_pairs: 
             if path in _FLOATING
             else torch.from_numpy(packed)
         )
-    lengths = [
-        np.diff(block.offsets[2 * index : 2 * index + 3]) for block, index in pairs
-    ]
+    lengths = [np.diff(block.offsets[2 * index : 2 * index + 3]) for block, index in pairs]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
     return Batch(rows=rows, offsets=torch.from_numpy(offsets), step_pairs=step_pairs)
 
@@ -133,9 +131,7 @@ class CachedBase:
         """Return the base's logits for a batch, to be had in chunks."""
         if self._unembedding is not None:
             layer = self.manifest.final_state_layer
-            final = (
-                batch.rows["final_hidden_state"] if layer is None else batch.states[:, layer]
-            )
+            final = batch.rows["final_hidden_state"] if layer is None else batch.states[:, layer]
             return FactoredLogits(final_state=final, unembedding=self._unembedding)
         if self.manifest.logits.encoding == "dense":
             return DenseLogits(logits=batch.rows["base_logits"])

@@ -81,9 +81,7 @@ def read_state(folder: Path) -> TrainState | None:
         ) from error
 
 
-def load_checkpoint(
-    folder: Path, head: AlignmentHead, optimizer: torch.optim.Optimizer
-) -> None:
+def load_checkpoint(folder: Path, head: AlignmentHead, optimizer: torch.optim.Optimizer) -> None:
     """Load weights and optimizer state into a head and its optimizer.
 
     Raises:

@@ -113,7 +113,7 @@ def tokenize_pairs(
     prompts_truncated = responses_cut = 0
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
         for pair, (prompt, chosen, rejected) in zip(group, _encode(group, tokenizer), strict=True):
-            answers = [answer + [eos] for answer in (chosen, rejected)]
+            answers = [[*answer, eos] for answer in (chosen, rejected)]
             cut = [answer[: max_length - 1] for answer in answers]
             if cut[0] == cut[1]:
                 dropped["identical_responses"] += 1

@@ -1,7 +1,7 @@
 """Taking hidden states of chosen layers out of a running model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -31,7 +31,7 @@ class StateTaps:
         self._handles: list[RemovableHandle] = []
         self.states: dict[int, Tensor] = {}
 
-    def __enter__(self) -> "StateTaps":
+    def __enter__(self) -> Self:
         for index in self._indices:
             if index < len(self._layers):
                 self._handles.append(

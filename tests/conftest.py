@@ -1,0 +1,22 @@
+"""What every test is run with."""
+
+import os
+
+# No test may ask the hub for anything, nor be slowed by threads fighting over two cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import make_cache
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""
+    return make_cache(tmp_path_factory.mktemp("tiny"))
