@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 
-class Number(click.ParamType):
+class Number(click.ParamType[float]):
     """A finite number; click's own float takes nan and inf."""
 
     name = "number"
@@ -29,7 +29,7 @@ class Number(click.ParamType):
         return number
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...]]):
     """Finite numbers separated by commas."""
 
     name = "numbers"
@@ -57,7 +57,7 @@ class _ReportsErrors(click.Command):
             ctx.exit(130)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise _failure(
+            raise _Failure(
                 f"{error.filename or 'output'}: {error.strerror or error}"
                 + (
                     ". The disk is full; free some space and run the same command again, what is "
@@ -71,14 +71,16 @@ class _ReportsErrors(click.Command):
             from cache_schema.errors import MAVError
 
             if isinstance(error, MAVError):
-                raise _failure(str(error), error.exit_code) from error
+                raise _Failure(str(error), error.exit_code) from error
             raise
 
 
-def _failure(message: str, code: int) -> click.ClickException:
-    failure = click.ClickException(message)
-    failure.exit_code = code
-    return failure
+class _Failure(click.ClickException):
+    """A message and the code to exit with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def _say(line: str) -> None:
@@ -356,7 +358,7 @@ def generate_command(
     from pipeline.stored import TORCH_DTYPES
 
     wanted = Decoding(**decoding)
-    prompts = [prompt] if prompt is not None else read_prompts(prompts_file)
+    prompts = [prompt] if prompts_file is None else read_prompts(prompts_file)
     mav = MAVInference(
         head,
         base_model,
@@ -367,6 +369,7 @@ def generate_command(
         say=_say,
     )
     for text in prompts:
+        assert text is not None
         for strength in alphas or (alpha,):
             if not as_json and (len(prompts) > 1 or alphas):
                 click.echo(f"--- alpha {strength:g}: {text.strip()}")

@@ -222,9 +222,8 @@ def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
         problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
         return typing.cast("_T", None)
     hints = typing.get_type_hints(cls)
-    for unknown in sorted(set(value) - set(hints)):
-        problems.append(f"{path}{unknown}: unknown field")
-    fields = {}
+    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
+    fields: dict[str, Any] = {}
     for name, hint in hints.items():
         if name not in value:
             problems.append(f"{path}{name}: missing")

@@ -110,7 +110,8 @@ class CacheReader:
         commits = list(read_commits(self.root))
         require_complete(self.root, self.manifest, len(commits))
         problems = [
-            f"block {commit.block}: {len(commit.shards)} shards committed, expected {len(self._block_paths)}"
+            f"block {commit.block}: {len(commit.shards)} shards committed, "
+            f"expected {len(self._block_paths)}"
             for commit in commits
             if len(commit.shards) != len(self._block_paths)
         ]

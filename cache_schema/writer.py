@@ -174,7 +174,7 @@ def _lay_out(
     group = zarr.create_group(store, attributes={ATTRIBUTE: manifest.to_json()})
     group.create_group(COMMITS)
     group.create_group("pairs")
-    known = {
+    known: dict[str, NDArray[Any]] = {
         "pairs/response_start": plan.response_start,
         "pairs/response_length": plan.response_length,
         "pairs/block_start": plan.block_start,
@@ -196,20 +196,17 @@ def _create_array(
     group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
 ) -> zarr.Array[Any]:
     # Checksums on every chunk and on the shard index: a flipped bit is an error, never data.
-    inner = [BytesCodec(endian="little"), Crc32cCodec()]
+    raw, checksum = BytesCodec(endian="little"), Crc32cCodec()
     true_type = manifest.states.dtype if layout.spec.dtype == "states" else layout.dtype
-    serializer: BytesCodec | ShardingCodec = inner[0]  # type: ignore[assignment]
-    compressors: tuple[Crc32cCodec, ...] = (Crc32cCodec(),)
-    if layout.spec.kind == "block":
-        serializer = ShardingCodec(chunk_shape=layout.chunk, codecs=inner)
-        compressors = ()
+    sharded = layout.spec.kind == "block"
+    serializer = ShardingCodec(chunk_shape=layout.chunk, codecs=[raw, checksum]) if sharded else raw
     return group.create_array(
         path,
         shape=layout.shape,
         chunks=layout.shard,
         dtype=layout.dtype,
         serializer=serializer,
-        compressors=compressors,
+        compressors=() if sharded else (checksum,),
         filters=(),
         fill_value=0,
         dimension_names=layout.spec.dims,

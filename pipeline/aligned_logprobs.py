@@ -77,20 +77,20 @@ class _AlignedLogprobs(torch.autograd.Function):
                 norm[piece] = torch.linalg.vector_norm(vector, dim=-1).square_()
                 vector += base.chunk(start, start + len(vector))
                 logp[piece] = -F.cross_entropy(vector, labels[piece], reduction="none")
-        ctx.save_for_backward(features, weight, bias, labels)
+        # The narrow copy is kept: making it again would read the whole weight once more.
+        ctx.save_for_backward(features, weight, bias, labels, cast)
         ctx.base, ctx.dtype, ctx.chunk = base, dtype, chunk
         return logp, norm
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        features, weight, bias, labels = ctx.saved_tensors
+    def backward(ctx: Any, grad_logp: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias, labels, cast = ctx.saved_tensors
         dtype, chunk = ctx.dtype, ctx.chunk
         wide = torch.promote_types(weight.dtype, torch.float32)
         grad_features = torch.empty_like(features)
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=wide)
         with torch.autocast(features.device.type, enabled=False):
-            cast = weight.to(dtype)
             for start in range(0, len(features), chunk):
                 piece = slice(start, start + chunk)
                 vector = _vector(features[piece], cast, bias, dtype, wide)

@@ -5,9 +5,12 @@ but compared on real pairs: that the taps see transformers' own hidden states, t
 logits are the model's own, and that a shared prompt changes nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,74 @@ from pipeline.packing import ForwardBatch, TokenizedPairs, pack_separate, pack_s
 # which depth multiplies. A wrong layer or mask gives 0.1 to 1.
 SAME_PASS: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 OTHER_ORDER: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+
+
+_CHECKED_PAIRS: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseVerdict:
+    """What was found out about a base model.
+
+    Attributes:
+        errors: Relative errors that were measured, by what was compared.
+        factored: Whether its logits are a function of the final state.
+        shared_prompt: Whether two answers may share one run of their prompt.
+    """
+
+    errors: dict[str, float]
+    factored: bool
+    shared_prompt: bool
+
+
+def check_base(
+    base: BaseModel,
+    pairs: TokenizedPairs,
+    layers: tuple[int, ...],
+    max_length: int,
+    *,
+    must_factor: bool,
+    say: Callable[[str], None],
+) -> BaseVerdict:
+    """Run all checks on a few pairs.
+
+    Args:
+        base: The base model.
+        pairs: All pairs; the longest and others over the whole range of lengths are used.
+        layers: The layers that are taken.
+        max_length: Most tokens of a prompt with one response.
+        must_factor: Whether logits that cannot be factored are an error.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        BaseModelError: A check failed that nothing can make up for.
+    """
+    longest_first = np.argsort(-pairs.shared_length, kind="stable")
+    spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
+    chosen = [int(longest_first[place]) for place in spread]
+    batch = pack_separate(pairs, chosen).to(base.device)
+    errors = {"layers": check_layers(base, layers, batch)}
+    factored = True
+    try:
+        errors["factored_logits"] = check_unembedding(base, base.unembedding(), batch)
+    except BaseModelError as cause:
+        if must_factor:
+            raise
+        factored = False
+        say(f"{cause} They are taken from the whole model.")
+    difference = check_shared_prompt(base, layers, pairs, chosen)
+    shared = honours_shared_prompt(base, difference, max_length)
+    if math.isfinite(difference):
+        errors["shared_prompt"] = difference
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
+    say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
+    if not shared:
+        say(
+            f"{base.config.model_type}: sharing a prompt between two answers changes its states "
+            f"(relative error {difference:.2g}) or its attention window is shorter than the "
+            f"maximum length; each answer is run apart, which takes about 1.7 times as long"
+        )
+    return BaseVerdict(errors=errors, factored=factored, shared_prompt=shared)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

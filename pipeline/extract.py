@@ -8,31 +8,23 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-import numpy as np
-
-from cache_schema.errors import BaseModelError, DataError
+from cache_schema.errors import DataError
 from cache_schema.manifest import BaseModelRecord, LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
 from cache_schema.writer import CacheWriter
-from pipeline.base_checks import (
-    check_layers,
-    check_shared_prompt,
-    check_unembedding,
-    honours_shared_prompt,
-)
+from pipeline.base_checks import check_base
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel, load_source, load_tokenizer
 from pipeline.base_source import BaseSource, resolve_base, tokenizer_digest
 from pipeline.block_forward import BlockForward
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.packing import TokenizedPairs, pack_separate, tokenize_pairs
+from pipeline.packing import TokenizedPairs, tokenize_pairs
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.progress import progress_bar
 from pipeline.stored import TORCH_DTYPES, to_stored
 
 _CPU_BATCH_TOKENS: Final = 2048
 _ACCELERATOR_BATCH_TOKENS: Final = 16384
-_CHECKED_PAIRS: Final = 4
 
 Say = Callable[[str], None]
 
@@ -114,25 +106,32 @@ def extract(
     manifest, plan = draft_manifest(
         options, base.record(), _logits_record(unembedding), pairs, counts
     )
-    checks, factored, shared = _check_base(options, base, unembedding, pairs, manifest, say)
+    verdict = check_base(
+        base,
+        pairs,
+        manifest.states.layers,
+        options.max_length,
+        must_factor=options.logits == "factored",
+        say=say,
+    )
     if writer is None:
         writer = _create(
-            options, dataclasses.replace(manifest, checks=checks), plan, unembedding, pairs
+            options, dataclasses.replace(manifest, checks=verdict.errors), plan, unembedding, pairs
         )
     forward = BlockForward(
         base,
         pairs,
         plan,
         manifest,
-        unembedding if factored else None,
-        shared_prompt=shared,
+        unembedding if verdict.factored else None,
+        shared_prompt=verdict.shared_prompt,
         batch_tokens=options.batch_tokens
         or (_CPU_BATCH_TOKENS if base.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS),
     )
     started = perf_counter()
     done = _run_blocks(forward, writer, plan)
     writer.complete()
-    return _report(writer, done, perf_counter() - started, shared)
+    return _report(writer, done, perf_counter() - started, forward.shared_prompt)
 
 
 def _known(source: BaseSource | None) -> BaseSource:
@@ -180,46 +179,6 @@ def _logits_record(unembedding: Unembedding) -> LogitsRecord:
         has_bias=unembedding.bias is not None,
         top_k=None,
     )
-
-
-def _check_base(
-    options: ExtractOptions,
-    base: BaseModel,
-    unembedding: Unembedding,
-    pairs: TokenizedPairs,
-    manifest: Manifest,
-    say: Say,
-) -> tuple[dict[str, float], bool, bool]:
-    """Return measured errors, whether logits can be factored, and whether prompts can be shared."""
-    layers = manifest.states.layers
-    longest_first = np.argsort(-pairs.shared_length, kind="stable")
-    # The longest pair and others over the whole range of lengths.
-    spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
-    chosen = [int(longest_first[place]) for place in spread]
-    batch = pack_separate(pairs, chosen).to(base.device)
-    checks = {"layers": check_layers(base, layers, batch)}
-    factored = True
-    try:
-        checks["factored_logits"] = check_unembedding(base, unembedding, batch)
-    except BaseModelError as error:
-        if options.logits == "factored":
-            raise
-        factored = False
-        say(str(error))
-    # Infinity is no JSON; a model that refuses the packing has no error to record.
-    error = check_shared_prompt(base, layers, pairs, chosen)
-    shared = honours_shared_prompt(base, error, options.max_length)
-    if np.isfinite(error):
-        checks["shared_prompt"] = error
-    listed = ", ".join(f"{name} {value:.1e}" for name, value in checks.items())
-    say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
-    if not shared:
-        say(
-            f"{base.config.model_type}: sharing a prompt between two answers changes its states "
-            f"(relative error {error:.2g}) or its attention window is shorter than --max-length; "
-            f"each answer is run apart, which takes about 1.7 times as long"
-        )
-    return checks, factored, shared
 
 
 def _create(

@@ -17,12 +17,12 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int) -> None:
         """Open the log of a run that goes on after `first_step`; later lines are taken out."""
         self.path = folder / METRICS
-        kept = []
+        kept: list[str] = []
         if first_step and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                # A run that was killed may leave half a line at the end.
-                if line.endswith("}") and json.loads(line)["step"] <= first_step:
-                    kept.append(line)
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            # A run that was killed may leave half a line at the end.
+            whole = [line for line in lines if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:

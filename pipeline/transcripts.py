@@ -16,7 +16,7 @@ _TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
 
 
 def split_transcript(transcript: str) -> tuple[str, str] | None:
-    """Split into prompt (through the last `Assistant:`) and response; None if it has no such turn."""
+    """Split into prompt, through the last `Assistant:`, and response; None without such a turn."""
     at = transcript.rfind(ASSISTANT)
     if at < 0:
         return None

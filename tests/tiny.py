@@ -54,6 +54,7 @@ ARCHITECTURES: Final[dict[str, dict[str, Any]]] = {
         "pad_token_id": 0,
     },
     "gpt_neox": {**_COMMON},
+    "bloom": {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},
 }
 
 
@@ -123,7 +124,9 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-def make_cache(folder: Path, base: BaseModel | None = None, *, pairs: int = 40, **options: Any) -> Path:
+def make_cache(
+    folder: Path, base: BaseModel | None = None, *, pairs: int = 40, **options: Any
+) -> Path:
     """Extract a small cache of several blocks under a folder; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {

@@ -1,0 +1,68 @@
+"""The plain way: one answer at a time through the whole model, all hidden states kept."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_schema.reader import CacheReader
+from pipeline.base_model import BaseModel
+from pipeline.packing import TokenizedPairs, tokenize_pairs
+from pipeline.preferences import DataSource, ReadCounts, read_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveAnswer:
+    """What the model says of one answer's tokens, N of them.
+
+    Attributes:
+        states: Hidden states of all layers at the predicting positions, [N, L + 1, hidden].
+        logits: [N, vocab].
+        labels: int64 [N].
+        start: First row of the answer in the cache.
+    """
+
+    states: Tensor
+    logits: Tensor
+    labels: Tensor
+    start: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + len(self.labels))
+
+
+def cached_pairs(reader: CacheReader, base: BaseModel) -> TokenizedPairs:
+    """Tokenize a cache's pairs again."""
+    source = DataSource(id=reader.manifest.data.id)
+    return tokenize_pairs(
+        read_pairs(source, ReadCounts()), base.tokenizer, reader.manifest.text.max_length
+    )
+
+
+@torch.no_grad()
+def live_answers(reader: CacheReader, base: BaseModel) -> list[LiveAnswer]:
+    """Run every answer of a cache by itself, chosen and rejected of each pair in turn."""
+    pairs = cached_pairs(reader, base)
+    found = []
+    for pair in range(len(pairs)):
+        prompt, *answers = pairs.parts(pair)
+        for number, answer in enumerate(answers):
+            ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
+            output = base.model(input_ids=ids, output_hidden_states=True)
+            at = slice(len(prompt) - 1, ids.shape[1] - 1)
+            found.append(
+                LiveAnswer(
+                    states=torch.stack([state[0, at] for state in output.hidden_states], dim=1),
+                    logits=output.logits[0, at],
+                    labels=ids[0, len(prompt) :],
+                    start=int(reader.plan.response_start[pair, number]),
+                )
+            )
+    return found
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """||got - expected|| / ||expected||."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())

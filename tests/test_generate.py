@@ -1,0 +1,218 @@
+"""Decoding with a head: exact at alpha 0, and z_base + alpha * a at every step otherwise."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cache_schema.errors import MAVError, MismatchError, UsageError
+from cache_schema.reader import CacheReader
+from pipeline.aligned_lm import AlignedLM
+from pipeline.base_model import BaseModel
+from pipeline.generate import Decoding, MAVInference, create_mav, until
+from pipeline.head_files import HeadOrigin, save_head
+from pipeline.transcripts import HUMAN
+from tests.live import relative
+from tests.test_training_equals_online import random_head
+from tests.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
+
+LAYER_INDICES = (1, 2, 4)
+
+
+def write_head(folder: Path, cache: Path, pooled_size: int = HIDDEN) -> str:
+    origin = HeadOrigin(
+        manifest=CacheReader(cache).manifest,
+        objective="dpo",
+        beta=0.1,
+        held_out_fraction=0.0,
+        steps=1,
+    )
+    save_head(random_head(pooled_size), origin, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("generate")
+    return write_head(folder / "head", make_cache(folder, tiny_base(), pairs=8))
+
+
+def aligned_logits(base: BaseModel, ids: torch.Tensor, alpha: float) -> torch.Tensor:
+    """z_base + alpha * a of a whole text, from the plain forward pass."""
+    output = base.model(ids, output_hidden_states=True)
+    states = torch.stack([output.hidden_states[layer] for layer in LAYER_INDICES], dim=-2)
+    logits: torch.Tensor = output.logits + alpha * random_head(HIDDEN)(states)
+    return logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_decodes_as_one_pass_over_the_whole_text_says(architecture: str) -> None:
+    base = tiny_base(architecture)
+    ids = base.tokenizer("\n\nHuman: How?\n\nAssistant:", return_tensors="pt").input_ids
+    with AlignedLM(base, random_head(HIDDEN), LAYER_INDICES, alpha=20.0):
+        whole = base.model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    for length in range(ids.shape[1], whole.shape[1]):
+        want = aligned_logits(base, whole[:, :length], 20.0)[0, -1].argmax()
+        assert whole[0, length] == want
+    plain = base.model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert not torch.equal(plain, whole), "the head changed nothing, so this test shows nothing"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [0, 1, 5, torch.tensor([0, 3])], ids=str)
+def test_logits_of_one_pass(keep: Any) -> None:
+    base = tiny_base("gemma2")
+    ids = torch.randint(0, 300, (2, 9))
+    with AlignedLM(base, random_head(HIDDEN), LAYER_INDICES, alpha=-1.5):
+        got = base.model(ids, logits_to_keep=keep).logits
+    places = slice(-keep, None) if isinstance(keep, int) else keep
+    assert relative(got, aligned_logits(base, ids, -1.5)[:, places]) < 1e-6
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "top_p": 0.9, "seed": 5}], ids=str)
+def test_alpha_zero_gives_the_tokens_of_the_untouched_base(
+    head: str, sampling: dict[str, Any]
+) -> None:
+    base = tiny_base()
+    mav = MAVInference(head, base)
+    steered = mav.generate("Hi there", 3.0, Decoding(max_new_tokens=20, **sampling))
+    zero = mav.generate("Hi there", 0.0, Decoding(max_new_tokens=20, **sampling))
+    ids = base.tokenizer(zero.prompt, return_tensors="pt").input_ids
+    untouched = tiny_base()
+    torch.manual_seed(5)
+    want = untouched.model.generate(
+        ids,
+        max_new_tokens=20,
+        do_sample=bool(sampling),
+        eos_token_id=base.tokenizer.eos_token_id,
+        pad_token_id=base.tokenizer.eos_token_id,
+        **({"temperature": 1.3, "top_p": 0.9, "top_k": 0} if sampling else {}),
+    )
+    assert zero.tokens == tuple(want[0, ids.shape[1] :].tolist())
+    assert zero.tokens != steered.tokens
+
+
+def test_one_forward_pass_a_token(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    calls = []
+    mav.base.decoder.register_forward_hook(lambda *_: calls.append(1))
+    answer = mav.generate("Hi", 1.0, Decoding(max_new_tokens=9))
+    assert len(calls) == len(answer.tokens)
+
+
+def test_hooks_are_gone_after_decoding(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    mav.generate_response("Hi", alpha=2.0, max_new_tokens=2)
+    assert not mav.base.model._forward_hooks
+    assert not any(layer._forward_pre_hooks for layer in mav.base.decoder.modules())
+
+
+def test_streaming_gives_the_same_text(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    whole = mav.generate_response("Hi", alpha=1.0, max_new_tokens=30)
+    assert "".join(mav.stream_response("Hi", 1.0, max_new_tokens=30)).strip() == whole
+
+
+def test_a_failure_while_streaming_reaches_the_caller(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mav = MAVInference(head, tiny_base())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(mav.base.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        list(mav.stream_response("Hi"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["a\n\nHu", "man: b"], "a"),
+        (["a\n\nHu", "go"], "a\n\nHugo"),
+        (["a\n", "\n", "b", "\n\n"], "a\n\nb\n\n"),
+        (["\n\nHuman:"], ""),
+        ([], ""),
+    ],
+)
+def test_text_is_held_back_until_it_cannot_be_the_next_turn(pieces: list[str], text: str) -> None:
+    assert "".join(until(pieces, HUMAN)) == text
+
+
+def test_a_base_of_another_vocabulary_is_refused_naming_both_sizes(head: str) -> None:
+    with pytest.raises(MismatchError, match=r"300 tokens.* has 320 "):
+        MAVInference(head, tiny_base(vocab_size=320))
+
+
+def test_the_same_size_with_another_tokenizer_is_refused(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base()
+    swapped = dict(base.tokenizer.get_vocab())
+    first, second = list(swapped)[5:7]
+    swapped[first], swapped[second] = swapped[second], swapped[first]
+    monkeypatch.setattr(type(base.tokenizer), "get_vocab", lambda _: swapped)
+    with pytest.raises(MismatchError, match="other tokenizers"):
+        MAVInference(head, base)
+
+
+def test_switching_to_a_base_of_another_depth_and_width(head: str, tmp_path: Path) -> None:
+    mav = MAVInference(head, tiny_base())
+    other = save_base(tiny_base(num_hidden_layers=6, hidden_size=48, seed=3), tmp_path / "other")
+    said: list[str] = []
+    mav.switch_base_model(str(other), say=said.append)
+    assert "layers [1, 3, 6]" in said[0]
+    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=4)).tokens
+
+
+def test_a_refused_switch_leaves_the_base_in_place(head: str, tmp_path: Path) -> None:
+    mav = MAVInference(head, tiny_base())
+    before = mav.generate("Hi", 1.0, Decoding(max_new_tokens=6)).tokens
+    other = save_base(tiny_base(vocab_size=320), tmp_path / "other")
+    with pytest.raises(MismatchError):
+        mav.switch_base_model(str(other))
+    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=6)).tokens == before
+
+
+def test_layers_chosen_by_index_do_not_go_to_another_depth(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, tiny_base(), pairs=8, layer_selection="1,2,4")
+    head = write_head(tmp_path / "head", cache)
+    with pytest.raises(MismatchError, match="chosen by index"):
+        MAVInference(head, tiny_base(num_hidden_layers=6))
+
+
+def test_the_base_a_head_was_trained_on_is_the_default(tmp_path: Path) -> None:
+    base = save_base(tiny_base(), tmp_path / "base")
+    cache = make_cache(tmp_path, pairs=8)
+    head = write_head(tmp_path / "head", cache)
+    config = tmp_path / "head" / "config.json"
+    config.write_text(config.read_text().replace("memory:LlamaForCausalLM", str(base)))
+    mav = MAVInference(head, dtype=torch.float32)
+    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=4)).tokens
+
+
+def test_create_mav_without_a_head_leaves_the_base_as_it_is(tmp_path: Path) -> None:
+    base = save_base(tiny_base(), tmp_path / "base")
+    mav = create_mav(str(base), expansion_size=16, pooled_size=HIDDEN, dtype=torch.float32)
+    decoding = Decoding(max_new_tokens=8)
+    assert mav.generate("Hi", 5.0, decoding).tokens == mav.generate("Hi", 0.0, decoding).tokens
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens: got 0"),
+        ({"temperature": -1.0}, "--temperature: got -1.0"),
+        ({"top_p": 0.0}, "--top-p: got 0.0"),
+    ],
+)
+def test_decoding_options_are_checked(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Decoding(**wrong)
+
+
+def test_errors_share_one_base() -> None:
+    assert issubclass(MismatchError, MAVError)
