@@ -106,4 +106,4 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-3 else str(value)
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

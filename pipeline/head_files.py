@@ -99,6 +99,11 @@ def write_folder(
                 os.fsync(file.fileno())
         sync_directory(building)
         _replace_folder(building, folder)
+    except safetensors.SafetensorError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise HeadError(
+            f"{folder}: cannot be written: {error}. What was there before is kept."
+        ) from error
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
