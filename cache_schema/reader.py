@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from cache_schema.arrays import layouts
 from cache_schema.errors import CacheError
 from cache_schema.plan import BlockPlan
-from cache_schema.store import open_root, read_commits, require_complete, shard_problem
+from cache_schema.store import (
+    open_root,
+    read_commits,
+    require_complete,
+    require_layout,
+    shard_problem,
+)
 
 _MOST_NAMED: Final = 10
 
@@ -54,6 +60,7 @@ class CacheReader:
         """
         self.root = Path(root)
         self._group, self.manifest = open_root(self.root)
+        require_layout(self.root)
         self._block_paths = [
             path for path, lay in layouts(self.manifest).items() if lay.spec.kind == "block"
         ]

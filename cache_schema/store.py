@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import zarr
 from zarr.core.buffer import Buffer
@@ -33,6 +33,13 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayoutRecord:
+    """What lay on disk when the cache was created: descriptions, plan and unembedding."""
+
+    shards: dict[str, ShardRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommitRecord:
     """Proof that a block is written: its shards as they were when they reached the disk."""
 
@@ -41,22 +48,23 @@ class CommitRecord:
     tokens: int
     shards: dict[str, ShardRecord]
 
-    def to_bytes(self) -> bytes:
-        """Encode as JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
 
-    @classmethod
-    def from_bytes(cls, data: bytes, path: Path) -> "CommitRecord":
-        """Decode, or raise `CacheError` naming the file."""
-        try:
-            fields = json.loads(data)
-            shards = {key: ShardRecord(**record) for key, record in fields.pop("shards").items()}
-            return cls(shards=shards, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CacheError(
-                f"{path}: damaged commit record ({error}). Delete this file and run the "
-                f"extraction command again; only its block is computed anew."
-            ) from error
+_Record = TypeVar("_Record", LayoutRecord, CommitRecord)
+
+
+def write_record(path: Path, record: LayoutRecord | CommitRecord) -> None:
+    """Write a record durably, as JSON with sorted keys."""
+    write_durably(path, json.dumps(asdict(record), sort_keys=True, indent=1).encode())
+
+
+def _read_record(kind: type[_Record], path: Path, remedy: str) -> _Record:
+    """Read a record, or raise `CacheError` with the file's name and the remedy."""
+    try:
+        fields = json.loads(path.read_bytes())
+        shards = {key: ShardRecord(**record) for key, record in fields.pop("shards").items()}
+        return kind(shards=shards, **fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CacheError(f"{path}: damaged or missing record ({error}). {remedy}") from error
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
@@ -118,10 +126,32 @@ def commit_path(root: Path, block: int) -> Path:
     return root / COMMITS / f"{block:08d}.json"
 
 
+def layout_path(root: Path) -> Path:
+    """Return where the record of what the cache was created with lies."""
+    return root / COMMITS / "layout.json"
+
+
 def read_commits(root: Path) -> Iterator[CommitRecord]:
     """Read the commit records of a cache, in block order."""
+    remedy = (
+        "Delete this file and run the extraction command again; only its block is computed anew."
+    )
     for path in sorted((root / COMMITS).glob("[0-9]*.json")):
-        yield CommitRecord.from_bytes(path.read_bytes(), path)
+        yield _read_record(CommitRecord, path, remedy)
+
+
+def require_layout(root: Path) -> None:
+    """Check that all a cache was created with is still there in full size.
+
+    Raises:
+        CacheError: Something is missing or of another size; only a new extraction mends that.
+    """
+    remedy = "Plan and unembedding are written once, so remove the cache and extract again."
+    record = _read_record(LayoutRecord, layout_path(root), remedy)
+    problems = [shard_problem(root, key, shard) for key, shard in record.shards.items()]
+    lost = [problem for problem in problems if problem]
+    if lost:
+        raise CacheError(f"{root}: damaged, {lost[0]}. {remedy}")
 
 
 def shard_problem(root: Path, key: str, record: ShardRecord) -> str | None:

@@ -21,12 +21,15 @@ from cache_schema.store import (
     COMMITS,
     CommitRecord,
     DurableStore,
+    LayoutRecord,
     commit_path,
+    layout_path,
     open_root,
     read_commits,
+    require_layout,
     shard_problem,
     sync_directory,
-    write_durably,
+    write_record,
 )
 
 _NOT_COMPARED: Final = (
@@ -59,6 +62,7 @@ class CacheWriter:
         self.root = root
         self._store = DurableStore(root)
         self._group, self.manifest = open_root(root, self._store)
+        require_layout(root)
         self._layouts = layouts(self.manifest)
         self._lock = threading.Lock()
         self.committed: set[int] = set()
@@ -153,7 +157,7 @@ class CacheWriter:
                 tokens=len(rows["labels"]),
                 shards=dict(self._store.written),
             )
-            write_durably(commit_path(self.root, block), record.to_bytes())
+            write_record(commit_path(self.root, block), record)
             self.committed.add(block)
 
     def complete(self) -> None:
@@ -190,6 +194,9 @@ def _lay_out(
         if path in known:
             assert known[path].shape == layout.shape, (path, known[path].shape, layout.shape)
             array[...] = known[path]
+    # The root's description holds the manifest, which changes when the cache is complete.
+    shards = {key: record for key, record in store.written.items() if key != "zarr.json"}
+    write_record(layout_path(root), LayoutRecord(shards=shards))
 
 
 def _create_array(

@@ -16,6 +16,7 @@ from torch import Tensor
 from cache_schema.errors import DataError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_logprobs import CHUNK_ELEMENTS
+from pipeline.allocator import keep_freed_memory
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.belonging import require_same_features
 from pipeline.devices import pick_device
@@ -106,6 +107,7 @@ def evaluate(
         MAVError: Head or cache are missing, damaged, or do not belong together.
     """
     placed = pick_device(device)
+    keep_freed_memory(placed)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
     require_same_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))

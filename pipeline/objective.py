@@ -109,21 +109,24 @@ class Scorer(nn.Module):
     layer must be reached through a module's call, not by its name.
     """
 
-    def __init__(self, head: AlignmentHead, compute_dtype: torch.dtype | None) -> None:
-        """Wrap a head; `compute_dtype` is that of the vocabulary-sized products."""
+    def __init__(self, head: AlignmentHead, *, bf16: bool) -> None:
+        """Wrap a head; with `bf16` its products are computed in bfloat16."""
         super().__init__()
         self.head = head
-        self._compute_dtype = compute_dtype
+        self._bf16 = bf16
 
     def forward(self, batch: Batch, base: BaseLogits) -> Scores:
         """Score a batch; gradients flow into the head."""
+        # Here rather than in the accelerator, whose precision is one for the whole process.
+        with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
+            features = self.head.features(batch.states)
         logp, squared_norm = aligned_logprobs(
-            self.head.features(batch.states),
+            features,
             self.head.project.weight,
             self.head.project.bias,
             base,
             batch.labels,
-            compute_dtype=self._compute_dtype,
+            compute_dtype=torch.bfloat16 if self._bf16 else None,
         )
         chosen, rejected = batch.response_sums(logp)
         base_chosen, base_rejected = batch.response_sums(batch.base_logprobs)

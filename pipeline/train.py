@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from cache_schema.errors import DataError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
+from pipeline.allocator import keep_freed_memory
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.belonging import require_same_features
@@ -70,10 +71,11 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
     reader = CacheReader(options.cache)
     held_out = _held_out(options, reader)
     accelerator = Accelerator(
-        mixed_precision="bf16" if options.bf16 else "no",
+        mixed_precision="no",  # the scorer sees to it
         log_with="tensorboard",
         project_dir=str(options.output_dir),
     )
+    keep_freed_memory(accelerator.device)
     run = _Run(
         options=options,
         reader=reader,

@@ -34,7 +34,7 @@ class Trainer:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        scorer = Scorer(head, torch.bfloat16 if options.bf16 else None)
+        scorer = Scorer(head, bf16=options.bf16)
         self._scorer, self.optimizer = accelerator.prepare(scorer, optimizer)
 
     def step(

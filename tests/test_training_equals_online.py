@@ -60,7 +60,9 @@ def test_loss_and_gradient(name: ObjectiveName, pooled_size: int, tmp_path: Path
 
     cached = random_head(pooled_size)
     batch, _ = whole_cache(reader)
-    scores = Scorer(cached, None)(batch, CachedBase(reader, torch.device("cpu")).logits(batch))
+    scores = Scorer(cached, bf16=False)(
+        batch, CachedBase(reader, torch.device("cpu")).logits(batch)
+    )
     got = scores.pair_sum_loss(Objective(name=name, beta=BETA, lambda_l2=LAMBDA), batch)
     torch.autograd.backward(got)
 

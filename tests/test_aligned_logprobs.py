@@ -1,0 +1,235 @@
+"""Chunked log-probabilities against the whole computation by plain autograd."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.aligned_logprobs import aligned_logprobs
+from pipeline.base_logits import (
+    BaseLogits,
+    DenseLogits,
+    FactoredLogits,
+    TopKLogits,
+    Unembedding,
+    encode_topk,
+)
+
+TOKENS, FEATURES, VOCAB = 11, 5, 17
+LOSSES = ("logp", "squared_norm", "both")
+
+
+@dataclass
+class Problem:
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.features, self.weight, self.bias
+
+
+def problem(tokens: int = TOKENS, dtype: torch.dtype = torch.float64) -> Problem:
+    torch.manual_seed(tokens)
+    return Problem(
+        features=torch.randn(tokens, FEATURES, dtype=dtype, requires_grad=True),
+        weight=torch.randn(VOCAB, FEATURES, dtype=dtype, requires_grad=True),
+        bias=torch.randn(VOCAB, dtype=dtype, requires_grad=True),
+        logits=3 * torch.randn(tokens, VOCAB),
+        labels=torch.randint(VOCAB, (tokens,), dtype=torch.int32),
+    )
+
+
+def whole(given: Problem) -> tuple[Tensor, Tensor]:
+    """The formula, all tokens times the vocabulary at once."""
+    vector = given.features @ given.weight.t() + given.bias
+    logp = torch.log_softmax(given.logits.to(vector.dtype) + vector, -1)
+    return logp.gather(-1, given.labels.long()[:, None])[:, 0], (vector**2).sum(-1)
+
+
+def loss_of(name: str, logp: Tensor, squared_norm: Tensor) -> Tensor:
+    """A loss in which every token has a weight of its own, of either sign."""
+    weights = torch.linspace(-1.5, 2, len(logp), dtype=logp.dtype)
+    first = (weights * logp).sum() if name != "squared_norm" else logp.new_zeros(())
+    second = (weights.flip(0) * squared_norm).sum() if name != "logp" else logp.new_zeros(())
+    return 0.1 * first + 0.01 * first**2 + 0.01 * second
+
+
+def assert_near(found: Tensor, expected: Tensor, relative: float) -> None:
+    """Compare against the size of the largest entry: a sum's terms may cancel in one entry."""
+    assert found.shape == expected.shape
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(found, expected, rtol=0, atol=relative * scale)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 10, 11, 100, None])
+def test_values_equal_the_whole_computation(chunk: int | None) -> None:
+    given = problem()
+    found = aligned_logprobs(
+        *given.leaves(), DenseLogits(logits=given.logits), given.labels, chunk=chunk
+    )
+    for value, expected in zip(found, whole(given), strict=True):
+        assert value.dtype == torch.float64
+        assert_near(value, expected, 1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 10, 11, 100, None])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_equal_those_of_the_whole_computation(chunk: int | None, loss: str) -> None:
+    given = problem()
+    expected = torch.autograd.grad(loss_of(loss, *whole(given)), given.leaves())
+    base = DenseLogits(logits=given.logits)
+    found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=chunk)
+    for got, wanted in zip(
+        torch.autograd.grad(loss_of(loss, *found), given.leaves()), expected, strict=True
+    ):
+        assert wanted.abs().max() > 1e-4
+        assert_near(got, wanted, 1e-10)
+
+
+def test_one_token_alone() -> None:
+    given = problem(1)
+    found = aligned_logprobs(*given.leaves(), DenseLogits(logits=given.logits), given.labels)
+    for value, expected in zip(found, whole(given), strict=True):
+        assert_near(value, expected, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_tokens_give_no_values_and_zero_gradients(dtype: torch.dtype) -> None:
+    given = problem(0, dtype)
+    logp, norm = aligned_logprobs(*given.leaves(), DenseLogits(logits=given.logits), given.labels)
+    assert logp.shape == norm.shape == (0,)
+    gradients = torch.autograd.grad(logp.sum() + norm.sum(), given.leaves())
+    for gradient, leaf in zip(gradients, given.leaves(), strict=True):
+        assert gradient.shape == leaf.shape
+        assert gradient.dtype == leaf.dtype
+        assert not gradient.any()
+
+
+def test_gradients_pass_through_to_what_made_the_features() -> None:
+    given = problem()
+    doubled = torch.ones(FEATURES, dtype=torch.float64, requires_grad=True)
+
+    def gradient(chunk: int | None) -> Tensor:
+        scaled = Problem(
+            given.features.detach() * doubled,
+            given.weight,
+            given.bias,
+            given.logits,
+            given.labels,
+        )
+        base = DenseLogits(logits=given.logits)
+        found = (
+            whole(scaled)
+            if chunk is None
+            else aligned_logprobs(*scaled.leaves(), base, given.labels, chunk=chunk)
+        )
+        return torch.autograd.grad(loss_of("both", *found), doubled)[0]
+
+    assert_near(gradient(3), gradient(None), 1e-10)
+
+
+def test_float32_gives_float32_close_to_float64() -> None:
+    wide, narrow = problem(), problem()
+    narrow.features, narrow.weight, narrow.bias = (
+        leaf.detach().float().requires_grad_() for leaf in wide.leaves()
+    )
+    base = DenseLogits(logits=wide.logits)
+    found = aligned_logprobs(*narrow.leaves(), base, narrow.labels, chunk=4)
+    gradients = torch.autograd.grad(loss_of("both", *found), narrow.leaves())
+    expected = torch.autograd.grad(loss_of("both", *whole(wide)), wide.leaves())
+    for got, wanted in zip(
+        (*found, *gradients), (*map(Tensor.detach, whole(wide)), *expected), strict=True
+    ):
+        assert got.dtype == torch.float32
+        assert_near(got.double(), wanted, 1e-5)
+
+
+def test_bfloat16_products_stay_close_to_float32() -> None:
+    given = problem(dtype=torch.float32)
+    base = DenseLogits(logits=given.logits)
+
+    def results(dtype: torch.dtype | None) -> list[Tensor]:
+        found = aligned_logprobs(*given.leaves(), base, given.labels, compute_dtype=dtype, chunk=4)
+        return [*found, *torch.autograd.grad(loss_of("both", *found), given.leaves())]
+
+    for got, wanted in zip(results(torch.bfloat16), results(None), strict=True):
+        assert got.dtype == torch.float32
+        assert_near(got, wanted, 0.03)
+        assert not torch.equal(got, wanted)
+
+
+def test_bfloat16_products_are_all_that_is_narrow() -> None:
+    """With inputs that bfloat16 holds exactly, only the last rounding of a product is left."""
+    given = problem(dtype=torch.float32)
+    given.features, given.weight = (
+        leaf.detach().sign().requires_grad_() for leaf in (given.features, given.weight)
+    )
+    base = DenseLogits(logits=given.logits)
+    found = aligned_logprobs(
+        *given.leaves(), base, given.labels, compute_dtype=torch.bfloat16, chunk=4
+    )
+    for got, wanted in zip(found, whole(given), strict=True):
+        assert_near(got, wanted, 1e-6)
+
+
+def test_autocast_changes_nothing() -> None:
+    given = problem(dtype=torch.float32)
+
+    def results(autocast: bool) -> list[Tensor]:
+        base = DenseLogits(logits=given.logits)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=4)
+            loss = loss_of("both", *found)
+            return [*found, *torch.autograd.grad(loss, given.leaves())]
+
+    for got, wanted in zip(results(True), results(False), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def encodings(given: Problem) -> dict[str, tuple[BaseLogits, tuple[Tensor, ...]]]:
+    """The base in each encoding, with the tensors it is made of."""
+    state, weight = torch.randn(TOKENS, 4), torch.randn(VOCAB, 4)
+    top = encode_topk(given.logits, 6)
+    logits, ids, rest = top["topk_logits"], top["topk_ids"].long(), top["rest_logsumexp"]
+    return {
+        "dense": (DenseLogits(logits=given.logits), (given.logits,)),
+        "factored": (
+            FactoredLogits(final_state=state, unembedding=Unembedding(weight=weight)),
+            (state, weight),
+        ),
+        "topk": (
+            TopKLogits(logits=logits, ids=ids, rest=rest, vocab_size=VOCAB),
+            (logits, ids, rest),
+        ),
+    }
+
+
+@pytest.mark.parametrize("encoding", ["dense", "factored", "topk"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_encoding_serves_and_is_left_unchanged(encoding: str, dtype: torch.dtype) -> None:
+    given = problem(dtype=dtype)
+    base, stored = encodings(given)[encoding]
+    before = [tensor.clone() for tensor in stored]
+    given.logits = base.chunk(0, TOKENS)
+    expected = torch.autograd.grad(loss_of("both", *whole(given)), given.leaves())
+    found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=3)
+    gradients = torch.autograd.grad(loss_of("both", *found), given.leaves())
+    for got, wanted in zip(gradients, expected, strict=True):
+        assert_near(got, wanted, 1e-5)
+    for tensor, value in zip(stored, before, strict=True):
+        assert torch.equal(tensor, value)
+
+
+def test_inputs_are_left_unchanged() -> None:
+    given = problem()
+    before = [leaf.detach().clone() for leaf in (*given.leaves(), given.labels)]
+    found = aligned_logprobs(
+        *given.leaves(), DenseLogits(logits=given.logits), given.labels, chunk=3
+    )
+    loss_of("both", *found).backward()  # type: ignore[no-untyped-call]
+    for leaf, value in zip((*given.leaves(), given.labels), before, strict=True):
+        assert torch.equal(leaf, value)

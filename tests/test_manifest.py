@@ -1,0 +1,306 @@
+"""The manifest: what is written is what is read, and anything else is refused by name."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cache_schema.errors import CacheError, ManifestError
+from cache_schema.manifest import (
+    FORMAT_VERSION,
+    BaseModelRecord,
+    DataRecord,
+    LogitsRecord,
+    Manifest,
+    PlanRecord,
+    StatesRecord,
+    TextRecord,
+    differences,
+)
+
+
+def llama_7b(**changes: Any) -> Manifest:
+    """A cache of 20 pairs from LLaMA-2-7B; records named in `changes` are replaced."""
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        created_by={"mav": "0.1.0"},
+        base=BaseModelRecord(
+            id="meta-llama/Llama-2-7b-hf",
+            revision="01c7f73d771dfac7d292323805ebc428287df4f9",
+            gguf_file=None,
+            architecture="LlamaForCausalLM",
+            weights_digest="aa" * 32,
+            tokenizer_digest="bb" * 32,
+            num_hidden_layers=32,
+            hidden_size=4096,
+            vocab_size=32000,
+            eos_token_id=2,
+        ),
+        states=StatesRecord(
+            layer_selection="auto",
+            layers=(1, 16, 32),
+            pooled_size=4096,
+            stored_width=4096,
+            dtype="bfloat16",
+        ),
+        logits=LogitsRecord(
+            encoding="factored", scale=1.0, softcap=None, has_bias=False, top_k=None
+        ),
+        text=TextRecord(
+            prompt_template="\n\nHuman: {prompt}\n\nAssistant:",
+            max_length=512,
+            truncation="keep_response_and_prompt_end",
+        ),
+        data=DataRecord(
+            id="Anthropic/hh-rlhf",
+            data_dir="harmless-base",
+            split="train",
+            limit=None,
+            fingerprint="cc" * 32,
+            rows=23,
+            pairs=20,
+            dropped={"empty_response": 1, "prompts_differ": 2},
+            prompts_truncated=1,
+            responses_cut=0,
+        ),
+        plan=PlanRecord(block_tokens=8192, blocks=2, tokens=9000, digest="dd" * 32),
+        checks={"layers": 0.0},
+        complete=True,
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def changed(record: str, **fields: Any) -> Manifest:
+    """LLaMA-2-7B's manifest with some fields of one record changed."""
+    manifest = llama_7b()
+    return dataclasses.replace(
+        manifest, **{record: dataclasses.replace(getattr(manifest, record), **fields)}
+    )
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        llama_7b(),
+        llama_7b(complete=False, checks={}),
+        changed("logits", encoding="topk", top_k=64, softcap=30.0, has_bias=True),
+        changed("base", revision=None, gguf_file="model.gguf"),
+        changed("data", data_dir=None, limit=23, rows=20, dropped={}),
+    ],
+)
+def test_round_trip_through_json(manifest: Manifest) -> None:
+    text = json.dumps(manifest.to_json())
+    assert Manifest.from_json(json.loads(text), "x") == manifest
+
+
+def test_to_json_holds_plain_values_only() -> None:
+    plain = llama_7b().to_json()
+    assert plain["states"]["layers"] == [1, 16, 32]
+    assert plain == json.loads(json.dumps(plain))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, "absent"])
+def test_other_format_version_is_refused_with_both_versions(version: object) -> None:
+    value = llama_7b().to_json() | {"format_version": version}
+    if version == "absent":
+        del value["format_version"]
+        version = None
+    with pytest.raises(CacheError) as caught:
+        Manifest.from_json(value, "some/cache")
+    assert not isinstance(caught.value, ManifestError)
+    assert str(caught.value).startswith(f"some/cache: format version {version!r}, ")
+    assert f"reads version {FORMAT_VERSION}" in str(caught.value)
+
+
+def test_other_version_is_told_before_unknown_fields() -> None:
+    with pytest.raises(CacheError, match="format version 2"):
+        Manifest.from_json({"format_version": 2, "brand_new": 1}, "x")
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 1])
+def test_what_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(ManifestError, match=f"got {type(value).__name__}, expected an object"):
+        Manifest.from_json(value, "x")
+
+
+def test_all_problems_are_listed_at_once_with_their_paths() -> None:
+    value = llama_7b().to_json()
+    del value["base"]["vocab_size"]
+    value["base"]["colour"] = "red"
+    value["states"]["layers"] = [1, "16"]
+    value["states"]["dtype"] = "float64"
+    value["data"]["dropped"] = {"empty_response": "one"}
+    value["data"]["limit"] = 1.5
+    value["plan"] = []
+    value["complete"] = 1
+    value["text"] = None
+    value["extra"] = {}
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(value, "some/cache")
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "extra",
+        "base.colour",
+        "base.vocab_size",
+        "states.layers",
+        "states.dtype",
+        "text",
+        "data.limit",
+        "data.dropped",
+        "plan",
+        "complete",
+    ]
+    message = str(caught.value)
+    assert message.startswith("some/cache is not a valid MAV manifest:")
+    assert all(f"\n  - {problem}" in message for problem in caught.value.problems)
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, item in value.items():
+        if isinstance(item, dict) and name not in ("created_by", "dropped", "checks"):
+            found += _leaves(item, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _owner(value: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    *records, name = path.split(".")
+    for record in records:
+        value = value[record]
+    return value, name
+
+
+_FIELDS = [path for path in _leaves(llama_7b().to_json()) if path != "format_version"]
+
+
+@pytest.mark.parametrize("path", _FIELDS)
+def test_every_field_is_required(path: str) -> None:
+    value = llama_7b().to_json()
+    owner, name = _owner(value, path)
+    del owner[name]
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(value, "x")
+    assert caught.value.problems == (f"{path}: missing",)
+
+
+@pytest.mark.parametrize("path", _FIELDS)
+def test_every_field_has_its_type_checked(path: str) -> None:
+    value = llama_7b().to_json()
+    owner, name = _owner(value, path)
+    owner[name] = [{"of no": "type"}]
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(value, "x")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}: got [{{'of no': 'type'}}], expected ")
+
+
+@pytest.mark.parametrize("path", ["base.vocab_size", "data.pairs", "data.limit"])
+def test_true_is_no_integer(path: str) -> None:
+    value = llama_7b().to_json()
+    owner, name = _owner(value, path)
+    owner[name] = True
+    with pytest.raises(ManifestError, match=f"{path}: got True"):
+        Manifest.from_json(value, "x")
+
+
+def test_whole_floats_may_be_written_without_a_point() -> None:
+    value = llama_7b().to_json()
+    value["logits"] |= {"scale": 1, "softcap": 30}
+    value["checks"] = {"layers": 0}
+    manifest = Manifest.from_json(value, "x")
+    assert (manifest.logits.scale, manifest.logits.softcap) == (1.0, 30.0)
+    assert isinstance(manifest.logits.scale, float)
+    assert isinstance(manifest.logits.softcap, float)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        (changed("states", layers=()), "states.layers"),
+        (changed("states", layers=(1, 33)), "states.layers"),
+        (changed("states", layers=(-1, 32)), "states.layers"),
+        (changed("states", stored_width=2048), "states.stored_width"),
+        (changed("states", pooled_size=1024), "states.stored_width"),
+        (changed("logits", top_k=64), "logits.top_k"),
+        (changed("logits", encoding="topk"), "logits.top_k"),
+        (changed("data", rows=20), "data.rows"),
+    ],
+)
+def test_contradictions_are_refused(manifest: Manifest, problem: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(manifest.to_json(), "x")
+    assert [text.split(":")[0] for text in caught.value.problems] == [problem]
+
+
+def test_all_contradictions_are_listed_at_once() -> None:
+    value = llama_7b().to_json()
+    value["states"]["layers"] = [40]
+    value["logits"]["top_k"] = 3
+    value["data"]["rows"] = 1
+    with pytest.raises(ManifestError) as caught:
+        Manifest.from_json(value, "x")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("manifest", "layer"),
+    [
+        (llama_7b(), 2),
+        (changed("states", layers=(32,)), 0),
+        (changed("states", layers=(0, 1)), None),
+        (changed("states", pooled_size=8192), 2),
+        (changed("states", pooled_size=1024, stored_width=1024), None),
+    ],
+)
+def test_final_state_is_found_only_unpooled(manifest: Manifest, layer: int | None) -> None:
+    assert Manifest.from_json(manifest.to_json(), "x").final_state_layer == layer
+
+
+def test_equal_manifests_do_not_differ() -> None:
+    assert differences(llama_7b(), Manifest.from_json(llama_7b().to_json(), "x")) == {}
+
+
+def test_differences_name_every_field_and_both_values() -> None:
+    asked = dataclasses.replace(
+        changed("text", max_length=1024),
+        states=dataclasses.replace(llama_7b().states, layers=(1, 2), dtype="float32"),
+        complete=False,
+    )
+    assert differences(llama_7b(), asked) == {
+        "text.max_length": "stored 512, asked for 1024",
+        "states.layers": "stored (1, 16, 32), asked for (1, 2)",
+        "states.dtype": "stored 'bfloat16', asked for 'float32'",
+        "complete": "stored True, asked for False",
+    }
+
+
+@pytest.mark.parametrize("path", _FIELDS)
+def test_no_field_differs_unseen(path: str) -> None:
+    value = llama_7b().to_json()
+    owner, name = _owner(value, path)
+    other: dict[type, Callable[[Any], Any]] = {
+        bool: lambda old: not old,
+        int: lambda old: old + 1,
+        float: lambda old: old + 1,
+        str: lambda old: old + "x",
+        list: lambda old: old[:1],
+        dict: lambda _: {},
+        type(None): lambda _: 1,
+    }
+    owner[name] = other[type(owner[name])](owner[name])
+    manifest = _unchecked(Manifest, value)
+    assert set(differences(llama_7b(), manifest)) == {path}
+
+
+def _unchecked(cls: type[Any], value: dict[str, Any]) -> Any:
+    """Build records from JSON without the checks of `from_json`."""
+    fields = {}
+    for name, hint in cls.__annotations__.items():
+        item: Any = tuple(value[name]) if name == "layers" else value[name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            item = _unchecked(hint, item)
+        fields[name] = item
+    return cls(**fields)
