@@ -240,6 +240,11 @@ def layouts(manifest: Manifest) -> dict[str, ArrayLayout]:
     return found
 
 
+def shard_key(layout: ArrayLayout, block: int) -> str:
+    """Return the key, in the store, of the shard that holds a block's rows of an array."""
+    return "/".join([layout.spec.path, "c", str(block), *["0"] * (len(layout.shape) - 1)])
+
+
 def bytes_per_token(manifest: Manifest) -> int:
     """Return the uncompressed bytes one response token takes over all arrays."""
     return sum(

@@ -6,6 +6,8 @@ two things to belong together. `docs/format.md` states the same fields for other
 """
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -142,6 +144,18 @@ class Manifest:
         last = self.base.num_hidden_layers
         unpooled = self.states.stored_width == self.base.hidden_size
         return self.states.layers.index(last) if unpooled and last in self.states.layers else None
+
+    def identity(self) -> str:
+        """Return a SHA-256 over what decides the values a cache holds, and where they lie."""
+        deciding = (
+            self.base.weights_digest,
+            self.base.tokenizer_digest,
+            dataclasses.asdict(self.states),
+            dataclasses.asdict(self.logits),
+            self.data.fingerprint,
+            dataclasses.asdict(self.plan),
+        )
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings, numbers and None."""

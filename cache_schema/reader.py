@@ -12,11 +12,11 @@ from cache_schema.arrays import layouts
 from cache_schema.errors import CacheError
 from cache_schema.plan import BlockPlan
 from cache_schema.store import (
+    commit_problems,
     open_root,
     read_commits,
     require_complete,
     require_layout,
-    shard_problem,
 )
 
 _MOST_NAMED: Final = 10
@@ -116,17 +116,11 @@ class CacheReader:
     def _check_shards(self) -> None:
         commits = list(read_commits(self.root))
         require_complete(self.root, self.manifest, len(commits))
+        described = layouts(self.manifest)
         problems = [
-            f"block {commit.block}: {len(commit.shards)} shards committed, "
-            f"expected {len(self._block_paths)}"
-            for commit in commits
-            if len(commit.shards) != len(self._block_paths)
-        ]
-        problems += [
             problem
             for commit in commits
-            for key, record in commit.shards.items()
-            if (problem := shard_problem(self.root, key, record))
+            for problem in commit_problems(self.root, commit, described)
         ]
         if problems:
             named = "".join(f"\n  - {problem}" for problem in problems[:_MOST_NAMED])

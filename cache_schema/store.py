@@ -5,11 +5,13 @@ record a committed block. A record is written after all shards of its block are 
 without a record counts as not written, whatever lies in its place.
 """
 
+import errno
 import hashlib
 import json
 import os
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,6 +20,7 @@ import zarr
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
+from cache_schema.arrays import ArrayLayout, shard_key
 from cache_schema.errors import CacheError, CacheIncompleteError
 from cache_schema.manifest import ATTRIBUTE, Manifest
 
@@ -64,7 +67,7 @@ def _read_record(kind: type[_Record], path: Path, remedy: str) -> _Record:
         shards = {key: ShardRecord(**record) for key, record in fields.pop("shards").items()}
         return kind(shards=shards, **fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CacheError(f"{path}: damaged or missing record ({error}). {remedy}") from error
+        raise CacheError(f"{path}: damaged commit record ({error}). {remedy}") from error
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
@@ -107,6 +110,13 @@ class DurableStore(LocalStore):
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self.written: dict[str, ShardRecord] = {}
+        self._writing = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Wait for the write that is under way and let no other begin."""
+        with self._writing:
+            self._stopped = True
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object durably."""
@@ -116,7 +126,10 @@ class DurableStore(LocalStore):
         """Write one object durably."""
         self._check_writable()
         view = memoryview(value.as_buffer_like()).cast("B")
-        write_durably(self.root / key, view)
+        with self._writing:
+            if self._stopped:
+                raise OSError(errno.ECANCELED, "another write of this array failed", key)
+            write_durably(self.root / key, view)
         digest = hashlib.sha256(view).hexdigest()
         self.written[key] = ShardRecord(bytes=view.nbytes, sha256=digest)
 
@@ -137,7 +150,12 @@ def read_commits(root: Path) -> Iterator[CommitRecord]:
         "Delete this file and run the extraction command again; only its block is computed anew."
     )
     for path in sorted((root / COMMITS).glob("[0-9]*.json")):
-        yield _read_record(CommitRecord, path, remedy)
+        record = _read_record(CommitRecord, path, remedy)
+        if path != commit_path(root, record.block):
+            raise CacheError(
+                f"{path}: damaged commit record (it is that of block {record.block}). {remedy}"
+            )
+        yield record
 
 
 def require_layout(root: Path) -> None:
@@ -161,6 +179,24 @@ def shard_problem(root: Path, key: str, record: ShardRecord) -> str | None:
     except FileNotFoundError:
         return f"{key}: missing, expected {record.bytes} bytes"
     return None if size == record.bytes else f"{key}: {size} bytes, expected {record.bytes}"
+
+
+def commit_problems(
+    root: Path, record: CommitRecord, layouts: Mapping[str, ArrayLayout]
+) -> list[str]:
+    """Say what is wrong with a committed block: shards not recorded, missing or of another size."""
+    expected = {
+        shard_key(layout, record.block)
+        for layout in layouts.values()
+        if layout.spec.kind == "block"
+    }
+    if set(record.shards) != expected:
+        return [
+            f"block {record.block}: its commit record names {len(record.shards)} shards, "
+            f"expected {len(expected)}: {', '.join(sorted(expected))}"
+        ]
+    found = [shard_problem(root, key, shard) for key, shard in record.shards.items()]
+    return [problem for problem in found if problem]
 
 
 def open_root(root: Path, store: LocalStore | None = None) -> tuple[zarr.Group, Manifest]:

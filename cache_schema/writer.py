@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from cache_schema.arrays import ArrayLayout, layouts
+from cache_schema.arrays import ArrayLayout, layouts, shard_key
 from cache_schema.errors import CacheError, MismatchError
 from cache_schema.manifest import ATTRIBUTE, Manifest, differences
 from cache_schema.plan import BlockPlan
@@ -23,11 +23,11 @@ from cache_schema.store import (
     DurableStore,
     LayoutRecord,
     commit_path,
+    commit_problems,
     layout_path,
     open_root,
     read_commits,
     require_layout,
-    shard_problem,
     sync_directory,
     write_record,
 )
@@ -67,8 +67,7 @@ class CacheWriter:
         self._lock = threading.Lock()
         self.committed: set[int] = set()
         for record in read_commits(root):
-            lost = [shard_problem(root, key, shard) for key, shard in record.shards.items()]
-            if any(lost):
+            if commit_problems(root, record, self._layouts):
                 # The block is simply computed again: its record no longer speaks the truth.
                 commit_path(root, record.block).unlink()
             else:
@@ -99,11 +98,14 @@ class CacheWriter:
             )
         root.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        store = DurableStore(building)
         try:
             building.chmod(0o755)
-            _lay_out(building, manifest, plan, pair_columns, unembedding)
+            _lay_out(store, manifest, plan, pair_columns, unembedding)
             building.replace(root)
         except BaseException:
+            # Where one write fails, zarr's other writes of the same array are still under way.
+            store.stop()
             shutil.rmtree(building, ignore_errors=True)
             raise
         sync_directory(root.parent)
@@ -145,12 +147,15 @@ class CacheWriter:
                 shard = np.zeros(layout.shard, values.dtype)
                 shard[: len(values)] = values
                 first = block * layout.shard[0]
+                # What a killed run left there is not read, nor trusted, but gone.
+                (self.root / shard_key(layout, block)).unlink(missing_ok=True)
                 # An all-zero chunk must be on disk too, or it could not be told from a lost one.
                 array = self._group[path]
                 assert isinstance(array, zarr.Array)
                 array = array.with_config({"write_empty_chunks": True})
                 array[first : first + layout.shard[0]] = shard
-            assert len(self._store.written) == len(rows), sorted(self._store.written)
+            written = {shard_key(self._layouts[path], block) for path in rows}
+            assert set(self._store.written) == written, sorted(self._store.written)
             record = CommitRecord(
                 block=block,
                 pairs=pairs,
@@ -168,13 +173,12 @@ class CacheWriter:
 
 
 def _lay_out(
-    root: Path,
+    store: DurableStore,
     manifest: Manifest,
     plan: BlockPlan,
     pair_columns: Mapping[str, NDArray[Any]],
     unembedding: Mapping[str, NDArray[Any]],
 ) -> None:
-    store = DurableStore(root)
     group = zarr.create_group(store, attributes={ATTRIBUTE: manifest.to_json()})
     group.create_group(COMMITS)
     group.create_group("pairs")
@@ -196,7 +200,7 @@ def _lay_out(
             array[...] = known[path]
     # The root's description holds the manifest, which changes when the cache is complete.
     shards = {key: record for key, record in store.written.items() if key != "zarr.json"}
-    write_record(layout_path(root), LayoutRecord(shards=shards))
+    write_record(layout_path(store.root), LayoutRecord(shards=shards))
 
 
 def _create_array(

@@ -33,8 +33,7 @@ class TrainState:
         best_loss: Its evaluation loss.
         trajectory: The options that decide every weight.
         world_size: Processes, which decide what a step holds.
-        plan_digest: Digest of the cache's tokens.
-        weights_digest: Digest of its base model.
+        cache_identity: `Manifest.identity` of the cache.
         complete: Whether the run has ended.
     """
 
@@ -43,8 +42,7 @@ class TrainState:
     best_loss: float | None
     trajectory: dict[str, Any]
     world_size: int
-    plan_digest: str
-    weights_digest: str
+    cache_identity: str
     complete: bool
 
 

@@ -41,7 +41,7 @@ class AlphaResult:
         logp_accuracy: Share of pairs whose chosen answer is the more probable one.
         logp_accuracy_interval: Its 95 % interval (Wilson).
         margin: Mean of (gain of chosen) - (gain of rejected), in nats.
-        margin_interval: Its 95 % interval.
+        margin_interval: Its 95 % interval; None for a single pair.
         kl_per_token: Mean over pairs of the mean KL(aligned || base) over their response tokens,
             in nats.
         kl_interval: Its 95 % interval.
@@ -54,9 +54,9 @@ class AlphaResult:
     logp_accuracy: float
     logp_accuracy_interval: tuple[float, float]
     margin: float
-    margin_interval: tuple[float, float]
+    margin_interval: tuple[float, float] | None
     kl_per_token: float
-    kl_interval: tuple[float, float]
+    kl_interval: tuple[float, float] | None
     vector_norm: float
 
 
@@ -214,8 +214,8 @@ def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor
     pairs = len(gains)
     right = int((logp[:, 0] > logp[:, 1]).sum())
     gained = int((gains[:, 0] > gains[:, 1]).sum())
-    margin, margin_low, margin_high = mean_interval(gains[:, 0] - gains[:, 1])
-    kl_mean, kl_low, kl_high = mean_interval(kl)
+    margin, margin_interval = mean_interval(gains[:, 0] - gains[:, 1])
+    kl_mean, kl_interval = mean_interval(kl)
     return AlphaResult(
         alpha=alpha,
         reward_accuracy=gained / pairs if alpha != 0 else None,
@@ -223,8 +223,8 @@ def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor
         logp_accuracy=right / pairs,
         logp_accuracy_interval=wilson(right, pairs),
         margin=margin,
-        margin_interval=(margin_low, margin_high),
+        margin_interval=margin_interval,
         kl_per_token=kl_mean,
-        kl_interval=(kl_low, kl_high),
+        kl_interval=kl_interval,
         vector_norm=float(norms.mean()),
     )

@@ -36,6 +36,14 @@ class HeadConfig:
     vocab_size: int
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "pooled_size", "expansion_size", "vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected a whole number from 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {self.dropout!r}, expected 0 or more, less than 1")
+
 
 class AlignmentHead(nn.Module):
     """Token-wise: a position's vector depends on the states at that position alone.

@@ -21,9 +21,11 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def mean_interval(values: Tensor) -> tuple[float, float, float]:
-    """Return the mean of independent values [n] and its normal interval."""
+def mean_interval(values: Tensor) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean of independent values [n] and its normal interval, None for one value."""
     wide = values.double()
     mean = float(wide.mean())
-    half = _Z * float(wide.std()) / math.sqrt(len(wide)) if len(wide) > 1 else math.inf
-    return mean, mean - half, mean + half
+    if len(wide) == 1:
+        return mean, None
+    half = _Z * float(wide.std()) / math.sqrt(len(wide))
+    return mean, (mean - half, mean + half)

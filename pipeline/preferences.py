@@ -11,9 +11,11 @@ A row is one of:
 import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -87,9 +89,7 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
     """
     if source.limit is not None and source.limit < 1:
         raise UsageError(f"--limit: got {source.limit}, expected at least 1")
-    for number, (place, row) in enumerate(_rows(source)):
-        if source.limit is not None and number >= source.limit:
-            break
+    for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
         pair = _to_pair(row, number, place)
         if isinstance(pair, str):
@@ -106,9 +106,9 @@ def _hash64(*texts: str) -> int:
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     """Yield (where it stands, row)."""
     path = Path(source.id)
+    if source.data_dir is not None and path.exists():
+        raise UsageError(f"--data-dir goes with a hub data set, but {path} is here")
     if path.is_file():
-        if source.data_dir is not None:
-            raise UsageError(f"--data-dir goes with a hub data set, but {path} is a file")
         yield from _file_rows(path)
     else:
         rows = _saved_rows(path, source) if path.is_dir() else _hub_rows(source)
@@ -144,7 +144,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(
                 f"{path}: unknown kind of file, expected one of {', '.join(FILE_FORMATS)}"
             )
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         # Covers truncated gzip, undecodable text, bad JSON and pyarrow's ArrowInvalid.
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -177,7 +177,11 @@ def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
 
 
 def _hub_rows(source: DataSource) -> Iterable[Any]:
-    looks_local = source.id.lower().endswith(FILE_FORMATS) or source.id.count("/") != 1
+    looks_local = (
+        source.id.lower().endswith(FILE_FORMATS)
+        or source.id.startswith(("/", ".", "~"))
+        or source.id.count("/") != 1
+    )
     if looks_local:
         raise DataError(
             f"{source.id}: no such file or folder. Name a {', '.join(FILE_FORMATS)} file, a saved "
@@ -216,6 +220,10 @@ def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
         return "empty_response"
     if chosen == rejected:
         return "identical_responses"
+    if any("\ud800" <= character <= "\udfff" for character in prompt + chosen + rejected):
+        return (
+            "invalid_unicode"  # half a surrogate pair, which JSON can write but no tokenizer read
+        )
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
 
 
@@ -241,10 +249,12 @@ def _answers(row: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] 
 def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, str] | None:
     if not answer or answer[-1]["role"] != "assistant":
         return None
-    earlier, last = answer[:-1], as_response(answer[-1]["content"])
-    if earlier:
-        return render_messages(earlier) + ASSISTANT, last
-    return _prompt_text(prompt), last
+    earlier, last = render_messages(answer[:-1]), as_response(answer[-1]["content"])
+    if prompt is None:
+        return earlier + ASSISTANT, last
+    begun = _prompt_text(prompt).removesuffix(ASSISTANT)
+    # UltraFeedback's answers are whole conversations, TRL's go on after the prompt.
+    return (earlier if earlier.startswith(begun) else begun + earlier) + ASSISTANT, last
 
 
 def _prompt_text(prompt: Any) -> str:

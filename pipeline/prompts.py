@@ -13,7 +13,7 @@ def read_prompts(path: Path) -> list[str]:
         DataError: The file cannot be read, has no prompt, or a line is not as it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     prompts = []

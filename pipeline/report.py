@@ -21,8 +21,10 @@ def table(evaluation: Evaluation) -> str:
             reward = f"{result.reward_accuracy:.1%} [{low:.1%}, {high:.1%}]"
         low, high = result.logp_accuracy_interval
         logp = f"{result.logp_accuracy:.1%} [{low:.1%}, {high:.1%}]"
-        low, high = result.margin_interval
-        margin = f"{result.margin:.3f} [{low:.3f}, {high:.3f}]"
+        margin = f"{result.margin:.3f}"
+        if result.margin_interval is not None:
+            low, high = result.margin_interval
+            margin += f" [{low:.3f}, {high:.3f}]"
         lines.append(
             f"{result.alpha:>6g}  {reward:<22}{logp:<22}{margin:<24}"
             f"{result.kl_per_token:>9.4f}  {result.vector_norm:>9.3f}"
@@ -65,10 +67,11 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     accuracy.set(xlabel="alpha", title=f"Accuracy on {evaluation.pairs} pairs")
     accuracy.legend()
     (line,) = divergence.plot(alphas, [r.kl_per_token for r in results], marker="o")
+    told = [(r.alpha, r.kl_interval) for r in results if r.kl_interval is not None]
     divergence.fill_between(
-        alphas,
-        [r.kl_interval[0] for r in results],
-        [r.kl_interval[1] for r in results],
+        [alpha for alpha, _ in told],
+        [band[0] for _, band in told],
+        [band[1] for _, band in told],
         color=line.get_color(),
         alpha=0.15,
     )

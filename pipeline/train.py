@@ -138,8 +138,7 @@ class _Run:
         self._accelerator = accelerator
         self._say = say
         self._workers = workers
-        self._fraction = 0.0 if options.eval_cache is not None else options.eval_fraction
-        self._subset = PairSubset(which="training", fraction=self._fraction)
+        self._subset = PairSubset(which="training", fraction=options.held_out_fraction)
         wanted = in_subset(reader.prompt_id, self._subset)
         self._pairs = int(wanted.sum())
         self._tokens = int(reader.plan.response_length[wanted].sum())
@@ -215,14 +214,16 @@ class _Run:
                 state = dataclasses.replace(state, step=state.step + 1)
                 bar.update(sum(len(batch.labels) for batch in batches) * self._shape.world_size)
                 at_end = state.step == self._steps
-                if state.step % _LOG_STEPS == 0 or at_end:
+                # A checkpoint closes the averages too, or a resumed run would log others.
+                at_checkpoint = state.step % every == 0 or at_end
+                if state.step % _LOG_STEPS == 0 or at_checkpoint:
                     values = seen.take(accelerator)
                     values |= {"learning_rate": rate, "grad_norm": norm}
                     self._write(log, state.step, values)
                     bar.set_postfix(
                         loss=f"{values['loss']:.4f}", acc=f"{values['rewards/accuracies']:.2f}"
                     )
-                if state.step % every == 0 or at_end:
+                if at_checkpoint:
                     evaluation = self._evaluate(log, state.step)
                     state = self._save(state, evaluation)
         accelerator.end_training()
@@ -282,7 +283,7 @@ class _Run:
                 manifest=self._manifest,
                 objective=self._options.objective,
                 beta=self._options.beta,
-                held_out_fraction=self._fraction,
+                held_out_fraction=self._options.held_out_fraction,
                 steps=state.step,
             )
             if best:
@@ -300,8 +301,7 @@ class _Run:
             best_loss=None,
             trajectory=self._options.trajectory(),
             world_size=self._shape.world_size,
-            plan_digest=self._manifest.plan.digest,
-            weights_digest=self._manifest.base.weights_digest,
+            cache_identity=self._manifest.identity(),
             complete=False,
         )
 
@@ -312,7 +312,7 @@ class _Run:
             for name, value in now.trajectory.items()
             if state.trajectory.get(name) != value
         ]
-        if (state.plan_digest, state.weights_digest) != (now.plan_digest, now.weights_digest):
+        if state.cache_identity != now.cache_identity:
             changed.append("--cache: another cache than it was begun with")
         if state.world_size != now.world_size:
             changed.append(f"processes: begun with {state.world_size}, got {now.world_size}")

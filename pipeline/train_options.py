@@ -9,6 +9,7 @@ from cache_schema.errors import UsageError
 from pipeline.objective import Objective, ObjectiveName
 
 _NOT_THE_TRAJECTORY: Final = ("cache", "eval_cache", "output_dir", "eval_steps", "resume")
+"""The cache is compared by content; of an `eval_cache` only its presence matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class TrainOptions:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected more than 0")
         for name in ("lambda_l2", "weight_decay", "warmup_steps", "seed"):
-            if (getattr(self, name) or 0) < 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected at least 0")
         for name in ("dropout", "eval_fraction"):
             if not 0 <= getattr(self, name) < 1:
@@ -76,13 +77,18 @@ class TrainOptions:
                     f"{_flag(name)}: got {getattr(self, name)}, expected 0 or more and less than 1"
                 )
 
+    @property
+    def held_out_fraction(self) -> float:
+        """Share of the cache's prompts that are not trained on: none beside an `eval_cache`."""
+        return 0.0 if self.eval_cache is not None else self.eval_fraction
+
     def as_objective(self) -> Objective:
         """Return the objective these options describe."""
         return Objective(name=self.objective, beta=self.beta, lambda_l2=self.lambda_l2)
 
     def trajectory(self) -> dict[str, Any]:
         """Return the options that decide every weight, and so must be the same on resuming."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"eval_fraction": self.held_out_fraction}
         return {name: value for name, value in values.items() if name not in _NOT_THE_TRAJECTORY}
 
 

@@ -27,7 +27,7 @@ from cache_schema.errors import CacheError, CacheIncompleteError, MismatchError
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan, plan_blocks
 from cache_schema.reader import CacheReader
-from cache_schema.store import CommitRecord, commit_path, read_commits, shard_problem, write_durably
+from cache_schema.store import commit_path, layout_path, read_commits, shard_problem, write_durably
 from cache_schema.writer import CacheWriter
 from tests.test_manifest import llama_7b
 from tests.tiny import make_cache
@@ -545,7 +545,7 @@ def test_a_damaged_commit_record_is_named_with_the_remedy(
     record.write_bytes(text.encode("latin-1"))
     with pytest.raises(CacheError) as caught:
         opened(cache)
-    assert str(caught.value).startswith(f"{record}: damaged commit record")
+    assert str(caught.value).startswith(f"{record}: damaged")
     assert "Delete this file and run the extraction command again" in str(caught.value)
 
 
@@ -564,9 +564,15 @@ def test_a_commit_record_of_another_block_proves_nothing(cache: Path) -> None:
         CacheReader(cache)
 
 
-def test_commit_records_survive_json() -> None:
-    record = CommitRecord(block=3, pairs=2, tokens=9, shards={})
-    assert CommitRecord.from_bytes(record.to_bytes(), Path("x")) == record
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_lost_record_of_the_layout_is_named_with_the_remedy(
+    cache: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(layout_path(cache))
+    with pytest.raises(CacheError) as caught:
+        CacheReader(cache)
+    assert str(layout_path(cache)) in str(caught.value)
+    assert "remove the cache and extract again" in str(caught.value)
 
 
 # Going on with a cache

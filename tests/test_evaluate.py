@@ -227,15 +227,18 @@ def test_wilson_bounds_are_where_the_score_test_turns(successes: int, trials: in
 
 
 def test_mean_interval() -> None:
-    mean, low, high = mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    mean, interval = mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     half = 1.959964 * math.sqrt(5 / 3) / 2
-    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert mean == 2.5
+    assert interval == pytest.approx((2.5 - half, 2.5 + half))
+    assert mean_interval(torch.tensor([7.0])) == (7.0, None)
 
 
 def test_mean_interval_of_narrow_values_is_taken_in_float64() -> None:
-    mean, low, high = mean_interval(torch.tensor([1e8, 1e8 + 8, 1e8 + 16], dtype=torch.float32))
+    mean, interval = mean_interval(torch.tensor([1e8, 1e8 + 8, 1e8 + 16], dtype=torch.float32))
     assert mean == 1e8 + 8
-    assert high - low == pytest.approx(2 * 1.959964 * 8 / math.sqrt(3))
+    assert interval is not None
+    assert interval[1] - interval[0] == pytest.approx(2 * 1.959964 * 8 / math.sqrt(3))
 
 
 def evaluation(*results: AlphaResult) -> Evaluation:

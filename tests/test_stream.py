@@ -185,17 +185,28 @@ def test_blocks_come_in_another_order_each_epoch(tiny_cache: Path) -> None:
     assert tuple(range(plan.blocks)) not in orders
 
 
-def test_pairs_of_a_window_are_mixed_anew_each_time(tiny_cache: Path) -> None:
-    plan = CacheReader(tiny_cache).plan
-    mixed = set()
-    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        found = order(tiny_cache, seed=seed, epoch=epoch, window_blocks=8)
-        for window in shuffled_windows(plan, seed, epoch, 8)[:2]:
-            listed = [pair for block in window for pair in plan.pairs_of(int(block))]
-            # Both windows have more than 10 pairs, so equal beginnings are no accident.
-            mixed.add(tuple(listed.index(pair) for pair in found[: len(listed)])[:10])
-            del found[: len(listed)]
-    assert len(mixed) == 6
+def permutations(root: Path, seed: int, epoch: int, window_blocks: int) -> list[tuple[int, ...]]:
+    """How the pairs of each window are mixed: their places in the window's own order."""
+    plan = CacheReader(root).plan
+    left = order(root, seed=seed, epoch=epoch, window_blocks=window_blocks)
+    found = []
+    for window in shuffled_windows(plan, seed, epoch, window_blocks):
+        listed = [pair for block in window for pair in plan.pairs_of(int(block))]
+        found.append(tuple(listed.index(pair) for pair in left[: len(listed)]))
+        del left[: len(listed)]
+    return found
+
+
+def test_pairs_are_mixed_anew_each_epoch(tiny_cache: Path) -> None:
+    whole = [permutations(tiny_cache, *when, 17)[0] for when in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(whole)) == 3
+    assert all(sorted(mixed) == list(range(40)) != list(mixed) for mixed in whole)
+
+
+def test_pairs_are_mixed_otherwise_in_each_window(tiny_cache: Path) -> None:
+    alike = [mixed for mixed in permutations(tiny_cache, 0, 0, 1) if len(mixed) == 3]
+    assert len(alike) > 4
+    assert len(set(alike)) > 1
 
 
 def test_the_order_does_not_depend_on_the_batches(tiny_cache: Path) -> None:
