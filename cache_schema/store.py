@@ -122,6 +122,11 @@ class DurableStore(LocalStore):
         """Write one object durably."""
         self.set_sync(key, value)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write one object durably, if it is not there yet; zarr creates descriptions so."""
+        if not (self.root / key).exists():
+            self.set_sync(key, value)
+
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write one object durably."""
         self._check_writable()

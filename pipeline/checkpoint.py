@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache_schema.errors import HeadError
 from pipeline.head import AlignmentHead
-from pipeline.head_files import write_folder
+from pipeline.whole_folder import write_folder
 
 CHECKPOINT: Final = "checkpoint"
 _HEAD: Final = "head.safetensors"

@@ -5,20 +5,17 @@ Nothing from a checkpoint is ever executed: tensors come from safetensors, all e
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors.torch
 import torch
 
 from cache_schema.errors import HeadError, MAVError
 from cache_schema.manifest import Manifest
-from cache_schema.store import sync_directory
 from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.whole_folder import write_folder
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -78,47 +75,6 @@ def save_head(head: AlignmentHead, origin: HeadOrigin, folder: Path) -> None:
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     write_folder(folder, {CONFIG: config}, {WEIGHTS: tensors})
-
-
-def write_folder(
-    folder: Path,
-    documents: dict[str, dict[str, Any]],
-    tensors: dict[str, dict[str, torch.Tensor]],
-) -> None:
-    """Write JSON and safetensors files under a new folder, then put it in place of the old one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        building.chmod(0o755)
-        for name, values in tensors.items():
-            safetensors.torch.save_file(values, building / name)
-        for name, value in documents.items():
-            (building / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-        for path in building.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_directory(building)
-        _replace_folder(building, folder)
-    except safetensors.SafetensorError as error:
-        shutil.rmtree(building, ignore_errors=True)
-        raise HeadError(
-            f"{folder}: cannot be written: {error}. What was there before is kept."
-        ) from error
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    sync_directory(folder.parent)
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename cannot replace a folder that has files, so the old one steps aside first."""
-    if not folder.exists():
-        new.replace(folder)
-        return
-    aside = new.with_name(f"{new.name}.old")
-    folder.replace(aside)
-    new.replace(folder)
-    shutil.rmtree(aside)
 
 
 def load_head(

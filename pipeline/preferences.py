@@ -251,6 +251,8 @@ def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, 
         return None
     earlier, last = render_messages(answer[:-1]), as_response(answer[-1]["content"])
     if prompt is None:
+        if not earlier:
+            raise KeyError("prompt")
         return earlier + ASSISTANT, last
     begun = _prompt_text(prompt).removesuffix(ASSISTANT)
     # UltraFeedback's answers are whole conversations, TRL's go on after the prompt.

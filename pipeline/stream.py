@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
+from cache_schema.errors import CacheError, MAVError
 from cache_schema.plan import BlockPlan
 from cache_schema.reader import Block, CacheReader
 from pipeline.batch import Batch, collate, empty_like
@@ -86,24 +87,15 @@ class PreferenceStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         reader = CacheReader(self._root)
-        step_pairs = self._shape.pairs
-        pending: list[tuple[Block, int]] = []
-        for pair in self._ordered_pairs(reader, self._first_step * step_pairs):
-            pending.append(pair)
-            if len(pending) == step_pairs:
-                yield from self._micro_batches(reader, pending)
-                pending = []
-        if pending:
-            yield from self._micro_batches(reader, pending)
-
-    def _ordered_pairs(self, reader: CacheReader, skip: int) -> Iterator[tuple[Block, int]]:
-        """Yield each pair as its block and its index in it, leaving out the first `skip`."""
         wanted = in_subset(reader.prompt_id, self._subset)
+        step_pairs = self._shape.pairs
+        skip = self._first_step * step_pairs
+        pending: list[tuple[Block, int]] = []
         for number, window in enumerate(
             shuffled_windows(reader.plan, self._seed, self._epoch, self._window_blocks)
         ):
             pairs = [
-                (block, pair)
+                (int(block), pair)
                 for block in window
                 for pair in reader.plan.pairs_of(int(block))
                 if wanted[pair]
@@ -111,12 +103,20 @@ class PreferenceStream(IterableDataset[Batch]):
             if skip >= len(pairs):
                 skip -= len(pairs)
                 continue
-            blocks = {int(block): reader.read_block(int(block)) for block in window}
             order = np.random.default_rng([self._seed, self._epoch, number]).permutation(len(pairs))
+            blocks = {int(block): reader.read_block(int(block)) for block in window}
             for place in order[skip:]:
-                block, pair = pairs[place]
-                yield blocks[int(block)], pair - blocks[int(block)].pairs.start
+                block = blocks[pairs[place][0]]
+                pending.append((block, pairs[place][1] - block.pairs.start))
+                if len(pending) == step_pairs:
+                    yield from self._micro_batches(reader, pending)
+                    pending = []
             skip = 0
+            # What the next step begins with is copied, so that this window can go.
+            pending = [(_only(block, index), 0) for block, index in pending]
+            del blocks, block
+        if pending:
+            yield from self._micro_batches(reader, pending)
 
     def _micro_batches(
         self, reader: CacheReader, pairs: list[tuple[Block, int]]
@@ -141,17 +141,53 @@ def shuffled_windows(
     return [order[at : at + window_blocks] for at in range(0, plan.blocks, window_blocks)]
 
 
-def read_ahead(stream: PreferenceStream, workers: int = 1) -> DataLoader[Batch]:
-    """Return a loader that prepares batches in another process while this one computes.
+def _only(block: Block, index: int) -> Block:
+    """Return a block of one pair, its rows copied."""
+    offsets = block.offsets[2 * index : 2 * index + 3]
+    pair = block.pairs.start + index
+    return Block(
+        number=block.number,
+        pairs=range(pair, pair + 1),
+        offsets=offsets - offsets[0],
+        rows={path: rows[offsets[0] : offsets[2]].copy() for path, rows in block.rows.items()},
+    )
+
+
+class _Told(IterableDataset[Batch | str]):
+    """A stream that gives an error users can mend as its message.
+
+    A loader raises what its worker raised with the worker's traceback as the message.
+    """
+
+    def __init__(self, stream: PreferenceStream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Batch | str]:
+        try:
+            yield from self._stream
+        except MAVError as error:
+            yield str(error)
+
+
+def read_ahead(stream: PreferenceStream, workers: int = 1) -> Iterator[Batch]:
+    """Yield a stream's batches, prepared in another process while this one computes.
 
     Args:
         stream: The stream.
         workers: 1, or 0 to read in this process.
+
+    Raises:
+        CacheError: The cache is damaged.
     """
     assert workers in (0, 1), "one worker keeps the order; it reads whole blocks"
-    return DataLoader(
-        stream,
+    loader: DataLoader[Batch | str] = DataLoader(
+        _Told(stream),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=_BATCHES_AHEAD if workers else None,
     )
+    for item in loader:
+        if isinstance(item, str):
+            raise CacheError(item)
+        yield item

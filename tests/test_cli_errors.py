@@ -129,12 +129,11 @@ def test_malformed_rows(world: World, output: Path, tmp_path: Path, text: str, t
 
 
 def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_path: Path) -> None:
-    # JSON can write what no encoding can: "\ud83d" alone, as texts cut inside an emoji have it.
     prompt = "\n\nHuman: Hi\n\nAssistant:"
     row = {"chosen": f"{prompt} a \ud83d", "rejected": f"{prompt} b"}
     (tmp_path / "cut.jsonl").write_text(json.dumps(row) + "\n")
-    result = mav(*extract_args(world, output), "--dataset", tmp_path / "cut.jsonl")
-    assert result.exception is None or isinstance(result.exception, SystemExit)
+    message = refused(DATA, *extract_args(world, output), "--dataset", tmp_path / "cut.jsonl")
+    assert "no usable pair among 1 rows (dropped: 1 invalid_unicode)" in message
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -285,6 +286,15 @@ def fail_to_save(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     monkeypatch.setattr(safetensors.torch, "save_file", full)
 
 
+def fail_to_serialize(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    """As safetensors itself tells of a full disk."""
+
+    def full(*_: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+
+
 def fail_to_sync(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     def broken(_: int) -> None:
         raise OSError(5, "Input/output error")
@@ -299,7 +309,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     monkeypatch.setattr(Path, "write_text", stop)
 
 
-@pytest.mark.parametrize("fail", [fail_to_save, fail_to_sync, interrupted])
+@pytest.mark.parametrize("fail", [fail_to_save, fail_to_serialize, fail_to_sync, interrupted])
 def test_a_failing_write_leaves_the_old_head_in_place(
     tmp_path: Path,
     manifest: Manifest,
@@ -309,7 +319,7 @@ def test_a_failing_write_leaves_the_old_head_in_place(
     save_head(random_head(1), origin_of(manifest, steps=1), folder)
     with pytest.MonkeyPatch.context() as patch:
         fail(patch, folder)
-        with pytest.raises((OSError, KeyboardInterrupt)):
+        with pytest.raises((OSError, HeadError, KeyboardInterrupt)):
             save_head(random_head(2), origin_of(manifest, steps=2), folder)
     stored = load_head(str(folder))
     assert same_weights(stored.head, random_head(1))

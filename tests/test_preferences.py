@@ -159,6 +159,32 @@ def test_answers_of_several_turns_keep_their_explicit_prompt(tmp_path: Path) -> 
     assert pair.prompt == "\n\nHuman: A?\n\nAssistant: B.\n\nHuman: C?\n\nAssistant:"
 
 
+@pytest.mark.parametrize(
+    ("text", "earlier", "prompt"),
+    [
+        (
+            "A?",
+            [{"role": "system", "content": "Be kind."}, user("A?")],
+            "\n\nSystem: Be kind.\n\nHuman: A?",
+        ),
+        ("A?", [user("A?"), assistant("B."), user("C?")], None),
+        ("\nA?", [user("\nA?")], "\n\nHuman:\nA?"),
+        ("  A?", [user("  A?")], "\n\nHuman:  A?"),
+    ],
+)
+def test_whole_conversations_beside_a_text_prompt_do_not_double_it(
+    tmp_path: Path, text: str, earlier: list[dict[str, str]], prompt: str | None
+) -> None:
+    row = {
+        "prompt": text,
+        "chosen": [*earlier, assistant("D.")],
+        "rejected": [*earlier, assistant("E.")],
+    }
+    (pair,), _ = read(write_jsonl(tmp_path, row))
+    assert pair.prompt.count("A?") == 1
+    assert prompt is None or pair.prompt == f"{prompt}\n\nAssistant:"
+
+
 def test_a_response_keeps_its_own_white_space(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "chosen": "\nOne\n\n", "rejected": "  Two "}
     (pair,), _ = read(write_jsonl(tmp_path, row))
@@ -208,6 +234,11 @@ DROPPED: dict[str, list[Row]] = {
         {"chosen": PROMPT, "rejected": PROMPT + " Go away."},
         {"prompt": "Hi", "chosen": "Hello", "rejected": " \n"},
         {"chosen": [user("A"), assistant("")], "rejected": [user("A"), assistant("B")]},
+    ],
+    # JSON can write half a surrogate pair, as texts cut inside an emoji have it.
+    "invalid_unicode": [
+        {"chosen": PROMPT + " Fine \ud83d", "rejected": PROMPT + " Go away."},
+        {"prompt": "\udc00", "chosen": "Fine.", "rejected": "Go away."},
     ],
     "identical_responses": [
         {"chosen": PROMPT + " Same.", "rejected": PROMPT + " Same."},
