@@ -12,6 +12,7 @@ from cache_schema.arrays import layouts
 from cache_schema.errors import CacheError
 from cache_schema.plan import BlockPlan
 from cache_schema.store import (
+    commit_path,
     commit_problems,
     open_root,
     read_commits,
@@ -107,10 +108,15 @@ class CacheReader:
             assert isinstance(array, zarr.Array)
             return np.asarray(array[rows])
         except (ValueError, KeyError, OSError, RuntimeError) as error:
+            if path in self._block_paths:
+                record = commit_path(self.root, rows.start // self.manifest.plan.block_tokens)
+                remedy = f"Delete {record} and run the extraction command again; only its block"
+                remedy += " is computed anew."
+            else:
+                remedy = "It is written once, so remove the cache and extract again."
             raise CacheError(
                 f"{self.root}: {path}, rows {rows.start or 0} to {rows.stop or 'end'}: damaged "
-                f"({error}). Delete the commit record of this block under commits/ and run the "
-                f"extraction command again."
+                f"({error}). {remedy}"
             ) from error
 
     def _check_shards(self) -> None:

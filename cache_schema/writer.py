@@ -49,6 +49,19 @@ _NOT_COMPARED: Final = (
 """Manifest fields that may differ between the run that began a cache and the one that resumes."""
 
 
+def require_free(root: Path) -> None:
+    """Refuse a place that holds something other than a Zarr group.
+
+    Raises:
+        CacheError: It is a file, or a folder with other things in it.
+    """
+    taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if taken and not (root / "zarr.json").exists():
+        raise CacheError(
+            f"{root}: exists and is not a MAV cache. Name another --output, or remove it."
+        )
+
+
 class CacheWriter:
     """An open cache that blocks are added to.
 
@@ -92,10 +105,7 @@ class CacheWriter:
                 encoding is `factored`.
         """
         assert not manifest.complete
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise CacheError(
-                f"{root}: exists and is not a MAV cache. Name another --output, or remove it."
-            )
+        require_free(root)
         root.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
         store = DurableStore(building)

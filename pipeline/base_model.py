@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -14,6 +14,9 @@ from pipeline.base_logits import Unembedding
 from pipeline.base_source import BaseSource, resolve_base, tensors_digest, tokenizer_digest
 from pipeline.devices import pick_device
 from pipeline.taps import StateTaps
+
+IN_MEMORY: Final = "memory:"
+"""Begins the id of a base that was not loaded from files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class BaseModel:
         """Return what the manifest says of it; reads all weight files once for their digest."""
         source = self.source
         return BaseModelRecord(
-            id=source.id if source else f"memory:{type(self.model).__name__}",
+            id=source.id if source else f"{IN_MEMORY}{type(self.model).__name__}",
             revision=source.revision if source else None,
             gguf_file=source.gguf_file if source else None,
             architecture=type(self.model).__name__,

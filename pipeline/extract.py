@@ -11,12 +11,13 @@ from typing import Any, Final
 from cache_schema.errors import DataError
 from cache_schema.manifest import BaseModelRecord, LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
-from cache_schema.writer import CacheWriter
+from cache_schema.writer import CacheWriter, require_free
 from pipeline.base_checks import check_base
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel, load_source, load_tokenizer
 from pipeline.base_source import BaseSource, resolve_base, tokenizer_digest
 from pipeline.block_forward import BlockForward
+from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.packing import TokenizedPairs, tokenize_pairs
 from pipeline.preferences import ReadCounts, read_pairs
@@ -82,6 +83,8 @@ def extract(
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
+    require_free(options.output)
+    pick_device(options.device)
     source = None if base else resolve_base(options.base_model, options.gguf_file, options.revision)
     tokenizer = base.tokenizer if base else load_tokenizer(_known(source))
     pairs, counts = _read(options, tokenizer, say)

@@ -20,7 +20,7 @@ from cache_schema.manifest import (
     TextRecord,
 )
 from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
-from pipeline.layers import select_layers
+from pipeline.layers import parse_indices, select_layers
 from pipeline.packing import TRUNCATION, TokenizedPairs
 from pipeline.preferences import DataSource, ReadCounts
 from pipeline.transcripts import TEMPLATE
@@ -75,6 +75,8 @@ class ExtractOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name}: got {value}, expected at least {least}")
+        if self.layer_selection not in ("auto", "uniform"):
+            parse_indices(self.layer_selection)
 
 
 def draft_manifest(

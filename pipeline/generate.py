@@ -13,7 +13,7 @@ from transformers import GenerationConfig, TextIteratorStreamer
 from cache_schema.errors import MismatchError, UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
-from pipeline.base_model import BaseModel, load_base
+from pipeline.base_model import IN_MEMORY, BaseModel, load_base
 from pipeline.belonging import require_same_vocabulary
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import load_head
@@ -113,6 +113,11 @@ class MAVInference:
         trained = stored.origin.manifest
         if base is None:
             base = trained.base.id
+            if base.startswith(IN_MEMORY):
+                raise UsageError(
+                    f"The head {head} was trained on a base built in memory; name one with "
+                    f"--base-model"
+                )
             gguf_file = gguf_file or (None if base.endswith(".gguf") else trained.base.gguf_file)
         if isinstance(base, str):
             base = load_base(

@@ -12,7 +12,7 @@ from typing import Final
 import safetensors.torch
 import torch
 
-from cache_schema.errors import HeadError, MAVError
+from cache_schema.errors import CacheError, HeadError
 from cache_schema.manifest import Manifest
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.whole_folder import write_folder
@@ -144,7 +144,9 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
             manifest=Manifest.from_json(value["cache"], str(path)), **value["training"]
         )
         return HeadConfig(**value["head"]), origin
-    except MAVError:
+    except HeadError:
         raise
+    except CacheError as error:
+        raise HeadError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeadError(f"{path}: not a head's configuration: {error}") from error

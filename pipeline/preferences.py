@@ -28,6 +28,7 @@ from pipeline.transcripts import (
     split_transcript,
 )
 
+DEFAULT_SPLIT: Final = "train"
 FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
@@ -64,7 +65,7 @@ class DataSource:
 
     id: str
     data_dir: str | None = None
-    split: str = "train"
+    split: str = DEFAULT_SPLIT
     limit: int | None = None
 
 
@@ -109,6 +110,10 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     if source.data_dir is not None and path.exists():
         raise UsageError(f"--data-dir goes with a hub data set, but {path} is here")
     if path.is_file():
+        if source.split != DEFAULT_SPLIT:
+            raise UsageError(
+                f"--split {source.split} goes with a hub or saved data set, but {path} is one file"
+            )
         yield from _file_rows(path)
     else:
         rows = _saved_rows(path, source) if path.is_dir() else _hub_rows(source)
@@ -220,10 +225,11 @@ def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
         return "empty_response"
     if chosen == rejected:
         return "identical_responses"
-    if any("\ud800" <= character <= "\udfff" for character in prompt + chosen + rejected):
-        return (
-            "invalid_unicode"  # half a surrogate pair, which JSON can write but no tokenizer read
-        )
+    try:
+        (prompt + chosen + rejected).encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON can write but no tokenizer can read.
+        return "invalid_unicode"
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
 
 
@@ -233,6 +239,8 @@ def _answers(row: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] 
     split = []
     for key in ("chosen", "rejected"):
         answer = row[key]
+        if answer is None:
+            raise TypeError(f"{key!r} is null")
         if isinstance(answer, str):
             if prompt is None:
                 parts = split_transcript(answer)
@@ -254,9 +262,11 @@ def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, 
         if not earlier:
             raise KeyError("prompt")
         return earlier + ASSISTANT, last
-    begun = _prompt_text(prompt).removesuffix(ASSISTANT)
-    # UltraFeedback's answers are whole conversations, TRL's go on after the prompt.
-    return (earlier if earlier.startswith(begun) else begun + earlier) + ASSISTANT, last
+    # TRL's answers go on after the prompt; UltraFeedback's are whole conversations, which
+    # begin as the prompt does, with the user or the system.
+    whole = bool(earlier) and answer[0]["role"] != "assistant"
+    begun = "" if whole else _prompt_text(prompt).removesuffix(ASSISTANT)
+    return begun + earlier + ASSISTANT, last
 
 
 def _prompt_text(prompt: Any) -> str:

@@ -1,6 +1,7 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
-from cache_schema.errors import DataError, MismatchError, UsageError
+from cache_schema.errors import DataError
 from cache_schema.reader import CacheReader
 from pipeline.allocator import keep_freed_memory
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.belonging import require_same_features
-from pipeline.checkpoint import TrainState, load_checkpoint, read_state, save_checkpoint
+from pipeline.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.progress import progress_bar
+from pipeline.resume import require_joined_processes, require_same_run, state_to_go_on_from
 from pipeline.stream import PreferenceStream, StepShape, read_ahead
 from pipeline.train_log import MetricsLog
 from pipeline.train_options import TrainOptions, learning_rate_at
@@ -67,7 +69,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    state = _state_to_go_on_from(options)
+    state = state_to_go_on_from(options)
     reader = CacheReader(options.cache)
     held_out = _held_out(options, reader)
     accelerator = Accelerator(
@@ -75,6 +77,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
         log_with="tensorboard",
         project_dir=str(options.output_dir),
     )
+    require_joined_processes(accelerator)
     keep_freed_memory(accelerator.device)
     run = _Run(
         options=options,
@@ -106,17 +109,6 @@ def _held_out(options: TrainOptions, reader: CacheReader) -> _HeldOut | None:
     if not in_subset(reader.prompt_id, subset).any():
         return None
     return _HeldOut(reader=reader, subset=subset)
-
-
-def _state_to_go_on_from(options: TrainOptions) -> TrainState | None:
-    state = read_state(options.output_dir)
-    occupied = state is not None or (options.output_dir / "last").exists()
-    if occupied and not options.resume:
-        raise UsageError(
-            f"{options.output_dir}: holds a training run already. Add --resume to go on with it, "
-            f"or name another --output-dir."
-        )
-    return state
 
 
 class _Run:
@@ -185,7 +177,7 @@ class _Run:
             options.output_dir.mkdir(parents=True, exist_ok=True)
             state = self._first_state()
         else:
-            self._require_same(state)
+            require_same_run(options.output_dir, state, self._first_state())
             if state.complete:
                 self._say(f"{options.output_dir}: trained already, left as it is")
                 return self._report(state, {})
@@ -226,6 +218,7 @@ class _Run:
                 if at_checkpoint:
                     evaluation = self._evaluate(log, state.step)
                     state = self._save(state, evaluation)
+                    seen = Averages()  # its clock begins after the evaluation
         accelerator.end_training()
         return self._report(state, evaluation)
 
@@ -273,6 +266,12 @@ class _Run:
     def _save(self, state: TrainState, evaluation: dict[str, float]) -> TrainState:
         """Write heads and checkpoint; return the state with the best step and completion in it."""
         loss = evaluation.get("eval_loss")
+        if loss is not None and not math.isfinite(loss):
+            raise DataError(
+                f"{self._options.output_dir}: the held-out loss is {loss} at step {state.step}, so "
+                f"the run has diverged. Use a smaller --learning-rate or --no-bf16; what was saved "
+                f"before is kept."
+            )
         best = loss is None or state.best_loss is None or loss < state.best_loss
         if best and loss is not None:
             state = dataclasses.replace(state, best_step=state.step, best_loss=loss)
@@ -304,23 +303,6 @@ class _Run:
             cache_identity=self._manifest.identity(),
             complete=False,
         )
-
-    def _require_same(self, state: TrainState) -> None:
-        now = self._first_state()
-        changed = [
-            f"--{name.replace('_', '-')}: begun with {state.trajectory.get(name)!r}, got {value!r}"
-            for name, value in now.trajectory.items()
-            if state.trajectory.get(name) != value
-        ]
-        if state.cache_identity != now.cache_identity:
-            changed.append("--cache: another cache than it was begun with")
-        if state.world_size != now.world_size:
-            changed.append(f"processes: begun with {state.world_size}, got {now.world_size}")
-        if changed:
-            listed = "".join(f"\n  - {line}" for line in changed)
-            raise MismatchError(
-                f"{self._options.output_dir}: this run cannot go on with other settings:{listed}"
-            )
 
     def _report(self, state: TrainState, evaluation: dict[str, float]) -> TrainReport:
         head = self._trainer.head

@@ -25,8 +25,9 @@ def split_transcript(transcript: str) -> tuple[str, str] | None:
 
 
 def as_prompt(text: str) -> str:
-    """Return a bare user message in the template, and a prompt that already ends in it as it is."""
-    return text if text.endswith(ASSISTANT) else TEMPLATE.format(prompt=text.strip())
+    """Return a prompt ending in `Assistant:`; a bare user message is put into the template."""
+    whole = text.rstrip()
+    return whole if whole.endswith(ASSISTANT) else TEMPLATE.format(prompt=text.strip())
 
 
 def as_response(text: str) -> str:

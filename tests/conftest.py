@@ -8,12 +8,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.tiny import make_cache
 
 torch.set_num_threads(1)
+# Machines are slow at times; a property test looks for wrong results, not for late ones.
+hypothesis.settings.register_profile("mav", deadline=None)
+hypothesis.settings.load_profile("mav")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cache_schema import CacheReader, HeadError, Manifest, ManifestError
+from cache_schema import CacheReader, HeadError, Manifest
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import (
     CONFIG,
@@ -255,9 +255,8 @@ def test_a_broken_manifest_is_refused_by_the_path_of_the_config(
 ) -> None:
     save_head(random_head(), origin_of(manifest), tmp_path / "head")
     change_config(tmp_path / "head", lambda c: c["cache"]["base"].pop("vocab_size"))
-    with pytest.raises(ManifestError, match=r"config\.json is not") as caught:
+    with pytest.raises(HeadError, match=r"config\.json is not.*\s*- base\.vocab_size: missing"):
         read_head_config(tmp_path / "head")
-    assert caught.value.problems == ("base.vocab_size: missing",)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c", "~/head"])
