@@ -353,7 +353,8 @@ def generate_command(
         raise click.UsageError("give either --prompt or --prompts")
     if stream and as_json:
         raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
-    from pipeline.generate import Decoding, MAVInference
+    from pipeline.decoding import Decoding
+    from pipeline.generate import MAVInference
     from pipeline.prompts import read_prompts
     from pipeline.stored import TORCH_DTYPES
 

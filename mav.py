@@ -9,10 +9,11 @@ Example:
 
 from cache_schema import CacheReader as FeatureCache
 from cache_schema import Manifest, MAVError
+from pipeline.decoding import Decoding, Generation
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.generate import Decoding, Generation, MAVInference, create_mav
+from pipeline.generate import MAVInference, create_mav
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.preferences import DataSource
 from pipeline.train import train

@@ -1,5 +1,5 @@
 """The two stages and the online decoder.
 
-Stage one: preferences -> packing -> base_model -> extract. Stage two: stream -> head, objective ->
-train, evaluate. Online: aligned_lm -> generate. Stages never import each other.
+Stage one: preferences -> tokenizing -> packing -> base_model -> extract. Stage two: stream -> head,
+objective -> train, evaluate. Online: aligned_lm -> generate. Stages never import each other.
 """

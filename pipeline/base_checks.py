@@ -17,7 +17,8 @@ from torch import Tensor
 from cache_schema.errors import BaseModelError
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
-from pipeline.packing import ForwardBatch, TokenizedPairs, pack_separate, pack_shared
+from pipeline.packing import ForwardBatch, pack_separate, pack_shared
+from pipeline.tokenizing import TokenizedPairs
 
 # Relative errors (Frobenius norm) above which two results count as different. The same tensor
 # through the same kernels differs by nothing; the same product in another order by rounding,

@@ -16,15 +16,10 @@ from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_logits import Unembedding, encode_topk
 from pipeline.base_model import BaseModel
-from pipeline.packing import (
-    ForwardBatch,
-    TokenizedPairs,
-    batches_by_length,
-    pack_separate,
-    pack_shared,
-)
+from pipeline.packing import ForwardBatch, batches_by_length, pack_separate, pack_shared
 from pipeline.pooling import pool_states
 from pipeline.stored import TORCH_DTYPES, to_stored
+from pipeline.tokenizing import TokenizedPairs
 
 _LOGITS_AT_ONCE: Final = 1 << 25
 """Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""

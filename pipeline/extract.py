@@ -19,10 +19,10 @@ from pipeline.base_source import BaseSource, resolve_base, tokenizer_digest
 from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.packing import TokenizedPairs, tokenize_pairs
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.progress import progress_bar
 from pipeline.stored import TORCH_DTYPES, to_stored
+from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 _CPU_BATCH_TOKENS: Final = 2048
 _ACCELERATOR_BATCH_TOKENS: Final = 16384

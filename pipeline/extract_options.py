@@ -21,8 +21,8 @@ from cache_schema.manifest import (
 )
 from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
 from pipeline.layers import parse_indices, select_layers
-from pipeline.packing import TRUNCATION, TokenizedPairs
 from pipeline.preferences import DataSource, ReadCounts
+from pipeline.tokenizing import TRUNCATION, TokenizedPairs
 from pipeline.transcripts import TEMPLATE
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cache_schema.reader import CacheReader
 from pipeline.base_model import BaseModel
-from pipeline.packing import TokenizedPairs, tokenize_pairs
 from pipeline.preferences import DataSource, ReadCounts, read_pairs
+from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

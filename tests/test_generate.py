@@ -10,7 +10,8 @@ from cache_schema.errors import MAVError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_model import BaseModel
-from pipeline.generate import Decoding, MAVInference, create_mav, until
+from pipeline.decoding import Decoding, until
+from pipeline.generate import MAVInference, create_mav
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.transcripts import HUMAN
 from tests.live import relative

@@ -11,15 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_schema.errors import BaseModelError
-from pipeline import packing
-from pipeline.packing import (
-    TokenizedPairs,
-    batches_by_length,
-    pack_separate,
-    pack_shared,
-    tokenize_pairs,
-)
+from pipeline import tokenizing
+from pipeline.packing import batches_by_length, pack_separate, pack_shared
 from pipeline.preferences import PreferencePair
+from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 from pipeline.transcripts import ASSISTANT, split_transcript
 from tests.tiny import rows, tiny_tokenizer
 
@@ -208,7 +203,7 @@ def test_lengths_are_those_of_the_parts() -> None:
 def test_pairs_are_tokenized_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = tiny_pairs(10)
     whole = tokenize_pairs(pairs, tiny_tokenizer(), 128)
-    monkeypatch.setattr(packing, "_TOKENIZE_AT_ONCE", 3)
+    monkeypatch.setattr(tokenizing, "_TOKENIZE_AT_ONCE", 3)
     seen: list[int] = []
     grouped = tokenize_pairs(iter(pairs), tiny_tokenizer(), 128, seen.append)
     assert seen == [3, 3, 3, 1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGE_ONE = {"extract", "extract_options", "block_forward", "packing", "preferences"}
+STAGE_ONE = {"extract", "extract_options", "block_forward", "packing", "tokenizing", "preferences"}
 STAGE_TWO = {"train", "train_step", "stream", "objective", "evaluate", "checkpoint"}
-ONLINE = {"generate", "aligned_lm"}
+ONLINE = {"generate", "aligned_lm", "decoding"}
 NEEDS_THE_BASE = {"base_model", "base_checks", "base_source"}
 
 

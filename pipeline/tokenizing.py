@@ -1,0 +1,195 @@
+"""Preference pairs as tokens: prompt and both answers, cut to length, in stored order."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.errors import BaseModelError
+from pipeline.preferences import PreferencePair
+
+_TOKENIZE_AT_ONCE: Final = 1024
+TRUNCATION: Final = "keep_response_and_prompt_end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPairs:
+    """All pairs as tokens, in the order they are stored in: by pair id.
+
+    Ids are uniform hashes, so this order is a fixed random permutation of the data set: reading
+    blocks one after the other already visits its parts evenly.
+
+    Attributes:
+        tokens: int32, the tokens of all prompts and answers, without padding.
+        bounds: int64 [pairs, 4], where prompt, chosen and rejected begin, and where it ends.
+        pair_id: uint64 [pairs].
+        prompt_id: uint64 [pairs].
+        source_row: int64 [pairs].
+        dropped: Pairs left out because of what the tokenizer made of them, by cause.
+        prompts_truncated: Pairs whose prompt lost its beginning to the length limit.
+        responses_cut: Pairs with an answer that lost its end to the length limit.
+    """
+
+    tokens: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    pair_id: NDArray[np.uint64]
+    prompt_id: NDArray[np.uint64]
+    source_row: NDArray[np.int64]
+    dropped: Counter[str]
+    prompts_truncated: int
+    responses_cut: int
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    @property
+    def response_length(self) -> NDArray[np.int32]:
+        """int32 [pairs, 2], tokens of chosen and rejected."""
+        return np.diff(self.bounds[:, 1:], axis=1).astype(np.int32)
+
+    @property
+    def shared_length(self) -> NDArray[np.int64]:
+        """int64 [pairs], tokens the base model sees of a pair with a shared prompt."""
+        return self.bounds[:, 3] - self.bounds[:, 0] - 2
+
+    def parts(self, pair: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """Return prompt, chosen and rejected tokens of a pair."""
+        a, b, c, d = self.bounds[pair]
+        return self.tokens[a:b], self.tokens[b:c], self.tokens[c:d]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of which pairs these are, whatever the tokenizer."""
+        return hashlib.sha256(self.pair_id.astype("<u8").tobytes()).hexdigest()
+
+    def digest(self) -> str:
+        """Return a SHA-256 of all tokens and lengths in stored order."""
+        digest = hashlib.sha256(np.diff(self.bounds, axis=1).astype("<i8").tobytes())
+        for a, _, _, d in self.bounds:
+            digest.update(self.tokens[a:d].astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def tokenize_pairs(
+    pairs: Iterable[PreferencePair],
+    tokenizer: Any,
+    max_length: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> TokenizedPairs:
+    """Tokenize pairs, truncate them, and sort them by id.
+
+    The response ends with the end-of-sequence token. Where prompt and longer answer exceed the
+    limit, the prompt loses its beginning (a begin-of-sequence token stays); an answer that fills
+    the limit alone loses its end.
+
+    Args:
+        pairs: The pairs.
+        tokenizer: A transformers tokenizer.
+        max_length: Most tokens of a prompt with one response.
+        progress: Called with the number of pairs after each group.
+
+    Raises:
+        BaseModelError: The tokenizer has no end-of-sequence token.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise BaseModelError(
+            f"tokenizer of {tokenizer.name_or_path}: it has no end-of-sequence token, without "
+            f"which a response has no end. Set eos_token in its tokenizer_config.json."
+        )
+    parts: list[NDArray[np.int32]] = []
+    lengths: list[tuple[int, int, int]] = []
+    ids: list[tuple[int, int, int]] = []
+    dropped: Counter[str] = Counter()
+    prompts_truncated = responses_cut = 0
+    for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
+        for pair, (prompt, chosen, rejected) in zip(group, _encode(group, tokenizer), strict=True):
+            answers = [[*answer, eos] for answer in (chosen, rejected)]
+            cut = [answer[: max_length - 1] for answer in answers]
+            if cut[0] == cut[1]:
+                dropped["identical_responses"] += 1
+                continue
+            responses_cut += cut != answers
+            room = max_length - max(map(len, cut))
+            prompts_truncated += len(prompt) > room
+            kept = _truncate_prompt(prompt, room, tokenizer.bos_token_id)
+            lengths.append((len(kept), len(cut[0]), len(cut[1])))
+            parts.append(np.array(kept + cut[0] + cut[1], dtype=np.int32))
+            ids.append((pair.pair_id, pair.prompt_id, pair.source_row))
+        progress(len(group))
+
+    length = np.array(lengths, dtype=np.int64).reshape(-1, 3)
+    ends = np.cumsum(length.reshape(-1)).reshape(-1, 3)
+    bounds = np.concatenate([ends[:, :1] - length[:, :1], ends], axis=1)
+    pair_id = np.array([entry[0] for entry in ids], dtype=np.uint64)
+    order = np.argsort(pair_id, kind="stable")
+    return TokenizedPairs(
+        tokens=np.concatenate(parts) if parts else np.empty(0, np.int32),
+        bounds=bounds[order],
+        pair_id=pair_id[order],
+        prompt_id=np.array([entry[1] for entry in ids], dtype=np.uint64)[order],
+        source_row=np.array([entry[2] for entry in ids], dtype=np.int64)[order],
+        dropped=dropped,
+        prompts_truncated=prompts_truncated,
+        responses_cut=responses_cut,
+    )
+
+
+def _grouped(pairs: Iterable[PreferencePair], size: int) -> Iterator[list[PreferencePair]]:
+    iterator = iter(pairs)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _encode(
+    pairs: Sequence[PreferencePair], tokenizer: Any
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Yield prompt, chosen and rejected tokens.
+
+    An answer's tokens are those that follow the prompt's in the tokens of both together. Where the
+    tokenizer merges across the border, the answer is tokenized alone: the prompt must come out as
+    it does at decoding, where nothing follows it.
+    """
+    eos = tokenizer.eos_token_id
+
+    def encode(texts: list[str], *, special: bool = True) -> list[list[int]]:
+        if not texts:
+            return []
+        found = tokenizer(
+            texts, add_special_tokens=special, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        # Some tokenizers close every text with the end of sequence; the caller adds its own.
+        return [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
+
+    prompts = encode([pair.prompt for pair in pairs])
+    answers = []
+    for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs]):
+        whole = encode([pair.prompt + text for pair, text in zip(pairs, texts, strict=True)])
+        alone = encode(
+            [
+                text
+                for text, ids, prompt in zip(texts, whole, prompts, strict=True)
+                if ids[: len(prompt)] != prompt
+            ],
+            special=False,
+        )
+        rest = iter(alone)
+        answers.append(
+            [
+                ids[len(prompt) :] if ids[: len(prompt)] == prompt else next(rest)
+                for ids, prompt in zip(whole, prompts, strict=True)
+            ]
+        )
+    yield from zip(prompts, answers[0], answers[1], strict=True)
+
+
+def _truncate_prompt(prompt: list[int], room: int, bos: int | None) -> list[int]:
+    if len(prompt) <= room:
+        return prompt
+    if bos is not None and prompt[0] == bos and room > 1:
+        return [bos, *prompt[-(room - 1) :]]
+    return prompt[-room:]
