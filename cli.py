@@ -51,10 +51,13 @@ class _ReportsErrors(click.Command):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo(
-                "\nInterrupted. The same command goes on where it was (training with --resume).",
+                "\nInterrupted. mav extract goes on where it was when run again, mav train with "
+                "--resume.",
                 err=True,
             )
             ctx.exit(130)
+        except BrokenPipeError:
+            raise  # click ends quietly when its reader has gone
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise _Failure(
@@ -283,9 +286,9 @@ def evaluate_command(
     from pipeline.evaluate import evaluate
 
     found = evaluate(head, cache, alphas, which=which, device=device)
+    _print(as_json, found.to_json(), report.table(found))
     if plot is not None:
         report.plot(found, plot)
-    _print(as_json, found.to_json(), report.table(found))
 
 
 @_command(
@@ -320,7 +323,7 @@ def inspect_command(*, path: str, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="File of prompts, one a line; or .jsonl with a field 'prompt'.",
 )
-@click.option("--alpha", type=Number(), default=1.0, help="Strength; 0 is the base itself.")
+@click.option("--alpha", type=Number(), help="Strength; 0 is the base itself.  [default: 1.0]")
 @click.option("--alphas", type=Numbers(), help="Several strengths, in place of --alpha.")
 @click.option("--max-new-tokens", default=128, help="Most tokens of an answer.")
 @click.option("--temperature", type=Number(), default=0.0, help="0 is greedy.")
@@ -340,7 +343,7 @@ def generate_command(
     revision: str | None,
     prompt: str | None,
     prompts_file: Path | None,
-    alpha: float,
+    alpha: float | None,
     alphas: Sequence[float] | None,
     stream: bool,
     dtype: str,
@@ -351,6 +354,8 @@ def generate_command(
     """Decode with a base and a head together, one forward pass a token."""
     if (prompt is None) == (prompts_file is None):
         raise click.UsageError("give either --prompt or --prompts")
+    if alpha is not None and alphas is not None:
+        raise click.UsageError("give either --alpha or --alphas")
     if stream and as_json:
         raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
     from pipeline.decoding import Decoding
@@ -371,7 +376,7 @@ def generate_command(
     )
     for text in prompts:
         assert text is not None
-        for strength in alphas or (alpha,):
+        for strength in alphas or (1.0 if alpha is None else alpha,):
             if not as_json and (len(prompts) > 1 or alphas):
                 click.echo(f"--- alpha {strength:g}: {text.strip()}")
             if stream:

@@ -207,6 +207,8 @@ def _lay_out(
         array = _create_array(group, path, layout, manifest)
         if path in known:
             assert known[path].shape == layout.shape, (path, known[path].shape, layout.shape)
+            # Zarr would convert numbers, and bfloat16 is stored as bits.
+            assert known[path].dtype == np.dtype(layout.dtype), (path, known[path].dtype)
             array[...] = known[path]
     # The root's description holds the manifest, which changes when the cache is complete.
     shards = {key: record for key, record in store.written.items() if key != "zarr.json"}

@@ -48,6 +48,7 @@ class AlignedLM:
         self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> Self:
+        assert self._handle is None, "an aligned model cannot be joined twice at once"
         self._taps.__enter__()
         self._handle = self.base.model.register_forward_hook(self._steer, with_kwargs=True)
         return self
@@ -55,6 +56,7 @@ class AlignedLM:
     def __exit__(self, *_: object) -> None:
         assert self._handle is not None
         self._handle.remove()
+        self._handle = None
         self._taps.__exit__()
 
     def _steer(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -118,11 +118,13 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
             got, want = taps.states[layer], expected.hidden_states[layer]
             error = relative_error(got, want) if got.shape == want.shape else float("inf")
             worst = max(worst, error)
-            if error > SAME_PASS[base.dtype]:
+            # Written so that a NaN, from an overflow in float16 say, does not pass.
+            if not error <= SAME_PASS[base.dtype]:
                 raise BaseModelError(
                     f"{base.config.model_type}: the states taken for layer {layer} are not its "
                     f"hidden_states[{layer}] (shapes {tuple(got.shape)} and {tuple(want.shape)}, "
-                    f"relative error {error:.2g}). Please report this architecture."
+                    f"relative error {error:.2g}). If that is no number, use another "
+                    f"--dtype; else please report this architecture."
                 )
     return worst
 
@@ -143,7 +145,7 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
         final = taps.states[last]
     flat = own.reshape(-1, own.shape[-1])[batch.predict]
     error = relative_error(unembedding(final.reshape(-1, final.shape[-1])[batch.predict]), flat)
-    if error > SAME_PASS[base.dtype] * 10:
+    if not error <= SAME_PASS[base.dtype] * 10:
         raise BaseModelError(
             f"{base.config.model_type}: the model's logits are not its final state times its "
             f"output embedding (relative error {error:.2g}), so they cannot be factored. "

@@ -55,10 +55,12 @@ class BaseSource:
         return found
 
     def weights_digest(self) -> str:
-        """Return a SHA-256 over the names and contents of the weight files."""
+        """Return a SHA-256 over the weights: of one file, or of names and contents of several."""
         files = self.weight_files()
         with ThreadPoolExecutor() as pool:
             digests = list(pool.map(_file_digest, files))
+        if len(files) == 1:
+            return digests[0]  # a single file may be called anything
         listing = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.arrays import layouts
+from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_logits import Unembedding, encode_topk
@@ -153,6 +154,11 @@ class BlockForward:
                 logits_NV = own_NV[piece]
             label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
             found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
+            if not found["base_logprobs"].isfinite().all():
+                raise BaseModelError(
+                    f"{self._manifest.base.id}: its log-probabilities are not finite in "
+                    f"{self._manifest.states.dtype}. Use --dtype bfloat16 or float32."
+                )
             if self._manifest.logits.encoding == "dense":
                 found["base_logits"] = logits_NV.to(self._dtype)
             elif self._manifest.logits.top_k is not None:

@@ -70,6 +70,11 @@ class DemoPaths:
         return self.folder / "heldout.cache"
 
     @property
+    def prompts(self) -> Path:
+        """Prompts that are decoded."""
+        return self.folder / "prompts.txt"
+
+    @property
     def head(self) -> Path:
         """Output of the training."""
         return self.folder / "head"
@@ -122,9 +127,10 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
     say(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
     say(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS)))
     say(
-        f"\n$ mav generate --head {paths.head} --prompt '…' --alphas {alphas} "
+        f"\n$ mav generate --head {paths.head} --prompts {paths.prompts} --alphas {alphas} "
         f"--max-new-tokens {_NEW_TOKENS}"
     )
+    paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
     mav = MAVInference(str(paths.head), base)
     for prompt in PROMPTS:
         answers = [

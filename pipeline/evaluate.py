@@ -16,7 +16,6 @@ from torch import Tensor
 from cache_schema.errors import DataError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_logprobs import CHUNK_ELEMENTS
-from pipeline.allocator import keep_freed_memory
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.belonging import require_same_features
 from pipeline.devices import pick_device
@@ -24,6 +23,7 @@ from pipeline.head import AlignmentHead
 from pipeline.head_files import StoredHead, load_head
 from pipeline.held_out import PairSubset, Which, in_subset
 from pipeline.intervals import mean_interval, wilson
+from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.progress import progress_bar
 
 _PAIRS_AT_ONCE: Final = 8
@@ -106,8 +106,8 @@ def evaluate(
     Raises:
         MAVError: Head or cache are missing, damaged, or do not belong together.
     """
+    bound_kernel_cache()
     placed = pick_device(device)
-    keep_freed_memory(placed)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
     require_same_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from cache_schema.errors import DataError
+from cache_schema.errors import DataError, UsageError
 from cache_schema.manifest import BaseModelRecord, LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
 from cache_schema.writer import CacheWriter, require_free
@@ -19,6 +19,7 @@ from pipeline.base_source import BaseSource, resolve_base, tokenizer_digest
 from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
+from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.progress import progress_bar
 from pipeline.stored import TORCH_DTYPES, to_stored
@@ -83,6 +84,12 @@ def extract(
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
+    bound_kernel_cache()
+    if base is not None and base.dtype != TORCH_DTYPES[options.dtype]:
+        raise UsageError(
+            f"dtype: asked for {options.dtype}, but the base that was given computes in "
+            f"{base.dtype}; states are stored as they are computed, so give both the same"
+        )
     require_free(options.output)
     pick_device(options.device)
     source = None if base else resolve_base(options.base_model, options.gguf_file, options.revision)
@@ -193,9 +200,9 @@ def _create(
 ) -> CacheWriter:
     stored = {}
     if options.logits == "factored":
-        stored["weight"] = to_stored(unembedding.weight)
+        stored["weight"] = to_stored(unembedding.weight.to(TORCH_DTYPES[options.dtype]))
         if unembedding.bias is not None:
-            stored["bias"] = to_stored(unembedding.bias)
+            stored["bias"] = to_stored(unembedding.bias.to(TORCH_DTYPES[options.dtype]))
     return CacheWriter.create(
         options.output,
         manifest,

@@ -6,7 +6,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from cache_schema.errors import MismatchError, UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
@@ -69,6 +74,7 @@ class MAVInference:
                     f"The head {head} was trained on a base built in memory; name one with "
                     f"--base-model"
                 )
+            revision = revision or trained.base.revision
             gguf_file = gguf_file or (None if base.endswith(".gguf") else trained.base.gguf_file)
         if isinstance(base, str):
             base = load_base(
@@ -141,18 +147,27 @@ class MAVInference:
             self.base.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         failure: list[BaseException] = []
+        abandoned = threading.Event()
+        extra = {
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([_Abandoned(abandoned)]),
+        }
 
         def run() -> None:
             try:
-                self._run(inputs, alpha, options, {"streamer": streamer})
+                self._run(inputs, alpha, options, extra)
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
 
         thread = threading.Thread(target=run, name="generate", daemon=True)
         thread.start()
-        yield from until(streamer, HUMAN)
-        thread.join()
+        try:
+            yield from until(streamer, HUMAN)
+        finally:
+            # Also where the caller stops listening: nothing may steer the base any longer.
+            abandoned.set()
+            thread.join()
         if failure:
             raise failure[0]
 
@@ -206,6 +221,7 @@ class MAVInference:
         self.base = base
         self.head = head.to(device=base.device, dtype=base.dtype)
         self._aligned = AlignedLM(base, self.head, layers)
+        self._one_at_a_time = threading.Lock()
 
     def _inputs(self, prompt: str) -> tuple[str, Any]:
         text = as_prompt(prompt)
@@ -224,14 +240,28 @@ class MAVInference:
             **({"temperature": decoding.temperature, "top_p": decoding.top_p} if sample else {}),
             **({"top_k": 0} if sample else {}),
         )
-        self._aligned.alpha = alpha
-        with torch.random.fork_rng(enabled=decoding.seed is not None), self._aligned:
+        with (
+            self._one_at_a_time,
+            torch.random.fork_rng(enabled=decoding.seed is not None),
+            self._aligned,
+        ):
+            self._aligned.alpha = alpha
             if decoding.seed is not None:
                 torch.manual_seed(decoding.seed)
             found: torch.Tensor = self.base.model.generate(
                 **inputs, generation_config=config, tokenizer=tokenizer, **extra
             )
         return found
+
+
+class _Abandoned(StoppingCriteria):  # type: ignore[misc]
+    """Ends a generation nobody listens to any longer."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
 
 
 def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVInference:

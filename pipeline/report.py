@@ -41,7 +41,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError('--plot needs matplotlib: pip install "mav[plot]"') from error
+        raise UsageError("--plot needs matplotlib: pip install matplotlib") from error
     results = evaluation.results
     alphas = [result.alpha for result in results]
     figure = Figure(figsize=(8, 3.6), layout="constrained")

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 
 from cache_schema.errors import DataError
 from cache_schema.reader import CacheReader
-from pipeline.allocator import keep_freed_memory
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.belonging import require_same_features
@@ -20,6 +19,7 @@ from pipeline.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
+from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.progress import progress_bar
 from pipeline.resume import require_joined_processes, require_same_run, state_to_go_on_from
 from pipeline.stream import PreferenceStream, StepShape, read_ahead
@@ -69,6 +69,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
+    bound_kernel_cache()
     state = state_to_go_on_from(options)
     reader = CacheReader(options.cache)
     held_out = _held_out(options, reader)
@@ -78,7 +79,6 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
         project_dir=str(options.output_dir),
     )
     require_joined_processes(accelerator)
-    keep_freed_memory(accelerator.device)
     run = _Run(
         options=options,
         reader=reader,

@@ -27,7 +27,12 @@ def split_transcript(transcript: str) -> tuple[str, str] | None:
 def as_prompt(text: str) -> str:
     """Return a prompt ending in `Assistant:`; a bare user message is put into the template."""
     whole = text.rstrip()
-    return whole if whole.endswith(ASSISTANT) else TEMPLATE.format(prompt=text.strip())
+    if whole.endswith(ASSISTANT):
+        return whole
+    begun = whole.lstrip()
+    if begun.startswith(HUMAN.lstrip()):
+        return f"\n\n{begun}{ASSISTANT}"
+    return TEMPLATE.format(prompt=begun)
 
 
 def as_response(text: str) -> str:

@@ -13,6 +13,7 @@ from pipeline.base_model import BaseModel
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.preferences import DataSource
+from pipeline.stored import TORCH_DTYPES
 
 VOCAB: Final = 300
 HIDDEN: Final = 32
@@ -144,6 +145,6 @@ def make_cache(
             output=folder / "cache",
             **settings,
         ),
-        base=base or tiny_base(),
+        base=base or tiny_base(dtype=TORCH_DTYPES[settings["dtype"]]),
     )
     return folder / "cache"
