@@ -20,7 +20,7 @@ class BaseSource:
     """Where a base model's files are.
 
     Attributes:
-        id: As the user named it.
+        id: Hub id, or absolute path, so that a head finds its base from any folder.
         folder: Local folder with config, tokenizer and weights.
         gguf_file: Name of the GGUF file in the folder, or None for safetensors.
         revision: Commit of the hub repository, or None for local files.
@@ -80,7 +80,9 @@ def resolve_base(
     """
     path = Path(base_model)
     if path.suffix == ".gguf" and path.is_file():
-        return BaseSource(id=base_model, folder=path.parent, gguf_file=path.name, revision=None)
+        return BaseSource(
+            id=str(path.resolve()), folder=path.parent, gguf_file=path.name, revision=None
+        )
     if path.is_dir():
         if gguf_file is not None and not (path / gguf_file).is_file():
             raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check --gguf-file")
@@ -88,7 +90,7 @@ def resolve_base(
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
             hint = f" It has {', '.join(ggufs)}: name one with --gguf-file." if ggufs else ""
             raise BaseModelError(f"{path}: no config.json, so not a model's folder.{hint}")
-        return BaseSource(id=base_model, folder=path, gguf_file=gguf_file, revision=None)
+        return BaseSource(id=str(path.resolve()), folder=path, gguf_file=gguf_file, revision=None)
     if (
         path.suffix == ".gguf"
         or base_model.count("/") > 1
