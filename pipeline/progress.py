@@ -8,6 +8,11 @@ from tqdm import tqdm
 _LOG_SECONDS: Final = 15.0
 
 
+def between_bars() -> Any:
+    """Return a context in which a line may be printed without running into a bar."""
+    return tqdm.external_write_mode(file=sys.stderr)
+
+
 def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> Any:
     """Return a tqdm bar on standard error.
 

@@ -20,7 +20,7 @@ from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.kernel_cache import bound_kernel_cache
-from pipeline.progress import progress_bar
+from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import require_joined_processes, require_same_run, state_to_go_on_from
 from pipeline.stream import PreferenceStream, StepShape, read_ahead
 from pipeline.train_log import MetricsLog
@@ -251,10 +251,11 @@ class _Run:
         found = self._trainer.evaluate(read_ahead(stream, 0), self._held_out_base)
         evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._write(log, step, evaluation)
-        self._say(
-            f"step {step}: held-out loss {found['loss']:.4f}, reward accuracy "
-            f"{found['rewards/accuracies']:.3f}, margin {found['rewards/margins']:.4f}"
-        )
+        with between_bars():
+            self._say(
+                f"step {step}: held-out loss {found['loss']:.4f}, reward accuracy "
+                f"{found['rewards/accuracies']:.3f}, margin {found['rewards/margins']:.4f}"
+            )
         return evaluation
 
     def _write(self, log: MetricsLog | None, step: int, values: dict[str, float]) -> None:
