@@ -35,7 +35,8 @@ class LiveAnswer:
 
 def cached_pairs(reader: CacheReader, base: BaseModel) -> TokenizedPairs:
     """Tokenize a cache's pairs again."""
-    source = DataSource(id=reader.manifest.data.id)
+    data = reader.manifest.data
+    source = DataSource(id=data.id, limit=data.limit)
     return tokenize_pairs(
         read_pairs(source, ReadCounts()), base.tokenizer, reader.manifest.text.max_length
     )
