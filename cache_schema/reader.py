@@ -18,6 +18,7 @@ from cache_schema.store import (
     read_commits,
     require_complete,
     require_layout,
+    stored_bytes,
 )
 
 _MOST_NAMED: Final = 10
@@ -100,7 +101,7 @@ class CacheReader:
 
     def stored_bytes(self) -> int:
         """Return the bytes of all files of the cache."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return stored_bytes(self.root)
 
     def _read(self, path: str, rows: slice = slice(None)) -> NDArray[Any]:
         try:

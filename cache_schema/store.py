@@ -233,6 +233,11 @@ def open_root(root: Path, store: LocalStore | None = None) -> tuple[zarr.Group, 
     return group, Manifest.from_json(attributes[ATTRIBUTE], str(root))
 
 
+def stored_bytes(root: Path) -> int:
+    """Return the bytes of all files of a cache."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
 def require_complete(root: Path, manifest: Manifest, committed: int) -> None:
     """Raise `CacheIncompleteError`, with the remedy, unless every block is committed."""
     if manifest.complete and committed == manifest.plan.blocks:

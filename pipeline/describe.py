@@ -6,7 +6,7 @@ from typing import Any
 from cache_schema.arrays import bytes_per_token, layouts
 from cache_schema.errors import CacheError
 from cache_schema.manifest import Manifest
-from cache_schema.store import open_root, read_commits
+from cache_schema.store import open_root, read_commits, stored_bytes
 from pipeline.head_files import find_head, read_head_config
 
 
@@ -45,7 +45,7 @@ def _describe_cache(folder: Path) -> dict[str, Any]:
         **_origin(manifest),
         "response_tokens": manifest.plan.tokens,
         "bytes_per_token": bytes_per_token(manifest),
-        "stored_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "stored_bytes": stored_bytes(folder),
         "arrays": {
             name: f"{layout.dtype} {list(layout.shape)}"
             for name, layout in layouts(manifest).items()

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
 from cache_schema.errors import DataError, UsageError
 from cache_schema.manifest import BaseModelRecord, LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
+from cache_schema.store import stored_bytes
 from cache_schema.writer import CacheWriter, require_free
 from pipeline.base_checks import check_base
 from pipeline.base_logits import Unembedding
@@ -239,8 +239,3 @@ def _report(writer: CacheWriter, done: int, seconds: float, shared: bool | None)
         shared_prompt=shared,
         stored_bytes=stored_bytes(writer.root),
     )
-
-
-def stored_bytes(root: Path) -> int:
-    """Return the bytes of all files under a folder."""
-    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
