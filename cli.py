@@ -148,7 +148,7 @@ def main() -> None:
 @click.option("--dataset", required=True, help="File, saved data set, or hub id.")
 @click.option("--data-dir", help="Subset folder of a hub data set, such as harmless-base.")
 @click.option("--split", default="train", help="Split of a hub or saved data set.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
+@click.option("--output", required=True, help="Cache to write: a folder, or a URL such as s3://….")
 @click.option(
     "--layer-selection",
     default="auto",
@@ -207,13 +207,11 @@ def extract_command(
   mav train --cache llama.cache --output-dir runs/head --resume
 """
 )
-@click.option(
-    "--cache", type=click.Path(path_type=Path), required=True, help="Cache to train from."
-)
+@click.option("--cache", required=True, help="Cache to train from: folder or URL.")
 @click.option(
     "--output-dir", type=click.Path(path_type=Path), required=True, help="Where heads are written."
 )
-@click.option("--eval-cache", type=click.Path(path_type=Path), help="Another cache to evaluate on.")
+@click.option("--eval-cache", help="Another cache to evaluate on.")
 @click.option("--eval-fraction", type=Number(), default=0.05, help="Share of prompts held out.")
 @click.option("--expansion-size", default=16384, help="Width of the head's widest layer.")
 @click.option("--dropout", type=Number(), default=0.1, help="Dropout after the fusion layer.")
@@ -260,7 +258,7 @@ def train_command(*, as_json: bool, **options: Any) -> None:
 """
 )
 @click.option("--head", required=True, help="Folder or hub id of a head.")
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Cache to use.")
+@click.option("--cache", required=True, help="Cache to use: folder or URL.")
 @click.option("--alphas", type=Numbers(), default="0,0.5,1,1.5,2", help="Strengths.")
 @click.option(
     "--pairs",
@@ -274,7 +272,7 @@ def train_command(*, as_json: bool, **options: Any) -> None:
 def evaluate_command(
     *,
     head: str,
-    cache: Path,
+    cache: str,
     alphas: Sequence[float],
     which: Any,
     plot: Path | None,

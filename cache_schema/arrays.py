@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from cache_schema.codecs import Compression
 from cache_schema.dtypes import STORED_AS, itemsize
 from cache_schema.manifest import Manifest
 
@@ -20,6 +21,8 @@ Kind = Literal["block", "plan", "unembedding"]
 
 INNER_CHUNK_BYTES: Final = 1 << 20
 """Inner chunks of a shard hold about this much: enough to stream, small enough to pick a pair."""
+_MOST_CHUNKS: Final = 256
+"""Chunks of one object, for arrays that do not lie in blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,7 @@ class ArrayLayout:
         shape: Full shape.
         shard: Shape of one stored object.
         chunk: Shape of one separately checksummed part of it.
+        compression: How chunks are compressed.
     """
 
     spec: ArraySpec
@@ -180,6 +184,12 @@ class ArrayLayout:
     shape: tuple[int, ...]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
+    compression: Compression
+
+    @property
+    def shards(self) -> int:
+        """Number of stored objects."""
+        return -(-self.shape[0] // self.shard[0])
 
     @property
     def bytes_per_row(self) -> int:
@@ -229,20 +239,23 @@ def layouts(manifest: Manifest) -> dict[str, ArrayLayout]:
             # Zarr wants shards to be whole multiples of their inner chunks.
             rows = next(n for n in range(min(rows, shard_rows), 0, -1) if shard_rows % n == 0)
         else:
-            rows = shard_rows = min(rows * 64, shape[0])
+            rows = min(rows, shape[0])
+            shard_rows = rows * min(_MOST_CHUNKS, -(-shape[0] // rows))
         found[spec.path] = ArrayLayout(
             spec=spec,
             dtype=dtype,
             shape=shape,
             shard=(shard_rows, *shape[1:]),
             chunk=(rows, *shape[1:]),
+            compression=manifest.storage.compression,
         )
     return found
 
 
-def shard_key(layout: ArrayLayout, block: int) -> str:
-    """Return the key, in the store, of the shard that holds a block's rows of an array."""
-    return "/".join([layout.spec.path, "c", str(block), *["0"] * (len(layout.shape) - 1)])
+def shard_key(layout: ArrayLayout, number: int) -> str:
+    """Return the key of one of an array's objects; of per-token arrays it is the block's."""
+    # With dots all objects of an array lie in one folder, which must be durable only once.
+    return f"{layout.spec.path}/c.{number}" + ".0" * (len(layout.shape) - 1)
 
 
 def bytes_per_token(manifest: Manifest) -> int:

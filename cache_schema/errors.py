@@ -39,6 +39,10 @@ class CacheIncompleteError(CacheError):
     """A cache whose extraction has not finished."""
 
 
+class CacheBusyError(CacheError):
+    """A cache that another run writes to."""
+
+
 class MismatchError(MAVError):
     """Two things that do not belong together: a cache, a head, a base model, a data set."""
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
+from cache_schema.codecs import Compression
 from cache_schema.errors import CacheError, ManifestError
 
 FORMAT_VERSION: Final = 1
@@ -121,6 +122,14 @@ class PlanRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageRecord:
+    """How arrays became bytes."""
+
+    compression: Compression
+    """Codec of every chunk; lossless."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything a reader must know of a cache."""
 
@@ -133,6 +142,7 @@ class Manifest:
     text: TextRecord
     data: DataRecord
     plan: PlanRecord
+    storage: StorageRecord
     checks: dict[str, float]
     """Largest relative errors measured by the checks on the first batches."""
     complete: bool
@@ -154,6 +164,7 @@ class Manifest:
             dataclasses.asdict(self.logits),
             self.data.fingerprint,
             dataclasses.asdict(self.plan),
+            dataclasses.asdict(self.storage),
         )
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -1,27 +1,32 @@
 """Reading a cache: whole blocks, checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts
-from cache_schema.errors import CacheError
+from cache_schema.arrays import ArrayLayout, layouts, shard_key
+from cache_schema.errors import CacheError, CacheIncompleteError
+from cache_schema.manifest import Manifest
+from cache_schema.objects import Objects, open_objects
 from cache_schema.plan import BlockPlan
-from cache_schema.store import (
-    commit_path,
+from cache_schema.records import (
+    LAYOUT,
+    LayoutRecord,
+    ObjectRecord,
     commit_problems,
-    open_root,
+    object_problem,
     read_commits,
-    require_complete,
-    require_layout,
-    stored_bytes,
+    read_layout,
 )
+from cache_schema.root import read_manifest
+from cache_schema.shards import decode_shard
 
 _MOST_NAMED: Final = 10
+_WRITTEN_ONCE: Final = "It is written once, so remove the cache and extract again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,94 +51,174 @@ class CacheReader:
     """A complete cache, opened for reading.
 
     Attributes:
-        root: Folder of the cache.
+        location: Folder or URL of the cache.
         manifest: What it holds.
         plan: Where each pair lies.
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
     """
 
-    def __init__(self, root: str | Path) -> None:
-        """Open a cache and check that every shard of every block is there in full size.
+    def __init__(self, location: str | Path) -> None:
+        """Open a cache and check that every object of every block is there in full size.
 
         Raises:
             CacheError: It is missing, damaged, or of another format version.
             CacheIncompleteError: Its extraction has not finished.
         """
-        self.root = Path(root)
-        self._group, self.manifest = open_root(self.root)
-        require_layout(self.root)
-        self._block_paths = [
-            path for path, lay in layouts(self.manifest).items() if lay.spec.kind == "block"
-        ]
-        self._check_shards()
+        self._objects = open_objects(location)
+        self.location = self._objects.location
+        self.manifest = read_manifest(self._objects)
+        self._sizes = self._objects.sizes()
+        self._layouts = layouts(self.manifest)
+        self._layout = require_layout(self._objects, self._sizes)
+        commits = read_commits(self._objects, self.manifest.plan.blocks, self._sizes)
+        problems = [*commits.damaged.values()]
+        if not problems:
+            require_complete(self.location, self.manifest, len(commits.records))
+        for record in commits.records.values():
+            problems += commit_problems(record, self._layouts, self._sizes)
+        if problems:
+            raise CacheError(
+                f"{self.location}: {len(problems)} damaged objects:{listed(problems)}\nRun the "
+                f"same `mav extract` command again; damaged blocks are computed anew."
+            )
+        self._commits = commits.records
         self.plan = BlockPlan(
             block_tokens=self.manifest.plan.block_tokens,
-            block_start=self._read("pairs/block_start"),
-            response_start=self._read("pairs/response_start"),
-            response_length=self._read("pairs/response_length"),
+            block_start=self._read_whole("pairs/block_start"),
+            response_start=self._read_whole("pairs/response_start"),
+            response_length=self._read_whole("pairs/response_length"),
         )
-        self.pair_id: NDArray[np.uint64] = self._read("pairs/pair_id")
-        self.prompt_id: NDArray[np.uint64] = self._read("pairs/prompt_id")
+        self.pair_id: NDArray[np.uint64] = self._read_whole("pairs/pair_id")
+        self.prompt_id: NDArray[np.uint64] = self._read_whole("pairs/prompt_id")
 
     def read_block(self, block: int) -> Block:
         """Read the used rows of all arrays of a block.
 
         Raises:
-            CacheError: A chunk's checksum does not match.
+            CacheError: A checksum does not match.
         """
         pairs = self.plan.pairs_of(block)
         lengths = self.plan.response_length[pairs.start : pairs.stop].reshape(-1)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        first = self.plan.first_row(block)
-        span = slice(first, first + int(offsets[-1]))
         return Block(
             number=block,
             pairs=pairs,
             offsets=offsets,
-            rows={path: self._read(path, span) for path in self._block_paths},
+            rows=read_rows(
+                self._objects, self._layouts, block, int(offsets[-1]), self._commits[block].objects
+            ),
         )
 
     def read_unembedding(self) -> dict[str, NDArray[Any]]:
         """Read `weight` [vocab, hidden] and, where there is one, `bias` [vocab], as stored."""
-        paths = [path for path in layouts(self.manifest) if path.startswith("unembedding/")]
-        return {path.removeprefix("unembedding/"): self._read(path) for path in paths}
+        paths = [path for path in self._layouts if path.startswith("unembedding/")]
+        return {path.removeprefix("unembedding/"): self._read_whole(path) for path in paths}
+
+    def read_source_rows(self) -> NDArray[np.int64]:
+        """Read the row of the data set that each pair came from, int64 [pairs]."""
+        return self._read_whole("pairs/source_row")
 
     def stored_bytes(self) -> int:
-        """Return the bytes of all files of the cache."""
-        return stored_bytes(self.root)
+        """Return the bytes of all objects of the cache."""
+        return sum(self._sizes.values())
 
-    def _read(self, path: str, rows: slice = slice(None)) -> NDArray[Any]:
-        try:
-            array = self._group[path]
-            assert isinstance(array, zarr.Array)
-            return np.asarray(array[rows])
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
-            if path in self._block_paths:
-                record = commit_path(self.root, rows.start // self.manifest.plan.block_tokens)
-                remedy = f"Delete {record} and run the extraction command again; only its block"
-                remedy += " is computed anew."
-            else:
-                remedy = "It is written once, so remove the cache and extract again."
-            raise CacheError(
-                f"{self.root}: {path}, rows {rows.start or 0} to {rows.stop or 'end'}: damaged "
-                f"({error}). {remedy}"
-            ) from error
+    def _read_whole(self, path: str) -> NDArray[Any]:
+        return read_array(self._objects, self._layouts[path], self._layout)
 
-    def _check_shards(self) -> None:
-        commits = list(read_commits(self.root))
-        require_complete(self.root, self.manifest, len(commits))
-        described = layouts(self.manifest)
-        problems = [
-            problem
-            for commit in commits
-            for problem in commit_problems(self.root, commit, described)
-        ]
-        if problems:
-            named = "".join(f"\n  - {problem}" for problem in problems[:_MOST_NAMED])
-            more = len(problems) - _MOST_NAMED
-            raise CacheError(
-                f"{self.root}: {len(problems)} damaged shards:{named}"
-                + (f"\n  and {more} more" if more > 0 else "")
-                + "\nRun the same `mav extract` command again; damaged blocks are computed anew."
-            )
+
+def require_layout(objects: Objects, sizes: Mapping[str, int]) -> LayoutRecord:
+    """Check that all a cache was created with is still there in full size.
+
+    Raises:
+        CacheError: Something is missing or of another size; only a new extraction mends that.
+    """
+    record = read_layout(objects)
+    found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
+    lost = [problem for problem in found if problem]
+    if lost:
+        raise CacheError(f"{objects.location}: damaged:{listed(lost)}\n{_WRITTEN_ONCE}")
+    return record
+
+
+def read_rows(
+    objects: Objects,
+    every: Mapping[str, ArrayLayout],
+    block: int,
+    rows: int,
+    records: Mapping[str, ObjectRecord],
+) -> dict[str, NDArray[Any]]:
+    """Read the used rows of all per-token arrays of a block.
+
+    Raises:
+        CacheError: Naming the object that is damaged.
+    """
+    return {
+        path: _decode(
+            objects,
+            layout,
+            block,
+            rows,
+            records,
+            f"`mav verify --repair {objects.location}` marks its block, and the extraction "
+            f"command then computes that one anew.",
+        )
+        for path, layout in every.items()
+        if layout.spec.kind == "block"
+    }
+
+
+def read_array(objects: Objects, layout: ArrayLayout, record: LayoutRecord) -> NDArray[Any]:
+    """Read an array of the plan or the unembedding whole.
+
+    Raises:
+        CacheError: Naming the object that is damaged.
+    """
+    parts = [
+        _decode(
+            objects,
+            layout,
+            number,
+            min(layout.shard[0], layout.shape[0] - number * layout.shard[0]),
+            record.objects,
+            _WRITTEN_ONCE,
+        )
+        for number in range(layout.shards)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def require_complete(location: str, manifest: Manifest, committed: int) -> None:
+    """Raise `CacheIncompleteError`, with the remedy, unless every block is committed."""
+    if manifest.complete and committed == manifest.plan.blocks:
+        return
+    raise CacheIncompleteError(
+        f"{location}: incomplete, {committed} of {manifest.plan.blocks} blocks are written. "
+        f"Run the same `mav extract` command again; it goes on where it stopped."
+    )
+
+
+def listed(problems: list[str]) -> str:
+    """Return the first problems, a line each, and how many more there are."""
+    named = "".join(f"\n  - {problem}" for problem in problems[:_MOST_NAMED])
+    more = len(problems) - _MOST_NAMED
+    return named + (f"\n  and {more} more" if more > 0 else "")
+
+
+def _decode(
+    objects: Objects,
+    layout: ArrayLayout,
+    number: int,
+    rows: int,
+    records: Mapping[str, ObjectRecord],
+    remedy: str,
+) -> NDArray[Any]:
+    key = shard_key(layout, number)
+    if key not in records or records[key].checksums is None:
+        raise CacheError(f"{objects.location}/{LAYOUT}: it does not name {key}. {remedy}")
+    checksums = records[key].checksums
+    assert checksums is not None
+    try:
+        return decode_shard(layout, objects.read(key), rows, checksums)
+    except (FileNotFoundError, ValueError) as error:
+        raise CacheError(f"{objects.location}/{key}: damaged ({error}). {remedy}") from error

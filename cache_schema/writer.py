@@ -1,36 +1,36 @@
 """Writing a cache: create or resume, one block at a time, then complete."""
 
 import dataclasses
-import shutil
-import tempfile
-import threading
+import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.errors import CacheError, MismatchError
-from cache_schema.manifest import ATTRIBUTE, Manifest, differences
+from cache_schema.arrays import TABLE, layouts, shard_key
+from cache_schema.errors import CacheBusyError, CacheError, MismatchError
+from cache_schema.layout import laid_out
+from cache_schema.lock import LOCK, require_held
+from cache_schema.manifest import Manifest, differences
+from cache_schema.objects import Bytes, ConflictError, Objects, Version, replace
 from cache_schema.plan import BlockPlan
-from cache_schema.store import (
+from cache_schema.reader import require_layout
+from cache_schema.records import (
     COMMITS,
+    LAYOUT,
+    ClaimRecord,
     CommitRecord,
-    DurableStore,
     LayoutRecord,
-    commit_path,
+    commit_key,
     commit_problems,
-    layout_path,
-    open_root,
+    content_digest,
+    encode_record,
+    object_record,
+    read_block_record,
     read_commits,
-    require_layout,
-    sync_directory,
-    write_record,
 )
+from cache_schema.root import ROOT, encode_root, read_manifest
+from cache_schema.shards import encode_shard
 
 _NOT_COMPARED: Final = (
     # Progress, and what measured noise can change.
@@ -49,190 +49,248 @@ _NOT_COMPARED: Final = (
 """Manifest fields that may differ between the run that began a cache and the one that resumes."""
 
 
-def require_free(root: Path) -> None:
-    """Refuse a place that holds something other than a Zarr group.
+def require_free(objects: Objects) -> bool:
+    """Refuse a place that holds something other than a cache, or a cache without its root.
+
+    Returns:
+        Whether a cache is there.
 
     Raises:
-        CacheError: It is a file, or a folder with other things in it.
+        CacheError: Something else is in the way.
     """
-    taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
-    if taken and not (root / "zarr.json").exists():
+    sizes = objects.sizes()
+    if ROOT in sizes:
+        return True
+    if any(not _is_part(key) for key in sizes):
         raise CacheError(
-            f"{root}: exists and is not a MAV cache. Name another --output, or remove it."
+            f"{objects.location}: exists and is not a MAV cache. Name another --output, or "
+            f"remove it."
+        )
+    if any(key.startswith(COMMITS) and key != LAYOUT for key in sizes):
+        raise CacheError(
+            f"{objects.location}: it holds blocks of a cache, but {ROOT} is missing. Put it back "
+            f"from a copy, or remove all of it to extract again."
+        )
+    return False
+
+
+def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
+    """Refuse to go on with a cache that another command began.
+
+    Args:
+        location: The cache.
+        stored: Its manifest.
+        asked: The manifest of what is asked for.
+
+    Raises:
+        MismatchError: Naming each difference.
+    """
+    found = {
+        path: text
+        for path, text in differences(stored, asked).items()
+        if not path.startswith(_NOT_COMPARED)
+    }
+    if found:
+        listed = "".join(f"\n  - {path}: {text}" for path, text in found.items())
+        raise MismatchError(
+            f"{location}: this cache was begun with other settings:{listed}\n"
+            f"Give the settings it was begun with, or another --output."
         )
 
 
 class CacheWriter:
     """An open cache that blocks are added to.
 
+    Writers of several processes may be open at once, each with blocks of its own; the first process
+    of the run holds the lock and alone creates, takes stock and completes.
+
     Attributes:
-        root: Folder of the cache.
         manifest: The stored manifest.
-        committed: Blocks that are written and need not be computed again.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._store = DurableStore(root)
-        self._group, self.manifest = open_root(root, self._store)
-        require_layout(root)
+    def __init__(self, objects: Objects, run: str) -> None:
+        """Open a cache.
+
+        Args:
+            objects: Where it is.
+            run: Id of the run that holds its lock; see `run_lock`.
+        """
+        self._objects = objects
+        self._run = run
+        self.manifest = read_manifest(objects)
         self._layouts = layouts(self.manifest)
-        self._lock = threading.Lock()
-        self.committed: set[int] = set()
-        for record in read_commits(root):
-            if commit_problems(root, record, self._layouts):
-                # The block is simply computed again: its record no longer speaks the truth.
-                commit_path(root, record.block).unlink()
-            else:
-                self.committed.add(record.block)
 
     @staticmethod
     def create(
-        root: Path,
+        objects: Objects,
+        run: str,
         manifest: Manifest,
         plan: BlockPlan,
         pair_columns: Mapping[str, NDArray[Any]],
         unembedding: Mapping[str, NDArray[Any]],
     ) -> "CacheWriter":
-        """Lay out a new cache: metadata, plan and unembedding, all or nothing.
+        """Lay out a new cache: metadata, plan and unembedding, then the root, which makes it one.
 
         Args:
-            root: Folder to make; it must not exist or be empty.
+            objects: Where to; it must not exist or be empty.
+            run: Id of the run that holds its lock.
             manifest: Its manifest, with `complete` unset.
             plan: The block plan.
-            pair_columns: `pair_id`, `prompt_id` and `source_row`, each [pairs].
-            unembedding: `weight` [vocab, hidden] and `bias` [vocab] as stored; empty unless the
-                encoding is `factored`.
+            pair_columns: See `laid_out`.
+            unembedding: See `laid_out`.
         """
         assert not manifest.complete
-        require_free(root)
-        root.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-        store = DurableStore(building)
+        assert not require_free(objects)
+        require_held(objects, run)
+        _remove_parts(objects)  # of a creation that was killed
         try:
-            building.chmod(0o755)
-            _lay_out(store, manifest, plan, pair_columns, unembedding)
-            building.replace(root)
+            records = {}
+            for key, data, record in laid_out(manifest, plan, pair_columns, unembedding):
+                objects.write(key, data, None)
+                records[key] = record
+            objects.write(LAYOUT, encode_record(LayoutRecord(objects=records)), None)
+            objects.write(ROOT, encode_root(manifest), None)
+        except ConflictError as error:
+            raise CacheBusyError(
+                f"{objects.location}: another run is laying out a cache here. Wait for it, or "
+                f"name another --output."
+            ) from error
         except BaseException:
-            # Where one write fails, zarr's other writes of the same array are still under way.
-            store.stop()
-            shutil.rmtree(building, ignore_errors=True)
+            _remove_parts(objects)
             raise
-        sync_directory(root.parent)
-        return CacheWriter(root)
+        return CacheWriter(objects, run)
 
-    def require_same(self, asked: Manifest) -> None:
-        """Refuse to go on with a cache that another command began.
+    def missing(self) -> list[int]:
+        """Return the blocks that are yet to be written, having made sure of all others.
+
+        Commits that no longer speak the truth are withdrawn, and what killed writers left is
+        removed. Only for the first process of a run, before others write.
 
         Raises:
-            MismatchError: Naming each difference.
+            CacheError: What the cache was created with is damaged.
         """
-        found = {
-            path: text
-            for path, text in differences(self.manifest, asked).items()
-            if not path.startswith(_NOT_COMPARED)
-        }
-        if found:
-            listed = "".join(f"\n  - {path}: {text}" for path, text in found.items())
-            raise MismatchError(
-                f"{self.root}: this cache was begun with other settings:{listed}\n"
-                f"Give the settings it was begun with, or another --output."
-            )
+        require_held(self._objects, self._run)
+        self._objects.tidy()
+        sizes = self._objects.sizes()
+        require_layout(self._objects, sizes)
+        blocks = self.manifest.plan.blocks
+        commits = read_commits(self._objects, blocks, sizes)
+        lost = [
+            block
+            for block, record in commits.records.items()
+            if commit_problems(record, self._layouts, sizes)
+        ]
+        for block in (*lost, *commits.damaged):
+            self._objects.delete(commit_key(block))
+        return [b for b in range(blocks) if b not in commits.records or b in lost]
 
     def write_block(self, block: int, pairs: int, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Write one block and commit it. Safe to call from another thread than the creator's.
+        """Write one block and commit it; it is committed once, whoever else tries.
 
         Args:
             block: Number of the block.
             pairs: Pairs in it, for the record.
             rows: For every array of kind `block`, its used rows as stored, [n, ...].
+
+        Raises:
+            CacheBusyError: Another run has taken the cache or the block over.
         """
         wanted = {path for path, layout in self._layouts.items() if layout.spec.kind == "block"}
         assert set(rows) == wanted, f"got arrays {sorted(rows)}, expected {sorted(wanted)}"
-        with self._lock:
-            self._store.written.clear()
-            for path, values in rows.items():
-                layout = self._layouts[path]
-                assert values.dtype == np.dtype(layout.dtype), (path, values.dtype)
-                shard = np.zeros(layout.shard, values.dtype)
-                shard[: len(values)] = values
-                first = block * layout.shard[0]
-                # What a killed run left there is not read, nor trusted, but gone.
-                (self.root / shard_key(layout, block)).unlink(missing_ok=True)
-                # An all-zero chunk must be on disk too, or it could not be told from a lost one.
-                array = self._group[path]
-                assert isinstance(array, zarr.Array)
-                array = array.with_config({"write_empty_chunks": True})
-                array[first : first + layout.shard[0]] = shard
-            written = {shard_key(self._layouts[path], block) for path in rows}
-            assert set(self._store.written) == written, sorted(self._store.written)
-            record = CommitRecord(
+        require_held(self._objects, self._run)
+        attempt = uuid.uuid4().hex
+        claim = self._claim(block, attempt)
+        if claim is None:
+            return
+        records = {}
+        for path, values in rows.items():
+            layout = self._layouts[path]
+            shard = encode_shard(layout, values)
+            key = shard_key(layout, block)
+            self._put(key, shard.data.data, block, claim)
+            records[key] = object_record(shard.data.data, shard)
+        self._commit(
+            CommitRecord(
                 block=block,
                 pairs=pairs,
                 tokens=len(rows["labels"]),
-                shards=dict(self._store.written),
-            )
-            write_record(commit_path(self.root, block), record)
-            self.committed.add(block)
+                attempt=attempt,
+                content=content_digest(rows),
+                objects=records,
+            ),
+            claim,
+        )
 
     def complete(self) -> None:
         """Mark the cache complete; every block must be committed."""
-        assert len(self.committed) == self.manifest.plan.blocks
+        require_held(self._objects, self._run)
+        sizes = self._objects.sizes()
+        commits = read_commits(self._objects, self.manifest.plan.blocks, sizes)
+        assert len(commits.records) == self.manifest.plan.blocks
         self.manifest = dataclasses.replace(self.manifest, complete=True)
-        self._group.attrs[ATTRIBUTE] = self.manifest.to_json()
+        replace(self._objects, ROOT, encode_root(self.manifest))
+
+    def _claim(self, block: int, attempt: str) -> Version | None:
+        """Take a block over from whoever had it; None if it is committed already."""
+        key = commit_key(block)
+        data = encode_record(ClaimRecord(block=block, attempt=attempt))
+        while True:
+            version = self._objects.version(key)
+            if version is not None and self._committed(block) is not None:
+                return None
+            try:
+                return self._objects.write(key, data, version)
+            except ConflictError:
+                continue
+
+    def _put(self, key: str, data: Bytes, block: int, claim: Version) -> None:
+        """Write an object of a claimed block in place of whatever another attempt left there."""
+        while True:
+            # In this order: were the claim lost after the check, whoever has it now wrote after
+            # the version was read, or has yet to write and will find ours in the way.
+            seen = self._objects.version(key)
+            if self._objects.version(commit_key(block)) != claim:
+                raise self._lost(block)
+            try:
+                self._objects.write(key, data, seen)
+                return
+            except ConflictError:
+                continue
+
+    def _commit(self, record: CommitRecord, claim: Version) -> None:
+        key, data = commit_key(record.block), encode_record(record)
+        try:
+            self._objects.write(key, data, claim)
+        except ConflictError as error:
+            # Ours if only the answer was lost; another's if it took over and was faster.
+            if self._committed(record.block) is None:
+                raise self._lost(record.block) from error
+        except OSError:
+            self._objects.withdraw(key, data)
+            raise
+
+    def _committed(self, block: int) -> CommitRecord | None:
+        try:
+            found = read_block_record(self._objects, block)
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, CommitRecord) else None
+
+    def _lost(self, block: int) -> CacheBusyError:
+        return CacheBusyError(
+            f"{self._objects.location}: another run has taken over block {block}. This run stops; "
+            f"what it committed is kept."
+        )
 
 
-def _lay_out(
-    store: DurableStore,
-    manifest: Manifest,
-    plan: BlockPlan,
-    pair_columns: Mapping[str, NDArray[Any]],
-    unembedding: Mapping[str, NDArray[Any]],
-) -> None:
-    group = zarr.create_group(store, attributes={ATTRIBUTE: manifest.to_json()})
-    group.create_group(COMMITS)
-    group.create_group("pairs")
-    known: dict[str, NDArray[Any]] = {
-        "pairs/response_start": plan.response_start,
-        "pairs/response_length": plan.response_length,
-        "pairs/block_start": plan.block_start,
-        **{f"pairs/{name}": column for name, column in pair_columns.items()},
-        **{f"unembedding/{name}": values for name, values in unembedding.items()},
-    }
-    if unembedding:
-        group.create_group("unembedding")
-    expected = layouts(manifest)
-    assert set(known) == {path for path, lay in expected.items() if lay.spec.kind != "block"}
-    for path, layout in expected.items():
-        array = _create_array(group, path, layout, manifest)
-        if path in known:
-            assert known[path].shape == layout.shape, (path, known[path].shape, layout.shape)
-            # Zarr would convert numbers, and bfloat16 is stored as bits.
-            assert known[path].dtype == np.dtype(layout.dtype), (path, known[path].dtype)
-            array[...] = known[path]
-    # The root's description holds the manifest, which changes when the cache is complete.
-    shards = {key: record for key, record in store.written.items() if key != "zarr.json"}
-    write_record(layout_path(store.root), LayoutRecord(shards=shards))
+def _is_part(key: str) -> bool:
+    """Tell whether a cache could have an object of this name."""
+    if key in (ROOT, LOCK, "pairs/zarr.json", "unembedding/zarr.json"):
+        return True
+    return key.startswith((COMMITS, *(f"{spec.path}/" for spec in TABLE)))
 
 
-def _create_array(
-    group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
-) -> zarr.Array[Any]:
-    # Checksums on every chunk and on the shard index: a flipped bit is an error, never data.
-    raw, checksum = BytesCodec(endian="little"), Crc32cCodec()
-    true_type = manifest.states.dtype if layout.spec.dtype == "states" else layout.dtype
-    sharded = layout.spec.kind == "block"
-    serializer = ShardingCodec(chunk_shape=layout.chunk, codecs=[raw, checksum]) if sharded else raw
-    return group.create_array(
-        path,
-        shape=layout.shape,
-        chunks=layout.shard,
-        dtype=layout.dtype,
-        serializer=serializer,
-        compressors=() if sharded else (checksum,),
-        filters=(),
-        fill_value=0,
-        dimension_names=layout.spec.dims,
-        attributes={"meaning": layout.spec.meaning, "element_type": true_type},
-        config={"write_empty_chunks": True},
-    )
+def _remove_parts(objects: Objects) -> None:
+    for key in objects.sizes():
+        if key != LOCK and _is_part(key):
+            objects.delete(key)

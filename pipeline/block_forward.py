@@ -67,33 +67,32 @@ class BlockForward:
         self._last = manifest.base.num_hidden_layers
 
     @torch.inference_mode()
-    def run(self, block: int, progress: Callable[[int], None]) -> dict[str, NDArray[Any]]:
-        """Return the used rows of every per-token array of a block, as stored.
+    def run(self, pairs: range, progress: Callable[[int], None]) -> dict[str, NDArray[Any]]:
+        """Return the rows of consecutive pairs of one block, for every per-token array, as stored.
 
         Args:
-            block: Number of the block.
+            pairs: The pairs, all of a block or a part of them.
             progress: Called with the number of pairs after each batch.
         """
-        plan = self._plan
-        used = plan.used_rows(block)
+        start = int(self._plan.response_start[pairs.start, 0])
+        used = int(self._plan.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
         rows = {
             path: np.empty((used, *layout.shape[1:]), layout.dtype)
             for path, layout in layouts(self._manifest).items()
             if layout.spec.kind == "block"
         }
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
-        in_block = plan.pairs_of(block)
         # A sequence of its own for each answer costs the prompt twice.
         budget = self._batch_tokens if self.shared_prompt else self._batch_tokens // 2
         with self._base.taps(tapped) as taps:
-            for batch_pairs in batches_by_length(in_block, self._pairs.shared_length, budget):
+            for batch_pairs in batches_by_length(pairs, self._pairs.shared_length, budget):
                 batch = (
                     pack_shared(self._pairs, batch_pairs, self._base.dtype)
                     if self.shared_prompt
                     else pack_separate(self._pairs, batch_pairs)
                 ).to(self._base.device)
                 own_NV = self._forward(batch)
-                at = self._rows_of(batch_pairs) - plan.first_row(block)
+                at = self._rows_of(batch_pairs) - start
                 for path, values in self._arrays(taps.states, batch, own_NV).items():
                     rows[path][at] = values
                 progress(len(batch_pairs))

@@ -5,8 +5,11 @@ from typing import Any
 
 from cache_schema.arrays import bytes_per_token, layouts
 from cache_schema.errors import CacheError
+from cache_schema.lock import read_holder
 from cache_schema.manifest import Manifest
-from cache_schema.store import open_root, read_commits, stored_bytes
+from cache_schema.objects import Objects, is_remote, open_objects
+from cache_schema.records import read_commits
+from cache_schema.root import ROOT, read_manifest
 from pipeline.head_files import find_head, read_head_config
 
 
@@ -20,8 +23,8 @@ def describe(path: str) -> dict[str, Any]:
         MAVError: It is neither, or damaged.
     """
     folder = Path(path)
-    if (folder / "zarr.json").is_file():
-        return _describe_cache(folder)
+    if is_remote(path) or (folder / ROOT).is_file():
+        return _describe_cache(open_objects(path))
     if folder.is_dir() and not any(folder.iterdir()):
         raise CacheError(f"{path}: an empty folder, neither a cache nor a head")
     return _describe_head(find_head(path))
@@ -33,19 +36,23 @@ def screen(description: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in description.items())
 
 
-def _describe_cache(folder: Path) -> dict[str, Any]:
-    _, manifest = open_root(folder)
-    commits = list(read_commits(folder))
+def _describe_cache(objects: Objects) -> dict[str, Any]:
+    manifest = read_manifest(objects)
+    sizes = objects.sizes()
+    commits = read_commits(objects, manifest.plan.blocks, sizes).records
+    holder = read_holder(objects)
     return {
         "kind": f"MAV cache, format {manifest.format_version}",
-        "path": str(folder),
+        "path": objects.location,
         "complete": manifest.complete and len(commits) == manifest.plan.blocks,
         "blocks": f"{len(commits)} of {manifest.plan.blocks} written, "
         f"{manifest.plan.block_tokens} tokens each",
+        **({"being_written_by": str(holder)} if holder else {}),
         **_origin(manifest),
         "response_tokens": manifest.plan.tokens,
         "bytes_per_token": bytes_per_token(manifest),
-        "stored_bytes": stored_bytes(folder),
+        "stored_bytes": sum(sizes.values()),
+        "compression": manifest.storage.compression,
         "arrays": {
             name: f"{layout.dtype} {list(layout.shape)}"
             for name, layout in layouts(manifest).items()

@@ -66,7 +66,7 @@ class Evaluation:
 
     Attributes:
         head: Folder of the head.
-        cache: Folder of the cache.
+        cache: Folder or URL of the cache.
         which: The part of the cache's pairs that was used.
         pairs: Number of pairs.
         tokens: Number of response tokens.
@@ -87,7 +87,7 @@ class Evaluation:
 
 def evaluate(
     head: str,
-    cache: Path,
+    cache: str | Path,
     alphas: Sequence[float],
     *,
     which: Which | None = None,
@@ -97,7 +97,7 @@ def evaluate(
 
     Args:
         head: Folder or hub id.
-        cache: Folder of the cache.
+        cache: Folder or URL of the cache.
         alphas: Strengths.
         which: Part of the cache's pairs. If None, those held out from training where the cache
             holds the data the head was trained on, else all.

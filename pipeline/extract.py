@@ -1,34 +1,25 @@
 """Stage one: run the frozen base once over preference pairs and write the cache."""
 
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
-from cache_schema.errors import DataError, UsageError
-from cache_schema.manifest import BaseModelRecord, LogitsRecord, Manifest
-from cache_schema.plan import BlockPlan
-from cache_schema.store import stored_bytes
-from cache_schema.writer import CacheWriter, require_free
-from pipeline.base_checks import check_base
-from pipeline.base_logits import Unembedding
-from pipeline.base_model import BaseModel, load_source, load_tokenizer
-from pipeline.base_source import BaseSource, resolve_base, tokenizer_digest
-from pipeline.block_forward import BlockForward
-from pipeline.devices import pick_device
+from cache_schema.errors import CacheError
+from cache_schema.lock import run_lock
+from cache_schema.manifest import BaseModelRecord, Manifest
+from cache_schema.objects import Objects, open_objects
+from cache_schema.reader import CacheReader
+from cache_schema.root import read_manifest
+from cache_schema.writer import CacheWriter, require_free, require_same
+from pipeline.base_model import BaseModel
+from pipeline.base_source import tokenizer_digest
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.kernel_cache import bound_kernel_cache
-from pipeline.preferences import ReadCounts, read_pairs
+from pipeline.extract_work import Request, Say, Work, load, prepare, read_and_tokenize
 from pipeline.progress import progress_bar
 from pipeline.stored import TORCH_DTYPES, to_stored
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
-
-_CPU_BATCH_TOKENS: Final = 2048
-_ACCELERATOR_BATCH_TOKENS: Final = 16384
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,166 +67,128 @@ def extract(
 ) -> ExtractReport:
     """Write the cache, or go on with one that was interrupted, or leave a complete one as it is.
 
+    Processes that were launched together share the blocks that are missing.
+
     Args:
         options: What to extract.
-        say: Called with each line worth telling the user.
+        say: Called with each line worth telling the user, on the first process.
         base: A loaded base to use in place of `options.base_model`.
 
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    bound_kernel_cache()
-    if base is not None and base.dtype != TORCH_DTYPES[options.dtype]:
-        raise UsageError(
-            f"dtype: asked for {options.dtype}, but the base that was given computes in "
-            f"{base.dtype}; states are stored as they are computed, so give both the same"
+    request = prepare(options, base)
+    processes, objects = request.processes, open_objects(options.output)
+    if not processes.first:
+        say = _silent
+    with ExitStack() as held:
+
+        def lock() -> str:
+            return held.enter_context(run_lock(objects, say=say))
+
+        stored = processes.from_first(
+            lambda: read_manifest(objects) if require_free(objects) else None
         )
-    require_free(options.output)
-    pick_device(options.device)
-    source = None if base else resolve_base(options.base_model, options.gguf_file, options.revision)
-    tokenizer = base.tokenizer if base else load_tokenizer(_known(source))
-    pairs, counts = _read(options, tokenizer, say)
+        # A complete cache is only looked at, so it may lie where nobody can write.
+        run = None if stored and stored.complete else processes.from_first(lock)
+        pairs, counts = read_and_tokenize(options, request.tokenizer, say)
+        if stored is not None:
+            found = base.record() if base else _as_stored(stored, request)
+            asked, _ = draft_manifest(options, found, stored.logits, pairs, counts)
+            require_same(objects.location, stored, asked)
+        if run is None:
+            if processes.from_first(lambda: _sound(objects)):
+                say(f"{options.output}: complete already, left as it is")
+                return _report(objects, read_manifest(objects), 0, 0.0, None)
+            run = processes.from_first(lock)
 
-    writer = CacheWriter(options.output) if (options.output / "zarr.json").exists() else None
-    if writer is not None:
-        found = base.record() if base else _as_stored(writer.manifest, _known(source), tokenizer)
-        asked, _ = draft_manifest(options, found, writer.manifest.logits, pairs, counts)
-        writer.require_same(asked)
-        if writer.manifest.complete and len(writer.committed) == asked.plan.blocks:
-            say(f"{options.output}: complete already, left as it is")
-            return _report(writer, 0, 0.0, None)
-        say(
-            f"Going on where it stopped: {len(writer.committed)} of {asked.plan.blocks} blocks "
-            f"are written"
+        work = load(options, request, pairs, counts, say)
+        if stored is None:
+            processes.from_first(lambda: _create(objects, run, work))
+        writer = CacheWriter(objects, run)
+        missing = processes.from_first(writer.missing)
+        if stored is not None:
+            blocks = work.plan.blocks
+            say(
+                f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
+            )
+        started = perf_counter()
+        done = _run_blocks(work, writer, missing[processes.rank :: processes.count])
+        done = sum(processes.gather(done))
+        processes.from_first(writer.complete)
+        return _report(
+            objects,
+            read_manifest(objects),
+            done,
+            perf_counter() - started,
+            work.forward.shared_prompt,
         )
 
-    if base is None:
-        say(f"Loading {_known(source).id} in {options.dtype}")
-        base = load_source(_known(source), dtype=TORCH_DTYPES[options.dtype], device=options.device)
-    unembedding = base.unembedding()
-    manifest, plan = draft_manifest(
-        options, base.record(), _logits_record(unembedding), pairs, counts
-    )
-    verdict = check_base(
-        base,
-        pairs,
-        manifest.states.layers,
-        options.max_length,
-        must_factor=options.logits == "factored",
-        say=say,
-    )
-    if writer is None:
-        writer = _create(
-            options, dataclasses.replace(manifest, checks=verdict.errors), plan, unembedding, pairs
-        )
-    forward = BlockForward(
-        base,
-        pairs,
-        plan,
-        manifest,
-        unembedding if verdict.factored else None,
-        shared_prompt=verdict.shared_prompt,
-        batch_tokens=options.batch_tokens
-        or (_CPU_BATCH_TOKENS if base.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS),
-    )
-    started = perf_counter()
-    done = _run_blocks(forward, writer, plan)
-    writer.complete()
-    return _report(writer, done, perf_counter() - started, forward.shared_prompt)
+
+def _silent(line: str) -> None:
+    """Say nothing; the first process speaks for all."""
 
 
-def _known(source: BaseSource | None) -> BaseSource:
-    assert source is not None
-    return source
+def _sound(objects: Objects) -> bool:
+    try:
+        CacheReader(objects.location)
+    except CacheError:
+        return False
+    return True
 
 
-def _read(options: ExtractOptions, tokenizer: Any, say: Say) -> tuple[TokenizedPairs, ReadCounts]:
-    counts = ReadCounts()
-    with progress_bar(None, "Tokenizing", "pair") as bar:
-        pairs = tokenize_pairs(
-            read_pairs(options.data, counts), tokenizer, options.max_length, bar.update
-        )
-    dropped = counts.dropped + pairs.dropped
-    causes = ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"
-    say(f"{options.data.id}: {counts.rows} rows, {len(pairs)} pairs kept; dropped: {causes}")
-    if pairs.prompts_truncated or pairs.responses_cut:
-        say(
-            f"The limit of {options.max_length} tokens took the beginning of "
-            f"{pairs.prompts_truncated} prompts and the end of an answer of "
-            f"{pairs.responses_cut} pairs"
-        )
-    if not len(pairs):
-        raise DataError(
-            f"{options.data.id}: no usable pair among {counts.rows} rows (dropped: {causes}). "
-            f"Texts must be transcripts with an 'Assistant:' turn, and the answers must differ."
-        )
-    return pairs, counts
-
-
-def _as_stored(manifest: Manifest, source: BaseSource, tokenizer: Any) -> BaseModelRecord:
+def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
     """Describe a base without loading it: the same weights have the stored shapes."""
+    assert request.source is not None
     return dataclasses.replace(
         manifest.base,
-        weights_digest=source.weights_digest(),
-        tokenizer_digest=tokenizer_digest(tokenizer.get_vocab()),
+        weights_digest=request.source.weights_digest(),
+        tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
     )
 
 
-def _logits_record(unembedding: Unembedding) -> LogitsRecord:
-    return LogitsRecord(
-        encoding="factored",
-        scale=unembedding.scale,
-        softcap=unembedding.softcap,
-        has_bias=unembedding.bias is not None,
-        top_k=None,
-    )
-
-
-def _create(
-    options: ExtractOptions,
-    manifest: Manifest,
-    plan: BlockPlan,
-    unembedding: Unembedding,
-    pairs: TokenizedPairs,
-) -> CacheWriter:
+def _create(objects: Objects, run: str, work: Work) -> None:
     stored = {}
-    if options.logits == "factored":
-        stored["weight"] = to_stored(unembedding.weight.to(TORCH_DTYPES[options.dtype]))
-        if unembedding.bias is not None:
-            stored["bias"] = to_stored(unembedding.bias.to(TORCH_DTYPES[options.dtype]))
-    return CacheWriter.create(
-        options.output,
-        manifest,
-        plan,
-        {"pair_id": pairs.pair_id, "prompt_id": pairs.prompt_id, "source_row": pairs.source_row},
-        stored,
-    )
+    if work.manifest.logits.encoding == "factored":
+        dtype = TORCH_DTYPES[work.manifest.states.dtype]
+        stored["weight"] = to_stored(work.unembedding.weight.to(dtype))
+        if work.unembedding.bias is not None:
+            stored["bias"] = to_stored(work.unembedding.bias.to(dtype))
+    pairs = work.pairs
+    columns = {
+        "pair_id": pairs.pair_id,
+        "prompt_id": pairs.prompt_id,
+        "source_row": pairs.source_row,
+    }
+    CacheWriter.create(objects, run, work.manifest, work.plan, columns, stored)
 
 
-def _run_blocks(forward: BlockForward, writer: CacheWriter, plan: BlockPlan) -> int:
-    """Compute and write every missing block; a thread writes while the next block runs."""
-    missing = [block for block in range(plan.blocks) if block not in writer.committed]
-    pairs = sum(len(plan.pairs_of(block)) for block in missing)
+def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:
+    """Compute and write blocks, one while the one before is written; return their pairs."""
+    pairs = sum(len(work.plan.pairs_of(block)) for block in blocks)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="writer") as pool,
         progress_bar(pairs, "Extracting", "pair") as bar,
     ):
         writing: Future[None] | None = None
-        for block in missing:
-            rows = forward.run(block, bar.update)
+        for block in blocks:
+            in_block = work.plan.pairs_of(block)
+            rows = work.forward.run(in_block, bar.update)
             if writing is not None:
                 writing.result()
-            writing = pool.submit(writer.write_block, block, len(plan.pairs_of(block)), rows)
+            writing = pool.submit(writer.write_block, block, len(in_block), rows)
         if writing is not None:
             writing.result()
     return pairs
 
 
-def _report(writer: CacheWriter, done: int, seconds: float, shared: bool | None) -> ExtractReport:
+def _report(
+    objects: Objects, manifest: Manifest, done: int, seconds: float, shared: bool | None
+) -> ExtractReport:
     return ExtractReport(
-        manifest=writer.manifest,
+        manifest=manifest,
         pairs_done=done,
         seconds=seconds,
         shared_prompt=shared,
-        stored_bytes=stored_bytes(writer.root),
+        stored_bytes=sum(objects.sizes().values()),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_schema.arrays import token_bytes
+from cache_schema.codecs import Compression
 from cache_schema.errors import UsageError
 from cache_schema.manifest import (
     FORMAT_VERSION,
@@ -16,6 +17,7 @@ from cache_schema.manifest import (
     Manifest,
     PlanRecord,
     StatesRecord,
+    StorageRecord,
     StoredDtype,
     TextRecord,
 )
@@ -35,7 +37,7 @@ class ExtractOptions:
     Attributes:
         base_model: Hub id, folder or `.gguf` file.
         data: The preference pairs.
-        output: Folder of the cache.
+        output: Folder or URL of the cache.
         gguf_file: File inside the base's folder or repository.
         revision: Branch, tag or commit of a hub repository.
         layer_selection: `auto`, `uniform`, or indices such as `1,15,30`.
@@ -48,11 +50,12 @@ class ExtractOptions:
         device: `auto` or a torch device.
         batch_tokens: Most padded tokens in one forward pass, or None to choose by device.
         block_tokens: Response tokens in a block, or None to choose by size.
+        compression: Lossless compression of what is stored.
     """
 
     base_model: str
     data: DataSource
-    output: Path
+    output: str | Path
     gguf_file: str | None = None
     revision: str | None = None
     layer_selection: str = "auto"
@@ -65,6 +68,7 @@ class ExtractOptions:
     device: str = "auto"
     batch_tokens: int | None = None
     block_tokens: int | None = None
+    compression: Compression = "none"
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -145,6 +149,7 @@ def draft_manifest(
             tokens=plan.tokens,
             digest=pairs.digest(),
         ),
+        storage=StorageRecord(compression=options.compression),
         checks={},
         complete=False,
     )

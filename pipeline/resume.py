@@ -1,9 +1,6 @@
 """Whether a training run may begin or go on in a folder."""
 
-import os
 from pathlib import Path
-
-from accelerate import Accelerator
 
 from cache_schema.errors import MismatchError, UsageError
 from pipeline.checkpoint import TrainState, read_state
@@ -50,19 +47,3 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
     if changed:
         listed = "".join(f"\n  - {line}" for line in changed)
         raise MismatchError(f"{folder}: this run cannot go on with other settings:{listed}")
-
-
-def require_joined_processes(accelerator: Accelerator) -> None:
-    """Refuse processes that were launched together but do not know of each other.
-
-    Each would train alone and write to the same folder.
-
-    Raises:
-        UsageError: With the remedy.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise UsageError(
-            f"{launched} processes were launched, but this one sees {accelerator.num_processes}. "
-            f"On a machine without an accelerator, set ACCELERATE_USE_CPU=1."
-        )

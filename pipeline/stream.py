@@ -56,7 +56,7 @@ class PreferenceStream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        root: Path,
+        location: str | Path,
         subset: PairSubset,
         shape: StepShape,
         *,
@@ -68,7 +68,7 @@ class PreferenceStream(IterableDataset[Batch]):
         """Describe the stream; nothing is opened until it is iterated.
 
         Args:
-            root: Folder of the cache.
+            location: Folder or URL of the cache.
             subset: Which of its pairs.
             shape: How steps are shared out.
             seed: Seed of the order.
@@ -77,7 +77,7 @@ class PreferenceStream(IterableDataset[Batch]):
             window_blocks: Blocks in memory at once.
         """
         super().__init__()
-        self._root = root
+        self._location = location
         self._subset = subset
         self._shape = shape
         self._seed = seed
@@ -86,7 +86,7 @@ class PreferenceStream(IterableDataset[Batch]):
         self._window_blocks = window_blocks
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = CacheReader(self._root)
+        reader = CacheReader(self._location)
         wanted = in_subset(reader.prompt_id, self._subset)
         step_pairs = self._shape.pairs
         skip = self._first_step * step_pairs

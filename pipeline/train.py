@@ -20,8 +20,9 @@ from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.kernel_cache import bound_kernel_cache
+from pipeline.processes import require_joined
 from pipeline.progress import between_bars, progress_bar
-from pipeline.resume import require_joined_processes, require_same_run, state_to_go_on_from
+from pipeline.resume import require_same_run, state_to_go_on_from
 from pipeline.stream import PreferenceStream, StepShape, read_ahead
 from pipeline.train_log import MetricsLog
 from pipeline.train_options import TrainOptions, learning_rate_at
@@ -78,7 +79,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
         log_with="tensorboard",
         project_dir=str(options.output_dir),
     )
-    require_joined_processes(accelerator)
+    require_joined(accelerator.num_processes)
     run = _Run(
         options=options,
         reader=reader,
@@ -247,7 +248,7 @@ class _Run:
             return {}
         shape = dataclasses.replace(self._shape, grad_accum=1)
         held = self._held_out
-        stream = PreferenceStream(held.reader.root, held.subset, shape, seed=0, epoch=0)
+        stream = PreferenceStream(held.reader.location, held.subset, shape, seed=0, epoch=0)
         found = self._trainer.evaluate(read_ahead(stream, 0), self._held_out_base)
         evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._write(log, step, evaluation)

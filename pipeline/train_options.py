@@ -17,7 +17,7 @@ class TrainOptions:
     """What `mav train` is asked for.
 
     Attributes:
-        cache: Folder of the cache to train from.
+        cache: Folder or URL of the cache to train from.
         output_dir: Folder for heads, checkpoint and metrics.
         eval_cache: Another cache to evaluate on, all of it.
         eval_fraction: Share of prompts held out of `cache`, where there is no `eval_cache`.
@@ -39,9 +39,9 @@ class TrainOptions:
         resume: Go on from the checkpoint in `output_dir`.
     """
 
-    cache: Path
+    cache: str | Path
     output_dir: Path
-    eval_cache: Path | None = None
+    eval_cache: str | Path | None = None
     eval_fraction: float = 0.05
     expansion_size: int = 16384
     dropout: float = 0.1

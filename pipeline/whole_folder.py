@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from cache_schema.errors import HeadError
-from cache_schema.store import sync_directory
+from cache_schema.local_objects import sync_directory
 
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD: Final = -100

@@ -16,6 +16,7 @@ from cache_schema.manifest import (
     Manifest,
     PlanRecord,
     StatesRecord,
+    StorageRecord,
     TextRecord,
     differences,
 )
@@ -66,6 +67,7 @@ def llama_7b(**changes: Any) -> Manifest:
             responses_cut=0,
         ),
         plan=PlanRecord(block_tokens=8192, blocks=2, tokens=9000, digest="dd" * 32),
+        storage=StorageRecord(compression="none"),
         checks={"layers": 0.0},
         complete=True,
     )

@@ -1,0 +1,90 @@
+"""The objects a cache is created with: array descriptions, plan and unembedding."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.storage import MemoryStore
+
+from cache_schema.arrays import ArrayLayout, layouts, shard_key
+from cache_schema.codecs import ChunkCodec
+from cache_schema.manifest import Manifest
+from cache_schema.objects import Bytes
+from cache_schema.plan import BlockPlan
+from cache_schema.records import ObjectRecord, object_record
+from cache_schema.shards import encode_shard
+
+
+def laid_out(
+    manifest: Manifest,
+    plan: BlockPlan,
+    pair_columns: Mapping[str, NDArray[Any]],
+    unembedding: Mapping[str, NDArray[Any]],
+) -> Iterator[tuple[str, Bytes, ObjectRecord]]:
+    """Yield key, bytes and record of all objects but the records and the root.
+
+    Args:
+        manifest: The cache's manifest.
+        plan: Its block plan.
+        pair_columns: `pair_id`, `prompt_id` and `source_row`, each [pairs].
+        unembedding: `weight` [vocab, hidden] and `bias` [vocab] as stored; empty unless the
+            encoding is `factored`.
+    """
+    known: dict[str, NDArray[Any]] = {
+        "pairs/response_start": plan.response_start,
+        "pairs/response_length": plan.response_length,
+        "pairs/block_start": plan.block_start,
+        **{f"pairs/{name}": column for name, column in pair_columns.items()},
+        **{f"unembedding/{name}": values for name, values in unembedding.items()},
+    }
+    expected = layouts(manifest)
+    assert set(known) == {path for path, lay in expected.items() if lay.spec.kind != "block"}
+    for key, text in descriptions(manifest).items():
+        yield key, text, object_record(text)
+    for path, values in known.items():
+        layout = expected[path]
+        assert values.shape == layout.shape, (path, values.shape, layout.shape)
+        for number in range(layout.shards):
+            rows = values[number * layout.shard[0] : (number + 1) * layout.shard[0]]
+            shard = encode_shard(layout, rows)
+            data = shard.data.data
+            yield shard_key(layout, number), data, object_record(data, shard)
+
+
+def descriptions(manifest: Manifest) -> dict[str, bytes]:
+    """Return Zarr's metadata of all arrays and groups below the root, by key."""
+    store = MemoryStore()
+    group = zarr.create_group(store)
+    for path, layout in layouts(manifest).items():
+        _describe(group, path, layout, manifest)
+    keys = sorted(key for key in store._store_dict if key != "zarr.json")
+    return {key: store._store_dict[key].to_bytes() for key in keys}
+
+
+def _describe(
+    group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
+) -> zarr.Array[Any]:
+    true_type = manifest.states.dtype if layout.spec.dtype == "states" else layout.dtype
+    codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
+    # Checksums on every chunk and on the index: a flipped bit is an error, never data.
+    serializer = ShardingCodec(
+        chunk_shape=layout.chunk,
+        codecs=[BytesCodec(endian="little"), *codec.zarr, Crc32cCodec()],
+        index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+    )
+    return group.create_array(
+        path,
+        shape=layout.shape,
+        chunks=layout.shard,
+        dtype=layout.dtype,
+        serializer=serializer,
+        compressors=(),
+        filters=(),
+        fill_value=0,
+        dimension_names=layout.spec.dims,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes={"meaning": layout.spec.meaning, "element_type": true_type},
+    )

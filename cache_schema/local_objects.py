@@ -1,0 +1,193 @@
+"""Objects as files of a folder, written so that a power failure cannot cut or lose them.
+
+A file is written under a temporary name, forced to the disk, given its name, and then its folder is
+forced to the disk. A new name is given by a hard link, which fails where the name is taken; an old
+one is replaced by renaming, inside a file lock and after comparing its version. File locks end with
+the process that holds them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.errors import CacheError
+from cache_schema.objects import Bytes, ConflictError, Version
+
+_MUTEX: Final = ".mutex"
+_PARTIAL: Final = ".partial"
+_WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+class LocalObjects:
+    """A folder of objects; see `Objects`."""
+
+    def __init__(self, root: Path) -> None:
+        self.location = str(root)
+        self._root = root
+
+    def read(self, key: str) -> NDArray[np.uint8]:
+        """Return an object's bytes."""
+        return np.fromfile(self._root / key, np.uint8)
+
+    def version(self, key: str) -> Version | None:
+        """Return an object's version, or None if there is no such object."""
+        try:
+            return _version(os.stat(self._root / key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every object; files whose name begins with a dot are none."""
+        if self._root.is_file():
+            raise CacheError(
+                f"{self._root}: a file, so it is not a MAV cache. Name a folder instead."
+            )
+        return dict(_walk(str(self._root), ""))
+
+    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+        """Write an object durably, whole or not at all."""
+        path = self._root / key
+        _make_folder(path.parent)
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
+        # Opened now: a process may be out of descriptors when the name is already given.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            try:
+                version = _write_new(temporary, data)
+                if expected is None:
+                    self._give_name(temporary, path)
+                else:
+                    with self._mutex():
+                        if self.version(key) != expected:
+                            raise ConflictError(key)
+                        os.rename(temporary, path)
+            except OSError as error:
+                if error.filename is None:
+                    error.filename = str(path)  # a failed write does not know its file's name
+                raise
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return version
+
+    def withdraw(self, key: str, data: Bytes) -> None:
+        """Remove an object whose writing failed, if it holds these bytes."""
+        path = self._root / key
+        with contextlib.suppress(OSError), self._mutex():
+            if path.read_bytes() == bytes(data):
+                os.unlink(path)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._root / key)
+            sync_directory((self._root / key).parent)
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left half-written."""
+        for path in self._root.rglob(f".*{_PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        """Return the free space of the file system that holds the folder, or would hold it."""
+        place = self._root.absolute()
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file that holds an object."""
+        return self._root / key
+
+    def _give_name(self, temporary: Path, path: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise ConflictError(str(path)) from error
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            # Some network and removable file systems have no hard links.
+            with self._mutex():
+                if path.exists():
+                    raise ConflictError(str(path)) from error
+                os.rename(temporary, path)
+
+    @contextlib.contextmanager
+    def _mutex(self) -> Iterator[None]:
+        """Keep out everyone who compares and replaces in this folder."""
+        descriptor = os.open(self._root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, each entry durable."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        sync_directory(folder.parent)
+
+
+def _write_new(path: Path, data: Bytes) -> Version:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        # File systems keep time by the tick, too coarse to tell versions apart.
+        now = time.time_ns()
+        os.utime(descriptor, ns=(now, now))
+        os.fsync(descriptor)
+        return _version(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _version(status: os.stat_result) -> Version:
+    return Version(
+        tag=f"{status.st_ino}-{status.st_mtime_ns}", generation=None, size=status.st_size
+    )
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}", entry.stat().st_size

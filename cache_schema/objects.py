@@ -1,0 +1,121 @@
+"""Where a cache is kept: named objects in a folder or in object storage.
+
+Everything a cache is made of is one object under a key such as `labels/c.5`. All writing is
+conditional: a writer says which version it expects to replace, or that it expects none, and is
+told when another writer came first. On that one rule the locks, claims and commits of a cache rest.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+
+Bytes = bytes | memoryview
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One content of an object, as told apart from the contents before and after it.
+
+    Attributes:
+        tag: Changes with every write (an entity tag; for files, inode and time).
+        generation: The store's own version, where it has one.
+        size: Bytes.
+    """
+
+    tag: str
+    generation: str | None
+    size: int
+
+
+class ConflictError(Exception):
+    """The object is not in the version a writer expected; another writer came first."""
+
+
+class Objects(Protocol):
+    """A flat store of objects.
+
+    Methods raise `OSError` where the store fails; `FileNotFoundError` for a missing object.
+
+    Attributes:
+        location: Folder or URL, as the user knows it.
+    """
+
+    location: str
+
+    def read(self, key: str) -> NDArray[np.uint8]:
+        """Return an object's bytes [size]."""
+
+    def version(self, key: str) -> Version | None:
+        """Return an object's version, or None if there is no such object."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of every object; none if the place does not exist."""
+
+    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+        """Write an object durably, whole or not at all.
+
+        Args:
+            key: Its key.
+            data: Its bytes.
+            expected: The version to replace, or None for a new object.
+
+        Raises:
+            ConflictError: The object is in another version; nothing was written.
+        """
+
+    def withdraw(self, key: str, data: Bytes) -> None:
+        """Remove an object whose writing failed, if it holds these bytes. Never raises."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left half-written; only one writer may be there."""
+
+    def free_bytes(self) -> int | None:
+        """Return the room that is left, or None where there is no limit to tell."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file that holds an object, if it is one."""
+
+
+def is_remote(location: str | Path) -> bool:
+    """Tell whether a location is a URL rather than a folder."""
+    found = _URL.fullmatch(str(location))
+    return found is not None and found[1].lower() != "file"
+
+
+def open_objects(location: str | Path) -> Objects:
+    """Open a folder, `file://`, or any URL that obstore knows: `s3://`, `gs://`, `az://`, ….
+
+    Args:
+        location: Folder or URL. Nothing needs to be there yet.
+
+    Raises:
+        UsageError: The URL cannot be understood.
+    """
+    if is_remote(location):
+        # Its library takes a tenth of a second to import, which most runs need not pay.
+        from cache_schema.remote_objects import RemoteObjects
+
+        return RemoteObjects(str(location))
+    from cache_schema.local_objects import LocalObjects
+
+    return LocalObjects(Path(str(location).removeprefix("file://")))
+
+
+def replace(objects: Objects, key: str, data: Bytes) -> Version:
+    """Write an object whatever version it is in, for keys that one writer alone has to do with."""
+    return objects.write(key, data, objects.version(key))
+
+
+def under(sizes: dict[str, int], prefix: str) -> Iterator[str]:
+    """Yield the keys below a prefix, in order."""
+    return (key for key in sorted(sizes) if key.startswith(prefix))

@@ -1,0 +1,225 @@
+"""What a cache records about its own objects: the layout, and for each block its claim or commit.
+
+All records are sealed JSON under `commits/`. The record of a block is one object that goes from
+missing to `claim` to `commit`, each step conditional on the one before, so of all writers that ever
+tried a block exactly one commits it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.arrays import ArrayLayout, shard_key
+from cache_schema.errors import CacheError
+from cache_schema.objects import Bytes, Objects
+from cache_schema.sealed import UNSEALED, seal, unseal
+from cache_schema.shards import EncodedShard
+
+COMMITS: Final = "commits/"
+LAYOUT: Final = "commits/layout.json"
+_AT_ONCE: Final = 32
+"""Records that are asked for at a time; object storage answers each in tens of milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectRecord:
+    """One stored object as it was when it was written."""
+
+    bytes: int
+    sha256: str
+    checksums: str | None
+    """SHA-256 of its chunks' crc32c one after the other; none for metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutRecord:
+    """All objects a cache was created with: array descriptions, plan and unembedding."""
+
+    objects: dict[str, ObjectRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimRecord:
+    """A block that a writer began; it counts as not written."""
+
+    block: int
+    attempt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """Proof that a block is written: its objects as they were when they became durable."""
+
+    block: int
+    pairs: int
+    tokens: int
+    attempt: str
+    content: str
+    """SHA-256 over the decoded values; see `content_digest`."""
+    objects: dict[str, ObjectRecord]
+
+
+_KINDS: Final[dict[str, type]] = {
+    "layout": LayoutRecord,
+    "claim": ClaimRecord,
+    "commit": CommitRecord,
+}
+Record = LayoutRecord | ClaimRecord | CommitRecord
+
+
+def commit_key(block: int) -> str:
+    """Return the key of a block's record."""
+    return f"{COMMITS}{block:08d}.json"
+
+
+def object_record(data: Bytes, shard: EncodedShard | None = None) -> ObjectRecord:
+    """Describe an object that is about to be written."""
+    return ObjectRecord(
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        checksums=shard.checksums if shard else None,
+    )
+
+
+def content_digest(rows: Mapping[str, NDArray[Any]]) -> str:
+    """Return a SHA-256 over the used rows of a block, independent of chunks and compression.
+
+    It covers, for each array in order of its path: the path in UTF-8, a zero byte, and the values
+    in C order, little-endian.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(rows):
+        digest.update(path.encode() + b"\0")
+        digest.update(np.ascontiguousarray(rows[path]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def encode_record(record: Record) -> bytes:
+    """Return a record as sealed JSON."""
+    kind = next(name for name, cls in _KINDS.items() if type(record) is cls)
+    return seal(asdict(record) | {"record": kind, "seal": UNSEALED})
+
+
+def decode_record(data: Bytes) -> Record:
+    """Return the record in sealed JSON.
+
+    Raises:
+        ValueError: It is damaged, or no record.
+    """
+    fields = unseal(data)
+    try:
+        cls = _KINDS[fields.pop("record")]
+        del fields["seal"]
+        if "objects" in fields:
+            fields["objects"] = {
+                key: ObjectRecord(**found) for key, found in fields["objects"].items()
+            }
+        record: Record = cls(**fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"it is not a record: {error}") from error
+    return record
+
+
+def read_layout(objects: Objects) -> LayoutRecord:
+    """Read the record of what the cache was created with.
+
+    Raises:
+        CacheError: It is missing or damaged.
+    """
+    try:
+        record = decode_record(objects.read(LAYOUT).data)
+        if not isinstance(record, LayoutRecord):
+            raise ValueError("it is the record of a block")
+    except (FileNotFoundError, ValueError) as error:
+        raise CacheError(
+            f"{objects.location}/{LAYOUT}: damaged ({_reason(error)}). It is written once, so "
+            f"remove the cache and extract again."
+        ) from error
+    return record
+
+
+def read_block_record(objects: Objects, block: int) -> ClaimRecord | CommitRecord:
+    """Read the record of a block.
+
+    Raises:
+        ValueError: It is damaged, or that of another block.
+        FileNotFoundError: There is none.
+    """
+    record = decode_record(objects.read(commit_key(block)).data)
+    if isinstance(record, LayoutRecord) or record.block != block:
+        raise ValueError("it is the record of something else")
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commits:
+    """The block records of a cache as they were read.
+
+    Attributes:
+        records: Block -> its commit.
+        damaged: Block -> what is wrong with its record.
+    """
+
+    records: dict[int, CommitRecord]
+    damaged: dict[int, str]
+
+
+def read_commits(objects: Objects, blocks: int, sizes: Mapping[str, int]) -> Commits:
+    """Read the commit records of all blocks.
+
+    Args:
+        objects: The store.
+        blocks: Number of blocks.
+        sizes: Its objects; blocks without a record are not asked for.
+    """
+    commits = Commits(records={}, damaged={})
+
+    def read(block: int) -> ClaimRecord | CommitRecord | str:
+        try:
+            return read_block_record(objects, block)
+        except (FileNotFoundError, ValueError) as error:
+            return f"{commit_key(block)}: damaged ({_reason(error)})"
+
+    known = [block for block in range(blocks) if commit_key(block) in sizes]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
+        for block, found in zip(known, pool.map(read, known), strict=True):
+            if isinstance(found, str):
+                commits.damaged[block] = found
+            elif isinstance(found, CommitRecord):
+                commits.records[block] = found
+    return commits
+
+
+def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> str | None:
+    """Say what is wrong with a stored object by existence and size, or None."""
+    size = sizes.get(key)
+    if size is None:
+        return f"{key}: missing, expected {record.bytes} bytes"
+    return None if size == record.bytes else f"{key}: {size} bytes, expected {record.bytes}"
+
+
+def commit_problems(
+    record: CommitRecord, layouts: Mapping[str, ArrayLayout], sizes: Mapping[str, int]
+) -> list[str]:
+    """Say what is wrong with a committed block: objects not recorded, missing, or cut."""
+    expected = {
+        shard_key(layout, record.block)
+        for layout in layouts.values()
+        if layout.spec.kind == "block"
+    }
+    if set(record.objects) != expected:
+        return [
+            f"{commit_key(record.block)}: it names {len(record.objects)} objects, expected "
+            f"{len(expected)}: {', '.join(sorted(expected))}"
+        ]
+    found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
+    return [problem for problem in found if problem]
+
+
+def _reason(error: Exception) -> str:
+    return "missing" if isinstance(error, FileNotFoundError) else str(error)

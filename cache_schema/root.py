@@ -1,0 +1,50 @@
+"""The root of a cache: one Zarr group description, which holds the manifest under a seal."""
+
+from typing import Any
+
+from cache_schema.errors import CacheError
+from cache_schema.manifest import ATTRIBUTE, Manifest
+from cache_schema.objects import Objects
+from cache_schema.sealed import UNSEALED, seal, unseal
+
+ROOT = "zarr.json"
+
+
+def encode_root(manifest: Manifest) -> bytes:
+    """Return the description of the root group."""
+    return seal(
+        {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {ATTRIBUTE: manifest.to_json(), "seal": UNSEALED},
+        }
+    )
+
+
+def read_manifest(objects: Objects) -> Manifest:
+    """Read the manifest of a cache, complete or not.
+
+    Raises:
+        CacheError: There is no cache, or its description is damaged or of another format.
+    """
+    location = objects.location
+    try:
+        data = objects.read(ROOT)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if objects.sizes():
+            raise CacheError(
+                f"{location}: not a MAV cache (it has no {ROOT}). Name what "
+                f"`mav extract --output` wrote."
+            ) from error
+        raise CacheError(
+            f"{location}: no such cache. `mav extract --output {location}` makes one."
+        ) from error
+    try:
+        document: Any = unseal(data.data)
+        manifest = document["attributes"][ATTRIBUTE]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(
+            f"{location}: not a MAV cache, or damaged: {ROOT} holds no sealed manifest ({error}). "
+            f"If it was a cache, put {ROOT} back from a copy, or extract again."
+        ) from error
+    return Manifest.from_json(manifest, location)

@@ -1,0 +1,158 @@
+"""Shards: the rows of one block of one array as the bytes of one stored object, and back.
+
+The bytes are those of Zarr's codec `sharding_indexed`: chunks of `chunk_rows` rows one after the
+other, each followed by its crc32c; then for every chunk of the shard its offset and its length as
+little-endian uint64, both 2**64 - 1 for a chunk that is left out; then the crc32c of that index.
+Chunks after the last used row are left out.
+
+They are made here and not by zarr-python so that a block is one buffer, filled once and written at
+once, and so that reading it costs one read, one checksum and one copy.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.arrays import ArrayLayout
+from cache_schema.codecs import ChunkCodec
+
+_CHECKSUM_BYTES: Final = 4
+_LEFT_OUT: Final = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedShard:
+    """A shard ready to be stored.
+
+    Attributes:
+        data: Its bytes, uint8 [size].
+        checksums: SHA-256, in hexadecimal, of the crc32c of its chunks one after the other.
+    """
+
+    data: NDArray[np.uint8]
+    checksums: str
+
+
+def shard_bytes(layout: ArrayLayout, rows: int) -> int:
+    """Return the size of a shard with so many used rows, if it is not compressed."""
+    chunks = -(-rows // layout.chunk[0])
+    return chunks * (_chunk_bytes(layout) + _CHECKSUM_BYTES) + _index_bytes(layout)
+
+
+def encode_shard(layout: ArrayLayout, rows: NDArray[Any]) -> EncodedShard:
+    """Encode the used rows of a block, at most as many as a shard has.
+
+    Args:
+        layout: The array.
+        rows: Its rows as stored, [n, ...].
+    """
+    assert rows.dtype == np.dtype(layout.dtype), (layout.spec.path, rows.dtype)
+    assert rows.shape[1:] == layout.shape[1:], (layout.spec.path, rows.shape)
+    assert len(rows) <= layout.shard[0], (layout.spec.path, len(rows))
+    assert len(rows) > 0, layout.spec.path
+    codec = ChunkCodec(layout.compression, rows.dtype.itemsize)
+    parts = _chunks(layout, rows)
+    if not codec.stores_as_is:
+        parts = [codec.encode(part) for part in parts]
+    room = sum(len(part) + _CHECKSUM_BYTES for part in parts)
+    data = np.empty(room + _index_bytes(layout), np.uint8)
+    index = np.full((layout.shard[0] // layout.chunk[0], 2), _LEFT_OUT, "<u8")
+    checksums = []
+    at = 0
+    for number, part in enumerate(parts):
+        end = at + len(part)
+        data[at:end] = part
+        checksums.append(_checksum(part))
+        data[end : end + _CHECKSUM_BYTES] = np.frombuffer(checksums[-1], np.uint8)
+        index[number] = at, len(part) + _CHECKSUM_BYTES
+        at = end + _CHECKSUM_BYTES
+    plain = index.view(np.uint8).reshape(-1)
+    data[at:-_CHECKSUM_BYTES] = plain
+    data[-_CHECKSUM_BYTES:] = np.frombuffer(_checksum(plain), np.uint8)
+    return EncodedShard(data=data, checksums=_digest(checksums))
+
+
+def decode_shard(
+    layout: ArrayLayout, data: NDArray[np.uint8], rows: int, checksums: str
+) -> NDArray[Any]:
+    """Decode the first `rows` rows of a shard, every byte of them checked.
+
+    Args:
+        layout: The array.
+        data: The stored object, uint8 [size].
+        rows: Used rows.
+        checksums: What `encode_shard` told; another shard's chunks have others.
+
+    Returns:
+        The rows as stored, [rows, ...].
+
+    Raises:
+        ValueError: The bytes are damaged, or those of another shard.
+    """
+    index = _read_index(layout, data)
+    codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
+    used = -(-rows // layout.chunk[0])
+    if (index[:used] == _LEFT_OUT).any() or (index[used:] != _LEFT_OUT).any():
+        raise ValueError(f"its index does not name just the {used} chunks in use")
+    out = np.empty((used, _chunk_bytes(layout)), np.uint8)
+    found = []
+    for number, (start, size) in enumerate(index[:used].tolist()):
+        end = start + size - _CHECKSUM_BYTES
+        if not 0 <= start <= end <= len(data) - _index_bytes(layout):
+            raise ValueError(f"its index places chunk {number} outside of it")
+        stored, written = data[start:end], data[end : end + _CHECKSUM_BYTES].tobytes()
+        if _checksum(stored) != written:
+            raise ValueError(f"the checksum of chunk {number} does not match its bytes")
+        found.append(written)
+        if not codec.stores_as_is:
+            codec.decode(stored, out[number])
+        elif len(stored) == out.shape[1]:
+            out[number] = stored
+        else:
+            raise ValueError(f"chunk {number} has {len(stored)} bytes, expected {out.shape[1]}")
+    if _digest(found) != checksums:
+        raise ValueError("its chunks are whole, but they are not those that were committed")
+    values = out.reshape(-1).view(layout.dtype).reshape(-1, *layout.shape[1:])
+    return values[:rows]
+
+
+def _chunks(layout: ArrayLayout, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:
+    """Return the bytes of each chunk in use, the last one filled up with zeros."""
+    step = layout.chunk[0]
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    if len(parts[-1]) < step:
+        whole = np.zeros(layout.chunk, rows.dtype)
+        whole[: len(parts[-1])] = parts[-1]
+        parts[-1] = whole
+    return [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts]
+
+
+def _read_index(layout: ArrayLayout, data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    size = _index_bytes(layout)
+    if len(data) < size:
+        raise ValueError(f"{len(data)} bytes cannot hold its index of {size}")
+    plain = data[-size:-_CHECKSUM_BYTES]
+    if _checksum(plain) != data[-_CHECKSUM_BYTES:].tobytes():
+        raise ValueError("the checksum of its index does not match")
+    return np.frombuffer(plain.tobytes(), "<u8").reshape(-1, 2)
+
+
+def _chunk_bytes(layout: ArrayLayout) -> int:
+    return prod(layout.chunk) * np.dtype(layout.dtype).itemsize
+
+
+def _index_bytes(layout: ArrayLayout) -> int:
+    return layout.shard[0] // layout.chunk[0] * 16 + _CHECKSUM_BYTES
+
+
+def _checksum(data: NDArray[np.uint8]) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _digest(checksums: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(checksums)).hexdigest()

@@ -1,0 +1,251 @@
+"""Verifying a cache: everything there and of its size, then every byte against its digests."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.arrays import ArrayLayout, layouts, shard_key
+from cache_schema.errors import CacheError
+from cache_schema.lock import LOCK, run_lock
+from cache_schema.manifest import Manifest
+from cache_schema.objects import Objects, replace
+from cache_schema.plan import BlockPlan
+from cache_schema.reader import read_array
+from cache_schema.records import (
+    LAYOUT,
+    CommitRecord,
+    LayoutRecord,
+    ObjectRecord,
+    commit_key,
+    commit_problems,
+    content_digest,
+    object_problem,
+    read_commits,
+    read_layout,
+)
+from cache_schema.root import ROOT, encode_root, read_manifest
+from cache_schema.shards import decode_shard
+
+_CHANGED: Final = "{}: its bytes have another SHA-256 than when it was written"
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        location: The cache.
+        full: Whether digests were compared, not sizes alone.
+        blocks: Blocks of the plan.
+        committed: Blocks with a commit record that can be read.
+        complete: Whether the manifest says that all blocks are written.
+        objects: Objects that were checked.
+        bytes: Bytes that were read and compared.
+        damaged_blocks: Block -> what is wrong with it.
+        damaged_layout: What is wrong with descriptions, plan or unembedding.
+        unknown: Objects that belong to no block and to no array.
+    """
+
+    location: str
+    full: bool
+    blocks: int
+    committed: int
+    complete: bool
+    objects: int
+    bytes: int
+    damaged_blocks: dict[int, list[str]]
+    damaged_layout: list[str]
+    unknown: list[str]
+
+    @property
+    def sound(self) -> bool:
+        """Whether the cache can be trained from."""
+        return (
+            self.complete
+            and self.committed == self.blocks
+            and not self.damaged_blocks
+            and not self.damaged_layout
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for scripts."""
+        return dataclasses.asdict(self) | {"sound": self.sound}
+
+
+def verify(
+    objects: Objects,
+    *,
+    full: bool,
+    begin: Callable[[int], None] = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> VerifyReport:
+    """Check a cache, complete or not.
+
+    Args:
+        objects: Where it is.
+        full: Read everything and compare all digests; else existence and sizes.
+        begin: Called once with the bytes that will be read.
+        progress: Called with the bytes of each object that was read.
+
+    Raises:
+        CacheError: There is no cache, or its root or the record of its layout is unreadable, so
+            that nothing can be said of the rest.
+    """
+    manifest = read_manifest(objects)
+    sizes = objects.sizes()
+    every = layouts(manifest)
+    layout = read_layout(objects)
+    commits = read_commits(objects, manifest.plan.blocks, sizes)
+    damaged_layout = _damaged(layout.objects, sizes)
+    damaged_blocks = {block: [problem] for block, problem in commits.damaged.items()}
+    for block, record in commits.records.items():
+        if problems := commit_problems(record, every, sizes):
+            damaged_blocks[block] = problems
+
+    recorded = [layout.objects, *(record.objects for record in commits.records.values())]
+    known = {key: record for records in recorded for key, record in records.items()}
+    read = 0
+    if full:
+        begin(sum(record.bytes for record in known.values()))
+        checker = _Checker(objects, every, progress)
+        damaged_layout += checker.layout(layout, damaged_layout)
+        plan = None if damaged_layout else _read_plan(objects, manifest, every, layout)
+        for block, record in sorted(commits.records.items()):
+            if block not in damaged_blocks and (found := checker.block(record, plan)):
+                damaged_blocks[block] = found
+        read = checker.read
+    ours = {ROOT, LAYOUT, LOCK, *known, *map(commit_key, range(manifest.plan.blocks))}
+    ours |= {
+        shard_key(array, block)
+        for block in range(manifest.plan.blocks)
+        if block not in commits.records
+        for array in every.values()
+        if array.spec.kind == "block"
+    }
+    return VerifyReport(
+        location=objects.location,
+        full=full,
+        blocks=manifest.plan.blocks,
+        committed=len(commits.records),
+        complete=manifest.complete,
+        objects=len(known),
+        bytes=read,
+        damaged_blocks=dict(sorted(damaged_blocks.items())),
+        damaged_layout=damaged_layout,
+        unknown=sorted(set(sizes) - ours),
+    )
+
+
+def repair(objects: Objects, report: VerifyReport, *, say: Callable[[str], None]) -> None:
+    """Mark damaged blocks as not written, so that the next extraction computes them anew.
+
+    Args:
+        objects: The cache that was verified.
+        report: What was found.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        CacheError: The damage is not in the blocks, so that no block can mend it.
+    """
+    if report.damaged_layout:
+        raise CacheError(
+            f"{objects.location}: what it was created with is damaged, and it is written only "
+            f"once. Remove the cache and extract again."
+        )
+    with run_lock(objects, say=say):
+        manifest = read_manifest(objects)
+        if manifest.complete and not report.sound:
+            manifest = dataclasses.replace(manifest, complete=False)
+            replace(objects, ROOT, encode_root(manifest))
+        for block in report.damaged_blocks:
+            objects.delete(commit_key(block))
+    say(
+        f"{objects.location}: {len(report.damaged_blocks)} damaged blocks are marked; run the same "
+        f"`mav extract` command again, it computes them anew"
+    )
+
+
+class _Checker:
+    """Reads objects and compares them with their records."""
+
+    def __init__(
+        self, objects: Objects, every: Mapping[str, ArrayLayout], progress: Progress
+    ) -> None:
+        self.read = 0
+        self._objects = objects
+        self._every = every
+        self._progress = progress
+
+    def layout(self, record: LayoutRecord, known: list[str]) -> list[str]:
+        """Return what is wrong with the objects of the layout, beyond what is known."""
+        lost = {problem.split(":", 1)[0] for problem in known}
+        return [
+            _CHANGED.format(key)
+            for key, item in record.objects.items()
+            if key not in lost and self._read(key, item) is None
+        ]
+
+    def block(self, record: CommitRecord, plan: BlockPlan | None) -> list[str]:
+        """Return what is wrong with a block whose objects are there in full size."""
+        if plan is not None:
+            used, pairs = plan.used_rows(record.block), len(plan.pairs_of(record.block))
+            if (record.tokens, record.pairs) != (used, pairs):
+                return [
+                    f"{commit_key(record.block)}: {record.pairs} pairs of {record.tokens} tokens, "
+                    f"but the plan has {pairs} of {used}"
+                ]
+        problems = []
+        rows = {}
+        for path, layout in self._every.items():
+            if layout.spec.kind != "block":
+                continue
+            key = shard_key(layout, record.block)
+            item = record.objects[key]
+            data = self._read(key, item)
+            if data is None:
+                problems.append(_CHANGED.format(key))
+                continue
+            try:
+                rows[path] = decode_shard(layout, data, record.tokens, item.checksums or "")
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+        if not problems and content_digest(rows) != record.content:
+            problems.append(f"block {record.block}: its values are not those that were committed")
+        return problems
+
+    def _read(self, key: str, record: ObjectRecord) -> NDArray[np.uint8] | None:
+        """Return an object's bytes, or None if they are not those that were written."""
+        try:
+            data = self._objects.read(key)
+        except FileNotFoundError:
+            return None  # removed since sizes were looked at
+        self.read += len(data)
+        self._progress(len(data))
+        return data if hashlib.sha256(data.data).hexdigest() == record.sha256 else None
+
+
+def _damaged(records: Mapping[str, ObjectRecord], sizes: Mapping[str, int]) -> list[str]:
+    found = [object_problem(key, record, sizes) for key, record in records.items()]
+    return [problem for problem in found if problem]
+
+
+def _read_plan(
+    objects: Objects, manifest: Manifest, every: Mapping[str, ArrayLayout], record: LayoutRecord
+) -> BlockPlan:
+    start, row, length = (
+        read_array(objects, every[f"pairs/{name}"], record)
+        for name in ("block_start", "response_start", "response_length")
+    )
+    return BlockPlan(
+        block_tokens=manifest.plan.block_tokens,
+        block_start=start,
+        response_start=row,
+        response_length=length,
+    )
