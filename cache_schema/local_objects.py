@@ -101,6 +101,14 @@ class LocalObjects:
         for path in self._root.rglob(f".*{_PARTIAL}"):
             path.unlink(missing_ok=True)
 
+    def prune(self) -> None:
+        """Remove empty folders, and the place itself if no object is left in it."""
+        for folder, _, _ in os.walk(self._root, topdown=False):
+            if folder == str(self._root) and os.listdir(folder) == [_MUTEX]:
+                os.unlink(self._root / _MUTEX)
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
     def free_bytes(self) -> int | None:
         """Return the free space of the file system that holds the folder, or would hold it."""
         place = self._root.absolute()

@@ -79,6 +79,7 @@ def run_lock(objects: Objects, *, say: Callable[[str], None]) -> Iterator[str]:
         beating.join()
         if (found := read_holder(objects)) is not None and found.run == holder.run:
             objects.delete(LOCK)
+            objects.prune()
 
 
 def require_held(objects: Objects, run: str) -> None:

@@ -79,6 +79,9 @@ class Objects(Protocol):
     def tidy(self) -> None:
         """Remove what writers that were killed left half-written; only one writer may be there."""
 
+    def prune(self) -> None:
+        """Remove empty folders, and the place itself if no object is left in it."""
+
     def free_bytes(self) -> int | None:
         """Return the room that is left, or None where there is no limit to tell."""
 

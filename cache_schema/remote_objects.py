@@ -90,6 +90,9 @@ class RemoteObjects:
     def tidy(self) -> None:
         """Do nothing: an interrupted PUT leaves nothing."""
 
+    def prune(self) -> None:
+        """Do nothing: there are no folders."""
+
     def free_bytes(self) -> int | None:
         """Return None: buckets have no end."""
         return None

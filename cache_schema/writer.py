@@ -140,8 +140,12 @@ class CacheWriter:
             unembedding: See `laid_out`.
         """
         assert not manifest.complete
-        assert not require_free(objects)
         require_held(objects, run)
+        if require_free(objects):
+            raise CacheBusyError(
+                f"{objects.location}: another run made a cache here in the meantime. Run the "
+                f"command again; it goes on with that one, if it is the same."
+            )
         _remove_parts(objects)  # of a creation that was killed
         try:
             records = {}

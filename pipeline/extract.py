@@ -89,20 +89,20 @@ def extract(
         stored = processes.from_first(
             lambda: read_manifest(objects) if require_free(objects) else None
         )
-        # A complete cache is only looked at, so it may lie where nobody can write.
-        run = None if stored and stored.complete else processes.from_first(lock)
+        # A complete cache is only looked at, so it may lie where nobody can write; a new one is
+        # not begun before the data and the base are known to be good.
+        begun = stored is not None and not stored.complete
+        run = processes.from_first(lock) if begun else None
         pairs, counts = read_and_tokenize(options, request.tokenizer, say)
         if stored is not None:
             found = base.record() if base else _as_stored(stored, request)
             asked, _ = draft_manifest(options, found, stored.logits, pairs, counts)
             require_same(objects.location, stored, asked)
-        if run is None:
-            if processes.from_first(lambda: _sound(objects)):
+            if not begun and processes.from_first(lambda: _sound(objects)):
                 say(f"{options.output}: complete already, left as it is")
-                return _report(objects, read_manifest(objects), 0, 0.0, None)
-            run = processes.from_first(lock)
-
+                return _report(objects, stored, 0, 0.0, None)
         work = load(options, request, pairs, counts, say)
+        run = run or processes.from_first(lock)
         if stored is None:
             processes.from_first(lambda: _create(objects, run, work))
         writer = CacheWriter(objects, run)
