@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,7 +92,9 @@ def _say(line: str) -> None:
 
 
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
-    click.echo(json.dumps(value, indent=1) if as_json else text)
+    # Of processes launched together, one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(json.dumps(value, indent=1) if as_json else text)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -165,14 +168,32 @@ def main() -> None:
 )
 @click.option("--top-k", default=64, help="Logits kept per token with --logits topk.")
 @_DTYPE
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "zstd", "blosc"]),
+    default="none",
+    help="Lossless compression of what is stored; blosc is smallest.",
+)
+@click.option(
+    "--storage-dtype",
+    type=click.Choice(["computed", "int8", "fp8"]),
+    default="computed",
+    help="How states are stored: as computed, or lossy in one byte a value.",
+)
 @click.option("--limit", type=int, help="Read only the first N rows.")
 @click.option(
     "--batch-tokens", type=int, help="Most tokens in a forward pass.  [default: by device]"
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing; tell bytes, free space and hours, from a short timed sample.",
 )
 @_DEVICE
 @_JSON
 def extract_command(
     *,
+    dry_run: bool,
     dataset: str,
     data_dir: str | None,
     split: str,
@@ -182,14 +203,21 @@ def extract_command(
 ) -> None:
     """Run a frozen base once over preference pairs and write the cache.
 
-    Interrupted, the same command goes on where it was; a complete cache is left as it is.
+    Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
+    as several processes (accelerate launch, torchrun), they share the work.
     """
     from pipeline.extract import extract
     from pipeline.extract_options import ExtractOptions
     from pipeline.preferences import DataSource
+    from pipeline.preflight import preflight, screen
 
     data = DataSource(id=dataset, data_dir=data_dir, split=split, limit=limit)
-    report = extract(ExtractOptions(data=data, **options), say=_say)
+    asked = ExtractOptions(data=data, **options)
+    if dry_run:
+        expected = preflight(asked, say=_say)
+        _print(as_json, expected.to_json(), screen(expected))
+        return
+    report = extract(asked, say=_say)
     found = report.to_json()
     rate = found["pairs_per_second"]
     speed = f" at {rate:.1f} pairs/s" if rate else ""
@@ -199,6 +227,58 @@ def extract_command(
         f"{options['output']}: {found['pairs']:,} pairs, {found['response_tokens']:,} response "
         f"tokens, {found['stored_bytes'] / 1e9:.2f} GB{speed}",
     )
+
+
+@_command(
+    """
+  mav verify llama.cache
+  mav verify llama.cache --against-base 20
+  mav verify s3://bucket/llama.cache --fast --json
+"""
+)
+@click.argument("cache")
+@click.option(
+    "--full/--fast",
+    default=True,
+    help="Read everything and compare all digests, or look at existence and sizes alone.",
+)
+@click.option(
+    "--against-base", type=int, metavar="N", help="Also run N pairs through the live base again."
+)
+@click.option("--base-model", help="Where the base is now.  [default: where it was]")
+@click.option("--dataset", help="Where the data set is now.  [default: where it was]")
+@click.option(
+    "--repair", is_flag=True, help="Mark damaged blocks, so that mav extract computes them anew."
+)
+@_DEVICE
+@_JSON
+def verify_command(
+    *,
+    cache: str,
+    full: bool,
+    against_base: int | None,
+    base_model: str | None,
+    dataset: str | None,
+    repair: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Check that a cache is whole; exit code 1 if it is not."""
+    from pipeline.verification import run_verification, screen
+
+    found = run_verification(
+        cache,
+        full=full,
+        pairs=against_base,
+        base_model=base_model,
+        dataset=dataset,
+        mend=repair,
+        device=device,
+        say=_say,
+    )
+    _print(as_json, found.to_json(), screen(found))
+    if not found.sound:
+        raise SystemExit(1)
 
 
 @_command(

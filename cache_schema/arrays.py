@@ -2,7 +2,7 @@
 
 Writer, reader, size estimates, docs and tests all derive from `TABLE`. Three kinds of array:
 
-- `block`: one row a response token; a shard holds the rows of exactly one block.
+- `block`: one row a response token, or one a block; a shard holds what belongs to one block.
 - `plan`: what is known before the base model runs (where each pair lies, and its ids).
 - `unembedding`: one copy of the base's output embedding, for factored logits.
 """
@@ -14,8 +14,9 @@ from typing import Final, Literal
 import numpy as np
 
 from cache_schema.codecs import Compression
-from cache_schema.dtypes import STORED_AS, itemsize
+from cache_schema.dtypes import STORED_AS
 from cache_schema.manifest import Manifest
+from cache_schema.quantization import CODES, PER_CHANNEL, PER_TOKEN, QUANTIZED
 
 Kind = Literal["block", "plan", "unembedding"]
 
@@ -32,7 +33,8 @@ class ArraySpec:
     Attributes:
         path: Path of the array inside the store.
         dims: Names of its dimensions; `dimension_sizes` gives their lengths.
-        dtype: NumPy type as stored, or `states` for the manifest's type of hidden states.
+        dtype: NumPy type as stored; `states` for the manifest's type of hidden states; `codes` for
+            that too, or for the codes of quantized states.
         kind: Who writes it, and how it is chunked.
         meaning: One line for the documentation.
     """
@@ -48,16 +50,44 @@ TABLE: Final[tuple[ArraySpec, ...]] = (
     ArraySpec(
         path="hidden_states",
         dims=("token", "layer", "width"),
-        dtype="states",
+        dtype="codes",
         kind="block",
         meaning="Pooled states of the chosen layers at the position that predicts the token",
     ),
     ArraySpec(
         path="final_hidden_state",
         dims=("token", "hidden"),
-        dtype="states",
+        dtype="codes",
         kind="block",
         meaning="Input of the output embedding; left out where hidden_states holds it unpooled",
+    ),
+    ArraySpec(
+        path="hidden_states_token_scale",
+        dims=("token", "layer"),
+        dtype="float32",
+        kind="block",
+        meaning="Factor of each token's codes, where states are quantized",
+    ),
+    ArraySpec(
+        path="hidden_states_channel_scale",
+        dims=("block", "layer", "width"),
+        dtype="float32",
+        kind="block",
+        meaning="Factor of each channel's codes over a block (int8)",
+    ),
+    ArraySpec(
+        path="final_hidden_state_token_scale",
+        dims=("token",),
+        dtype="float32",
+        kind="block",
+        meaning="The same for final_hidden_state",
+    ),
+    ArraySpec(
+        path="final_hidden_state_channel_scale",
+        dims=("block", "hidden"),
+        dtype="float32",
+        kind="block",
+        meaning="The same for final_hidden_state (int8)",
     ),
     ArraySpec(
         path="labels",
@@ -191,6 +221,10 @@ class ArrayLayout:
         """Number of stored objects."""
         return -(-self.shape[0] // self.shard[0])
 
+    def rows_in_block(self, tokens: int) -> int:
+        """Return the rows of a block with so many response tokens."""
+        return tokens if self.spec.dims[0] == "token" else 1
+
     @property
     def bytes_per_row(self) -> int:
         """Bytes one index of the first dimension takes, uncompressed."""
@@ -201,6 +235,7 @@ def dimension_sizes(manifest: Manifest) -> dict[str, int]:
     """Return the length of every named dimension in a cache with this manifest."""
     return {
         "token": manifest.plan.blocks * manifest.plan.block_tokens,
+        "block": manifest.plan.blocks,
         "layer": len(manifest.states.layers),
         "width": manifest.states.stored_width,
         "hidden": manifest.base.hidden_size,
@@ -215,12 +250,34 @@ def dimension_sizes(manifest: Manifest) -> dict[str, int]:
 def is_stored(spec: ArraySpec, manifest: Manifest) -> bool:
     """Tell whether a cache with this manifest holds the array."""
     path, encoding = spec.path, manifest.logits.encoding
+    for quantized in QUANTIZED:
+        if path in (f"{quantized}{PER_TOKEN}", f"{quantized}{PER_CHANNEL}"):
+            how = manifest.storage.states
+            if how == "computed" or (path.endswith(PER_CHANNEL) and how != "int8"):
+                return False
+            path = quantized
     if path == "final_hidden_state" and manifest.final_state_layer is not None:
         return False
     if path == "unembedding/bias" and not manifest.logits.has_bias:
         return False
     owners = [name for name, paths in _ENCODED.items() if path in paths]
     return not owners or encoding in owners
+
+
+def stored_dtype(spec: ArraySpec, manifest: Manifest) -> str:
+    """Return the NumPy type an array is stored in."""
+    if spec.dtype == "codes" and manifest.storage.states != "computed":
+        return CODES[manifest.storage.states]
+    return STORED_AS[manifest.states.dtype] if spec.dtype in ("states", "codes") else spec.dtype
+
+
+def element_type(spec: ArraySpec, manifest: Manifest) -> str:
+    """Return the type of an array's values, where NumPy's type only holds their bits."""
+    if spec.dtype == "codes" and manifest.storage.states == "fp8":
+        return "float8_e4m3fn"
+    if spec.dtype == "codes" and manifest.storage.states == "int8":
+        return "int8"
+    return manifest.states.dtype if spec.dtype in ("states", "codes") else spec.dtype
 
 
 def layouts(manifest: Manifest) -> dict[str, ArrayLayout]:
@@ -230,12 +287,12 @@ def layouts(manifest: Manifest) -> dict[str, ArrayLayout]:
     for spec in TABLE:
         if not is_stored(spec, manifest):
             continue
-        dtype = STORED_AS[manifest.states.dtype] if spec.dtype == "states" else spec.dtype
+        dtype = stored_dtype(spec, manifest)
         shape = tuple(sizes[dim] for dim in spec.dims)
         row = int(np.dtype(dtype).itemsize) * prod(shape[1:])
         rows = max(1, INNER_CHUNK_BYTES // row)
         if spec.kind == "block":
-            shard_rows = manifest.plan.block_tokens
+            shard_rows = manifest.plan.block_tokens if spec.dims[0] == "token" else 1
             # Zarr wants shards to be whole multiples of their inner chunks.
             rows = next(n for n in range(min(rows, shard_rows), 0, -1) if shard_rows % n == 0)
         else:
@@ -261,25 +318,7 @@ def shard_key(layout: ArrayLayout, number: int) -> str:
 def bytes_per_token(manifest: Manifest) -> int:
     """Return the uncompressed bytes one response token takes over all arrays."""
     return sum(
-        layout.bytes_per_row for layout in layouts(manifest).values() if layout.spec.kind == "block"
+        layout.bytes_per_row
+        for layout in layouts(manifest).values()
+        if layout.spec.dims[0] == "token"
     )
-
-
-def token_bytes(
-    *,
-    layers: int,
-    stored_width: int,
-    extra_final_width: int,
-    logits_width: int,
-    dtype: str,
-) -> int:
-    """Estimate the bytes of one response token before a manifest exists.
-
-    Args:
-        layers: Number of stored layers.
-        stored_width: Width of each.
-        extra_final_width: Width of a separately stored final state, or 0.
-        logits_width: Stored logits, or 0.
-        dtype: Manifest type of the states.
-    """
-    return (layers * stored_width + extra_final_width + logits_width) * itemsize(dtype) + 8

@@ -36,3 +36,23 @@ def to_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
         return values.astype(np.float32)
     # bfloat16 is the upper half of a float32.
     return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Round float32 values to a manifest type, to the nearest, ties to even.
+
+    Args:
+        values: float32, any shape.
+        dtype: A key of `STORED_AS`.
+
+    Returns:
+        The values as stored, of the same shape.
+    """
+    if dtype != "bfloat16":
+        return values.astype(STORED_AS[dtype])
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(
+        16
+    )
+    # Rounding up could turn a NaN of many bits into an infinity or a zero.
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
+from cache_schema.arrays import ArrayLayout, element_type, layouts, shard_key
 from cache_schema.codecs import ChunkCodec
 from cache_schema.manifest import Manifest
 from cache_schema.objects import Bytes
@@ -67,7 +67,6 @@ def descriptions(manifest: Manifest) -> dict[str, bytes]:
 def _describe(
     group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
 ) -> zarr.Array[Any]:
-    true_type = manifest.states.dtype if layout.spec.dtype == "states" else layout.dtype
     codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
     # Checksums on every chunk and on the index: a flipped bit is an error, never data.
     serializer = ShardingCodec(
@@ -86,5 +85,8 @@ def _describe(
         fill_value=0,
         dimension_names=layout.spec.dims,
         chunk_key_encoding={"name": "default", "separator": "."},
-        attributes={"meaning": layout.spec.meaning, "element_type": true_type},
+        attributes={
+            "meaning": layout.spec.meaning,
+            "element_type": element_type(layout.spec, manifest),
+        },
     )

@@ -98,8 +98,11 @@ class LocalObjects:
 
     def tidy(self) -> None:
         """Remove what writers that were killed left half-written."""
-        for path in self._root.rglob(f".*{_PARTIAL}"):
-            path.unlink(missing_ok=True)
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                if name.startswith(".") and name.endswith(_PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(Path(folder, name))
 
     def prune(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""

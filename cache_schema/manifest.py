@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from cache_schema.codecs import Compression
 from cache_schema.errors import CacheError, ManifestError
+from cache_schema.quantization import StatesStorage
 
 FORMAT_VERSION: Final = 1
 ATTRIBUTE: Final = "mav"
@@ -127,6 +128,8 @@ class StorageRecord:
 
     compression: Compression
     """Codec of every chunk; lossless."""
+    states: StatesStorage
+    """`computed`: in `states.dtype`; or one byte a value with scales, which is lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)

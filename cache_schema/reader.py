@@ -13,6 +13,7 @@ from cache_schema.errors import CacheError, CacheIncompleteError
 from cache_schema.manifest import Manifest
 from cache_schema.objects import Objects, open_objects
 from cache_schema.plan import BlockPlan
+from cache_schema.quantization import restore
 from cache_schema.records import (
     LAYOUT,
     LayoutRecord,
@@ -38,7 +39,7 @@ class Block:
         pairs: Its pairs, as indices into the cache's pairs.
         offsets: int64 [2 * pairs + 1], first row of each answer inside the block: chosen and
             rejected of the first pair, of the second, and so on; then the number of rows.
-        rows: Array path -> values as stored, [rows, ...].
+        rows: Array path -> values [rows, ...] as stored; quantized states as what they stand for.
     """
 
     number: int
@@ -101,13 +102,14 @@ class CacheReader:
         pairs = self.plan.pairs_of(block)
         lengths = self.plan.response_length[pairs.start : pairs.stop].reshape(-1)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        rows = _read_rows(
+            self._objects, self._layouts, block, int(offsets[-1]), self._commits[block].objects
+        )
         return Block(
             number=block,
             pairs=pairs,
             offsets=offsets,
-            rows=read_rows(
-                self._objects, self._layouts, block, int(offsets[-1]), self._commits[block].objects
-            ),
+            rows=restore(rows, self.manifest.states.dtype),
         )
 
     def read_unembedding(self) -> dict[str, NDArray[Any]]:
@@ -141,11 +143,11 @@ def require_layout(objects: Objects, sizes: Mapping[str, int]) -> LayoutRecord:
     return record
 
 
-def read_rows(
+def _read_rows(
     objects: Objects,
     every: Mapping[str, ArrayLayout],
     block: int,
-    rows: int,
+    tokens: int,
     records: Mapping[str, ObjectRecord],
 ) -> dict[str, NDArray[Any]]:
     """Read the used rows of all per-token arrays of a block.
@@ -158,7 +160,7 @@ def read_rows(
             objects,
             layout,
             block,
-            rows,
+            layout.rows_in_block(tokens),
             records,
             f"`mav verify --repair {objects.location}` marks its block, and the extraction "
             f"command then computes that one anew.",

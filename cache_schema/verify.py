@@ -213,7 +213,9 @@ class _Checker:
                 problems.append(_CHANGED.format(key))
                 continue
             try:
-                rows[path] = decode_shard(layout, data, record.tokens, item.checksums or "")
+                rows[path] = decode_shard(
+                    layout, data, layout.rows_in_block(record.tokens), item.checksums or ""
+                )
             except ValueError as error:
                 problems.append(f"{key}: {error}")
         if not problems and content_digest(rows) != record.content:

@@ -3,6 +3,7 @@
 Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,11 +16,13 @@ from cache_schema.arrays import layouts
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
+from cache_schema.quantization import QUANTIZED, restore
 from pipeline.base_logits import Unembedding, encode_topk
 from pipeline.base_model import BaseModel
 from pipeline.packing import ForwardBatch, batches_by_length, pack_separate, pack_shared
 from pipeline.pooling import pool_states
-from pipeline.stored import TORCH_DTYPES, to_stored
+from pipeline.quantize import quantize
+from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
 from pipeline.tokenizing import TokenizedPairs
 
 _LOGITS_AT_ONCE: Final = 1 << 25
@@ -63,6 +66,8 @@ class BlockForward:
         self._manifest = manifest
         self._unembedding = unembedding
         self._batch_tokens = batch_tokens
+        computed = dataclasses.replace(manifest.storage, states="computed")
+        self._computed = dataclasses.replace(manifest, storage=computed)
         self._dtype = TORCH_DTYPES[manifest.states.dtype]
         self._last = manifest.base.num_hidden_layers
 
@@ -78,7 +83,7 @@ class BlockForward:
         used = int(self._plan.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
         rows = {
             path: np.empty((used, *layout.shape[1:]), layout.dtype)
-            for path, layout in layouts(self._manifest).items()
+            for path, layout in layouts(self._computed).items()
             if layout.spec.kind == "block"
         }
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
@@ -96,7 +101,25 @@ class BlockForward:
                 for path, values in self._arrays(taps.states, batch, own_NV).items():
                     rows[path][at] = values
                 progress(len(batch_pairs))
-        return rows
+        return rows if self._manifest.storage.states == "computed" else self._quantized(rows)
+
+    def _quantized(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return a block's rows with its states quantized."""
+        manifest = self._manifest
+        dtype = manifest.states.dtype
+        found = dict(rows)
+        for path in QUANTIZED:
+            if path in rows:
+                states = from_stored(rows[path], dtype).to(self._base.device)
+                found |= quantize(path, states, manifest.storage.states)
+        if manifest.logits.encoding == "factored":
+            # Of the base as the cache has it, so that an untrained head starts at no margin.
+            kept = restore(found, dtype)
+            layer = manifest.final_state_layer
+            final = kept["final_hidden_state"] if layer is None else kept["hidden_states"][:, layer]
+            final_NH = from_stored(final, dtype).to(self._base.device)
+            found |= self._logits_arrays(final_NH, torch.from_numpy(rows["labels"]), None)
+        return found
 
     def _forward(self, batch: ForwardBatch) -> Tensor | None:
         """Run the base; return its logits where only the whole model can tell them."""

@@ -52,7 +52,7 @@ def _describe_cache(objects: Objects) -> dict[str, Any]:
         "response_tokens": manifest.plan.tokens,
         "bytes_per_token": bytes_per_token(manifest),
         "stored_bytes": sum(sizes.values()),
-        "compression": manifest.storage.compression,
+        "storage": f"states {manifest.storage.states}, compression {manifest.storage.compression}",
         "arrays": {
             name: f"{layout.dtype} {list(layout.shape)}"
             for name, layout in layouts(manifest).items()

@@ -17,9 +17,17 @@ from cache_schema.writer import CacheWriter, require_free, require_same
 from pipeline.base_model import BaseModel
 from pipeline.base_source import tokenizer_digest
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.extract_work import Request, Say, Work, load, prepare, read_and_tokenize
+from pipeline.extract_work import (
+    Request,
+    Say,
+    Work,
+    load,
+    prepare,
+    read_and_tokenize,
+    unembedding_arrays,
+)
+from pipeline.preflight import require_room
 from pipeline.progress import progress_bar
-from pipeline.stored import TORCH_DTYPES, to_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +116,8 @@ def extract(
         writer = CacheWriter(objects, run)
         missing = processes.from_first(writer.missing)
         if stored is not None:
+            if processes.first:
+                require_room(objects, work, missing, begun=True)
             blocks = work.plan.blocks
             say(
                 f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
@@ -148,19 +158,14 @@ def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
 
 
 def _create(objects: Objects, run: str, work: Work) -> None:
-    stored = {}
-    if work.manifest.logits.encoding == "factored":
-        dtype = TORCH_DTYPES[work.manifest.states.dtype]
-        stored["weight"] = to_stored(work.unembedding.weight.to(dtype))
-        if work.unembedding.bias is not None:
-            stored["bias"] = to_stored(work.unembedding.bias.to(dtype))
     pairs = work.pairs
     columns = {
         "pair_id": pairs.pair_id,
         "prompt_id": pairs.prompt_id,
         "source_row": pairs.source_row,
     }
-    CacheWriter.create(objects, run, work.manifest, work.plan, columns, stored)
+    require_room(objects, work, list(range(work.plan.blocks)), begun=False)
+    CacheWriter.create(objects, run, work.manifest, work.plan, columns, unembedding_arrays(work))
 
 
 def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:

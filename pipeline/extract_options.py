@@ -1,11 +1,12 @@
 """What an extraction is asked for, and the manifest and plan that follow from it."""
 
+import dataclasses
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cache_schema.arrays import token_bytes
+from cache_schema.arrays import bytes_per_token
 from cache_schema.codecs import Compression
 from cache_schema.errors import UsageError
 from cache_schema.manifest import (
@@ -22,6 +23,7 @@ from cache_schema.manifest import (
     TextRecord,
 )
 from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
+from cache_schema.quantization import StatesStorage
 from pipeline.layers import parse_indices, select_layers
 from pipeline.preferences import DataSource, ReadCounts
 from pipeline.tokenizing import TRUNCATION, TokenizedPairs
@@ -51,6 +53,7 @@ class ExtractOptions:
         batch_tokens: Most padded tokens in one forward pass, or None to choose by device.
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
+        storage_dtype: How states are stored: as computed, or lossy in one byte a value.
     """
 
     base_model: str
@@ -69,6 +72,7 @@ class ExtractOptions:
     batch_tokens: int | None = None
     block_tokens: int | None = None
     compression: Compression = "none"
+    storage_dtype: StatesStorage = "computed"
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -108,7 +112,6 @@ def draft_manifest(
             f"--top-k: got {options.top_k}, expected less than the vocabulary, {base.vocab_size}"
         )
     stored_width = min(base.hidden_size, options.pooled_size)
-    plan = _plan(options, base, len(layers), stored_width, pairs)
     named = options.layer_selection in ("auto", "uniform")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -143,33 +146,16 @@ def draft_manifest(
             prompts_truncated=pairs.prompts_truncated,
             responses_cut=pairs.responses_cut,
         ),
-        plan=PlanRecord(
-            block_tokens=plan.block_tokens,
-            blocks=plan.blocks,
-            tokens=plan.tokens,
-            digest=pairs.digest(),
-        ),
-        storage=StorageRecord(compression=options.compression),
+        plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=pairs.digest()),
+        storage=StorageRecord(compression=options.compression, states=options.storage_dtype),
         checks={},
         complete=False,
     )
-    return manifest, plan
-
-
-def _plan(
-    options: ExtractOptions,
-    base: BaseModelRecord,
-    layers: int,
-    stored_width: int,
-    pairs: TokenizedPairs,
-) -> BlockPlan:
     length = pairs.response_length
-    size = token_bytes(
-        layers=layers,
-        stored_width=stored_width,
-        extra_final_width=base.hidden_size,
-        logits_width=base.vocab_size if options.logits == "dense" else 0,
-        dtype=options.dtype,
-    )
     longest = int(length.sum(axis=1).max())
-    return plan_blocks(length, options.block_tokens or default_block_tokens(size, longest))
+    block_tokens = options.block_tokens or default_block_tokens(bytes_per_token(manifest), longest)
+    plan = plan_blocks(length, block_tokens)
+    placed = dataclasses.replace(
+        manifest.plan, block_tokens=plan.block_tokens, blocks=plan.blocks, tokens=plan.tokens
+    )
+    return dataclasses.replace(manifest, plan=placed), plan

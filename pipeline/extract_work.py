@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from numpy.typing import NDArray
+
 from cache_schema.errors import DataError, UsageError
 from cache_schema.manifest import LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
@@ -19,7 +21,7 @@ from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.processes import Processes
 from pipeline.progress import progress_bar
-from pipeline.stored import TORCH_DTYPES
+from pipeline.stored import TORCH_DTYPES, to_stored
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 _CPU_BATCH_TOKENS: Final = 2048
@@ -161,6 +163,17 @@ def load(
         or (_CPU_BATCH_TOKENS if base.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS),
     )
     return Work(manifest=manifest, plan=plan, pairs=pairs, unembedding=unembedding, forward=forward)
+
+
+def unembedding_arrays(work: Work) -> dict[str, NDArray[Any]]:
+    """Return what the cache keeps of the output embedding, as stored."""
+    if work.manifest.logits.encoding != "factored":
+        return {}
+    dtype = TORCH_DTYPES[work.manifest.states.dtype]
+    found = {"weight": to_stored(work.unembedding.weight.to(dtype))}
+    if work.unembedding.bias is not None:
+        found["bias"] = to_stored(work.unembedding.bias.to(dtype))
+    return found
 
 
 def _logits_record(unembedding: Unembedding) -> LogitsRecord:

@@ -89,11 +89,6 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Tell, before any process is joined, whether this is the one that speaks for all."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def require_joined(seen: int) -> None:
     """Refuse processes that were launched together but do not know of each other.
 

@@ -29,7 +29,7 @@ def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> A
         unit=unit,
         initial=done,
         file=sys.stderr,
-        unit_scale=unit == "tok",
+        unit_scale=unit in ("tok", "B"),
         # Work is sorted by length in places, so a rate over the last moments would mislead.
         smoothing=0.02,
         mininterval=0.2 if terminal else _LOG_SECONDS,

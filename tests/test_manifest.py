@@ -67,7 +67,7 @@ def llama_7b(**changes: Any) -> Manifest:
             responses_cut=0,
         ),
         plan=PlanRecord(block_tokens=8192, blocks=2, tokens=9000, digest="dd" * 32),
-        storage=StorageRecord(compression="none"),
+        storage=StorageRecord(compression="none", states="computed"),
         checks={"layers": 0.0},
         complete=True,
     )

@@ -1,0 +1,129 @@
+"""How many bytes a cache will take, before it is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from cache_schema.arrays import layouts, shard_key
+from cache_schema.layout import descriptions
+from cache_schema.manifest import Manifest
+from cache_schema.plan import BlockPlan
+from cache_schema.records import CommitRecord, ObjectRecord, encode_record
+from cache_schema.root import encode_root
+from cache_schema.shards import encode_shard, shard_bytes
+
+METADATA: Final = "metadata"
+_DIGEST: Final = "0" * 64
+_LAYOUT_ENTRY: Final = 180
+"""Bytes that one object takes in the record of the layout, beside its key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedSize:
+    """What a cache will take.
+
+    Attributes:
+        arrays: Path -> bytes of all its objects; `metadata` for descriptions and records.
+        to_write: Bytes that are yet to be written.
+    """
+
+    arrays: dict[str, int]
+    to_write: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole cache."""
+        return sum(self.arrays.values())
+
+
+def compressed_share(manifest: Manifest, rows: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Measure what compression makes of each array, on rows of some pairs of a block.
+
+    Args:
+        manifest: The cache's manifest.
+        rows: Path -> rows as stored.
+
+    Returns:
+        Path -> compressed size over uncompressed size; 1 for arrays that were not given.
+    """
+    found = {}
+    for path, layout in layouts(manifest).items():
+        if path in rows:
+            # Whole chunks only: the empty end of the last one would compress to nothing.
+            most = min(len(rows[path]), layout.shard[0])
+            sample = rows[path][: most // layout.chunk[0] * layout.chunk[0] or most]
+            stored = len(encode_shard(layout, sample).data)
+            found[path] = stored / shard_bytes(layout, len(sample))
+        else:
+            found[path] = 1.0
+    return found
+
+
+def expected_size(
+    manifest: Manifest,
+    plan: BlockPlan,
+    share: Mapping[str, float],
+    *,
+    missing: Sequence[int] | None = None,
+    begun: bool = False,
+) -> ExpectedSize:
+    """Return the size of a cache, exactly but for its records if it is not compressed.
+
+    Args:
+        manifest: Its manifest.
+        plan: Its plan.
+        share: Path -> what compression makes of it; see `compressed_share`.
+        missing: Blocks that are yet to be written; all if None.
+        begun: Whether all but the blocks is written.
+    """
+    arrays: dict[str, int] = {}
+    blocks = range(plan.blocks) if missing is None else missing
+    to_write = 0.0
+    for path, layout in layouts(manifest).items():
+        if layout.spec.kind == "block":
+            sizes = [
+                shard_bytes(layout, layout.rows_in_block(plan.used_rows(block))) * share[path]
+                for block in range(plan.blocks)
+            ]
+            to_write += sum(sizes[block] for block in blocks)
+        else:
+            starts = range(0, layout.shape[0], layout.shard[0])
+            rows = [min(layout.shard[0], layout.shape[0] - start) for start in starts]
+            sizes = [shard_bytes(layout, count) * share[path] for count in rows]
+            to_write += 0 if begun else sum(sizes)
+        arrays[path] = round(sum(sizes))
+    record = _record_bytes(manifest, plan)
+    described = descriptions(manifest)
+    once = len(encode_root(manifest)) + sum(
+        len(text) + _LAYOUT_ENTRY + len(key) for key, text in described.items()
+    )
+    arrays[METADATA] = once + plan.blocks * record
+    to_write += len(blocks) * record + (0 if begun else once)
+    return ExpectedSize(arrays=arrays, to_write=round(to_write))
+
+
+def _record_bytes(manifest: Manifest, plan: BlockPlan) -> int:
+    """Return the size of one block's commit record."""
+    records = {
+        shard_key(layout, plan.blocks): ObjectRecord(
+            bytes=shard_bytes(layout, layout.rows_in_block(plan.block_tokens)),
+            sha256=_DIGEST,
+            checksums=_DIGEST,
+        )
+        for layout in layouts(manifest).values()
+        if layout.spec.kind == "block"
+    }
+    return len(
+        encode_record(
+            CommitRecord(
+                block=plan.blocks,
+                pairs=plan.pairs // plan.blocks,
+                tokens=plan.block_tokens,
+                attempt=_DIGEST[:32],
+                content=_DIGEST,
+                objects=records,
+            )
+        )
+    )

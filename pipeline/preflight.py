@@ -1,0 +1,229 @@
+"""What an extraction will take, told before it starts."""
+
+import dataclasses
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_schema.arrays import layouts
+from cache_schema.errors import CacheError
+from cache_schema.manifest import LogitsEncoding, Manifest
+from cache_schema.objects import Objects, open_objects
+from cache_schema.records import read_commits
+from cache_schema.root import read_manifest
+from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
+from cache_schema.writer import require_free, require_same
+from pipeline.base_model import BaseModel
+from pipeline.extract_options import ExtractOptions
+from pipeline.extract_work import Say, Work, load, prepare, read_and_tokenize, unembedding_arrays
+from pipeline.progress import progress_bar
+
+_SAMPLE_SECONDS: Final = 15.0
+_SAMPLE_PAIRS: Final = 32
+_SPARE: Final = 1.02
+"""Room for what the file system needs beside the bytes of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What an extraction will take.
+
+    Attributes:
+        manifest: The manifest the cache would have.
+        size: Its expected size.
+        encodings: Encoding of base logits -> bytes of the whole cache with it, not compressed.
+        free_bytes: Room where the cache goes, or None where there is no limit to tell.
+        missing_pairs: Pairs that are yet to be run.
+        pairs_per_second: Measured on a sample.
+        processes: Processes that share the work.
+    """
+
+    manifest: Manifest
+    size: ExpectedSize
+    encodings: dict[str, int]
+    free_bytes: int | None
+    missing_pairs: int
+    pairs_per_second: float
+    processes: int
+
+    @property
+    def hours(self) -> float:
+        """Expected time of the pairs that are yet to be run."""
+        return self.missing_pairs / (self.pairs_per_second * self.processes) / 3600
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what is yet to be written."""
+        return self.free_bytes is None or self.size.to_write * _SPARE <= self.free_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures people script with."""
+        manifest = self.manifest
+        return {
+            "rows": manifest.data.rows,
+            "pairs": manifest.data.pairs,
+            "dropped": manifest.data.dropped,
+            "response_tokens": manifest.plan.tokens,
+            "blocks": manifest.plan.blocks,
+            "bytes": self.size.total,
+            "bytes_to_write": self.size.to_write,
+            "bytes_by_array": self.size.arrays,
+            "bytes_by_encoding": self.encodings,
+            "free_bytes": self.free_bytes,
+            "fits": self.fits,
+            "missing_pairs": self.missing_pairs,
+            "pairs_per_second": self.pairs_per_second * self.processes,
+            "hours": self.hours,
+        }
+
+
+def preflight(
+    options: ExtractOptions, *, say: Say = lambda _: None, base: BaseModel | None = None
+) -> Preflight:
+    """Find out what an extraction will take: size exactly or by a sample, time by a sample.
+
+    Nothing is written.
+
+    Args:
+        options: What would be extracted.
+        say: Called with each line worth telling the user.
+        base: A loaded base to use in place of `options.base_model`.
+
+    Raises:
+        MAVError: Any input is at fault, as it would be for the extraction.
+    """
+    request, objects = prepare(options, base), open_objects(options.output)
+    stored = read_manifest(objects) if require_free(objects) else None
+    pairs, counts = read_and_tokenize(options, request.tokenizer, say)
+    work = load(options, request, pairs, counts, say)
+    if stored is not None:
+        require_same(objects.location, stored, work.manifest)
+    missing = _missing(objects, work)
+    rows, rate = _sample(work)
+    share = _share(work, rows)
+    return Preflight(
+        manifest=work.manifest,
+        size=expected_size(work.manifest, work.plan, share, missing=missing, begun=bool(stored)),
+        encodings=_encodings(work, options.top_k),
+        free_bytes=objects.free_bytes(),
+        missing_pairs=sum(len(work.plan.pairs_of(block)) for block in missing),
+        pairs_per_second=rate,
+        processes=request.processes.count,
+    )
+
+
+def require_room(objects: Objects, work: Work, missing: list[int], *, begun: bool) -> None:
+    """Refuse to start an extraction that the disk cannot hold.
+
+    Args:
+        objects: Where the cache goes.
+        work: The extraction.
+        missing: Blocks that are yet to be written.
+        begun: Whether plan and unembedding are written already.
+
+    Raises:
+        CacheError: With the figures.
+    """
+    free = objects.free_bytes()
+    if free is None:
+        return
+    share = dict.fromkeys(layouts(work.manifest), 1.0)
+    size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
+    if size.to_write * _SPARE > free and work.manifest.storage.compression != "none":
+        # Only now is it worth the time to see what compression makes of it.
+        share = _share(work, _sample(work)[0])
+        size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
+    if size.to_write * _SPARE > free:
+        raise CacheError(
+            f"{objects.location}: the cache needs {size.to_write / 1e9:.2f} GB more, but only "
+            f"{free / 1e9:.2f} GB are free there. Free some space, name another --output, or make "
+            f"it smaller with --compression blosc, --storage-dtype int8, --pooled-size or --limit; "
+            f"`mav extract --dry-run` tells what each takes."
+        )
+
+
+def screen(found: Preflight) -> str:
+    """Lay the findings out for people."""
+    data, size = found.manifest.data, found.size
+    lines = [
+        f"{data.pairs:,} pairs, {found.manifest.plan.tokens:,} response tokens, "
+        f"{found.manifest.plan.blocks:,} blocks",
+        "",
+        *(f"{path:<32} {_bytes(count):>12}" for path, count in size.arrays.items()),
+        f"{'together':<32} {_bytes(size.total):>12}  "
+        f"({size.total / found.manifest.plan.tokens:,.0f} bytes a token)",
+        "",
+        *(
+            f"{f'with --logits {name}, uncompressed':<32} {_bytes(count):>12}"
+            for name, count in found.encodings.items()
+        ),
+        "",
+        f"{'yet to be written':<32} {_bytes(size.to_write):>12}",
+        f"{'free there':<32} "
+        + (f"{'no limit':>12}" if found.free_bytes is None else f"{_bytes(found.free_bytes):>12}"),
+        "",
+        f"{found.missing_pairs:,} pairs to run at {found.pairs_per_second * found.processes:,.1f} "
+        f"pairs/s (measured on a sample): {_duration(found.hours)}",
+    ]
+    if not found.fits:
+        lines.append("The disk cannot hold it.")
+    return "\n".join(lines)
+
+
+def _missing(objects: Objects, work: Work) -> list[int]:
+    sizes = objects.sizes()
+    committed = read_commits(objects, work.plan.blocks, sizes).records
+    return [block for block in range(work.plan.blocks) if block not in committed]
+
+
+def _sample(work: Work) -> tuple[dict[str, NDArray[Any]], float]:
+    """Run some pairs of the first block; return their rows and the pairs per second."""
+    in_block = work.plan.pairs_of(0)
+    parts: list[dict[str, NDArray[Any]]] = []
+    seconds, timed = 0.0, 0
+    with progress_bar(None, "Sampling", "pair") as bar:
+        for start in range(in_block.start, in_block.stop, _SAMPLE_PAIRS):
+            part = range(start, min(start + _SAMPLE_PAIRS, in_block.stop))
+            began = perf_counter()
+            parts.append(work.forward.run(part, bar.update))
+            # The first passes of a process are slow, so they count only if there are no others.
+            if start > in_block.start or len(in_block) <= _SAMPLE_PAIRS:
+                seconds += perf_counter() - began
+                timed += len(part)
+            if seconds > _SAMPLE_SECONDS:
+                break
+    rows = {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+    return rows, timed / seconds
+
+
+def _share(work: Work, rows: dict[str, NDArray[Any]]) -> dict[str, float]:
+    known = {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
+    return compressed_share(work.manifest, rows | known)
+
+
+def _encodings(work: Work, top_k: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    names: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
+    for name in names:
+        logits = dataclasses.replace(
+            work.manifest.logits, encoding=name, top_k=top_k if name == "topk" else None
+        )
+        storage = dataclasses.replace(work.manifest.storage, compression="none")
+        manifest = dataclasses.replace(work.manifest, logits=logits, storage=storage)
+        share = dict.fromkeys(layouts(manifest), 1.0)
+        found[name] = expected_size(manifest, work.plan, share).total
+    return found
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"

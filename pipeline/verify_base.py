@@ -1,0 +1,194 @@
+"""Running pairs of a cache through the live base again, the plain way, and comparing.
+
+Each answer is run apart, in one unpadded sequence through the whole model, with all hidden states
+kept: nothing of what extraction does to be fast is shared.
+
+Shape legend: N tokens of an answer, K stored layers, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_schema.errors import DataError, MismatchError, UsageError
+from cache_schema.manifest import Manifest
+from cache_schema.reader import CacheReader
+from pipeline.base_checks import OTHER_ORDER, relative_error
+from pipeline.base_model import BaseModel, load_source
+from pipeline.base_source import resolve_base
+from pipeline.batch import Batch, CachedBase, collate
+from pipeline.extract_work import Say
+from pipeline.pooling import pool_states
+from pipeline.preferences import DataSource, PreferencePair, ReadCounts, read_pairs
+from pipeline.progress import progress_bar
+from pipeline.stored import TORCH_DTYPES
+from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+
+LOSS: Final = {"computed": 0.0, "int8": 0.02, "fp8": 0.05}
+"""Relative error that quantization of states may add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseComparison:
+    """What came of running pairs again.
+
+    Attributes:
+        pairs: Pairs that were run.
+        tolerance: Largest relative error (Frobenius norm over an answer) that counts as equal.
+        errors: Largest relative error met, by what was compared.
+        differing: Pair -> what differs beyond the tolerance.
+    """
+
+    pairs: int
+    tolerance: float
+    errors: dict[str, float]
+    differing: dict[int, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for scripts."""
+        return {
+            "pairs": self.pairs,
+            "tolerance": self.tolerance,
+            "errors": self.errors,
+            "differing": self.differing,
+        }
+
+
+def verify_against_base(
+    location: str | Path,
+    count: int,
+    *,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    device: str = "auto",
+    say: Say = lambda _: None,
+    base: BaseModel | None = None,
+) -> BaseComparison:
+    """Compare pairs spread over a cache with the live base.
+
+    Args:
+        location: The cache.
+        count: Most pairs to run.
+        base_model: Where the base is now; by default where it was.
+        dataset: Where the data set is now; by default where it was.
+        device: `auto` or a torch device.
+        say: Called with each line worth telling the user.
+        base: A loaded base to use in place of `base_model`.
+
+    Raises:
+        MAVError: Cache, base or data are missing, or the base or data are not those of the cache.
+    """
+    if count < 1:
+        raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
+    reader = CacheReader(location)
+    manifest = reader.manifest
+    base = base or _load(manifest, base_model, device, say)
+    wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
+    pairs = _tokenize(reader, wanted, dataset, base)
+    cached = CachedBase(reader, torch.device("cpu"))
+    tolerance = OTHER_ORDER[TORCH_DTYPES[manifest.states.dtype]] + LOSS[manifest.storage.states]
+    errors: dict[str, float] = {}
+    differing: dict[int, str] = {}
+    block = reader.read_block(0)
+    with progress_bar(len(wanted), "Running the base", "pair") as bar:
+        for pair in wanted.tolist():
+            if pair not in block.pairs:
+                at = int(np.searchsorted(reader.plan.block_start, pair, side="right")) - 1
+                block = reader.read_block(at)
+            batch = collate([(block, pair - block.pairs.start)], manifest, 1)
+            live = int(np.searchsorted(pairs.pair_id, reader.pair_id[pair]))
+            for name, error in _compare(base, pairs, live, batch, cached).items():
+                errors[name] = max(errors.get(name, 0.0), error)
+                # Written so that a NaN counts as different.
+                if not error <= tolerance:
+                    differing[pair] = f"{name}: relative error {error:.2g}"
+            bar.update()
+    return BaseComparison(
+        pairs=len(wanted), tolerance=tolerance, errors=errors, differing=differing
+    )
+
+
+def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> BaseModel:
+    record = manifest.base
+    # A file is named whole, so it needs no name inside a folder.
+    inside = None if record.id.endswith(".gguf") else record.gguf_file
+    source = resolve_base(base_model or record.id, inside, record.revision)
+    if source.weights_digest() != record.weights_digest:
+        raise MismatchError(
+            f"{source.id}: its weights are not those the cache was extracted from, {record.id} "
+            f"(SHA-256 {record.weights_digest[:12]}…). Name that base with --base-model."
+        )
+    say(f"Loading {source.id} in {manifest.states.dtype}")
+    return load_source(source, dtype=TORCH_DTYPES[manifest.states.dtype], device=device)
+
+
+def _tokenize(
+    reader: CacheReader, wanted: Any, dataset: str | None, base: BaseModel
+) -> TokenizedPairs:
+    data = reader.manifest.data
+    ids = set(reader.pair_id[wanted].tolist())
+    source = DataSource(
+        id=dataset or data.id, data_dir=data.data_dir, split=data.split, limit=data.limit
+    )
+    found: dict[int, PreferencePair] = {}
+    for pair in read_pairs(source, ReadCounts()):
+        if pair.pair_id in ids:
+            found.setdefault(pair.pair_id, pair)
+    if len(found) != len(ids):
+        raise DataError(
+            f"{source.id}: it has {len(found)} of the {len(ids)} pairs that are to be compared. "
+            f"Name the data set of the cache with --dataset."
+        )
+    return tokenize_pairs(found.values(), base.tokenizer, reader.manifest.text.max_length)
+
+
+@torch.inference_mode()
+def _compare(
+    base: BaseModel, pairs: TokenizedPairs, number: int, batch: Batch, cached: CachedBase
+) -> dict[str, float]:
+    """Return the relative errors of one pair, the worse of its two answers each."""
+    manifest = cached.manifest
+    errors: dict[str, float] = {}
+    prompt, *answers = pairs.parts(number)
+    for answer, start in zip(answers, batch.offsets.tolist(), strict=False):
+        part = slice(start, start + len(answer))
+        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
+        output = base.model(
+            input_ids=ids[None].to(base.device), output_hidden_states=True, use_cache=False
+        )
+        predicting = slice(len(prompt) - 1, len(ids) - 1)
+        states_NKW = torch.stack(
+            [
+                pool_states(
+                    output.hidden_states[layer][0, predicting], manifest.states.stored_width
+                )
+                for layer in manifest.states.layers
+            ],
+            dim=1,
+        ).cpu()
+        logits_NV = output.logits[0, predicting].float().cpu()
+        label_N1 = ids[len(prompt) :, None]
+        logprobs_N = logits_NV.log_softmax(-1).gather(-1, label_N1)[:, 0]
+        same_labels = torch.equal(batch.labels[part].long(), label_N1[:, 0])
+        found = {
+            "labels": 0.0 if same_labels else float("inf"),
+            "base_logprobs": relative_error(batch.base_logprobs[part], logprobs_N),
+            **_by_layer(manifest, batch.states[part], states_NKW),
+        }
+        # Of a few largest logits only those can be compared, and the log-probabilities are.
+        if manifest.logits.encoding != "topk":
+            kept_NV = cached.logits(batch).chunk(part.start, part.stop)
+            found["logits"] = relative_error(kept_NV, logits_NV)
+        errors = {name: max(errors.get(name, 0.0), error) for name, error in found.items()}
+    return errors
+
+
+def _by_layer(manifest: Manifest, got_NKW: Tensor, want_NKW: Tensor) -> dict[str, float]:
+    return {
+        f"layer {layer}": relative_error(got_NKW[:, place], want_NKW[:, place])
+        for place, layer in enumerate(manifest.states.layers)
+    }
