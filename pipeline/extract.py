@@ -122,6 +122,8 @@ def extract(
             say(
                 f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
             )
+        if processes.count > 1:
+            say(f"{processes.count} processes share {len(missing)} blocks")
         started = perf_counter()
         done = _run_blocks(work, writer, missing[processes.rank :: processes.count])
         done = sum(processes.gather(done))

@@ -3,15 +3,17 @@
 import dataclasses
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_schema.arrays import layouts
+from cache_schema.codecs import Compression
 from cache_schema.errors import CacheError
 from cache_schema.manifest import LogitsEncoding, Manifest
 from cache_schema.objects import Objects, open_objects
+from cache_schema.quantization import StatesStorage
 from cache_schema.records import read_commits
 from cache_schema.root import read_manifest
 from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
@@ -20,6 +22,8 @@ from pipeline.base_model import BaseModel
 from pipeline.extract_options import ExtractOptions
 from pipeline.extract_work import Say, Work, load, prepare, read_and_tokenize, unembedding_arrays
 from pipeline.progress import progress_bar
+
+Rows = dict[str, NDArray[Any]]
 
 _SAMPLE_SECONDS: Final = 15.0
 _SAMPLE_PAIRS: Final = 32
@@ -34,7 +38,7 @@ class Preflight:
     Attributes:
         manifest: The manifest the cache would have.
         size: Its expected size.
-        encodings: Encoding of base logits -> bytes of the whole cache with it, not compressed.
+        alternatives: Option -> bytes of the whole cache with that one changed.
         free_bytes: Room where the cache goes, or None where there is no limit to tell.
         missing_pairs: Pairs that are yet to be run.
         pairs_per_second: Measured on a sample.
@@ -43,7 +47,7 @@ class Preflight:
 
     manifest: Manifest
     size: ExpectedSize
-    encodings: dict[str, int]
+    alternatives: dict[str, int]
     free_bytes: int | None
     missing_pairs: int
     pairs_per_second: float
@@ -71,7 +75,7 @@ class Preflight:
             "bytes": self.size.total,
             "bytes_to_write": self.size.to_write,
             "bytes_by_array": self.size.arrays,
-            "bytes_by_encoding": self.encodings,
+            "bytes_with": self.alternatives,
             "free_bytes": self.free_bytes,
             "fits": self.fits,
             "missing_pairs": self.missing_pairs,
@@ -103,11 +107,12 @@ def preflight(
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)
     rows, rate = _sample(work)
-    share = _share(work, rows)
+    rows |= {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
+    share = compressed_share(work.manifest, rows)
     return Preflight(
         manifest=work.manifest,
         size=expected_size(work.manifest, work.plan, share, missing=missing, begun=bool(stored)),
-        encodings=_encodings(work, options.top_k),
+        alternatives=_alternatives(options, work, rows),
         free_bytes=objects.free_bytes(),
         missing_pairs=sum(len(work.plan.pairs_of(block)) for block in missing),
         pairs_per_second=rate,
@@ -134,7 +139,7 @@ def require_room(objects: Objects, work: Work, missing: list[int], *, begun: boo
     size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
     if size.to_write * _SPARE > free and work.manifest.storage.compression != "none":
         # Only now is it worth the time to see what compression makes of it.
-        share = _share(work, _sample(work)[0])
+        share = compressed_share(work.manifest, _sample(work)[0])
         size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
     if size.to_write * _SPARE > free:
         raise CacheError(
@@ -157,8 +162,8 @@ def screen(found: Preflight) -> str:
         f"({size.total / found.manifest.plan.tokens:,.0f} bytes a token)",
         "",
         *(
-            f"{f'with --logits {name}, uncompressed':<32} {_bytes(count):>12}"
-            for name, count in found.encodings.items()
+            f"{f'with {option}':<32} {_bytes(count):>12}"
+            for option, count in found.alternatives.items()
         ),
         "",
         f"{'yet to be written':<32} {_bytes(size.to_write):>12}",
@@ -179,10 +184,10 @@ def _missing(objects: Objects, work: Work) -> list[int]:
     return [block for block in range(work.plan.blocks) if block not in committed]
 
 
-def _sample(work: Work) -> tuple[dict[str, NDArray[Any]], float]:
+def _sample(work: Work) -> tuple[Rows, float]:
     """Run some pairs of the first block; return their rows and the pairs per second."""
     in_block = work.plan.pairs_of(0)
-    parts: list[dict[str, NDArray[Any]]] = []
+    parts: list[Rows] = []
     seconds, timed = 0.0, 0
     with progress_bar(None, "Sampling", "pair") as bar:
         for start in range(in_block.start, in_block.stop, _SAMPLE_PAIRS):
@@ -199,23 +204,34 @@ def _sample(work: Work) -> tuple[dict[str, NDArray[Any]], float]:
     return rows, timed / seconds
 
 
-def _share(work: Work, rows: dict[str, NDArray[Any]]) -> dict[str, float]:
-    known = {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
-    return compressed_share(work.manifest, rows | known)
-
-
-def _encodings(work: Work, top_k: int) -> dict[str, int]:
+def _alternatives(options: ExtractOptions, work: Work, rows: Rows) -> dict[str, int]:
+    """Return what the cache would take with one option changed, and all others as asked for."""
+    manifest = work.manifest
     found: dict[str, int] = {}
-    names: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
-    for name in names:
+    encodings: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
+    for name in encodings:
         logits = dataclasses.replace(
-            work.manifest.logits, encoding=name, top_k=top_k if name == "topk" else None
+            manifest.logits, encoding=name, top_k=options.top_k if name == "topk" else None
         )
-        storage = dataclasses.replace(work.manifest.storage, compression="none")
-        manifest = dataclasses.replace(work.manifest, logits=logits, storage=storage)
-        share = dict.fromkeys(layouts(manifest), 1.0)
-        found[name] = expected_size(manifest, work.plan, share).total
+        found[f"--logits {name}"] = _total(work, {"logits": logits}, rows)
+    for storage in get_args(StatesStorage):
+        changed = dataclasses.replace(manifest.storage, states=storage)
+        found[f"--storage-dtype {storage}"] = _total(work, {"storage": changed}, rows)
+    for compression in get_args(Compression):
+        changed = dataclasses.replace(manifest.storage, compression=compression)
+        found[f"--compression {compression}"] = _total(work, {"storage": changed}, rows)
     return found
+
+
+def _total(work: Work, changes: dict[str, Any], rows: Rows) -> int:
+    manifest = dataclasses.replace(work.manifest, **changes)
+    # Arrays that the sample has in another type are counted as if not compressed.
+    same = {
+        path: rows[path]
+        for path, layout in layouts(manifest).items()
+        if path in rows and rows[path].dtype == layout.dtype
+    }
+    return expected_size(manifest, work.plan, compressed_share(manifest, same)).total
 
 
 def _bytes(count: int) -> str:

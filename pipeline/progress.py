@@ -1,5 +1,6 @@
 """Progress bars: rate and time left on a terminal, a line now and then in a log file."""
 
+import os
 import sys
 from typing import Any, Final
 
@@ -35,4 +36,6 @@ def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> A
         mininterval=0.2 if terminal else _LOG_SECONDS,
         ascii=None if terminal else True,
         leave=True,
+        # Of processes launched together, the first shows how far its share is.
+        disable=os.environ.get("RANK", "0") != "0",
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from cache_schema.errors import CacheError, MAVError
+from cache_schema.objects import is_remote
 from cache_schema.plan import BlockPlan
 from cache_schema.reader import Block, CacheReader
 from pipeline.batch import Batch, collate, empty_like
@@ -52,6 +53,9 @@ class PreferenceStream(IterableDataset[Batch]):
     Every step gives exactly `grad_accum` of them. The last step of an epoch may be short; its
     pairs are spread over all micro-batches, of which some may then be empty. No pair is dropped
     and none is seen twice.
+
+    Attributes:
+        location: Folder or URL of the cache.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class PreferenceStream(IterableDataset[Batch]):
             window_blocks: Blocks in memory at once.
         """
         super().__init__()
-        self._location = location
+        self.location = location
         self._subset = subset
         self._shape = shape
         self._seed = seed
@@ -86,7 +90,7 @@ class PreferenceStream(IterableDataset[Batch]):
         self._window_blocks = window_blocks
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = CacheReader(self._location)
+        reader = CacheReader(self.location)
         wanted = in_subset(reader.prompt_id, self._subset)
         step_pairs = self._shape.pairs
         skip = self._first_step * step_pairs
@@ -181,11 +185,14 @@ def read_ahead(stream: PreferenceStream, workers: int = 1) -> Iterator[Batch]:
         CacheError: The cache is damaged.
     """
     assert workers in (0, 1), "one worker keeps the order; it reads whole blocks"
+    # The threads that talk to object storage do not live on in a forked process.
+    afresh = workers and is_remote(stream.location)
     loader: DataLoader[Batch | str] = DataLoader(
         _Told(stream),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=_BATCHES_AHEAD if workers else None,
+        multiprocessing_context="spawn" if afresh else None,
     )
     for item in loader:
         if isinstance(item, str):
