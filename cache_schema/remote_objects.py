@@ -7,6 +7,7 @@ Credentials and endpoints come from the environment, as obstore documents them.
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,10 @@ from obstore.store import from_url
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.objects import Bytes, ConflictError, Version
 
+_PATIENCE: Final = timedelta(minutes=10)
+"""For one request, its body included: a block at half a megabyte a second."""
 _GIVE_UP: Final = timedelta(seconds=60)
+_ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _REFUSED: Final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
 
@@ -33,12 +37,12 @@ class RemoteObjects:
         try:
             self._store: Any = from_url(
                 self.location,
-                client_options={"timeout": timedelta(minutes=30)},
+                client_options={"timeout": _PATIENCE, "allow_http": _asks_for_http()},
                 retry_config={"max_retries": 5, "retry_timeout": _GIVE_UP},
             )
         except exceptions.BaseError as error:
             raise UsageError(
-                f"{location}: not a place caches can be kept ({_first_line(error)}). "
+                f"{location}: not a place caches can be kept ({_reason(error)}). "
                 f"Name a folder, or a URL such as s3://bucket/llama.cache."
             ) from error
 
@@ -70,14 +74,27 @@ class RemoteObjects:
         """Write an object, if it is still in the version expected."""
         mode: Any = "create"
         if expected is not None:
-            mode = {"e_tag": expected.tag, "version": expected.generation}
+            mode = {"e_tag": expected.tag}
+            if expected.generation is not None:
+                mode["version"] = expected.generation
         with self._told(key):
             try:
-                # In one request: the parts of a multipart upload know no conditions.
-                done = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+                done = obstore.put(self._store, key, data, mode=mode)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+                # Where an answer is lost, the library asks again and meets its own write.
+                if (version := self._if_ours(key, data)) is not None:
+                    return version
                 raise ConflictError(key) from error
+            except FileNotFoundError as error:
+                raise self._no_bucket() from error
         return _version(done, len(data))
+
+    def _if_ours(self, key: str, data: Bytes) -> Version | None:
+        """Return an object's version if it holds these bytes."""
+        version = self.version(key)
+        if version is None or version.size != len(data):
+            return None
+        return version if self.read(key).tobytes() == bytes(data) else None
 
     def withdraw(self, key: str, data: Bytes) -> None:
         """Do nothing: an object that was not answered for is whole if it is there."""
@@ -106,21 +123,36 @@ class RemoteObjects:
         """Turn the library's errors into those callers know."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, ConflictError, CacheError):
             raise
-        except _REFUSED as error:
-            raise CacheError(
-                f"{self.location}: access refused ({_first_line(error)}). Set the credentials of "
-                f"the storage in the environment, such as AWS_ACCESS_KEY_ID, "
-                f"AWS_SECRET_ACCESS_KEY and AWS_REGION."
-            ) from error
         except (exceptions.BaseError, OSError) as error:
-            raise OSError(errno.EIO, _first_line(error), f"{self.location}/{key}") from error
+            reason = _reason(error)
+            # Listing knows no kinds of errors, only the answers of the storage.
+            if isinstance(error, _REFUSED) or " 403 " in reason:
+                raise CacheError(
+                    f"{self.location}: access refused ({reason}). Set the credentials of the "
+                    f"storage in the environment, such as AWS_ACCESS_KEY_ID, "
+                    f"AWS_SECRET_ACCESS_KEY and AWS_REGION."
+                ) from error
+            if " 404 " in reason:
+                raise self._no_bucket() from error
+            raise OSError(errno.EIO, reason, f"{self.location}/{key}") from error
+
+    def _no_bucket(self) -> CacheError:
+        return CacheError(f"{self.location}: there is no such bucket. Make it, or name another.")
 
 
 def _version(found: Any, size: int) -> Version:
     return Version(tag=found["e_tag"] or "", generation=found["version"], size=size)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _asks_for_http() -> bool:
+    """Tell whether the user named an endpoint without encryption, as of a server of their own."""
+    named = [os.environ.get(name, "") for name in _ENDPOINTS]
+    return any(endpoint.startswith("http://") for endpoint in named)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a message, without the document the storage answered with."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(": <?xml")[0]

@@ -11,7 +11,7 @@ def table(evaluation: Evaluation) -> str:
     lines = [
         f"{evaluation.pairs} pairs ({evaluation.which}), {evaluation.tokens} response tokens; "
         f"95 % intervals in brackets",
-        f"{'alpha':>6}  {'reward accuracy':<22}{'logp accuracy':<22}{'margin (nats)':<24}"
+        f"{'alpha':>6}  {'reward accuracy':<25}{'logp accuracy':<25}{'margin (nats)':<24}"
         f"{'KL/token':>9}  {'|alpha a|':>9}",
     ]
     for result in evaluation.results:
@@ -26,7 +26,7 @@ def table(evaluation: Evaluation) -> str:
             low, high = result.margin_interval
             margin += f" [{low:.3f}, {high:.3f}]"
         lines.append(
-            f"{result.alpha:>6g}  {reward:<22}{logp:<22}{margin:<24}"
+            f"{result.alpha:>6g}  {reward:<25}{logp:<25}{margin:<24}"
             f"{result.kl_per_token:>9.4f}  {result.vector_norm:>9.3f}"
         )
     return "\n".join(lines)
