@@ -5,7 +5,7 @@ Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.arrays import layouts
-from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
-from cache_schema.quantization import QUANTIZED, restore
-from pipeline.base_logits import Unembedding, encode_topk
+from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
+from pipeline.block_rows import quantized_rows, vocabulary_rows
 from pipeline.packing import ForwardBatch, batches_by_length, pack_separate, pack_shared
 from pipeline.pooling import pool_states
-from pipeline.quantize import quantize
-from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
+from pipeline.stored import TORCH_DTYPES, to_stored
 from pipeline.tokenizing import TokenizedPairs
-
-_LOGITS_AT_ONCE: Final = 1 << 25
-"""Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""
 
 
 class BlockForward:
@@ -101,25 +96,9 @@ class BlockForward:
                 for path, values in self._arrays(taps.states, batch, own_NV).items():
                     rows[path][at] = values
                 progress(len(batch_pairs))
-        return rows if self._manifest.storage.states == "computed" else self._quantized(rows)
-
-    def _quantized(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return a block's rows with its states quantized."""
-        manifest = self._manifest
-        dtype = manifest.states.dtype
-        found = dict(rows)
-        for path in QUANTIZED:
-            if path in rows:
-                states = from_stored(rows[path], dtype).to(self._base.device)
-                found |= quantize(path, states, manifest.storage.states)
-        if manifest.logits.encoding == "factored":
-            # Of the base as the cache has it, so that an untrained head starts at no margin.
-            kept = restore(found, dtype)
-            layer = manifest.final_state_layer
-            final = kept["final_hidden_state"] if layer is None else kept["hidden_states"][:, layer]
-            final_NH = from_stored(final, dtype).to(self._base.device)
-            found |= self._logits_arrays(final_NH, torch.from_numpy(rows["labels"]), None)
-        return found
+        if self._manifest.storage.states == "computed":
+            return rows
+        return quantized_rows(rows, self._manifest, self._unembedding, self._base.device)
 
     def _forward(self, batch: ForwardBatch) -> Tensor | None:
         """Run the base; return its logits where only the whole model can tell them."""
@@ -151,7 +130,7 @@ class BlockForward:
         arrays = {
             "hidden_states": to_stored(states_NKW.to(self._dtype)),
             "labels": batch.labels,
-            **self._logits_arrays(final_NH, torch.from_numpy(batch.labels), own_NV),
+            **vocabulary_rows(self._manifest, final_NH, batch.labels, self._unembedding, own_NV),
         }
         if (
             self._manifest.logits.encoding == "factored"
@@ -159,32 +138,3 @@ class BlockForward:
         ):
             arrays["final_hidden_state"] = to_stored(final_NH.to(self._dtype))
         return arrays
-
-    def _logits_arrays(
-        self, final_NH: Tensor, labels_N: Tensor, own_NV: Tensor | None
-    ) -> dict[str, NDArray[Any]]:
-        """Return what is computed over the vocabulary, a part of the tokens at a time."""
-        labels_N1 = labels_N.to(final_NH.device).long()[:, None]
-        at_once = max(1, _LOGITS_AT_ONCE // self._manifest.base.vocab_size)
-        parts: dict[str, list[NDArray[Any]]] = {}
-        for start in range(0, len(final_NH), at_once):
-            piece = slice(start, start + at_once)
-            if self._unembedding is not None:
-                logits_NV = self._unembedding(final_NH[piece])
-            else:
-                assert own_NV is not None
-                logits_NV = own_NV[piece]
-            label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
-            found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
-            if not found["base_logprobs"].isfinite().all():
-                raise BaseModelError(
-                    f"{self._manifest.base.id}: its log-probabilities are not finite in "
-                    f"{self._manifest.states.dtype}. Use --dtype bfloat16 or float32."
-                )
-            if self._manifest.logits.encoding == "dense":
-                found["base_logits"] = logits_NV.to(self._dtype)
-            elif self._manifest.logits.top_k is not None:
-                found |= encode_topk(logits_NV, self._manifest.logits.top_k)
-            for path, values in found.items():
-                parts.setdefault(path, []).append(to_stored(values))
-        return {path: np.concatenate(values) for path, values in parts.items()}

@@ -1,0 +1,97 @@
+"""The rows of a block that follow from its states: what is taken over the vocabulary, and codes.
+
+Shape legend: N response tokens, H hidden, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_schema.errors import BaseModelError
+from cache_schema.manifest import Manifest
+from cache_schema.quantization import QUANTIZED, restore
+from pipeline.base_logits import Unembedding, encode_topk
+from pipeline.quantize import quantize
+from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
+
+_LOGITS_AT_ONCE: Final = 1 << 25
+"""Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""
+
+
+def vocabulary_rows(
+    manifest: Manifest,
+    final_NH: Tensor,
+    labels_N: NDArray[np.int32],
+    unembedding: Unembedding | None,
+    own_NV: Tensor | None,
+) -> dict[str, NDArray[Any]]:
+    """Return `base_logprobs` and what the encoding keeps of the logits, a part at a time.
+
+    Args:
+        manifest: The cache's manifest.
+        final_NH: Final states.
+        labels_N: The tokens they predict.
+        unembedding: The base's output embedding, if its logits follow from it.
+        own_NV: The base's own logits otherwise.
+
+    Raises:
+        BaseModelError: A log-probability is not finite.
+    """
+    labels_N1 = torch.from_numpy(labels_N).to(final_NH.device).long()[:, None]
+    at_once = max(1, _LOGITS_AT_ONCE // manifest.base.vocab_size)
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for start in range(0, len(final_NH), at_once):
+        piece = slice(start, start + at_once)
+        if unembedding is not None:
+            logits_NV = unembedding(final_NH[piece])
+        else:
+            assert own_NV is not None
+            logits_NV = own_NV[piece]
+        label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
+        found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
+        if not found["base_logprobs"].isfinite().all():
+            raise BaseModelError(
+                f"{manifest.base.id}: its log-probabilities are not finite in "
+                f"{manifest.states.dtype}. Use --dtype bfloat16 or float32."
+            )
+        if manifest.logits.encoding == "dense":
+            found["base_logits"] = logits_NV.to(TORCH_DTYPES[manifest.states.dtype])
+        elif manifest.logits.top_k is not None:
+            found |= encode_topk(logits_NV, manifest.logits.top_k)
+        for path, values in found.items():
+            parts.setdefault(path, []).append(to_stored(values))
+    return {path: np.concatenate(values) for path, values in parts.items()}
+
+
+def quantized_rows(
+    rows: Mapping[str, NDArray[Any]],
+    manifest: Manifest,
+    unembedding: Unembedding | None,
+    device: torch.device,
+) -> dict[str, NDArray[Any]]:
+    """Return the rows of a whole block with its states quantized as the manifest says.
+
+    Args:
+        rows: Its rows, the states as computed.
+        manifest: The cache's manifest.
+        unembedding: The base's output embedding; only with factored logits.
+        device: Where to compute.
+    """
+    dtype = manifest.states.dtype
+    found = dict(rows)
+    for path in QUANTIZED:
+        if path in rows:
+            states = from_stored(rows[path], dtype).to(device)
+            found |= quantize(path, states, manifest.storage.states)
+    if manifest.logits.encoding == "factored":
+        # Of the base as the cache has it, so that an untrained head starts at no margin.
+        kept = restore(found, dtype)
+        layer = manifest.final_state_layer
+        final = kept["final_hidden_state"] if layer is None else kept["hidden_states"][:, layer]
+        final_NH = from_stored(final, dtype).to(device)
+        found |= vocabulary_rows(manifest, final_NH, rows["labels"], unembedding, None)
+    return found
