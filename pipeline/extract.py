@@ -116,8 +116,7 @@ def extract(
         writer = CacheWriter(objects, run)
         missing = processes.from_first(writer.missing)
         if stored is not None:
-            if processes.first:
-                require_room(objects, work, missing, begun=True)
+            processes.from_first(lambda: require_room(objects, work, missing, begun=True))
             blocks = work.plan.blocks
             say(
                 f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"

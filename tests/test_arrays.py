@@ -1,6 +1,6 @@
 """The table of arrays, and what it comes to for a LLaMA-7B."""
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ from cache_schema.arrays import (
     TABLE,
     bytes_per_token,
     dimension_sizes,
+    element_type,
     layouts,
-    token_bytes,
+    shard_key,
 )
 from cache_schema.manifest import Manifest
 from tests.test_manifest import changed, llama_7b
@@ -34,8 +35,15 @@ TOPK = changed("logits", encoding="topk", top_k=64)
 POOLED = changed("states", pooled_size=1024, stored_width=1024)
 WITHOUT_LAST = changed("states", layers=(1, 8, 16))
 WITH_BIAS = changed("logits", has_bias=True)
+INT8 = changed("storage", states="int8")
+FP8 = changed("storage", states="fp8")
+POOLED_INT8 = dataclasses.replace(POOLED, storage=INT8.storage)
+POOLED_FP8 = dataclasses.replace(POOLED, storage=FP8.storage)
 
-EVERY_KIND = [FACTORED, DENSE, TOPK, POOLED, WITHOUT_LAST, WITH_BIAS]
+EVERY_KIND = [
+    *[FACTORED, DENSE, TOPK, POOLED, WITHOUT_LAST, WITH_BIAS],
+    *[INT8, FP8, POOLED_INT8, POOLED_FP8],
+]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,22 @@ EVERY_KIND = [FACTORED, DENSE, TOPK, POOLED, WITHOUT_LAST, WITH_BIAS]
         (DENSE, {"base_logits"}),
         (changed("logits", encoding="dense", has_bias=True), {"base_logits"}),
         (TOPK, {"topk_logits", "topk_ids", "rest_logsumexp"}),
+        (
+            INT8,
+            {"unembedding/weight", "hidden_states_token_scale", "hidden_states_channel_scale"},
+        ),
+        (FP8, {"unembedding/weight", "hidden_states_token_scale"}),
+        (
+            POOLED_FP8,
+            {
+                *["unembedding/weight", "hidden_states_token_scale"],
+                *["final_hidden_state", "final_hidden_state_token_scale"],
+            },
+        ),
+        (
+            dataclasses.replace(POOLED_INT8, logits=DENSE.logits),
+            {"base_logits", "hidden_states_token_scale", "hidden_states_channel_scale"},
+        ),
     ],
 )
 def test_each_encoding_stores_its_arrays_and_no_others(manifest: Manifest, more: set[str]) -> None:
@@ -83,6 +107,11 @@ def test_only_factored_logits_need_the_final_state(encoding: str, layers: tuple[
         (TOPK, "topk_logits", "float32", (64,)),
         (TOPK, "topk_ids", "int32", (64,)),
         (TOPK, "rest_logsumexp", "float32", ()),
+        (INT8, "hidden_states", "int8", (3, 4096)),
+        (INT8, "hidden_states_token_scale", "float32", (3,)),
+        (POOLED_INT8, "final_hidden_state", "int8", (4096,)),
+        (POOLED_INT8, "final_hidden_state_token_scale", "float32", ()),
+        (FP8, "hidden_states", "uint8", (3, 4096)),
     ],
 )
 def test_per_token_arrays_have_one_row_a_token(
@@ -91,6 +120,45 @@ def test_per_token_arrays_have_one_row_a_token(
     layout = layouts(manifest)[path]
     assert (layout.dtype, layout.shape) == (dtype, (2 * 8192, *row))
     assert layout.bytes_per_row == np.dtype(dtype).itemsize * int(np.prod(row, dtype=int))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("hidden_states_channel_scale", (3, 1024)),
+        ("final_hidden_state_channel_scale", (4096,)),
+    ],
+)
+def test_scales_of_channels_have_one_row_a_block(path: str, shape: tuple[int, ...]) -> None:
+    layout = layouts(POOLED_INT8)[path]
+    assert (layout.dtype, layout.shape, layout.shard) == ("float32", (2, *shape), (1, *shape))
+    assert (layout.rows_in_block(9), layouts(INT8)["labels"].rows_in_block(9)) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "path", "type_"),
+    [
+        (FACTORED, "hidden_states", "bfloat16"),
+        (INT8, "hidden_states", "int8"),
+        (FP8, "hidden_states", "float8_e4m3fn"),
+        (POOLED_FP8, "final_hidden_state", "float8_e4m3fn"),
+        (FP8, "unembedding/weight", "bfloat16"),
+        (dataclasses.replace(INT8, logits=DENSE.logits), "base_logits", "bfloat16"),
+        (INT8, "hidden_states_token_scale", "float32"),
+        (INT8, "labels", "int32"),
+    ],
+)
+def test_element_types(manifest: Manifest, path: str, type_: str) -> None:
+    assert element_type(layouts(manifest)[path].spec, manifest) == type_
+
+
+def test_keys_of_the_objects_of_an_array_differ_in_their_first_number_only() -> None:
+    arrays = layouts(POOLED_INT8)
+    assert shard_key(arrays["labels"], 12) == "labels/c.12"
+    assert shard_key(arrays["hidden_states"], 0) == "hidden_states/c.0.0.0"
+    assert shard_key(arrays["final_hidden_state_channel_scale"], 3) == (
+        "final_hidden_state_channel_scale/c.3.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,8 +184,8 @@ def test_a_block_is_a_shard_of_every_per_token_array(manifest: Manifest) -> None
     for layout in layouts(manifest).values():
         assert layout.shard[1:] == layout.chunk[1:] == layout.shape[1:]
         if layout.spec.kind == "block":
-            assert layout.shard[0] == manifest.plan.block_tokens
-            assert layout.shape[0] == manifest.plan.block_tokens * manifest.plan.blocks
+            assert layout.shard[0] == layout.rows_in_block(manifest.plan.block_tokens)
+            assert layout.shards == manifest.plan.blocks
 
 
 @pytest.mark.parametrize("manifest", EVERY_KIND)
@@ -132,6 +200,13 @@ def test_shards_are_whole_chunks_of_at_most_a_mebibyte(
         if layout.spec.kind == "block":
             rows = layout.chunk[0]
             assert rows == 1 or rows * layout.bytes_per_row <= INNER_CHUNK_BYTES
+
+
+def test_arrays_outside_of_blocks_have_objects_of_at_most_some_chunks() -> None:
+    layout = layouts(changed("base", vocab_size=1 << 20))["unembedding/weight"]
+    assert layout.chunk[0] * layout.bytes_per_row == INNER_CHUNK_BYTES
+    assert layout.shard[0] == 256 * layout.chunk[0]
+    assert layout.shards * layout.shard[0] == layout.shape[0] == 1 << 20
 
 
 def test_dimension_names_all_have_a_size() -> None:
@@ -154,31 +229,13 @@ def test_paths_of_the_table_are_distinct_and_explained() -> None:
         (WITHOUT_LAST, 24_576 + 8 + 8192),
         (POOLED, 3 * 1024 * 2 + 8 + 8192),
         (changed("states", dtype="float32"), 2 * 24_576 + 8),
+        (INT8, 12_288 + 3 * 4 + 8),
+        (FP8, 12_288 + 3 * 4 + 8),
+        (POOLED_INT8, 3 * 1024 + 4096 + 4 * 4 + 8),
     ],
 )
 def test_bytes_of_a_token_of_llama_7b(manifest: Manifest, size: int) -> None:
     assert bytes_per_token(manifest) == size
-
-
-@pytest.mark.parametrize(
-    ("manifest", "estimated"),
-    [
-        (FACTORED, {}),
-        (DENSE, {"logits_width": 32000}),
-        (WITHOUT_LAST, {"extra_final_width": 4096}),
-        (POOLED, {"stored_width": 1024, "extra_final_width": 4096}),
-        (changed("states", dtype="float32"), {"dtype": "float32"}),
-    ],
-)
-def test_the_estimate_is_what_is_stored(manifest: Manifest, estimated: dict[str, Any]) -> None:
-    llama: dict[str, Any] = {
-        "layers": 3,
-        "stored_width": 4096,
-        "extra_final_width": 0,
-        "logits_width": 0,
-        "dtype": "bfloat16",
-    }
-    assert token_bytes(**llama | estimated) == bytes_per_token(manifest)
 
 
 def test_a_shard_of_llama_7b_is_about_200_mebibytes() -> None:

@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
-    assert names == ["demo", "evaluate", "extract", "generate", "inspect", "train"]
+    assert names == ["demo", "evaluate", "extract", "generate", "inspect", "train", "verify"]
 
 
 @pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name, _ in COMMANDS)])

@@ -18,9 +18,11 @@ import torch
 import transformers
 
 from cache_schema.reader import CacheReader
+from cache_schema.sealed import UNSEALED, seal
 from pipeline.base_model import BaseModel, load_base
 from tests.test_cli import mav
 from tests.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base, write_rows
+from tests.written_caches import all_same_bits, leftovers, read_all, stored_objects
 
 USAGE, DATA = 2, 1
 
@@ -312,7 +314,8 @@ def cache(world: World, tmp_path: Path) -> Path:
 def edit_manifest(cache: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     root = json.loads((cache / "zarr.json").read_text())
     edit(root["attributes"]["mav"])
-    (cache / "zarr.json").write_text(json.dumps(root))
+    root["attributes"]["seal"] = UNSEALED
+    (cache / "zarr.json").write_bytes(seal(root))
 
 
 @pytest.mark.parametrize("command", ALL_READERS)
@@ -349,21 +352,22 @@ def test_incomplete_cache(world: World, cache: Path, output: Path, command: str)
 
 @pytest.mark.parametrize("command", READERS)
 def test_cache_with_a_lost_shard(world: World, cache: Path, output: Path, command: str) -> None:
-    (cache / "labels" / "c" / "1").unlink()
+    (cache / "labels" / "c.1").unlink()
     message = refused(DATA, *READERS[command](world, cache, output))
-    assert "\n  - labels/c/1: missing, expected " in message
+    assert "\n  - labels/c.1: missing, expected " in message
     assert not output.parent.exists()
 
 
 @pytest.mark.parametrize("command", READERS)
 def test_cache_with_a_flipped_bit(world: World, cache: Path, output: Path, command: str) -> None:
-    for shard in (cache / "labels" / "c").iterdir():
+    for shard in stored_objects(cache, "labels"):
         damaged = bytearray(shard.read_bytes())
         damaged[3] ^= 1
         shard.write_bytes(damaged)
     message = refused(DATA, *READERS[command](world, cache, output))
-    assert message.startswith(f"{cache}: labels, rows ")
+    assert message.startswith(f"{cache}/labels/c.")
     assert "checksum" in message
+    assert f"`mav verify --repair {cache}` marks its block" in message
     assert message.count("\n") <= 3
 
 
@@ -377,17 +381,15 @@ def test_not_a_cache(world: World, tmp_path: Path, output: Path, command: str) -
     assert not output.parent.exists()
 
 
-def test_lost_shards_are_computed_again_by_the_same_command(
-    world: World, cache: Path, tmp_path: Path
-) -> None:
+def test_lost_shards_are_computed_again_by_the_same_command(world: World, tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     assert mav(*extract_args(world, fresh)).exit_code == 0
-    before = tree(fresh)
-    shards = sorted(path for path in (fresh / "labels" / "c").iterdir())
-    shards[0].write_bytes(shards[0].read_bytes()[:-7])
+    before, lost = read_all(fresh), fresh / "labels" / "c.0"
+    lost.write_bytes(lost.read_bytes()[:-7])
     result = mav(*extract_args(world, fresh))
     assert result.exit_code == 0, result.output
-    assert tree(fresh) == before
+    assert "0 of 1 blocks are written" in result.stderr
+    assert all_same_bits(read_all(fresh), before)
 
 
 # Heads that are refused
@@ -692,10 +694,6 @@ def fill_disk(patch: pytest.MonkeyPatch, works: int) -> list[int]:
     return written
 
 
-def half_written(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.name.startswith(".")]
-
-
 @pytest.fixture(scope="module")
 def extract_writes(world: World, tmp_path_factory: pytest.TempPathFactory) -> int:
     """Number of files that an extraction writes."""
@@ -718,7 +716,7 @@ def test_disk_that_is_full_while_extracting(
         fill_disk(patch, round(share * (extract_writes - 1)))
         message = refused(DATA, *extract_args(world, root))
     assert "No space left on device. The disk is full; free some space and run" in message
-    assert half_written(tmp_path) == []
+    assert leftovers(tmp_path) == []
     assert mav(*extract_args(world, root)).exit_code == 0
     assert len(CacheReader(root).pair_id) == 12
 
@@ -732,7 +730,7 @@ def test_disk_that_is_full_while_training(
         fill_disk(patch, works)
         message = refused(DATA, *train_args(world.cache, run))
     assert "The disk is full; free some space and run the same command again" in message
-    assert half_written(tmp_path) == []
+    assert leftovers(tmp_path) == []
     assert mav(*train_args(world.cache, run), "--resume").exit_code == 0
     weights = "last/model.safetensors"
     assert (run / weights).read_bytes() == (world.head / weights).read_bytes()
@@ -758,7 +756,7 @@ def test_disk_that_is_full_while_safetensors_writes(
         patch.setattr(safetensors.torch, "save_file", full)
         message = refused(DATA, *train_args(world.cache, tmp_path / "run"))
     assert "No space left on device" in message
-    assert half_written(tmp_path) == []
+    assert leftovers(tmp_path) == []
     assert mav(*train_args(world.cache, tmp_path / "run"), "--resume").exit_code == 0
 
 
