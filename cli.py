@@ -248,7 +248,7 @@ def extract_command(
 @click.option("--base-model", help="Where the base is now.  [default: where it was]")
 @click.option("--dataset", help="Where the data set is now.  [default: where it was]")
 @click.option(
-    "--repair", is_flag=True, help="Mark damaged blocks, so that mav extract computes them anew."
+    "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
 )
 @_DEVICE
 @_JSON

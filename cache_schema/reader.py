@@ -27,7 +27,10 @@ from cache_schema.root import read_manifest
 from cache_schema.shards import decode_shard
 
 _MOST_NAMED: Final = 10
-_WRITTEN_ONCE: Final = "It is written once, so remove the cache and extract again."
+_MENDED: Final = (
+    "`mav verify --repair {location}` removes what is damaged, and the extraction command then "
+    "writes it anew."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +136,16 @@ def require_layout(objects: Objects, sizes: Mapping[str, int]) -> LayoutRecord:
     """Check that all a cache was created with is still there in full size.
 
     Raises:
-        CacheError: Something is missing or of another size; only a new extraction mends that.
+        CacheError: Something is missing or of another size.
     """
     record = read_layout(objects)
     found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
     lost = [problem for problem in found if problem]
     if lost:
-        raise CacheError(f"{objects.location}: damaged:{listed(lost)}\n{_WRITTEN_ONCE}")
+        raise CacheError(
+            f"{objects.location}: damaged:{listed(lost)}\nRun the same `mav extract` "
+            f"command again; it writes them anew."
+        )
     return record
 
 
@@ -162,8 +168,7 @@ def _read_rows(
             block,
             layout.rows_in_block(tokens),
             records,
-            f"`mav verify --repair {objects.location}` marks its block, and the extraction "
-            f"command then computes that one anew.",
+            _MENDED.format(location=objects.location),
         )
         for path, layout in every.items()
         if layout.spec.kind == "block"
@@ -183,7 +188,7 @@ def read_array(objects: Objects, layout: ArrayLayout, record: LayoutRecord) -> N
             number,
             min(layout.shard[0], layout.shape[0] - number * layout.shard[0]),
             record.objects,
-            _WRITTEN_ONCE,
+            _MENDED.format(location=objects.location),
         )
         for number in range(layout.shards)
     ]

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.errors import CacheError
 from cache_schema.lock import LOCK, run_lock
 from cache_schema.manifest import Manifest
 from cache_schema.objects import Objects, replace
@@ -144,7 +143,10 @@ def verify(
 
 
 def repair(objects: Objects, report: VerifyReport, *, say: Callable[[str], None]) -> None:
-    """Mark damaged blocks as not written, so that the next extraction computes them anew.
+    """Remove what is damaged, so that the next extraction writes it anew.
+
+    A damaged block counts as not written from then on. Descriptions, plan and unembedding follow
+    from the command and are written again with the bytes they had.
 
     Args:
         objects: The cache that was verified.
@@ -152,13 +154,8 @@ def repair(objects: Objects, report: VerifyReport, *, say: Callable[[str], None]
         say: Called with each line worth telling the user.
 
     Raises:
-        CacheError: The damage is not in the blocks, so that no block can mend it.
+        CacheBusyError: A run writes to the cache.
     """
-    if report.damaged_layout:
-        raise CacheError(
-            f"{objects.location}: what it was created with is damaged, and it is written only "
-            f"once. Remove the cache and extract again."
-        )
     with run_lock(objects, say=say):
         manifest = read_manifest(objects)
         if manifest.complete and not report.sound:
@@ -166,9 +163,12 @@ def repair(objects: Objects, report: VerifyReport, *, say: Callable[[str], None]
             replace(objects, ROOT, encode_root(manifest))
         for block in report.damaged_blocks:
             objects.delete(commit_key(block))
+        for problem in report.damaged_layout:
+            objects.delete(_key(problem))
     say(
-        f"{objects.location}: {len(report.damaged_blocks)} damaged blocks are marked; run the same "
-        f"`mav extract` command again, it computes them anew"
+        f"{objects.location}: {len(report.damaged_blocks)} damaged blocks and "
+        f"{len(report.damaged_layout)} other objects are marked; run the same `mav extract` "
+        f"command again, it writes them anew"
     )
 
 
@@ -185,7 +185,7 @@ class _Checker:
 
     def layout(self, record: LayoutRecord, known: list[str]) -> list[str]:
         """Return what is wrong with the objects of the layout, beyond what is known."""
-        lost = {problem.split(":", 1)[0] for problem in known}
+        lost = set(map(_key, known))
         return [
             _CHANGED.format(key)
             for key, item in record.objects.items()
@@ -231,6 +231,11 @@ class _Checker:
         self.read += len(data)
         self._progress(len(data))
         return data if hashlib.sha256(data.data).hexdigest() == record.sha256 else None
+
+
+def _key(problem: str) -> str:
+    """Return the key of the object that a problem speaks of."""
+    return problem.split(":", 1)[0]
 
 
 def _damaged(records: Mapping[str, ObjectRecord], sizes: Mapping[str, int]) -> list[str]:

@@ -25,9 +25,11 @@ from cache_schema.records import (
     commit_problems,
     content_digest,
     encode_record,
+    object_problem,
     object_record,
     read_block_record,
     read_commits,
+    read_layout,
 )
 from cache_schema.root import ROOT, encode_root, read_manifest
 from cache_schema.shards import encode_shard
@@ -163,6 +165,45 @@ class CacheWriter:
             _remove_parts(objects)
             raise
         return CacheWriter(objects, run)
+
+    def restore_layout(
+        self,
+        plan: BlockPlan,
+        pair_columns: Mapping[str, NDArray[Any]],
+        unembedding: Mapping[str, NDArray[Any]],
+    ) -> list[str]:
+        """Write again what the cache was created with and has lost since.
+
+        Only for the first process of a run, before others write.
+
+        Args:
+            plan: The block plan.
+            pair_columns: See `laid_out`.
+            unembedding: See `laid_out`.
+
+        Returns:
+            The keys of the objects that were written.
+
+        Raises:
+            CacheError: An object cannot be made as it was.
+        """
+        require_held(self._objects, self._run)
+        sizes = self._objects.sizes()
+        recorded = read_layout(self._objects).objects
+        lost = [key for key, item in recorded.items() if object_problem(key, item, sizes)]
+        if not lost:
+            return []
+        for key, data, record in laid_out(self.manifest, plan, pair_columns, unembedding):
+            if key not in lost:
+                continue
+            if record != recorded[key]:
+                raise CacheError(
+                    f"{self._objects.location}/{key}: lost, and this program makes it with other "
+                    f"bytes than it had. Use the versions the cache names as created_by "
+                    f"(`mav inspect`), or remove the cache and extract again."
+                )
+            replace(self._objects, key, data)
+        return lost
 
     def missing(self) -> list[int]:
         """Return the blocks that are yet to be written, having made sure of all others.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from numpy.typing import NDArray
+
 from cache_schema.errors import CacheError
 from cache_schema.lock import run_lock
 from cache_schema.manifest import BaseModelRecord, Manifest
@@ -114,6 +116,8 @@ def extract(
         if stored is None:
             processes.from_first(lambda: _create(objects, run, work))
         writer = CacheWriter(objects, run)
+        if stored is not None and (lost := processes.from_first(lambda: _restore(writer, work))):
+            say(f"Written again: {', '.join(lost)}")
         missing = processes.from_first(writer.missing)
         if stored is not None:
             processes.from_first(lambda: require_room(objects, work, missing, begun=True))
@@ -159,14 +163,23 @@ def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
 
 
 def _create(objects: Objects, run: str, work: Work) -> None:
+    require_room(objects, work, list(range(work.plan.blocks)), begun=False)
+    CacheWriter.create(
+        objects, run, work.manifest, work.plan, _pair_columns(work), unembedding_arrays(work)
+    )
+
+
+def _restore(writer: CacheWriter, work: Work) -> list[str]:
+    return writer.restore_layout(work.plan, _pair_columns(work), unembedding_arrays(work))
+
+
+def _pair_columns(work: Work) -> dict[str, NDArray[Any]]:
     pairs = work.pairs
-    columns = {
+    return {
         "pair_id": pairs.pair_id,
         "prompt_id": pairs.prompt_id,
         "source_row": pairs.source_row,
     }
-    require_room(objects, work, list(range(work.plan.blocks)), begun=False)
-    CacheWriter.create(objects, run, work.manifest, work.plan, columns, unembedding_arrays(work))
 
 
 def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:

@@ -96,10 +96,10 @@ def screen(found: Verification) -> str:
     problems = _problems(stored)
     if problems:
         lines.append(f"{len(problems)} problems:{listed(problems)}")
-        if stored.damaged_blocks and not stored.damaged_layout:
+        if stored.damaged_blocks or stored.damaged_layout:
             lines.append(
-                "`mav verify --repair` marks damaged blocks; the extraction command then "
-                "computes them anew."
+                "`mav verify --repair` marks what is damaged; the extraction command then writes "
+                "it anew."
             )
     if stored.unknown:
         lines.append(
