@@ -41,10 +41,7 @@ class LocalObjects:
 
     def version(self, key: str) -> Version | None:
         """Return an object's version, or None if there is no such object."""
-        try:
-            return _version(os.stat(self._root / key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return _version_of(self._root / key)
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every object; files whose name begins with a dot are none."""
@@ -57,6 +54,14 @@ class LocalObjects:
     def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
         """Write an object durably, whole or not at all."""
         path = self._root / key
+        try:
+            return self._write(path, data, expected)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(path)  # a failed write does not know its file's name
+            raise
+
+    def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:
         _make_folder(path.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
         # Opened now: a process may be out of descriptors when the name is already given.
@@ -68,13 +73,9 @@ class LocalObjects:
                     self._give_name(temporary, path)
                 else:
                     with self._mutex():
-                        if self.version(key) != expected:
-                            raise ConflictError(key)
+                        if _version_of(path) != expected:
+                            raise ConflictError(str(path))
                         os.rename(temporary, path)
-            except OSError as error:
-                if error.filename is None:
-                    error.filename = str(path)  # a failed write does not know its file's name
-                raise
             finally:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
@@ -97,12 +98,17 @@ class LocalObjects:
             sync_directory((self._root / key).parent)
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left half-written."""
+        """Remove what killed writers left half-written, and make durable what they left whole."""
+        if not self._root.exists():
+            return
         for folder, _, names in os.walk(self._root):
             for name in names:
                 if name.startswith(".") and name.endswith(_PARTIAL):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(Path(folder, name))
+            # Files were flushed before they had their names, but perhaps not the names.
+            sync_directory(Path(folder))
+        sync_directory(self._root.parent)
 
     def prune(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""
@@ -184,6 +190,13 @@ def _write_new(path: Path, data: Bytes) -> Version:
         os.close(descriptor)
 
 
+def _version_of(path: Path) -> Version | None:
+    try:
+        return _version(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _version(status: os.stat_result) -> Version:
     return Version(
         tag=f"{status.st_ino}-{status.st_mtime_ns}", generation=None, size=status.st_size
@@ -201,4 +214,5 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
         if entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/")
         else:
-            yield f"{prefix}{entry.name}", entry.stat().st_size
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                yield f"{prefix}{entry.name}", entry.stat().st_size

@@ -135,8 +135,14 @@ def _take(objects: Objects, say: Callable[[str], None]) -> tuple[Holder, Version
                 f"{objects.location}: another run writes to this cache, {other}. Wait until it "
                 f"has finished, or stop it; what it committed is kept."
             )
-        with contextlib.suppress(ConflictError):
-            return holder, objects.write(LOCK, _encode(holder), version)
+        data = _encode(holder)
+        try:
+            return holder, objects.write(LOCK, data, version)
+        except ConflictError:
+            continue
+        except OSError:
+            objects.withdraw(LOCK, data)
+            raise
 
 
 def _gone(objects: Objects, holder: Holder, version: Version, say: Callable[[str], None]) -> bool:
@@ -168,13 +174,14 @@ def _beat(objects: Objects, holder: Holder, version: Version, stopped: threading
         try:
             version = objects.write(LOCK, _encode(Holder(**fields)), version)
         except ConflictError:
-            found = objects.version(LOCK)
-            holding = read_holder(objects)
-            if found is None or holding is None or holding.run != holder.run:
-                return  # the next block to be written tells the user
-            version = found  # an answer was lost, but the write was not
+            return  # somebody else's; the next block to be written tells the user
         except (OSError, CacheError):
-            continue  # a store that fails is told of where blocks are written
+            # A store that fails is told of where blocks are written. It may hold this beat or not.
+            with contextlib.suppress(OSError, CacheError):
+                found = objects.version(LOCK)
+                holding = read_holder(objects)
+                if found is not None and holding is not None and holding.run == holder.run:
+                    version = found
 
 
 def _encode(holder: Holder) -> bytes:

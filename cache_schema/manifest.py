@@ -41,6 +41,8 @@ class BaseModelRecord:
     """Class name of the causal language model."""
     weights_digest: str
     """SHA-256 over the weight files (or over the tensors of a model built in memory)."""
+    config_digest: str
+    """SHA-256 over the configuration: the same weights compute something else under another."""
     tokenizer_digest: str
     """SHA-256 over the token-to-id mapping."""
     num_hidden_layers: int
@@ -162,6 +164,7 @@ class Manifest:
         """Return a SHA-256 over what decides the values a cache holds, and where they lie."""
         deciding = (
             self.base.weights_digest,
+            self.base.config_digest,
             self.base.tokenizer_digest,
             dataclasses.asdict(self.states),
             dataclasses.asdict(self.logits),

@@ -6,13 +6,15 @@ told when another writer came first. On that one rule the locks, claims and comm
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cache_schema.errors import CacheBusyError
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -67,7 +69,8 @@ class Objects(Protocol):
             expected: The version to replace, or None for a new object.
 
         Raises:
-            ConflictError: The object is in another version; nothing was written.
+            ConflictError: The object is in another version, and it is not these bytes that a lost
+                answer made it to. Nothing was written.
         """
 
     def withdraw(self, key: str, data: Bytes) -> None:
@@ -77,7 +80,10 @@ class Objects(Protocol):
         """Remove an object, if it is there."""
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left half-written; only one writer may be there."""
+        """Remove what killed writers left half-written, and make durable what they left whole.
+
+        Only one writer may be there.
+        """
 
     def prune(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""
@@ -115,10 +121,38 @@ def open_objects(location: str | Path) -> Objects:
 
 
 def replace(objects: Objects, key: str, data: Bytes) -> Version:
-    """Write an object whatever version it is in, for keys that one writer alone has to do with."""
-    return objects.write(key, data, objects.version(key))
+    """Write an object whatever version it is in, for keys that one writer alone has to do with.
+
+    Raises:
+        CacheBusyError: Another writer had to do with it at the same time.
+    """
+    try:
+        return objects.write(key, data, objects.version(key))
+    except ConflictError as error:
+        raise CacheBusyError(
+            f"{objects.location}: another run writes to this cache at the same time ({key}). This "
+            f"run stops; what it committed is kept."
+        ) from error
 
 
-def under(sizes: dict[str, int], prefix: str) -> Iterator[str]:
-    """Yield the keys below a prefix, in order."""
-    return (key for key in sorted(sizes) if key.startswith(prefix))
+def put(objects: Objects, key: str, data: Bytes, still_ours: Callable[[], None]) -> Version:
+    """Write an object in place of whatever another attempt left there.
+
+    Args:
+        objects: Where to.
+        key: Its key.
+        data: Its bytes.
+        still_ours: Raises if lock or claim have gone to another writer.
+    """
+    while True:
+        # In this order: were it lost after the check, whoever has it now wrote after the version
+        # was read, and is in our way; or has yet to write, and will find us in its own.
+        seen = objects.version(key)
+        still_ours()
+        try:
+            return objects.write(key, data, seen)
+        except ConflictError:
+            continue
+        except OSError:
+            objects.withdraw(key, data)
+            raise

@@ -18,7 +18,7 @@ from cache_schema.records import (
     LAYOUT,
     LayoutRecord,
     ObjectRecord,
-    commit_problems,
+    lost_blocks,
     object_problem,
     read_commits,
     read_layout,
@@ -74,13 +74,13 @@ class CacheReader:
         self.manifest = read_manifest(self._objects)
         self._sizes = self._objects.sizes()
         self._layouts = layouts(self.manifest)
-        self._layout = require_layout(self._objects, self._sizes)
-        commits = read_commits(self._objects, self.manifest.plan.blocks, self._sizes)
+        self._layout = require_layout(self._objects, self.manifest, self._sizes)
+        commits = read_commits(self._objects, self.manifest, self._sizes)
         problems = [*commits.damaged.values()]
         if not problems:
             require_complete(self.location, self.manifest, len(commits.records))
-        for record in commits.records.values():
-            problems += commit_problems(record, self._layouts, self._sizes)
+        lost = lost_blocks(self._objects, commits, self._layouts, self._sizes)
+        problems += [problem for found in lost.values() for problem in found]
         if problems:
             raise CacheError(
                 f"{self.location}: {len(problems)} damaged objects:{listed(problems)}\nRun the "
@@ -132,13 +132,13 @@ class CacheReader:
         return read_array(self._objects, self._layouts[path], self._layout)
 
 
-def require_layout(objects: Objects, sizes: Mapping[str, int]) -> LayoutRecord:
+def require_layout(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> LayoutRecord:
     """Check that all a cache was created with is still there in full size.
 
     Raises:
         CacheError: Something is missing or of another size.
     """
-    record = read_layout(objects)
+    record = read_layout(objects, manifest.identity())
     found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
     lost = [problem for problem in found if problem]
     if lost:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cache_schema.arrays import ArrayLayout, shard_key
 from cache_schema.errors import CacheError
+from cache_schema.manifest import Manifest
 from cache_schema.objects import Bytes, Objects
 from cache_schema.sealed import UNSEALED, seal, unseal
 from cache_schema.shards import EncodedShard
@@ -40,6 +41,8 @@ class ObjectRecord:
 class LayoutRecord:
     """All objects a cache was created with: array descriptions, plan and unembedding."""
 
+    cache: str
+    """Identity of the cache; see `Manifest.identity`."""
     objects: dict[str, ObjectRecord]
 
 
@@ -59,6 +62,8 @@ class CommitRecord:
     pairs: int
     tokens: int
     attempt: str
+    cache: str
+    """Identity of the cache; see `Manifest.identity`."""
     content: str
     """SHA-256 over the decoded values; see `content_digest`."""
     objects: dict[str, ObjectRecord]
@@ -125,16 +130,21 @@ def decode_record(data: Bytes) -> Record:
     return record
 
 
-def read_layout(objects: Objects) -> LayoutRecord:
+def read_layout(objects: Objects, cache: str) -> LayoutRecord:
     """Read the record of what the cache was created with.
 
+    Args:
+        objects: The store.
+        cache: Identity of the cache.
+
     Raises:
-        CacheError: It is missing or damaged.
+        CacheError: It is missing, damaged, or that of another cache.
     """
     try:
         record = decode_record(objects.read(LAYOUT).data)
         if not isinstance(record, LayoutRecord):
             raise ValueError("it is the record of a block")
+        _require_own(record, cache)
     except (FileNotFoundError, ValueError) as error:
         raise CacheError(
             f"{objects.location}/{LAYOUT}: damaged ({_reason(error)}). It is written once, so "
@@ -143,16 +153,23 @@ def read_layout(objects: Objects) -> LayoutRecord:
     return record
 
 
-def read_block_record(objects: Objects, block: int) -> ClaimRecord | CommitRecord:
+def read_block_record(objects: Objects, block: int, cache: str) -> ClaimRecord | CommitRecord:
     """Read the record of a block.
 
+    Args:
+        objects: The store.
+        block: The block.
+        cache: Identity of the cache.
+
     Raises:
-        ValueError: It is damaged, or that of another block.
+        ValueError: It is damaged, or that of another block or cache.
         FileNotFoundError: There is none.
     """
     record = decode_record(objects.read(commit_key(block)).data)
     if isinstance(record, LayoutRecord) or record.block != block:
         raise ValueError("it is the record of something else")
+    if isinstance(record, CommitRecord):
+        _require_own(record, cache)
     return record
 
 
@@ -169,23 +186,24 @@ class Commits:
     damaged: dict[int, str]
 
 
-def read_commits(objects: Objects, blocks: int, sizes: Mapping[str, int]) -> Commits:
+def read_commits(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> Commits:
     """Read the commit records of all blocks.
 
     Args:
         objects: The store.
-        blocks: Number of blocks.
+        manifest: The cache's manifest.
         sizes: Its objects; blocks without a record are not asked for.
     """
+    cache = manifest.identity()
     commits = Commits(records={}, damaged={})
 
     def read(block: int) -> ClaimRecord | CommitRecord | str:
         try:
-            return read_block_record(objects, block)
+            return read_block_record(objects, block, cache)
         except (FileNotFoundError, ValueError) as error:
             return f"{commit_key(block)}: damaged ({_reason(error)})"
 
-    known = [block for block in range(blocks) if commit_key(block) in sizes]
+    known = [block for block in range(manifest.plan.blocks) if commit_key(block) in sizes]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
         for block, found in zip(known, pool.map(read, known), strict=True):
             if isinstance(found, str):
@@ -201,6 +219,31 @@ def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> 
     if size is None:
         return f"{key}: missing, expected {record.bytes} bytes"
     return None if size == record.bytes else f"{key}: {size} bytes, expected {record.bytes}"
+
+
+def lost_blocks(
+    objects: Objects,
+    commits: Commits,
+    layouts: Mapping[str, ArrayLayout],
+    sizes: Mapping[str, int],
+) -> dict[int, list[str]]:
+    """Return the committed blocks whose objects are not there in full size, and what is wrong.
+
+    Args:
+        objects: The store.
+        commits: Its commits.
+        layouts: Its arrays.
+        sizes: Its objects, as they were before the commits were read.
+    """
+
+    def look(sizes: Mapping[str, int]) -> dict[int, list[str]]:
+        found = {
+            b: commit_problems(record, layouts, sizes) for b, record in commits.records.items()
+        }
+        return {block: problems for block, problems in found.items() if problems}
+
+    # A block that was committed after the objects were listed is none of them.
+    return look(objects.sizes()) if look(sizes) else {}
 
 
 def commit_problems(
@@ -219,6 +262,11 @@ def commit_problems(
         ]
     found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
     return [problem for problem in found if problem]
+
+
+def _require_own(record: LayoutRecord | CommitRecord, cache: str) -> None:
+    if record.cache != cache:
+        raise ValueError("it is the record of another cache than the root describes")
 
 
 def _reason(error: Exception) -> str:

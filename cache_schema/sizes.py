@@ -122,6 +122,7 @@ def _record_bytes(manifest: Manifest, plan: BlockPlan) -> int:
                 pairs=plan.pairs // plan.blocks,
                 tokens=plan.block_tokens,
                 attempt=_DIGEST[:32],
+                cache=_DIGEST,
                 content=_DIGEST,
                 objects=records,
             )

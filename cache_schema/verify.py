@@ -21,8 +21,8 @@ from cache_schema.records import (
     LayoutRecord,
     ObjectRecord,
     commit_key,
-    commit_problems,
     content_digest,
+    lost_blocks,
     object_problem,
     read_commits,
     read_layout,
@@ -100,13 +100,15 @@ def verify(
     manifest = read_manifest(objects)
     sizes = objects.sizes()
     every = layouts(manifest)
-    layout = read_layout(objects)
-    commits = read_commits(objects, manifest.plan.blocks, sizes)
+    layout = read_layout(objects, manifest.identity())
+    commits = read_commits(objects, manifest, sizes)
     damaged_layout = _damaged(layout.objects, sizes)
     damaged_blocks = {block: [problem] for block, problem in commits.damaged.items()}
-    for block, record in commits.records.items():
-        if problems := commit_problems(record, every, sizes):
-            damaged_blocks[block] = problems
+    damaged_blocks |= lost_blocks(objects, commits, every, sizes)
+    if manifest.complete:
+        for block in range(manifest.plan.blocks):
+            if block not in commits.records and block not in damaged_blocks:
+                damaged_blocks[block] = [f"{commit_key(block)}: missing, or not a commit"]
 
     recorded = [layout.objects, *(record.objects for record in commits.records.values())]
     known = {key: record for records in recorded for key, record in records.items()}

@@ -1,5 +1,6 @@
 """Writing a cache: create or resume, one block at a time, then complete."""
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Mapping
@@ -7,24 +8,23 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from cache_schema.arrays import TABLE, layouts, shard_key
+from cache_schema.arrays import layouts, shard_key
+from cache_schema.creation import lay_out
 from cache_schema.errors import CacheBusyError, CacheError, MismatchError
 from cache_schema.layout import laid_out
-from cache_schema.lock import LOCK, require_held
+from cache_schema.lock import require_held
 from cache_schema.manifest import Manifest, differences
-from cache_schema.objects import Bytes, ConflictError, Objects, Version, replace
+from cache_schema.objects import ConflictError, Objects, Version, put, replace
 from cache_schema.plan import BlockPlan
-from cache_schema.reader import require_layout
+from cache_schema.reader import require_complete, require_layout
 from cache_schema.records import (
-    COMMITS,
-    LAYOUT,
     ClaimRecord,
     CommitRecord,
-    LayoutRecord,
     commit_key,
     commit_problems,
     content_digest,
     encode_record,
+    lost_blocks,
     object_problem,
     object_record,
     read_block_record,
@@ -49,31 +49,6 @@ _NOT_COMPARED: Final = (
     "data.limit",
 )
 """Manifest fields that may differ between the run that began a cache and the one that resumes."""
-
-
-def require_free(objects: Objects) -> bool:
-    """Refuse a place that holds something other than a cache, or a cache without its root.
-
-    Returns:
-        Whether a cache is there.
-
-    Raises:
-        CacheError: Something else is in the way.
-    """
-    sizes = objects.sizes()
-    if ROOT in sizes:
-        return True
-    if any(not _is_part(key) for key in sizes):
-        raise CacheError(
-            f"{objects.location}: exists and is not a MAV cache. Name another --output, or "
-            f"remove it."
-        )
-    if any(key.startswith(COMMITS) and key != LAYOUT for key in sizes):
-        raise CacheError(
-            f"{objects.location}: it holds blocks of a cache, but {ROOT} is missing. Put it back "
-            f"from a copy, or remove all of it to extract again."
-        )
-    return False
 
 
 def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
@@ -141,29 +116,7 @@ class CacheWriter:
             pair_columns: See `laid_out`.
             unembedding: See `laid_out`.
         """
-        assert not manifest.complete
-        require_held(objects, run)
-        if require_free(objects):
-            raise CacheBusyError(
-                f"{objects.location}: another run made a cache here in the meantime. Run the "
-                f"command again; it goes on with that one, if it is the same."
-            )
-        _remove_parts(objects)  # of a creation that was killed
-        try:
-            records = {}
-            for key, data, record in laid_out(manifest, plan, pair_columns, unembedding):
-                objects.write(key, data, None)
-                records[key] = record
-            objects.write(LAYOUT, encode_record(LayoutRecord(objects=records)), None)
-            objects.write(ROOT, encode_root(manifest), None)
-        except ConflictError as error:
-            raise CacheBusyError(
-                f"{objects.location}: another run is laying out a cache here. Wait for it, or "
-                f"name another --output."
-            ) from error
-        except BaseException:
-            _remove_parts(objects)
-            raise
+        lay_out(objects, run, manifest, plan, pair_columns, unembedding)
         return CacheWriter(objects, run)
 
     def restore_layout(
@@ -189,7 +142,7 @@ class CacheWriter:
         """
         require_held(self._objects, self._run)
         sizes = self._objects.sizes()
-        recorded = read_layout(self._objects).objects
+        recorded = read_layout(self._objects, self.manifest.identity()).objects
         lost = [key for key, item in recorded.items() if object_problem(key, item, sizes)]
         if not lost:
             return []
@@ -217,17 +170,13 @@ class CacheWriter:
         require_held(self._objects, self._run)
         self._objects.tidy()
         sizes = self._objects.sizes()
-        require_layout(self._objects, sizes)
-        blocks = self.manifest.plan.blocks
-        commits = read_commits(self._objects, blocks, sizes)
-        lost = [
-            block
-            for block, record in commits.records.items()
-            if commit_problems(record, self._layouts, sizes)
-        ]
+        require_layout(self._objects, self.manifest, sizes)
+        commits = read_commits(self._objects, self.manifest, sizes)
+        lost = lost_blocks(self._objects, commits, self._layouts, sizes)
         for block in (*lost, *commits.damaged):
-            self._objects.delete(commit_key(block))
-        return [b for b in range(blocks) if b not in commits.records or b in lost]
+            self._withdraw(block)
+        blocks = range(self.manifest.plan.blocks)
+        return [block for block in blocks if block not in commits.records or block in lost]
 
     def write_block(self, block: int, pairs: int, rows: Mapping[str, NDArray[Any]]) -> None:
         """Write one block and commit it; it is committed once, whoever else tries.
@@ -252,7 +201,7 @@ class CacheWriter:
             layout = self._layouts[path]
             shard = encode_shard(layout, values)
             key = shard_key(layout, block)
-            self._put(key, shard.data.data, block, claim)
+            put(self._objects, key, shard.data.data, lambda: self._require_claim(block, claim))
             records[key] = object_record(shard.data.data, shard)
         self._commit(
             CommitRecord(
@@ -260,6 +209,7 @@ class CacheWriter:
                 pairs=pairs,
                 tokens=len(rows["labels"]),
                 attempt=attempt,
+                cache=self.manifest.identity(),
                 content=content_digest(rows),
                 objects=records,
             ),
@@ -267,13 +217,31 @@ class CacheWriter:
         )
 
     def complete(self) -> None:
-        """Mark the cache complete; every block must be committed."""
+        """Mark the cache complete.
+
+        Raises:
+            CacheIncompleteError: A block is not committed.
+        """
         require_held(self._objects, self._run)
-        sizes = self._objects.sizes()
-        commits = read_commits(self._objects, self.manifest.plan.blocks, sizes)
-        assert len(commits.records) == self.manifest.plan.blocks
+        commits = read_commits(self._objects, self.manifest, self._objects.sizes())
+        require_all = dataclasses.replace(self.manifest, complete=True)
+        require_complete(self._objects.location, require_all, len(commits.records))
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         replace(self._objects, ROOT, encode_root(self.manifest))
+
+    def _withdraw(self, block: int) -> None:
+        """Make a claim of a commit that does not speak the truth."""
+        key = commit_key(block)
+        version = self._objects.version(key)
+        record = self._committed(block)
+        if record is not None:
+            seen = {name: self._objects.version(name) for name in record.objects}
+            sizes = {name: found.size for name, found in seen.items() if found}
+            if not commit_problems(record, self._layouts, sizes):
+                return  # another writer has mended it since
+        claim = encode_record(ClaimRecord(block=block, attempt=uuid.uuid4().hex))
+        with contextlib.suppress(ConflictError):
+            self._objects.write(key, claim, version)
 
     def _claim(self, block: int, attempt: str) -> Version | None:
         """Take a block over from whoever had it; None if it is committed already."""
@@ -288,19 +256,9 @@ class CacheWriter:
             except ConflictError:
                 continue
 
-    def _put(self, key: str, data: Bytes, block: int, claim: Version) -> None:
-        """Write an object of a claimed block in place of whatever another attempt left there."""
-        while True:
-            # In this order: were the claim lost after the check, whoever has it now wrote after
-            # the version was read, or has yet to write and will find ours in the way.
-            seen = self._objects.version(key)
-            if self._objects.version(commit_key(block)) != claim:
-                raise self._lost(block)
-            try:
-                self._objects.write(key, data, seen)
-                return
-            except ConflictError:
-                continue
+    def _require_claim(self, block: int, claim: Version) -> None:
+        if self._objects.version(commit_key(block)) != claim:
+            raise self._lost(block)
 
     def _commit(self, record: CommitRecord, claim: Version) -> None:
         key, data = commit_key(record.block), encode_record(record)
@@ -316,7 +274,7 @@ class CacheWriter:
 
     def _committed(self, block: int) -> CommitRecord | None:
         try:
-            found = read_block_record(self._objects, block)
+            found = read_block_record(self._objects, block, self.manifest.identity())
         except (FileNotFoundError, ValueError):
             return None
         return found if isinstance(found, CommitRecord) else None
@@ -326,16 +284,3 @@ class CacheWriter:
             f"{self._objects.location}: another run has taken over block {block}. This run stops; "
             f"what it committed is kept."
         )
-
-
-def _is_part(key: str) -> bool:
-    """Tell whether a cache could have an object of this name."""
-    if key in (ROOT, LOCK, "pairs/zarr.json", "unembedding/zarr.json"):
-        return True
-    return key.startswith((COMMITS, *(f"{spec.path}/" for spec in TABLE)))
-
-
-def _remove_parts(objects: Objects) -> None:
-    for key in objects.sizes():
-        if key != LOCK and _is_part(key):
-            objects.delete(key)

@@ -11,7 +11,13 @@ from torch import nn
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import BaseModelRecord
 from pipeline.base_logits import Unembedding
-from pipeline.base_source import BaseSource, resolve_base, tensors_digest, tokenizer_digest
+from pipeline.base_source import (
+    BaseSource,
+    config_digest,
+    resolve_base,
+    tensors_digest,
+    tokenizer_digest,
+)
 from pipeline.devices import pick_device
 from pipeline.taps import StateTaps
 
@@ -99,6 +105,9 @@ class BaseModel:
             architecture=type(self.model).__name__,
             weights_digest=(
                 source.weights_digest() if source else tensors_digest(self.model.state_dict())
+            ),
+            config_digest=(
+                source.config_digest() if source else config_digest(self.config.to_dict())
             ),
             tokenizer_digest=tokenizer_digest(self.tokenizer.get_vocab()),
             num_hidden_layers=self.num_hidden_layers,

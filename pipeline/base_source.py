@@ -13,6 +13,14 @@ from cache_schema.errors import BaseModelError
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
+_NOT_COMPUTED: Final = (
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
+"""Members of a configuration that name its origin, or what the manifest says better."""
 _READ_AT_ONCE: Final = 1 << 22
 
 
@@ -65,6 +73,21 @@ class BaseSource:
         listing = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
+    def config_digest(self) -> str:
+        """Return a SHA-256 over the configuration; a GGUF file holds its own, under its digest.
+
+        Raises:
+            BaseModelError: It cannot be read.
+        """
+        if self.gguf_file is not None:
+            return config_digest({})
+        try:
+            return config_digest(json.loads((self.folder / "config.json").read_bytes()))
+        except (OSError, ValueError) as error:
+            raise BaseModelError(
+                f"{self.folder}: its config.json cannot be read: {error}"
+            ) from error
+
 
 def resolve_base(
     base_model: str, gguf_file: str | None = None, revision: str | None = None
@@ -99,6 +122,12 @@ def resolve_base(
     ):
         raise BaseModelError(f"{base_model}: no such file or folder")
     return _from_hub(base_model, gguf_file, revision)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return a SHA-256 over what a configuration says of the computation."""
+    deciding = {name: value for name, value in config.items() if name not in _NOT_COMPUTED}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:

@@ -39,7 +39,7 @@ def screen(description: dict[str, Any]) -> str:
 def _describe_cache(objects: Objects) -> dict[str, Any]:
     manifest = read_manifest(objects)
     sizes = objects.sizes()
-    commits = read_commits(objects, manifest.plan.blocks, sizes).records
+    commits = read_commits(objects, manifest, sizes).records
     holder = read_holder(objects)
     return {
         "kind": f"MAV cache, format {manifest.format_version}",

@@ -9,13 +9,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
 from cache_schema.lock import run_lock
 from cache_schema.manifest import BaseModelRecord, Manifest
 from cache_schema.objects import Objects, open_objects
 from cache_schema.reader import CacheReader
 from cache_schema.root import read_manifest
-from cache_schema.writer import CacheWriter, require_free, require_same
+from cache_schema.writer import CacheWriter, require_same
 from pipeline.base_model import BaseModel
 from pipeline.base_source import tokenizer_digest
 from pipeline.extract_options import ExtractOptions, draft_manifest
@@ -112,6 +113,9 @@ def extract(
                 say(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
         work = load(options, request, pairs, counts, say)
+        if stored is not None:
+            # Now with what only the loaded base tells.
+            require_same(objects.location, stored, work.manifest)
         run = run or processes.from_first(lock)
         if stored is None:
             processes.from_first(lambda: _create(objects, run, work))
@@ -158,6 +162,7 @@ def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
     return dataclasses.replace(
         manifest.base,
         weights_digest=request.source.weights_digest(),
+        config_digest=request.source.config_digest(),
         tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
     )
 

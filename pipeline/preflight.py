@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cache_schema.arrays import layouts
 from cache_schema.codecs import Compression
+from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
 from cache_schema.manifest import LogitsEncoding, Manifest
 from cache_schema.objects import Objects, open_objects
@@ -17,7 +18,7 @@ from cache_schema.quantization import StatesStorage
 from cache_schema.records import read_commits
 from cache_schema.root import read_manifest
 from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
-from cache_schema.writer import require_free, require_same
+from cache_schema.writer import require_same
 from pipeline.base_model import BaseModel
 from pipeline.extract_options import ExtractOptions
 from pipeline.extract_work import Say, Work, load, prepare, read_and_tokenize, unembedding_arrays
@@ -180,7 +181,7 @@ def screen(found: Preflight) -> str:
 
 def _missing(objects: Objects, work: Work) -> list[int]:
     sizes = objects.sizes()
-    committed = read_commits(objects, work.plan.blocks, sizes).records
+    committed = read_commits(objects, work.manifest, sizes).records
     return [block for block in range(work.plan.blocks) if block not in committed]
 
 

@@ -117,11 +117,16 @@ def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> 
     # A file is named whole, so it needs no name inside a folder.
     inside = None if record.id.endswith(".gguf") else record.gguf_file
     source = resolve_base(base_model or record.id, inside, record.revision)
-    if source.weights_digest() != record.weights_digest:
-        raise MismatchError(
-            f"{source.id}: its weights are not those the cache was extracted from, {record.id} "
-            f"(SHA-256 {record.weights_digest[:12]}…). Name that base with --base-model."
-        )
+    for what, found, stored in (
+        ("weights", source.weights_digest(), record.weights_digest),
+        ("configuration", source.config_digest(), record.config_digest),
+    ):
+        if found != stored:
+            raise MismatchError(
+                f"{source.id}: its {what} (SHA-256 {found[:12]}…) is not that of the base the "
+                f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base with "
+                f"--base-model."
+            )
     say(f"Loading {source.id} in {manifest.states.dtype}")
     return load_source(source, dtype=TORCH_DTYPES[manifest.states.dtype], device=device)
 
