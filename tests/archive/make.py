@@ -1,7 +1,7 @@
 """Makes the archive of caches of the present format version: `python -m tests.archive.make`.
 
-An archive is made once, when a version is new, and then kept: later programs must read it, or refuse
-it by its version. The caches are of a tiny random Llama and of made-up pairs.
+An archive is made once, when a version is new, and then kept: later programs must read it, or
+refuse it by its version. The caches are of a tiny random Llama and of made-up pairs.
 """
 
 import json
@@ -9,6 +9,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from cache_schema.manifest import FORMAT_VERSION
 from cache_schema.reader import CacheReader
@@ -40,7 +42,7 @@ CACHES: Final[dict[str, dict[str, Any]]] = {
 def decoded(reader: CacheReader) -> list[str]:
     """Return a digest of each block as a reader sees it, then one of plan and unembedding."""
     blocks = [content_digest(reader.read_block(b).rows) for b in range(reader.plan.blocks)]
-    rest = {
+    rest: dict[str, NDArray[Any]] = {
         "block_start": reader.plan.block_start,
         "response_start": reader.plan.response_start,
         "response_length": reader.plan.response_length,

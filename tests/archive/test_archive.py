@@ -29,9 +29,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("version", "name"), KEPT)
-def test_an_archived_cache_reads_as_it_was_written(
-    unpacked: Path, version: str, name: str
-) -> None:
+def test_an_archived_cache_reads_as_it_was_written(unpacked: Path, version: str, name: str) -> None:
     expected = json.loads((HERE / f"{version}.json").read_text())[name]
     assert decoded(CacheReader(unpacked / version / name)) == expected
 
