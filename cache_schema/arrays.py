@@ -7,6 +7,7 @@ Writer, reader, size estimates, docs and tests all derive from `TABLE`. Three ki
 - `unembedding`: one copy of the base's output embedding, for factored logits.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal
@@ -313,6 +314,11 @@ def shard_key(layout: ArrayLayout, number: int) -> str:
     """Return the key of one of an array's objects; of per-token arrays it is the block's."""
     # With dots all objects of an array lie in one folder, which must be durable only once.
     return f"{layout.spec.path}/c.{number}" + ".0" * (len(layout.shape) - 1)
+
+
+def block_keys(every: Mapping[str, ArrayLayout], block: int) -> set[str]:
+    """Return the keys of all objects of a block."""
+    return {shard_key(layout, block) for layout in every.values() if layout.spec.kind == "block"}
 
 
 def bytes_per_token(manifest: Manifest) -> int:

@@ -29,7 +29,7 @@ def require_free(objects: Objects) -> bool:
     sizes = objects.sizes()
     if ROOT in sizes:
         return True
-    if any(not _is_part(key) for key in sizes):
+    if any(not is_part(key) for key in sizes):
         raise CacheError(
             f"{objects.location}: exists and is not a MAV cache. Name another --output, or "
             f"remove it."
@@ -74,13 +74,9 @@ def lay_out(
     except BaseException:
         _take_back(objects, written)
         raise
-    for key in objects.sizes():
-        if key not in written and key != LOCK and _is_part(key):
-            require_held(objects, run)
-            objects.delete(key)  # of a creation of another kind that was killed
 
 
-def _is_part(key: str) -> bool:
+def is_part(key: str) -> bool:
     """Tell whether a cache could have an object of this name."""
     if key in (ROOT, LOCK, "pairs/zarr.json", "unembedding/zarr.json"):
         return True

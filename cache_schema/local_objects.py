@@ -64,24 +64,28 @@ class LocalObjects:
     def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:
         _make_folder(path.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
-        # Opened now: a process may be out of descriptors when the name is already given.
-        folder = os.open(path.parent, os.O_RDONLY)
+        named: Version | None = None
         try:
-            try:
-                version = _write_new(temporary, data)
-                if expected is None:
-                    self._give_name(temporary, path)
-                else:
-                    with self._mutex():
-                        if _version_of(path) != expected:
-                            raise ConflictError(str(path))
-                        os.rename(temporary, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            # Opened now: a process may be out of descriptors when the name is already given.
+            with _opened(path.parent) as folder:
+                try:
+                    version = _write_new(temporary, data)
+                    if expected is None:
+                        self._give_name(temporary, path)
+                    else:
+                        self._replace(temporary, path, expected)
+                    named = version
+                finally:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary)
+                os.fsync(folder)
+        except OSError:
+            if named is not None and expected is None:
+                # A name that may not last is taken back; what it replaced could not be.
+                with contextlib.suppress(OSError), self._mutex():
+                    if _version_of(path) == named:
+                        os.unlink(path)
+            raise
         return version
 
     def withdraw(self, key: str, data: Bytes) -> None:
@@ -101,14 +105,16 @@ class LocalObjects:
         """Remove what killed writers left half-written, and make durable what they left whole."""
         if not self._root.exists():
             return
-        for folder, _, names in os.walk(self._root):
+        for inside, _, names in os.walk(self._root):
             for name in names:
                 if name.startswith(".") and name.endswith(_PARTIAL):
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(Path(folder, name))
+                        os.unlink(Path(inside, name))
             # Files were flushed before they had their names, but perhaps not the names.
-            sync_directory(Path(folder))
-        sync_directory(self._root.parent)
+            sync_directory(Path(inside))
+        for folder in self._root.absolute().parents:
+            with contextlib.suppress(PermissionError):  # a folder of others, so not made here
+                sync_directory(folder)
 
     def prune(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""
@@ -143,6 +149,12 @@ class LocalObjects:
                     raise ConflictError(str(path)) from error
                 os.rename(temporary, path)
 
+    def _replace(self, temporary: Path, path: Path, expected: Version) -> None:
+        with self._mutex():
+            if _version_of(path) != expected:
+                raise ConflictError(str(path))
+            os.rename(temporary, path)
+
     @contextlib.contextmanager
     def _mutex(self) -> Iterator[None]:
         """Keep out everyone who compares and replaces in this folder."""
@@ -156,9 +168,15 @@ class LocalObjects:
 
 def sync_directory(path: Path) -> None:
     """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

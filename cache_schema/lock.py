@@ -173,15 +173,14 @@ def _beat(objects: Objects, holder: Holder, version: Version, stopped: threading
         fields = asdict(holder) | {"beat": beat}
         try:
             version = objects.write(LOCK, _encode(Holder(**fields)), version)
-        except ConflictError:
-            return  # somebody else's; the next block to be written tells the user
-        except (OSError, CacheError):
+        except (ConflictError, OSError, CacheError):
             # A store that fails is told of where blocks are written. It may hold this beat or not.
             with contextlib.suppress(OSError, CacheError):
                 found = objects.version(LOCK)
                 holding = read_holder(objects)
-                if found is not None and holding is not None and holding.run == holder.run:
-                    version = found
+                if found is None or holding is None or holding.run != holder.run:
+                    return  # somebody else's; the next block to be written tells the user
+                version = found
 
 
 def _encode(holder: Holder) -> bytes:

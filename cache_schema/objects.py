@@ -5,6 +5,7 @@ conditional: a writer says which version it expects to replace, or that it expec
 told when another writer came first. On that one rule the locks, claims and commits of a cache rest.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +75,10 @@ class Objects(Protocol):
         """
 
     def withdraw(self, key: str, data: Bytes) -> None:
-        """Remove an object whose writing failed, if it holds these bytes. Never raises."""
+        """Remove an object whose writing failed, if it holds these bytes. Never raises.
+
+        Only for bytes that no other writer writes.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
@@ -149,10 +153,5 @@ def put(objects: Objects, key: str, data: Bytes, still_ours: Callable[[], None])
         # was read, and is in our way; or has yet to write, and will find us in its own.
         seen = objects.version(key)
         still_ours()
-        try:
+        with contextlib.suppress(ConflictError):
             return objects.write(key, data, seen)
-        except ConflictError:
-            continue
-        except OSError:
-            objects.withdraw(key, data)
-            raise

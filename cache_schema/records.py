@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, shard_key
+from cache_schema.arrays import ArrayLayout, block_keys
 from cache_schema.errors import CacheError
 from cache_schema.manifest import Manifest
 from cache_schema.objects import Bytes, Objects
@@ -213,6 +213,14 @@ def read_commits(objects: Objects, manifest: Manifest, sizes: Mapping[str, int])
     return commits
 
 
+def own_keys(layout: LayoutRecord, every: Mapping[str, ArrayLayout], blocks: int) -> set[str]:
+    """Return the keys of all objects a cache may have, but its root and its lock."""
+    keys = {LAYOUT, *layout.objects}
+    for block in range(blocks):
+        keys |= {commit_key(block), *block_keys(every, block)}
+    return keys
+
+
 def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> str | None:
     """Say what is wrong with a stored object by existence and size, or None."""
     size = sizes.get(key)
@@ -250,11 +258,7 @@ def commit_problems(
     record: CommitRecord, layouts: Mapping[str, ArrayLayout], sizes: Mapping[str, int]
 ) -> list[str]:
     """Say what is wrong with a committed block: objects not recorded, missing, or cut."""
-    expected = {
-        shard_key(layout, record.block)
-        for layout in layouts.values()
-        if layout.spec.kind == "block"
-    }
+    expected = block_keys(layouts, record.block)
     if set(record.objects) != expected:
         return [
             f"{commit_key(record.block)}: it names {len(record.objects)} objects, expected "

@@ -16,7 +16,6 @@ from cache_schema.objects import Objects, replace
 from cache_schema.plan import BlockPlan
 from cache_schema.reader import read_array
 from cache_schema.records import (
-    LAYOUT,
     CommitRecord,
     LayoutRecord,
     ObjectRecord,
@@ -24,6 +23,7 @@ from cache_schema.records import (
     content_digest,
     lost_blocks,
     object_problem,
+    own_keys,
     read_commits,
     read_layout,
 )
@@ -122,14 +122,7 @@ def verify(
             if block not in damaged_blocks and (found := checker.block(record, plan)):
                 damaged_blocks[block] = found
         read = checker.read
-    ours = {ROOT, LAYOUT, LOCK, *known, *map(commit_key, range(manifest.plan.blocks))}
-    ours |= {
-        shard_key(array, block)
-        for block in range(manifest.plan.blocks)
-        if block not in commits.records
-        for array in every.values()
-        if array.spec.kind == "block"
-    }
+    ours = {ROOT, LOCK, *own_keys(layout, every, manifest.plan.blocks)}
     return VerifyReport(
         location=objects.location,
         full=full,

@@ -9,10 +9,10 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from cache_schema.arrays import layouts, shard_key
-from cache_schema.creation import lay_out
+from cache_schema.creation import is_part, lay_out
 from cache_schema.errors import CacheBusyError, CacheError, MismatchError
 from cache_schema.layout import laid_out
-from cache_schema.lock import require_held
+from cache_schema.lock import LOCK, require_held
 from cache_schema.manifest import Manifest, differences
 from cache_schema.objects import ConflictError, Objects, Version, put, replace
 from cache_schema.plan import BlockPlan
@@ -20,6 +20,7 @@ from cache_schema.reader import require_complete, require_layout
 from cache_schema.records import (
     ClaimRecord,
     CommitRecord,
+    LayoutRecord,
     commit_key,
     commit_problems,
     content_digest,
@@ -27,6 +28,7 @@ from cache_schema.records import (
     lost_blocks,
     object_problem,
     object_record,
+    own_keys,
     read_block_record,
     read_commits,
     read_layout,
@@ -170,7 +172,8 @@ class CacheWriter:
         require_held(self._objects, self._run)
         self._objects.tidy()
         sizes = self._objects.sizes()
-        require_layout(self._objects, self.manifest, sizes)
+        layout = require_layout(self._objects, self.manifest, sizes)
+        self._remove_strays(layout, sizes)
         commits = read_commits(self._objects, self.manifest, sizes)
         lost = lost_blocks(self._objects, commits, self._layouts, sizes)
         for block in (*lost, *commits.damaged):
@@ -228,6 +231,14 @@ class CacheWriter:
         require_complete(self._objects.location, require_all, len(commits.records))
         self.manifest = dataclasses.replace(self.manifest, complete=True)
         replace(self._objects, ROOT, encode_root(self.manifest))
+
+    def _remove_strays(self, layout: LayoutRecord, sizes: Mapping[str, int]) -> None:
+        """Remove what killed creations of caches of another kind left."""
+        own = {ROOT, LOCK, *own_keys(layout, self._layouts, self.manifest.plan.blocks)}
+        for key in sizes:
+            if key not in own and is_part(key):
+                require_held(self._objects, self._run)
+                self._objects.delete(key)
 
     def _withdraw(self, block: int) -> None:
         """Make a claim of a commit that does not speak the truth."""
