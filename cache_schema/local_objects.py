@@ -54,12 +54,8 @@ class LocalObjects:
     def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
         """Write an object durably, whole or not at all."""
         path = self._root / key
-        try:
+        with _named(path):
             return self._write(path, data, expected)
-        except OSError as error:
-            if error.filename is None:
-                error.filename = str(path)  # a failed write does not know its file's name
-            raise
 
     def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:
         _make_folder(path.parent)
@@ -168,8 +164,19 @@ class LocalObjects:
 
 def sync_directory(path: Path) -> None:
     """Make the entries of a directory durable."""
-    with _opened(path) as descriptor:
+    with _named(path), _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors the path; calls on descriptors do not know their file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Bad input at the command line: one clear message, the right exit code, nothing half-written."""
 
+import copy
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ import transformers
 from cache_schema.reader import CacheReader
 from cache_schema.sealed import UNSEALED, seal
 from pipeline.base_model import BaseModel, load_base
+from pipeline.base_source import tokenizer_digest
 from tests.test_cli import mav
 from tests.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base, write_rows
 from tests.written_caches import all_same_bits, leftovers, read_all, stored_objects
@@ -367,7 +369,7 @@ def test_cache_with_a_flipped_bit(world: World, cache: Path, output: Path, comma
     message = refused(DATA, *READERS[command](world, cache, output))
     assert message.startswith(f"{cache}/labels/c.")
     assert "checksum" in message
-    assert f"`mav verify --repair {cache}` marks its block" in message
+    assert f"`mav verify --repair {cache}` removes what is damaged" in message
     assert message.count("\n") <= 3
 
 
@@ -468,11 +470,13 @@ def test_head_and_cache_of_another_vocabulary_size(world: World) -> None:
     assert f"{world.other_vocabulary} has {VOCAB + 8}" in message
 
 
-def test_head_and_cache_of_another_tokenizer(world: World, cache: Path) -> None:
-    edit_manifest(cache, lambda manifest: manifest["base"].update(tokenizer_digest="12" * 32))
-    message = refused(DATA, *evaluate_args(world.head, cache))
+def test_head_and_cache_of_another_tokenizer(world: World, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(world.model.tokenizer)
+    tokenizer.add_tokens(["another"])
+    other = make_cache(tmp_path, BaseModel(model=world.model.model, tokenizer=tokenizer), pairs=3)
+    message = refused(DATA, *evaluate_args(world.head, other))
     assert f"both have {VOCAB} tokens, but other tokenizers" in message
-    assert "121212121212" in message
+    assert tokenizer_digest(tokenizer.get_vocab())[:12] in message
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def llama_7b(**changes: Any) -> Manifest:
             gguf_file=None,
             architecture="LlamaForCausalLM",
             weights_digest="aa" * 32,
+            config_digest="ee" * 32,
             tokenizer_digest="bb" * 32,
             num_hidden_layers=32,
             hidden_size=4096,

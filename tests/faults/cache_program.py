@@ -122,13 +122,17 @@ def prepare() -> None:
     Zarr describes the arrays in a thread of its own, which must not be there when forking; it would
     take most of the time of a run.
     """
-    described = {
-        blocks: layout.descriptions(content(blocks).manifest) for blocks in (BLOCKS, MORE_BLOCKS)
-    }
+    describe = layout.descriptions
+    manifests = [content(blocks).manifest for blocks in (BLOCKS, MORE_BLOCKS)]
+    described = [describe(manifest) for manifest in manifests]
     cleanup_resources()
-    mock.patch.object(
-        layout, "descriptions", lambda manifest: described[manifest.plan.blocks]
-    ).start()
+
+    def known(manifest: Manifest) -> dict[str, bytes]:
+        if manifest in manifests:
+            return described[manifests.index(manifest)]
+        return describe(manifest)
+
+    mock.patch.object(layout, "descriptions", known).start()
     gc.freeze()
 
 
@@ -169,6 +173,10 @@ def extract(
             processes.from_first(create)
             log("created")
         writer = CacheWriter(objects, run)
+        if stored is not None:
+            processes.from_first(
+                lambda: writer.restore_layout(plan, given.columns, given.unembedding)
+            )
         missing = processes.from_first(writer.missing)
         for block in missing[processes.rank :: processes.count]:
             log(f"computed {block}")
@@ -209,8 +217,7 @@ class Whole:
         digest: See `decoded_digest`.
         sound: Whether every byte was as it was written.
         unknown: Objects that belong to nothing.
-        files: All files and folders, hidden ones too, but for the lock, a half-written one of a
-            holder that was killed when the cache was complete, and the mutex.
+        files: All files and folders, hidden ones too, but for the lock and the mutex.
     """
 
     digest: str
@@ -227,9 +234,7 @@ def examine(location: Path) -> Whole:
         digest=decoded_digest(location),
         sound=report.sound,
         unknown=report.unknown,
-        files=sorted(
-            name for name in names if not name.startswith(("lock.json", ".lock.json.", ".mutex"))
-        ),
+        files=sorted(name for name in names if name not in ("lock.json", ".mutex")),
     )
 
 

@@ -19,13 +19,7 @@ FAILURES: Final = (
     ("write", errno.ENOSPC, 12),
     ("write", errno.ENOSPC, 3),
     ("fsync", errno.EIO, 30),
-    pytest.param(
-        *("fsync", errno.EIO, 8),
-        marks=pytest.mark.xfail(
-            reason="LocalObjects.write names no file where flushing or closing the folder fails",
-            strict=True,
-        ),
-    ),
+    ("fsync", errno.EIO, 8),
     ("link", errno.ENOSPC, 2),
     ("rename", errno.ENOSPC, 2),
     ("rename", errno.EIO, 1),

@@ -57,23 +57,6 @@ LEAST: Final = {
 }
 """Call -> how many failures of it there are at the least, over all errors."""
 
-EVERY_KIND: Final = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind,
-            marks=pytest.mark.xfail(
-                reason="run_lock leaves its lock, and create a root without its parts, where "
-                "making the new name durable fails",
-                strict=True,
-            ),
-        )
-        if kind in ("fsync", "close")
-        else kind
-        for kind in FAILURES
-    ],
-)
-
 SOME: Final = 13
 """The quick tests let one call of so many fail."""
 
@@ -193,13 +176,13 @@ def test_some_calls_fail_for_good(
 
 
 @pytest.mark.slow
-@EVERY_KIND
+@pytest.mark.parametrize("kind", FAILURES)
 def test_every_call_fails(kind: str, forks: ForkServer, undisturbed: Whole, place: Path) -> None:
     assert fail_one_by_one(forks, place, undisturbed, kind, 1) >= LEAST[kind]
 
 
 @pytest.mark.slow
-@EVERY_KIND
+@pytest.mark.parametrize("kind", FAILURES)
 def test_every_call_fails_for_good(
     kind: str, forks: ForkServer, undisturbed: Whole, place: Path
 ) -> None:

@@ -31,11 +31,6 @@ from tests.faults.watched_os import Count, watching
 PLACE: Final = "new/cache"
 """Where the cache is below the root of the disk; neither folder is there at first."""
 
-NOT_FLUSHED: Final = pytest.mark.xfail(
-    reason="a run that goes on does not flush the folders that a killed one had not flushed yet",
-    strict=True,
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -171,7 +166,6 @@ def go_on_after_kill(forks: ForkServer, calls: list[Call], kill: int, root: Path
     return found
 
 
-@NOT_FLUSHED
 @pytest.mark.slow
 def test_power_fails_while_going_on_where_a_run_was_killed(
     forks: ForkServer, calls: list[Call], undisturbed: Whole, place: Path
@@ -186,14 +180,24 @@ def test_power_fails_while_going_on_where_a_run_was_killed(
     assert checked > 2000
 
 
-@NOT_FLUSHED
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills",
+    [
+        slice(4),
+        slice(4, None),
+    ],
+    ids=["folder above", "cache"],
+)
 def test_power_fails_after_going_on_where_a_run_was_killed(
-    forks: ForkServer, calls: list[Call], place: Path
+    kills: slice, forks: ForkServer, calls: list[Call], place: Path
 ) -> None:
-    """What the killed run had not flushed the next one relies on, so it has to flush that."""
+    """What the killed run had not flushed the next one relies on, so it has to flush that.
+
+    The first four calls make the folder above the cache.
+    """
     lost = []
-    for kill in range(len(calls)):
+    for kill in range(len(calls))[kills]:
         disk, _ = play(calls[:kill])
         again = go_on_after_kill(forks, calls, kill, place / "killed")
         for call in again:
@@ -202,7 +206,7 @@ def test_power_fails_after_going_on_where_a_run_was_killed(
         try:
             decoded_digest(place / "left" / PLACE)
         except CacheError:
-            if again:  # one that finds the cache complete does nothing
+            if again:  # a run that finds the cache complete does nothing
                 lost.append((kill, calls[kill - 1].name))
         shutil.rmtree(place / "killed")
         shutil.rmtree(place / "left")

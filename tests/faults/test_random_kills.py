@@ -5,6 +5,7 @@ run is started while survivors of the one before still write. All calls take a r
 and locks beat fast, so that the processes meet each other in ever other ways.
 """
 
+import dataclasses
 import os
 import random
 import signal
@@ -111,6 +112,9 @@ def play(location: Path, seed: int) -> Round:
         assert not set(journal_blocks(journal, "computed")) & set(committed)
     codes += reap(alive, wait=True).values()
     assert set(codes) <= {0, BUSY, FAILED, -signal.SIGKILL}, codes
+    whole = examine(location)
+    # Half a beat of a lock whose holder was killed between completing the cache and letting go.
+    files = [name for name in whole.files if not name.startswith(".lock.json.")]
     return Round(
         runs=runs,
         processes=len(codes),
@@ -118,7 +122,7 @@ def play(location: Path, seed: int) -> Round:
         failed=codes.count(FAILED),
         busy=codes.count(BUSY),
         overlaps=overlaps,
-        whole=examine(location),
+        whole=dataclasses.replace(whole, files=files),
     )
 
 

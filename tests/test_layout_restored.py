@@ -1,0 +1,150 @@
+"""What a cache was created with and has lost is written again, if it can be made as it was."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cache_schema.errors import CacheBusyError, CacheError
+from cache_schema.lock import LOCK
+from cache_schema.objects import open_objects
+from cache_schema.records import LAYOUT, read_layout
+from cache_schema.verify import verify
+from cache_schema.writer import CacheWriter
+from tests.written_caches import (
+    all_same_bits,
+    draft,
+    go_on,
+    held,
+    identity,
+    pair_columns,
+    quick_disk,
+    read_all,
+    unembedding,
+    write,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with quick_disk():
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete cache of four blocks; read only."""
+    root = tmp_path_factory.mktemp("original") / "cache"
+    write(root, has_bias=True)
+    return root
+
+
+@pytest.fixture
+def cache(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return shutil.copytree(original, tmp_path / "cache")
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+LOSSES = [_remove, _empty, _cut]
+
+
+def restored(cache: Path) -> list[str]:
+    manifest, plan = draft(has_bias=True)
+    with held(cache) as (objects, run):
+        writer = CacheWriter(objects, run)
+        return writer.restore_layout(plan, pair_columns(plan), unembedding(manifest))
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    objects = open_objects(cache)
+    return {key: objects.read(key).tobytes() for key in objects.sizes()}
+
+
+def test_nothing_is_written_where_nothing_is_lost(cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.*")}
+    assert restored(cache) == []
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", LOSSES)
+def test_any_object_comes_back_with_the_bytes_it_had(
+    cache: Path, original: Path, damage: Callable[[Path], None]
+) -> None:
+    known = read_layout(open_objects(cache), identity(cache)).objects
+    assert {"labels/zarr.json", "pairs/zarr.json", "unembedding/bias/c.0"} <= set(known)
+    for key in known:
+        damage(cache / key)
+        assert restored(cache) == [key]
+        assert (cache / key).read_bytes() == (original / key).read_bytes()
+    assert contents(cache) == contents(original)
+
+
+def test_all_of_it_comes_back_at_once(cache: Path, original: Path) -> None:
+    known = read_layout(open_objects(cache), identity(cache)).objects
+    for folder in ("pairs", "unembedding"):
+        shutil.rmtree(cache / folder)
+    for description in cache.glob("*/zarr.json"):
+        description.unlink()
+    assert sorted(restored(cache)) == sorted(known)
+    assert contents(cache) == contents(original)
+
+
+@pytest.mark.parametrize("damage", LOSSES)
+def test_without_it_blocks_are_not_gone_on_with(
+    cache: Path, original: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(cache / "pairs" / "pair_id" / "c.0")
+    with held(cache) as (objects, run), pytest.raises(CacheError) as caught:
+        CacheWriter(objects, run).missing()
+    assert "pairs/pair_id/c.0: " in str(caught.value)
+    assert "Run the same `mav extract` command again" in str(caught.value)
+    assert go_on(cache, has_bias=True) == []
+    assert all_same_bits(read_all(cache), read_all(original))
+    assert verify(open_objects(cache), full=True).sound
+
+
+def test_what_would_not_be_as_it_was_is_not_written(cache: Path) -> None:
+    manifest, plan = draft(has_bias=True)
+    (cache / "pairs" / "pair_id" / "c.0").unlink()
+    columns = pair_columns(plan)
+    columns["pair_id"] = columns["pair_id"] ^ columns["pair_id"].dtype.type(1)
+    with held(cache) as (objects, run), pytest.raises(CacheError) as caught:
+        CacheWriter(objects, run).restore_layout(plan, columns, unembedding(manifest))
+    assert f"{cache}/pairs/pair_id/c.0: lost, and this program makes it with other bytes" in str(
+        caught.value
+    )
+    assert not (cache / "pairs" / "pair_id" / "c.0").exists()
+
+
+@pytest.mark.parametrize("damage", LOSSES)
+def test_without_the_record_of_the_layout_nothing_is_known(
+    cache: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(cache / LAYOUT)
+    with pytest.raises(CacheError, match="remove the cache and extract again"):
+        restored(cache)
+
+
+def test_only_the_run_that_holds_the_lock_writes(cache: Path) -> None:
+    manifest, plan = draft(has_bias=True)
+    (cache / "labels" / "zarr.json").unlink()
+    with held(cache) as (objects, run):
+        writer = CacheWriter(objects, run)
+        objects.delete(LOCK)
+        with pytest.raises(CacheBusyError, match="its lock was removed"):
+            writer.restore_layout(plan, pair_columns(plan), unembedding(manifest))
+    assert not (cache / "labels" / "zarr.json").exists()
