@@ -126,6 +126,8 @@ def check(forks: ForkServer, folder: Path, failing: Fail, expected: Whole) -> Ou
     assert not outcome.damaged, outcome
     if outcome.failed:
         assert outcome.raised, outcome
+        # Users are told the name.
+        assert getattr(outcome.raised, "filename", "") is not None, outcome
         assert not outcome.under_way & set(outcome.committed), outcome
         computed, whole = forks.value(run_on, location)
         assert not set(computed) & set(outcome.committed)

@@ -27,7 +27,8 @@ from tests.faults import test_power_loss as power
 from tests.faults import test_two_writers as writers
 from tests.faults.cache_program import Whole
 from tests.faults.fork_server import ForkServer
-from tests.faults.simulated_disk import Call
+from tests.faults.simulated_disk import Call, Recorder
+from tests.faults.watched_os import watching
 from tests.written_caches import quick_disk, read_all
 
 Mutation = contextlib.AbstractContextManager[None]
@@ -135,6 +136,14 @@ def other_settings(folder: Path) -> None:
     refusals.check_refused(begun, refusals.OTHERS["compression"], folder)
 
 
+def written_for_certain(folder: Path) -> None:
+    recorder = Recorder(folder)
+    with watching(recorder):
+        LocalObjects(folder / "place").write("new/object", b"x", None)
+    disk, _ = power.play(recorder.calls)
+    assert "place/new/object" in disk.certain()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Safeguard:
     """Something that protects a cache.
@@ -197,7 +206,7 @@ SAFEGUARDS: Final = {
         interrupted,
     ),
     "versions compared": line(
-        LocalObjects._write, "_version_of(path) != expected", "False", interrupted
+        LocalObjects._replace, "_version_of(path) != expected", "False", interrupted
     ),
     "comparing and renaming in one": Safeguard(
         out=without_mutex, check=writers.check_comparing_and_replacing_is_one_step
@@ -221,6 +230,9 @@ SAFEGUARDS: Final = {
         on_a_folder(writers.check_without_the_lock_nothing_is_written),
     ),
     "commit last": Safeguard(out=commits_first, check=on_a_folder(writers.check_killed_anywhere)),
+    "a new folder's name": line(
+        local_objects._make_folder, "sync_directory(folder.parent)", "pass", written_for_certain
+    ),
     "settings compared": line(require_same, "if found:", "if False:", other_settings),
 }
 
@@ -246,7 +258,6 @@ def test_without_it_a_check_fails(name: str, tmp_path: Path) -> None:
 FLUSHES: Final = {
     "a file's content": (local_objects._write_new, "os.fsync(descriptor)", "pass"),
     "a file's name": (LocalObjects._write, "os.fsync(folder)", "pass"),
-    "a new folder's name": (local_objects._make_folder, "sync_directory(folder.parent)", "pass"),
 }
 
 
