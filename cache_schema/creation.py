@@ -84,8 +84,13 @@ def is_part(key: str) -> bool:
 
 
 def _take_back(objects: Objects, written: Mapping[str, Version]) -> None:
-    """Remove what a failed creation wrote, and nobody has replaced since; the root first."""
+    """Remove what a failed creation wrote, and nobody has replaced since.
+
+    Where the root is there, only the answer to the last write was lost, and the cache is whole.
+    """
     with contextlib.suppress(CacheError, OSError):
+        if objects.version(ROOT) is not None:
+            return
         for key, version in reversed(list(written.items())):
             if objects.version(key) == version:
                 objects.delete(key)

@@ -25,6 +25,7 @@ from cache_schema.objects import Bytes, ConflictError, Version
 
 _MUTEX: Final = ".mutex"
 _PARTIAL: Final = ".partial"
+_ATTEMPTS: Final = 3
 _WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -55,6 +56,10 @@ class LocalObjects:
         """Write an object durably, whole or not at all."""
         path = self._root / key
         with _named(path):
+            for _ in range(_ATTEMPTS - 1):
+                # A run that ends removes empty folders, and one that begins half-written files.
+                with contextlib.suppress(FileNotFoundError):
+                    return self._write(path, data, expected)
             return self._write(path, data, expected)
 
     def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:

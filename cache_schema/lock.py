@@ -142,6 +142,7 @@ def _take(objects: Objects, say: Callable[[str], None]) -> tuple[Holder, Version
             continue
         except OSError:
             objects.withdraw(LOCK, data)
+            objects.prune()
             raise
 
 

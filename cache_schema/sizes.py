@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts, shard_key
+from cache_schema.arrays import ArrayLayout, layouts, shard_key
+from cache_schema.codecs import ChunkCodec
 from cache_schema.layout import descriptions
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
 from cache_schema.records import CommitRecord, ObjectRecord, encode_record
 from cache_schema.root import encode_root
-from cache_schema.shards import encode_shard, shard_bytes
+from cache_schema.shards import shard_bytes
 
 METADATA: Final = "metadata"
 _DIGEST: Final = "0" * 64
@@ -50,14 +52,15 @@ def compressed_share(manifest: Manifest, rows: Mapping[str, NDArray[Any]]) -> di
     """
     found = {}
     for path, layout in layouts(manifest).items():
-        if path in rows:
-            # Whole chunks only: the empty end of the last one would compress to nothing.
-            most = min(len(rows[path]), layout.shard[0])
-            sample = rows[path][: most // layout.chunk[0] * layout.chunk[0] or most]
-            stored = len(encode_shard(layout, sample).data)
-            found[path] = stored / shard_bytes(layout, len(sample))
-        else:
-            found[path] = 1.0
+        found[path] = 1.0
+        codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
+        if path in rows and not codec.stores_as_is:
+            sample = np.ascontiguousarray(rows[path][: layout.shard[0]])
+            parts = [
+                sample[start : start + layout.chunk[0]].reshape(-1).view(np.uint8)
+                for start in range(0, len(sample), layout.chunk[0])
+            ]
+            found[path] = sum(len(codec.encode(part)) for part in parts) / sample.nbytes
     return found
 
 
@@ -84,14 +87,14 @@ def expected_size(
     for path, layout in layouts(manifest).items():
         if layout.spec.kind == "block":
             sizes = [
-                shard_bytes(layout, layout.rows_in_block(plan.used_rows(block))) * share[path]
+                _stored(layout, layout.rows_in_block(plan.used_rows(block)), share[path])
                 for block in range(plan.blocks)
             ]
             to_write += sum(sizes[block] for block in blocks)
         else:
             starts = range(0, layout.shape[0], layout.shard[0])
             rows = [min(layout.shard[0], layout.shape[0] - start) for start in starts]
-            sizes = [shard_bytes(layout, count) * share[path] for count in rows]
+            sizes = [_stored(layout, count, share[path]) for count in rows]
             to_write += 0 if begun else sum(sizes)
         arrays[path] = round(sum(sizes))
     record = _record_bytes(manifest, plan)
@@ -102,6 +105,15 @@ def expected_size(
     arrays[METADATA] = once + plan.blocks * record
     to_write += len(blocks) * record + (0 if begun else once)
     return ExpectedSize(arrays=arrays, to_write=round(to_write))
+
+
+def _stored(layout: ArrayLayout, rows: int, share: float) -> float:
+    """Return the size of an object; of a chunk's unused rows compression leaves nothing."""
+    full = shard_bytes(layout, rows)
+    if layout.compression == "none":
+        return full
+    filled = -(-rows // layout.chunk[0]) * layout.chunk[0]
+    return full - (filled - rows * share) * layout.bytes_per_row
 
 
 def _record_bytes(manifest: Manifest, plan: BlockPlan) -> int:

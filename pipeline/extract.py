@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
-from cache_schema.lock import run_lock
+from cache_schema.lock import LOCK, run_lock
 from cache_schema.manifest import BaseModelRecord, Manifest
 from cache_schema.objects import Objects, open_objects
 from cache_schema.reader import CacheReader
@@ -214,5 +214,5 @@ def _report(
         pairs_done=done,
         seconds=seconds,
         shared_prompt=shared,
-        stored_bytes=sum(objects.sizes().values()),
+        stored_bytes=sum(size for key, size in objects.sizes().items() if key != LOCK),
     )

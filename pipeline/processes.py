@@ -35,7 +35,13 @@ class Processes:
         if self.count > 1:
             from accelerate import PartialState
 
-            state: Any = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+            try:
+                state: Any = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+            except (ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{self.count} processes were launched, but they cannot be joined: {error}. "
+                    f"Launch them with `accelerate launch` or `torchrun`."
+                ) from error
             require_joined(state.num_processes)
             self.rank, self.local_rank = state.process_index, state.local_process_index
 

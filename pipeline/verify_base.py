@@ -6,6 +6,7 @@ kept: nothing of what extraction does to be fast is shared.
 Shape legend: N tokens of an answer, K stored layers, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.base_checks import OTHER_ORDER, relative_error
 from pipeline.base_model import BaseModel, load_source
-from pipeline.base_source import resolve_base
+from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.extract_work import Say
 from pipeline.pooling import pool_states
@@ -89,6 +90,7 @@ def verify_against_base(
     base = base or _load(manifest, base_model, device, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, dataset, base)
+    _require_same_tokens(reader, pairs, base)
     cached = CachedBase(reader, torch.device("cpu"))
     tolerance = OTHER_ORDER[TORCH_DTYPES[manifest.states.dtype]] + LOSS[manifest.storage.states]
     errors: dict[str, float] = {}
@@ -103,8 +105,7 @@ def verify_against_base(
             live = int(np.searchsorted(pairs.pair_id, reader.pair_id[pair]))
             for name, error in _compare(base, pairs, live, batch, cached).items():
                 errors[name] = max(errors.get(name, 0.0), error)
-                # Written so that a NaN counts as different.
-                if not error <= tolerance:
+                if error > tolerance:
                     differing[pair] = f"{name}: relative error {error:.2g}"
             bar.update()
     return BaseComparison(
@@ -136,9 +137,12 @@ def _tokenize(
 ) -> TokenizedPairs:
     data = reader.manifest.data
     ids = set(reader.pair_id[wanted].tolist())
-    source = DataSource(
-        id=dataset or data.id, data_dir=data.data_dir, split=data.split, limit=data.limit
-    )
+    if dataset is not None and Path(dataset).is_file():
+        source = DataSource(id=dataset)
+    else:
+        source = DataSource(
+            id=dataset or data.id, data_dir=data.data_dir, split=data.split, limit=data.limit
+        )
     found: dict[int, PreferencePair] = {}
     for pair in read_pairs(source, ReadCounts()):
         if pair.pair_id in ids:
@@ -149,6 +153,21 @@ def _tokenize(
             f"Name the data set of the cache with --dataset."
         )
     return tokenize_pairs(found.values(), base.tokenizer, reader.manifest.text.max_length)
+
+
+def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseModel) -> None:
+    """Refuse a tokenizer that makes other tokens of the pairs than the cache has."""
+    lengths = reader.plan.response_length[np.searchsorted(reader.pair_id, pairs.pair_id)]
+    digest = tokenizer_digest(base.tokenizer.get_vocab())
+    if digest != reader.manifest.base.tokenizer_digest or not np.array_equal(
+        pairs.response_length, lengths
+    ):
+        raise MismatchError(
+            f"{base.tokenizer.name_or_path}: its tokenizer is not the one the cache "
+            f"{reader.location} was extracted with ({digest[:12]}…, expected "
+            f"{reader.manifest.base.tokenizer_digest[:12]}…, or other merges). Name the base of "
+            f"the cache with --base-model."
+        )
 
 
 @torch.inference_mode()
@@ -188,7 +207,10 @@ def _compare(
         if manifest.logits.encoding != "topk":
             kept_NV = cached.logits(batch).chunk(part.start, part.stop)
             found["logits"] = relative_error(kept_NV, logits_NV)
-        errors = {name: max(errors.get(name, 0.0), error) for name, error in found.items()}
+        for name, error in found.items():
+            # A NaN is neither larger nor smaller than anything.
+            worst = float("inf") if math.isnan(error) else error
+            errors[name] = max(errors.get(name, 0.0), worst)
     return errors
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from cache_schema.errors import CacheIncompleteError, MismatchError
 from cache_schema.manifest import Manifest
+from cache_schema.objects import open_objects
 from cache_schema.reader import CacheReader
 from cache_schema.records import ClaimRecord, commit_key, encode_record, read_block_record
+from cache_schema.verify import verify
 from cache_schema.writer import CacheWriter, require_same
 from tests.written_caches import (
     all_same_bits,
@@ -151,6 +153,20 @@ def test_what_killed_writers_left_is_removed(cache: Path) -> None:
     assert len(leftovers(cache)) == 2
     go_on(cache)
     assert leftovers(cache) == []
+
+
+def test_what_a_killed_creation_of_another_cache_left_is_removed(
+    cache: Path, original: Path
+) -> None:
+    (cache / "topk_ids").mkdir()
+    for key in ("topk_ids/zarr.json", "labels/c.4", "commits/00000004.json"):
+        (cache / key).write_text("of another plan")
+    (cache / "notes.txt").write_text("of the user")
+    assert go_on(cache) == []
+    report = verify(open_objects(cache), full=True)
+    assert report.sound
+    assert report.unknown == ["notes.txt"]
+    assert all_same_bits(read_all(cache), read_all(original))
 
 
 # With which settings

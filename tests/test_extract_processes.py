@@ -302,7 +302,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
     assert "set ACCELERATE_USE_CPU=1" in found.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="accelerate's ValueError is not turned into a UsageError")
 def test_a_number_of_processes_without_their_places_is_refused() -> None:
     code = "from pipeline.processes import Processes\nProcesses(on_cpu=True)"
     found = subprocess.run(

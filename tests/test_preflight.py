@@ -170,10 +170,6 @@ def test_sizes_are_close_with_compression(
     assert expected.size.arrays["labels"] < 0.5 * 4 * expected.manifest.plan.tokens
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a block's share of its one chunk is taken for what compression makes of it",
-)
 def test_sizes_are_close_where_a_block_is_one_chunk(asked: Asked) -> None:
     asked = asked.changed(compression="blosc", block_tokens=1024)
     expected = asked.expected()

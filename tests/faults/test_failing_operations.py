@@ -126,8 +126,6 @@ def check(forks: ForkServer, folder: Path, failing: Fail, expected: Whole) -> Ou
     assert not outcome.damaged, outcome
     if outcome.failed:
         assert outcome.raised, outcome
-        # Users are told the name.
-        assert getattr(outcome.raised, "filename", "") is not None, outcome
         assert not outcome.under_way & set(outcome.committed), outcome
         computed, whole = forks.value(run_on, location)
         assert not set(computed) & set(outcome.committed)
@@ -190,6 +188,18 @@ def test_every_call_fails_for_good(
 ) -> None:
     least = LEAST[kind] // len(FAILURES[kind])
     assert fail_for_good(forks, place, undisturbed, kind, 1) >= least
+
+
+@pytest.mark.parametrize("kind", ["fsync", "close"])
+def test_what_fails_is_named(kind: str, forks: ForkServer, place: Path) -> None:
+    """These calls are given a descriptor, so the kernel's error names nothing."""
+    for number in range(0, 1000, SOME):
+        location = place / str(number)
+        outcome: Outcome = forks.value(run_failing, location, Fail(kind, number, errno.EIO))
+        if not outcome.failed:
+            break
+        assert isinstance(outcome.raised, OSError)
+        assert str(outcome.raised.filename).startswith(str(place)), outcome
 
 
 def run_around(location: Path, around: Around) -> Whole:

@@ -7,11 +7,10 @@ import json
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 import pytest
@@ -23,6 +22,9 @@ from tests.faults.cache_program import BLOCKS, Whole, content, decoded_digest, e
 from tests.faults.fork_server import ForkServer, fork
 from tests.faults.watched_os import Count, Kill, Watched, watching
 from tests.written_caches import silent
+
+PATIENCE: Final = 5.0
+"""Seconds."""
 
 
 def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -> None:
@@ -41,21 +43,25 @@ def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -
         assert decoded_digest(location) == undisturbed.digest
 
 
-def beats_after(location: Path, failures: dict[str, int]) -> int:
-    """Hold a lock whose heart meets failures; count how often it beats after them.
+def beats_after(location: Path, failures: dict[str, int]) -> bool:
+    """Hold a lock whose heart meets failures; tell whether it beats after them.
 
     Args:
         location: The cache.
         failures: Name of a call -> which of its calls fails, from 1.
     """
-    calls: Counter[str] = Counter()
+    left = dict(failures)
 
     def around(name: str, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
-        if threading.current_thread().name == "lock":
-            calls[name] += 1
-            if calls[name] == failures.get(name):
+        if threading.current_thread().name == "lock" and name in left:
+            left[name] -= 1
+            if not left[name]:
+                del left[name]
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         return call()
+
+    def beat() -> int:
+        return int(json.loads(bytes(objects.read(lock.LOCK)))["beat"])
 
     names = ("open", "write", "fsync", "rename", "close", "stat")
     objects = open_objects(location)
@@ -64,12 +70,19 @@ def beats_after(location: Path, failures: dict[str, int]) -> int:
         mock.patch.object(local_objects, "os", Watched(os, names, around)),
         lock.run_lock(objects, say=silent),
     ):
-        beats = []
-        for _ in range(2):
-            time.sleep(0.3)
-            beats.append(json.loads(bytes(objects.read(lock.LOCK)))["beat"])
-    assert all(calls[name] >= number for name, number in failures.items()), calls
-    return int(beats[1] - beats[0])
+        assert soon(lambda: not left)
+        last = beat()
+        return soon(lambda: beat() > last + 3)
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    """Wait until something is true; tell whether it came to that."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,7 @@ def test_the_heart_goes_on_beating(
     failures: dict[str, int], forks: ForkServer, place: Path
 ) -> None:
     """Or a run on another machine would take a living one for dead."""
-    assert forks.value(beats_after, place / "cache", failures) > 3
+    assert forks.value(beats_after, place / "cache", failures)
 
 
 def lose_and_fail(location: Path, number: int) -> None:

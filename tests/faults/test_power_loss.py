@@ -181,23 +181,12 @@ def test_power_fails_while_going_on_where_a_run_was_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kills",
-    [
-        slice(4),
-        slice(4, None),
-    ],
-    ids=["folder above", "cache"],
-)
 def test_power_fails_after_going_on_where_a_run_was_killed(
-    kills: slice, forks: ForkServer, calls: list[Call], place: Path
+    forks: ForkServer, calls: list[Call], place: Path
 ) -> None:
-    """What the killed run had not flushed the next one relies on, so it has to flush that.
-
-    The first four calls make the folder above the cache.
-    """
+    """What the killed run had not flushed the next one relies on, so it has to flush that."""
     lost = []
-    for kill in range(len(calls))[kills]:
+    for kill in range(len(calls)):
         disk, _ = play(calls[:kill])
         again = go_on_after_kill(forks, calls, kill, place / "killed")
         for call in again:
