@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--expansion-size", type=int, default=1024)
+    parser.add_argument("--eval-fraction", type=float, default=0.12)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--work", type=Path, default=None, help="folder to keep the caches in")
     parser.add_argument("--json", action="store_true")
@@ -174,7 +175,11 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         say=print if not asked.json else lambda _: None,
     )
     plain = CacheReader(root)
-    options = {"expansion_size": asked.expansion_size, "learning_rate": asked.learning_rate}
+    options = {
+        "expansion_size": asked.expansion_size,
+        "learning_rate": asked.learning_rate,
+        "eval_fraction": asked.eval_fraction,
+    }
     found = []
     for storage in STORAGES:
         trained: dict[str, Any] = {}

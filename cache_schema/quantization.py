@@ -29,6 +29,7 @@ LARGEST: Final[dict[str, float]] = {"int8": 127.0, "fp8": 448.0}
 """How states are stored -> the largest code's value."""
 PER_TOKEN: Final = "_token_scale"  # noqa: S105 (no password)
 PER_CHANNEL: Final = "_channel_scale"
+_LARGEST_FLOAT16: Final = 65504.0
 _AT_ONCE: Final = 1 << 18
 """Values widened at a time, so that they stay in the processor's cache."""
 
@@ -71,6 +72,9 @@ def dequantize(
         if channel_scale is not None:
             wide *= channel_scale
         wide *= token_scale[part][..., None]
+        if dtype == "float16":
+            # A code rounded up may stand for more than the largest value there is.
+            np.clip(wide, -_LARGEST_FLOAT16, _LARGEST_FLOAT16, out=wide)
         out[part] = from_float32(wide, dtype)
     return out
 

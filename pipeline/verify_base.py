@@ -40,7 +40,8 @@ class BaseComparison:
     Attributes:
         pairs: Pairs that were run.
         tolerance: Largest relative error (Frobenius norm over an answer) that counts as equal.
-        errors: Largest relative error met, by what was compared.
+        errors: Largest relative error met, by what was compared; infinite where values are wrong
+            beyond measure.
         differing: Pair -> what differs beyond the tolerance.
     """
 
@@ -54,7 +55,8 @@ class BaseComparison:
         return {
             "pairs": self.pairs,
             "tolerance": self.tolerance,
-            "errors": self.errors,
+            # JSON has no infinity.
+            "errors": {n: e if math.isfinite(e) else None for n, e in self.errors.items()},
             "differing": self.differing,
         }
 

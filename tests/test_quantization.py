@@ -159,6 +159,14 @@ def test_a_tokens_float8_code_does_not_depend_on_the_others(position: int) -> No
     assert np.array_equal(alone["x"][0], quantize("x", values, "fp8")["x"][position])
 
 
+def test_states_near_the_end_of_float16_stay_finite() -> None:
+    values = torch.ones(64, 2, dtype=torch.float16)
+    values[:, 0] = 18000
+    values[0] = torch.tensor([65504.0, 280.0])
+    with np.errstate(over="ignore"):
+        assert np.isfinite(back(quantize("x", values, "int8"), "float16")).all()
+
+
 # Rounding
 
 

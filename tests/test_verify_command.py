@@ -448,6 +448,16 @@ def test_wrong_values_with_right_digests_are_found_against_the_base_alone(
     assert result.stdout.endswith("\nNot sound.\n")
 
 
+@pytest.mark.parametrize("wrong", [other_labels, no_numbers])
+def test_what_differs_beyond_measure_is_json_too(
+    world: World, wrong: Callable[[Rows], Rows], tmp_path: Path
+) -> None:
+    second_block_wrong(world, tmp_path / "cache", wrong)
+    constants: list[str] = []
+    json.loads(against(tmp_path / "cache", PAIRS, "--json").stdout, parse_constant=constants.append)
+    assert constants == []
+
+
 def test_the_last_token_of_the_rejected_answer_counts(world: World, tmp_path: Path) -> None:
     def wrong(found: Rows) -> Rows:
         changed = found["base_logprobs"].copy()
