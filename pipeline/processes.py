@@ -1,5 +1,6 @@
 """The processes of one run: what `accelerate launch` or `torchrun` started together."""
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -43,6 +44,7 @@ class Processes:
                     f"Launch them with `accelerate launch` or `torchrun`."
                 ) from error
             require_joined(state.num_processes)
+            leave_at_exit()
             self.rank, self.local_rank = state.process_index, state.local_process_index
 
     @property
@@ -93,6 +95,14 @@ class Processes:
 def launched() -> int:
     """Return how many processes were launched together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave_at_exit() -> None:
+    """Take leave of the other processes before the interpreter ends, or it may abort instead."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(torch.distributed.destroy_process_group)
 
 
 def require_joined(seen: int) -> None:

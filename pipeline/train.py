@@ -20,7 +20,7 @@ from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.kernel_cache import bound_kernel_cache
-from pipeline.processes import require_joined
+from pipeline.processes import leave_at_exit, require_joined
 from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import require_same_run, state_to_go_on_from
 from pipeline.stream import PreferenceStream, StepShape, read_ahead
@@ -80,6 +80,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
         project_dir=str(options.output_dir),
     )
     require_joined(accelerator.num_processes)
+    leave_at_exit()
     run = _Run(
         options=options,
         reader=reader,

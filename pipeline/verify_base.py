@@ -108,7 +108,8 @@ def verify_against_base(
             for name, error in _compare(base, pairs, live, batch, cached).items():
                 errors[name] = max(errors.get(name, 0.0), error)
                 if error > tolerance:
-                    differing[pair] = f"{name}: relative error {error:.2g}"
+                    known = f"{differing[pair]}; " if pair in differing else ""
+                    differing[pair] = f"{known}{name}: relative error {error:.2g}"
             bar.update()
     return BaseComparison(
         pairs=len(wanted), tolerance=tolerance, errors=errors, differing=differing

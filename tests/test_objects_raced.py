@@ -1,6 +1,7 @@
 """A folder of objects that many write to at once: each version is written by one of them."""
 
 import errno
+import fcntl
 import os
 import sys
 import threading
@@ -99,6 +100,47 @@ def test_one_writer_replaces_each_version(objects: LocalObjects) -> None:
     assert found == [data(winner, number) for number, (winner,) in enumerate(won)]
     assert len(versions) == ROUNDS + 1
     assert leftovers(Path(objects.location)) == []
+
+
+def test_a_name_that_another_takes_just_before_it_is_given_is_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = LocalObjects(tmp_path / "place")
+    link = os.link
+
+    def link_late(source: Path, target: Path) -> None:
+        target.write_bytes(b"another's")
+        link(source, target)
+
+    monkeypatch.setattr("cache_schema.local_objects.os.link", link_late)
+    with pytest.raises(ConflictError):
+        objects.write("x", b"mine", None)
+    assert objects.read("x").tobytes() == b"another's"
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_versions_are_compared_when_all_others_are_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("cache_schema.local_objects.os.link", fail)
+    objects = LocalObjects(tmp_path / "place")
+    objects.write("other", b"so that there is a place", None)
+    expected = objects.write("x", b"first", None) if replaces else None
+    with ThreadPoolExecutor(1) as pool:
+        with (tmp_path / "place" / ".mutex").open("wb") as mutex:
+            fcntl.flock(mutex, fcntl.LOCK_EX)
+            writing = pool.submit(objects.write, "x", b"mine", expected)
+            with pytest.raises(TimeoutError):
+                writing.result(0.2)
+            (tmp_path / "another").write_bytes(b"another's")
+            (tmp_path / "another").rename(tmp_path / "place" / "x")
+        with pytest.raises(ConflictError):
+            writing.result(30)
+    assert objects.read("x").tobytes() == b"another's"
+    assert leftovers(tmp_path) == []
 
 
 def test_an_object_that_goes_while_all_are_listed_is_left_out(
