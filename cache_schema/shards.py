@@ -103,7 +103,7 @@ def decode_shard(
     found = []
     for number, (start, size) in enumerate(index[:used].tolist()):
         end = start + size - _CHECKSUM_BYTES
-        if not 0 <= start <= end <= len(data) - _index_bytes(layout):
+        if not 0 <= start <= end < start + size <= len(data) - _index_bytes(layout):
             raise ValueError(f"its index places chunk {number} outside of it")
         stored, written = data[start:end], data[end : end + _CHECKSUM_BYTES].tobytes()
         if _checksum(stored) != written:

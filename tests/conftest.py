@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.tiny import make_cache
+from tests.written_caches import quick_disk, write
 
 torch.set_num_threads(1)
 # Machines are slow at times; a property test looks for wrong results, not for late ones.
@@ -24,3 +26,18 @@ hypothesis.settings.load_profile("mav")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""
     return make_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete bfloat16 factored cache of random bits, with a bias, four blocks; read only."""
+    root = tmp_path_factory.mktemp("original") / "cache"
+    with quick_disk():
+        write(root, has_bias=True)
+    return root
+
+
+@pytest.fixture
+def cache(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return shutil.copytree(original, tmp_path / "cache")

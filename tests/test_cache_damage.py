@@ -15,9 +15,12 @@ from cache_schema.records import LAYOUT, commit_key
 from cache_schema.root import ROOT, encode_root
 from cache_schema.sealed import UNSEALED, seal
 from tests.written_caches import (
+    LOSSES,
     SEVERAL_CHUNKS,
     begin,
+    cut,
     draft,
+    empty,
     go_on,
     held,
     quick_disk,
@@ -46,37 +49,11 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete bfloat16 factored cache of random bits, four blocks; read only."""
-    root = tmp_path_factory.mktemp("original") / "cache"
-    write(root, has_bias=True)
-    return root
-
-
-@pytest.fixture
-def cache(original: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return shutil.copytree(original, tmp_path / "cache")
-
-
-def _remove(file: Path) -> None:
-    file.unlink()
-
-
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
 def _lengthen(file: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0")
 
 
-LOSSES = [_remove, _empty, _cut, _lengthen]
+DAMAGES = [*LOSSES, _lengthen]
 
 
 # Bits
@@ -167,7 +144,7 @@ def test_a_shard_of_another_cache_is_found_when_read(cache: Path, tmp_path: Path
 # Whole objects
 
 
-@pytest.mark.parametrize("damage", LOSSES)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("path", BLOCK_ARRAYS + WRITTEN_ONCE)
 def test_lost_objects_are_found_when_opened(
     cache: Path, path: str, damage: Callable[[Path], None]
@@ -200,7 +177,7 @@ def test_every_lost_shard_is_named_up_to_ten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels/zarr.json", "pairs/pair_id/zarr.json", "pairs/zarr.json"])
-@pytest.mark.parametrize("damage", LOSSES)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_lost_description_is_an_error(
     cache: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
@@ -212,7 +189,7 @@ def test_a_lost_description_is_an_error(
 # Records
 
 
-@pytest.mark.parametrize("damage", [_empty, _cut, _lengthen])
+@pytest.mark.parametrize("damage", [empty, cut, _lengthen])
 def test_a_damaged_commit_record_is_named_with_the_remedy(
     cache: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -253,7 +230,7 @@ def test_a_commit_record_without_shards_proves_nothing(cache: Path) -> None:
     read_all(cache)
 
 
-@pytest.mark.parametrize("damage", LOSSES)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_lost_record_of_the_layout_is_named_with_the_remedy(
     cache: Path, damage: Callable[[Path], None]
 ) -> None:

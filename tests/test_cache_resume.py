@@ -1,6 +1,5 @@
 """Going on with a cache: only with the same settings, and only with the blocks it lacks."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +13,12 @@ from cache_schema.records import ClaimRecord, commit_key, encode_record, read_bl
 from cache_schema.verify import verify
 from cache_schema.writer import CacheWriter, require_same
 from tests.written_caches import (
+    LOSSES,
     all_same_bits,
     begin,
+    cut,
     draft,
+    empty,
     finish,
     go_on,
     held,
@@ -25,7 +27,6 @@ from tests.written_caches import (
     quick_disk,
     read_all,
     stored_objects,
-    write,
     write_one,
 )
 
@@ -34,35 +35,6 @@ from tests.written_caches import (
 def no_waiting_for_the_disk() -> Iterator[None]:
     with quick_disk():
         yield
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of four blocks; read only."""
-    root = tmp_path_factory.mktemp("original") / "cache"
-    write(root)
-    return root
-
-
-@pytest.fixture
-def cache(original: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return shutil.copytree(original, tmp_path / "cache")
-
-
-def _remove(file: Path) -> None:
-    file.unlink()
-
-
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-LOSSES = [_remove, _empty, _cut]
 
 
 # Which blocks are missing
@@ -138,7 +110,7 @@ def test_a_commit_whose_shard_is_gone_is_withdrawn(
     assert all_same_bits(read_all(cache), read_all(original))
 
 
-@pytest.mark.parametrize("damage", [_empty, _cut])
+@pytest.mark.parametrize("damage", [empty, cut])
 def test_a_damaged_commit_record_is_withdrawn(
     cache: Path, original: Path, damage: Callable[[Path], None]
 ) -> None:

@@ -13,6 +13,7 @@ from cache_schema.records import LAYOUT, read_layout
 from cache_schema.verify import verify
 from cache_schema.writer import CacheWriter
 from tests.written_caches import (
+    LOSSES,
     all_same_bits,
     draft,
     go_on,
@@ -22,7 +23,6 @@ from tests.written_caches import (
     quick_disk,
     read_all,
     unembedding,
-    write,
 )
 
 
@@ -30,35 +30,6 @@ from tests.written_caches import (
 def no_waiting_for_the_disk() -> Iterator[None]:
     with quick_disk():
         yield
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of four blocks; read only."""
-    root = tmp_path_factory.mktemp("original") / "cache"
-    write(root, has_bias=True)
-    return root
-
-
-@pytest.fixture
-def cache(original: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return shutil.copytree(original, tmp_path / "cache")
-
-
-def _remove(file: Path) -> None:
-    file.unlink()
-
-
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-LOSSES = [_remove, _empty, _cut]
 
 
 def restored(cache: Path) -> list[str]:

@@ -19,7 +19,6 @@ from tests.written_caches import (
     quick_disk,
     read_all,
     stored_objects,
-    write,
 )
 
 
@@ -27,20 +26,6 @@ from tests.written_caches import (
 def no_waiting_for_the_disk() -> Iterator[None]:
     with quick_disk():
         yield
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of four blocks; read only."""
-    root = tmp_path_factory.mktemp("original") / "cache"
-    write(root)
-    return root
-
-
-@pytest.fixture
-def cache(original: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return shutil.copytree(original, tmp_path / "cache")
 
 
 def change(file: Path, damage: Callable[[bytes], bytes]) -> None:

@@ -45,20 +45,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of four blocks; read only."""
-    root = tmp_path_factory.mktemp("original") / "cache"
-    write(root, has_bias=True)
-    return root
-
-
-@pytest.fixture
-def cache(original: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return shutil.copytree(original, tmp_path / "cache")
-
-
 def check(root: Path, *, full: bool = True) -> VerifyReport:
     return verify(open_objects(root), full=full)
 

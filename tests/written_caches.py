@@ -33,7 +33,7 @@ def draft(
     lengths: tuple[tuple[int, int], ...] = LENGTHS,
     encoding: str = "factored",
     dtype: str = "bfloat16",
-    has_bias: bool = False,
+    has_bias: bool = True,
     hidden: int = 8,
     pooled: int = 4,
     vocab: int = 11,
@@ -192,3 +192,21 @@ def quick_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cache_schema.local_objects.os.fsync", lambda _: None)
         yield
+
+
+# Ways of losing a file that show in its size
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+LOSSES = [remove, empty, cut]
