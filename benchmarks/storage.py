@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--expansion-size", type=int, default=1024)
+    parser.add_argument("--pooled-size", type=int, default=576)
     parser.add_argument("--eval-fraction", type=float, default=0.12)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--work", type=Path, default=None, help="folder to keep the caches in")
@@ -170,6 +171,7 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         ExtractOptions(
             base_model=asked.base_model or str(installed_base()),
             data=DataSource(id=asked.dataset, limit=asked.limit),
+            pooled_size=asked.pooled_size,
             output=root,
         ),
         say=print if not asked.json else lambda _: None,
