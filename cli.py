@@ -335,6 +335,7 @@ def train_command(*, as_json: bool, **options: Any) -> None:
 @_command(
     """
   mav evaluate --head runs/head --cache llama.cache --alphas 0,0.5,1,2 --plot alphas.png
+  mav evaluate --head runs/head --cache llama.cache --report report.html
 """
 )
 @click.option("--head", required=True, help="Folder or hub id of a head.")
@@ -347,6 +348,12 @@ def train_command(*, as_json: bool, **options: Any) -> None:
     help="Part of the cache.  [default: held-out where it is the training data, else all]",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy and KL to a file.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    help="Write a page of plots and tables, training curves among them, to an HTML file.",
+)
 @_DEVICE
 @_JSON
 def evaluate_command(
@@ -356,17 +363,24 @@ def evaluate_command(
     alphas: Sequence[float],
     which: Any,
     plot: Path | None,
+    report_file: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Measure a head at several alphas on cached pairs; the base model is not needed."""
-    from pipeline import report
+    from pipeline import html_report, report
     from pipeline.evaluate import evaluate
 
+    if plot is not None:
+        report.require_plot(plot)
+    if report_file is not None:
+        html_report.require_report(report_file)
     found = evaluate(head, cache, alphas, which=which, device=device)
     _print(as_json, found.to_json(), report.table(found))
     if plot is not None:
         report.plot(found, plot)
+    if report_file is not None:
+        html_report.write_report(found, report_file)
 
 
 @_command(

@@ -4,12 +4,17 @@ For features x, projection W, b and base logits z, per token t with label y:
 
     a_t = W x_t + b,    logp_t = log softmax(z_t + a_t)[y_t],    n_t = ||a_t||^2
 
-The vocabulary is the largest dimension here by far, so tokens are taken in chunks; the backward
-pass computes each chunk again rather than keep it, and adds into one gradient of W.
+Work goes tile by tile, a tile being some tokens times some of the vocabulary. Forward keeps each
+token's running log-sum-exp; backward computes a tile again, now knowing the whole sum, and from it
+finishes the gradient of those rows of W at once. So W and its gradient are passed over once each.
+The first tiles, up to a fixed amount of memory, are kept and not computed again.
 
-Shape legend: N tokens, E features, V vocabulary, C tokens of a chunk.
+Shape legend: N tokens, E features, V vocabulary, C tokens of a tile, D entries of the vocabulary
+of a tile.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -17,39 +22,85 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.base_logits import BaseLogits
+from pipeline.projection import Projection
 
 CHUNK_ELEMENTS: Final = 1 << 26
-"""Elements of the largest temporary, C x V: 256 MiB in float32."""
+"""Elements of the largest temporary: 256 MiB in float32."""
+
+KEPT_ELEMENTS: Final = 1 << 27
+"""Elements of the tiles that are kept for the backward pass: 768 MiB in bfloat16 products."""
+
+_TILE_TOKENS: Final = 8192
+_COLUMN_STEP: Final = 256
+_ROWS_AT_ONCE: Final = 128
+_CPU_TILE_ELEMENTS: Final = 1 << 22
+"""On a CPU tiles small enough to stay in its caches are quickest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How tokens x vocabulary is cut.
+
+    Attributes:
+        tokens: Tokens of a tile, C.
+        columns: Entries of the vocabulary of a tile, D.
+        kept_elements: Elements of the tiles that are kept from forward to backward.
+    """
+
+    tokens: int
+    columns: int
+    kept_elements: int = KEPT_ELEMENTS
+
+    @staticmethod
+    def fitting(features: Tensor) -> "Tiling":
+        """Return tiles of all tokens, up to a bound, that suit the device of features [N, E]."""
+        tokens, width = features.shape
+        rows = max(1, min(tokens, _TILE_TOKENS))
+        columns = CHUNK_ELEMENTS // rows
+        if features.device.type == "cpu":
+            # Every tile adds to the gradient of all features, which must not outweigh the tile.
+            columns = min(columns, max(_CPU_TILE_ELEMENTS // rows, width // 2))
+        return Tiling(tokens=rows, columns=max(1, columns // _COLUMN_STEP) * _COLUMN_STEP)
+
+    def tiles(self, tokens: int, vocab_size: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the tokens and the part of the vocabulary of each tile."""
+        for row in range(0, tokens, self.tokens):
+            for column in range(0, vocab_size, self.columns):
+                yield (
+                    slice(row, min(row + self.tokens, tokens)),
+                    slice(column, min(column + self.columns, vocab_size)),
+                )
 
 
 def aligned_logprobs(
     features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    projection: Projection,
     base: BaseLogits,
     labels: Tensor,
     *,
-    compute_dtype: torch.dtype | None = None,
-    chunk: int | None = None,
+    tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of the labels, and squared norms of the alignment vectors.
 
     Args:
         features: [N, E], input of the head's last layer.
-        weight: W [V, E].
-        bias: b [V].
+        projection: That layer.
         base: The base's logits for the same N tokens; no gradient flows into them.
         labels: Integer [N].
-        compute_dtype: Type of the matrix products; that of `weight` if None. Everything else is
-            in float32, or float64 where the weight is.
-        chunk: Tokens at once; by default as many as keep the temporary under 256 MiB.
+        tiling: How to cut the work; what suits the device if None.
 
     Returns:
         `logp` [N] and `squared_norm` [N], float32 (float64 for a float64 weight).
     """
-    dtype = compute_dtype or weight.dtype
-    size = chunk or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    logp, norm = _AlignedLogprobs.apply(features, weight, bias, base, labels.long(), dtype, size)  # type: ignore[no-untyped-call]
+    logp, norm = _AlignedLogprobs.apply(  # type: ignore[no-untyped-call]
+        features,
+        projection.weight,
+        projection.bias,
+        projection,
+        base,
+        labels.long(),
+        tiling or Tiling.fitting(features),
+    )
     return logp, norm
 
 
@@ -60,58 +111,131 @@ class _AlignedLogprobs(torch.autograd.Function):
         features: Tensor,
         weight: Tensor,
         bias: Tensor,
+        projection: Projection,
         base: BaseLogits,
         labels: Tensor,
-        dtype: torch.dtype,
-        chunk: int,
+        tiling: Tiling,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(weight.dtype, torch.float32)
-        logp = torch.empty(len(features), dtype=wide, device=features.device)
-        norm = torch.empty_like(logp)
+        total = torch.full((len(features),), -torch.inf, dtype=wide, device=features.device)
+        picked, norm = torch.zeros_like(total), torch.zeros_like(total)
+        kept, room = [], tiling.kept_elements if any(ctx.needs_input_grad) else 0
         # The autocast that may be on would cast what is chosen with care here.
         with torch.autocast(features.device.type, enabled=False):
-            cast = weight.to(dtype)
-            for start in range(0, len(features), chunk):
-                piece = slice(start, start + chunk)
-                vector = _vector(features[piece], cast, bias, dtype, wide)
-                norm[piece] = torch.linalg.vector_norm(vector, dim=-1).square_()
-                vector += base.chunk(start, start + len(vector))
-                logp[piece] = -F.cross_entropy(vector, labels[piece], reduction="none")
-        # The narrow copy is kept: making it again would read the whole weight once more.
-        ctx.save_for_backward(features, weight, bias, labels, cast)
-        ctx.base, ctx.dtype, ctx.chunk = base, dtype, chunk
-        return logp, norm
+            cast = projection.narrow()
+            work = _Work(features.to(cast.dtype), cast, bias, base, wide)
+            for rows, columns in tiling.tiles(len(features), len(weight)):
+                tile = work.compute(rows, columns)
+                norm[rows] += tile.squared_norm
+                here, place = _labels_in(labels[rows], columns)
+                picked[rows] += tile.logits.gather(-1, place).squeeze(-1) * here
+                total[rows] = torch.logaddexp(total[rows], tile.logits.logsumexp(-1))
+                room -= tile.logits.numel()
+                if room >= 0:
+                    kept.append(tile)
+        ctx.save_for_backward(labels, total)
+        ctx.work, ctx.kept, ctx.tiling, ctx.projection = work, kept, tiling, projection
+        ctx.features_type = features.dtype
+        return picked - total, norm
 
     @staticmethod
     def backward(ctx: Any, grad_logp: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, labels, cast = ctx.saved_tensors
-        dtype, chunk = ctx.dtype, ctx.chunk
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        grad_features = torch.empty_like(features)
-        grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias, dtype=wide)
-        with torch.autocast(features.device.type, enabled=False):
-            for start in range(0, len(features), chunk):
-                piece = slice(start, start + chunk)
-                vector = _vector(features[piece], cast, bias, dtype, wide)
+        labels, total = ctx.saved_tensors
+        work: _Work = ctx.work
+        # What is kept is written over here; a second backward pass computes it again.
+        kept: list[_Tile] = ctx.kept
+        ctx.kept = []
+        with torch.autocast(total.device.type, enabled=False):
+            grads = _Gradients(ctx.projection, work, ctx.tiling)
+            tiles = ctx.tiling.tiles(len(total), len(work.weight))
+            for number, (rows, columns) in enumerate(tiles):
+                tile = kept[number] if number < len(kept) else work.compute(rows, columns)
                 # d logp / d a = onehot(y) - softmax(z + a);  d n / d a = 2 a
-                probs = ctx.base.chunk(start, start + len(vector)).to(wide).add_(vector).softmax(-1)
-                grad = vector.mul_(2 * grad_norm[piece, None])
-                grad -= probs.mul_(grad_logp[piece, None])
-                grad.scatter_add_(-1, labels[piece, None], grad_logp[piece, None].to(grad.dtype))
-                grad_bias += grad.sum(0)
-                narrow = grad.to(dtype)
-                grad_features[piece] = narrow @ cast
-                # On a CPU, copying the transpose first makes the product twice as fast.
-                product = narrow.t().contiguous() @ features[piece].to(dtype)
-                grad_weight = product.to(wide) if grad_weight is None else grad_weight.add_(product)
-        if grad_weight is None:
-            grad_weight = torch.zeros_like(weight, dtype=wide)
-        return grad_features, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), *[None] * 4
+                grad = tile.logits.sub_(total[rows, None]).exp_().mul_(-grad_logp[rows, None])
+                grad.addcmul_(work.vector(tile.product, columns), 2 * grad_norm[rows, None])
+                here, place = _labels_in(labels[rows], columns)
+                grad.scatter_add_(-1, place, (grad_logp[rows] * here)[:, None])
+                grads.add(rows, columns, grad)
+        return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 4
 
 
-def _vector(
-    features: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, wide: torch.dtype
-) -> Tensor:
-    """Return alignment vectors [C, V], the product in `dtype`, the rest in `wide`."""
-    return F.linear(features.to(dtype), weight).to(wide) + bias
+@dataclass(frozen=True)
+class _Tile:
+    """W x_t as the product came, z_t + a_t, both [C, D], and the tile's part of n_t, [C]."""
+
+    product: Tensor
+    logits: Tensor
+    squared_norm: Tensor
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What tiles are computed from: x and W as the products take them, b, z; wide is the rest."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    base: BaseLogits
+    wide: torch.dtype
+
+    def compute(self, rows: slice, columns: slice) -> _Tile:
+        product = F.linear(self.features[rows], self.weight[columns])
+        vector = self.vector(product, columns)
+        squared_norm = torch.linalg.vector_norm(vector, dim=-1).square_()
+        logits = vector.add_(self.base.chunk(rows.start, rows.stop, columns))
+        return _Tile(product, logits, squared_norm)
+
+    def vector(self, product: Tensor, columns: slice) -> Tensor:
+        """Return a_t [C, D]."""
+        return product.to(self.wide, copy=True).add_(self.bias[columns])
+
+
+class _Gradients:
+    """Sums over tiles of the gradients of features [N, E], weight [V, E] and bias [V]."""
+
+    def __init__(self, projection: Projection, work: _Work, tiling: Tiling) -> None:
+        self._projection = projection
+        self._work = work
+        self.features = torch.zeros_like(work.features, dtype=work.wide)
+        if projection.accumulates:
+            weight, bias = projection.weight.grad, projection.bias.grad
+            assert weight is not None, "a projection that accumulates has gradients"
+            assert bias is not None, "a projection that accumulates has gradients"
+        else:
+            weight = torch.zeros_like(work.weight, dtype=work.wide)
+            bias = torch.zeros_like(work.bias, dtype=work.wide)
+        self._weight, self._bias = weight, bias
+        # Products of narrow factors, before they are added to wide sums.
+        self._to_features = torch.empty_like(work.features[: tiling.tokens])
+        self._to_weight = torch.empty_like(work.weight[: tiling.columns])
+
+    def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
+        """Add a tile of the gradient of the alignment vectors, [C, D]."""
+        work = self._work
+        thin = grad.to(work.weight.dtype)
+        product = torch.mm(thin, work.weight[columns], out=self._to_features[: len(thin)])
+        _add(self.features[rows], product)
+        # On a CPU, copying the transpose first makes the product twice as fast.
+        turned = thin.t().contiguous()
+        product = torch.mm(turned, work.features[rows], out=self._to_weight[: len(turned)])
+        _add(self._weight[columns], product)
+        self._bias[columns] += grad.sum(0)
+
+    def for_autograd(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return what autograd is to accumulate: nothing where it is where it belongs."""
+        layer = self._projection
+        if layer.accumulates:
+            return None, None
+        return self._weight.to(layer.weight.dtype), self._bias.to(layer.bias.dtype)
+
+
+def _add(total: Tensor, product: Tensor) -> None:
+    """Add a narrow product to a wide sum, without a wide copy of all of it at once."""
+    for start in range(0, len(total), _ROWS_AT_ONCE):
+        total[start : start + _ROWS_AT_ONCE] += product[start : start + _ROWS_AT_ONCE]
+
+
+def _labels_in(labels: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return which labels [C] lie in the columns, and [C, 1] where; 0 for those that do not."""
+    here = (labels >= columns.start) & (labels < columns.stop)
+    return here, torch.where(here, labels - columns.start, 0)[:, None]

@@ -7,18 +7,26 @@ of tokens, so that tokens x vocabulary never has to exist at once.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ALL: Final = slice(None)
+
 
 class BaseLogits(Protocol):
     """Logits of N tokens, given piece by piece."""
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Return float32 [stop - start, vocab] on the compute device, the caller's to change."""
+    def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """Return float32 logits on the compute device, the caller's to change.
+
+        Args:
+            start: First token.
+            stop: One after the last token.
+            columns: Part of the vocabulary.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +48,15 @@ class Unembedding:
     scale: float = 1.0
     softcap: float | None = None
 
-    def __call__(self, final_state: Tensor) -> Tensor:
-        """Return float32 logits [..., vocab] for final states [..., hidden]."""
-        logits = F.linear(final_state.to(self.weight.dtype), self.weight, self.bias)
+    def __call__(self, final_state: Tensor, columns: slice = ALL) -> Tensor:
+        """Return float32 logits [..., vocab] for final states [..., hidden].
+
+        Args:
+            final_state: The states.
+            columns: Part of the vocabulary to return.
+        """
+        bias = None if self.bias is None else self.bias[columns]
+        logits = F.linear(final_state.to(self.weight.dtype), self.weight[columns], bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -66,9 +80,9 @@ class FactoredLogits:
     final_state: Tensor
     unembedding: Unembedding
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Return float32 [stop - start, vocab]."""
-        return self.unembedding(self.final_state[start:stop])
+    def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """Return float32 [stop - start, vocab]; see `BaseLogits`."""
+        return self.unembedding(self.final_state[start:stop], columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +91,9 @@ class DenseLogits:
 
     logits: Tensor
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Return float32 [stop - start, vocab]."""
-        return self.logits[start:stop].to(torch.float32, copy=True)
+    def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """Return float32 [stop - start, vocab]; see `BaseLogits`."""
+        return self.logits[start:stop, columns].to(torch.float32, copy=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +114,16 @@ class TopKLogits:
     rest: Tensor
     vocab_size: int
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Return float32 [stop - start, vocab]."""
+    def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """Return float32 [stop - start, vocab]; see `BaseLogits`."""
+        first, end, _ = columns.indices(self.vocab_size)
         others = self.vocab_size - self.logits.shape[-1]
         even = self.rest[start:stop, None] - math.log(max(1, others))
-        spread = even.expand(-1, self.vocab_size).clone()
-        return spread.scatter_(-1, self.ids[start:stop], self.logits[start:stop])
+        # What is kept of other columns goes to one more, which is cut off.
+        ids = self.ids[start:stop] - first
+        ids = torch.where((ids >= 0) & (ids < end - first), ids, end - first)
+        spread = even.expand(-1, end - first + 1).clone()
+        return spread.scatter_(-1, ids, self.logits[start:stop])[:, :-1]
 
 
 def encode_topk(logits: Tensor, k: int) -> Mapping[str, Tensor]:

@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.errors import DataError
@@ -23,10 +25,12 @@ from pipeline.head import AlignmentHead
 from pipeline.head_files import StoredHead, load_head
 from pipeline.held_out import PairSubset, Which, in_subset
 from pipeline.intervals import mean_interval, wilson
-from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.progress import progress_bar
 
 _PAIRS_AT_ONCE: Final = 8
+_LENGTH_BINS: Final = 5
+
+Longer = Literal["chosen", "neither", "rejected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,42 @@ class AlphaResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthBin:
+    """Pairs whose answers have about as many tokens, those of both answers counted together.
+
+    Attributes:
+        fewest_tokens: Tokens of the shortest pair.
+        most_tokens: Tokens of the longest pair.
+        pairs: Number of pairs, at least one.
+        accuracy: Their reward accuracy.
+        interval: Its 95 % interval (Wilson).
+    """
+
+    fewest_tokens: int
+    most_tokens: int
+    pairs: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongerGroup:
+    """Pairs by which answer has more tokens; a head that learned length alone fails one group.
+
+    Attributes:
+        longer: The answer that has more tokens.
+        pairs: Number of pairs, at least one.
+        accuracy: Their reward accuracy.
+        interval: Its 95 % interval (Wilson).
+    """
+
+    longer: Longer
+    pairs: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Results of a head on a cache.
 
@@ -71,6 +111,11 @@ class Evaluation:
         pairs: Number of pairs.
         tokens: Number of response tokens.
         results: One an alpha.
+        length_alpha: The strength that accuracy by length is told for: the one nearest to 1, or
+            None where every alpha is 0.
+        by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
+            and bins hold about as many pairs as each other. Empty where `length_alpha` is None.
+        by_longer: Reward accuracy by which answer is longer; groups without pairs are left out.
     """
 
     head: str
@@ -79,6 +124,9 @@ class Evaluation:
     pairs: int
     tokens: int
     results: tuple[AlphaResult, ...]
+    length_alpha: float | None
+    by_length: tuple[LengthBin, ...]
+    by_longer: tuple[LongerGroup, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -106,7 +154,6 @@ def evaluate(
     Raises:
         MAVError: Head or cache are missing, damaged, or do not belong together.
     """
-    bound_kernel_cache()
     placed = pick_device(device)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
@@ -119,16 +166,78 @@ def evaluate(
             f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
         )
     tallies = _tally(stored.head, reader, wanted.tolist(), alphas, placed)
+    # Pairs are read in the order of the cache, so these are in the order of the tallies.
+    lengths = reader.plan.response_length[wanted].astype(np.int64)
+    length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
+    right = np.zeros(0, dtype=np.bool_)
+    if length_alpha is not None:
+        gains = tallies[list(alphas).index(length_alpha)][0]
+        right = (gains[:, 0] > gains[:, 1]).numpy()
     return Evaluation(
         head=str(stored.path),
         cache=str(cache),
         which=subset.which,
-        pairs=int(wanted.sum()),
-        tokens=int(reader.plan.response_length[wanted].sum()),
+        pairs=len(lengths),
+        tokens=int(lengths.sum()),
         results=tuple(
             _result(alpha, gains, chosen, kl, norms)
             for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
         ),
+        length_alpha=length_alpha,
+        by_length=() if length_alpha is None else by_length(lengths.sum(axis=1), right),
+        by_longer=() if length_alpha is None else by_longer(lengths, right),
+    )
+
+
+def by_length(
+    tokens: NDArray[np.int64], right: NDArray[np.bool_], bins: int = _LENGTH_BINS
+) -> tuple[LengthBin, ...]:
+    """Return the share of right pairs by length, in bins that begin and end at quantiles.
+
+    Args:
+        tokens: Tokens of each pair, [P], at least one pair.
+        right: Whether each pair is right, [P].
+        bins: Most bins; fewer where many pairs are of one length, which share a bin.
+    """
+    shares = np.arange(1, bins + 1) / bins
+    # Each edge is the length of a pair and the last of its bin, so no bin is empty.
+    edges = np.unique(np.quantile(tokens, shares, method="inverted_cdf"))
+    inside = np.searchsorted(edges, tokens)
+    found = []
+    for number in range(len(edges)):
+        members = inside == number
+        pairs, good = int(members.sum()), int(right[members].sum())
+        found.append(
+            LengthBin(
+                fewest_tokens=int(tokens[members].min()),
+                most_tokens=int(tokens[members].max()),
+                pairs=pairs,
+                accuracy=good / pairs,
+                interval=wilson(good, pairs),
+            )
+        )
+    return tuple(found)
+
+
+def by_longer(lengths: NDArray[np.int64], right: NDArray[np.bool_]) -> tuple[LongerGroup, ...]:
+    """Return the share of right pairs by which answer is longer.
+
+    Args:
+        lengths: Tokens of the chosen and the rejected answer of each pair, [P, 2].
+        right: Whether each pair is right, [P].
+    """
+    more = np.sign(lengths[:, 0] - lengths[:, 1])
+    signs: tuple[tuple[Longer, int], ...] = (("chosen", 1), ("neither", 0), ("rejected", -1))
+    counted = [(name, right[more == sign]) for name, sign in signs]
+    return tuple(
+        LongerGroup(
+            longer=name,
+            pairs=len(inside),
+            accuracy=float(inside.mean()),
+            interval=wilson(int(inside.sum()), len(inside)),
+        )
+        for name, inside in counted
+        if len(inside)
     )
 
 

@@ -17,7 +17,6 @@ from pipeline.base_source import BaseSource, resolve_base
 from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.processes import Processes
 from pipeline.progress import progress_bar
@@ -75,7 +74,6 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
         UsageError: The options do not fit each other, the base or the machine.
         BaseModelError: The base cannot be found.
     """
-    bound_kernel_cache()
     if base is not None and base.dtype != TORCH_DTYPES[options.dtype]:
         raise UsageError(
             f"dtype: asked for {options.dtype}, but the base that was given computes in "

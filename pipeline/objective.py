@@ -18,6 +18,7 @@ from pipeline.aligned_logprobs import aligned_logprobs
 from pipeline.base_logits import BaseLogits
 from pipeline.batch import Batch
 from pipeline.head import AlignmentHead
+from pipeline.projection import Projection
 
 ObjectiveName = Literal["mav", "dpo"]
 
@@ -102,6 +103,16 @@ class Scores:
         }
 
 
+def last_layer(head: AlignmentHead, *, bf16: bool, accumulates: bool = False) -> Projection:
+    """Return a head's last layer for training; see `Projection`."""
+    return Projection(
+        head.project.weight,
+        head.project.bias,
+        torch.bfloat16 if bf16 else None,
+        accumulates=accumulates,
+    )
+
+
 class Scorer(nn.Module):
     """The head with everything that has to happen inside one forward call.
 
@@ -109,25 +120,29 @@ class Scorer(nn.Module):
     layer must be reached through a module's call, not by its name.
     """
 
-    def __init__(self, head: AlignmentHead, *, bf16: bool) -> None:
-        """Wrap a head; with `bf16` its products are computed in bfloat16."""
+    def __init__(
+        self, head: AlignmentHead, *, bf16: bool, projection: Projection | None = None
+    ) -> None:
+        """Wrap a head.
+
+        Args:
+            head: The head.
+            bf16: Whether its products are computed in bfloat16.
+            projection: Its last layer with what is kept between steps. Where a wrapper gives the
+                head other weights at every call there is none.
+        """
         super().__init__()
         self.head = head
         self._bf16 = bf16
+        self._projection = projection
 
     def forward(self, batch: Batch, base: BaseLogits) -> Scores:
         """Score a batch; gradients flow into the head."""
         # Here rather than in the accelerator, whose precision is one for the whole process.
         with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
             features = self.head.features(batch.states)
-        logp, squared_norm = aligned_logprobs(
-            features,
-            self.head.project.weight,
-            self.head.project.bias,
-            base,
-            batch.labels,
-            compute_dtype=torch.bfloat16 if self._bf16 else None,
-        )
+        projection = self._projection or last_layer(self.head, bf16=self._bf16)
+        logp, squared_norm = aligned_logprobs(features, projection, base, batch.labels)
         chosen, rejected = batch.response_sums(logp)
         base_chosen, base_rejected = batch.response_sums(batch.base_logprobs)
         return Scores(

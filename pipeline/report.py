@@ -1,8 +1,12 @@
 """Results as a table on the terminal, and as a plot."""
 
+import contextlib
+import os
+import uuid
 from pathlib import Path
 
 from cache_schema.errors import UsageError
+from pipeline.charts import require_matplotlib
 from pipeline.evaluate import Evaluation
 
 
@@ -32,19 +36,62 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def require_plot(path: Path) -> None:
+    """Check, before the work that ends in it, that a plot can be drawn to a file.
+
+    Raises:
+        UsageError: matplotlib is not installed, the file's ending is no picture format, or no file
+            can be written there.
+    """
+    kinds = require_matplotlib("--plot")().canvas.get_supported_filetypes()
+    ending = path.suffix.removeprefix(".").lower()
+    if ending and ending not in kinds:
+        raise UsageError(f"--plot: got {path}, expected an ending such as .png, .svg or .pdf")
+    require_place(path, "--plot")
+
+
+def require_place(path: Path, option: str) -> None:
+    """Check that a file can be made in a folder, by making one and removing it.
+
+    Args:
+        path: The file that is to be written.
+        option: What names it, for the message.
+
+    Raises:
+        UsageError: There is no such folder, or it takes no files, or the path is no file's.
+    """
+    trial = partial_name(path)
+    try:
+        # A device or a pipe would be replaced by a file.
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: not a file. Name a file for {option}.")
+        trial.touch(exist_ok=False)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}. Name a file for {option} in a folder that is there and "
+            f"can be written to."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink()
+
+
+def partial_name(path: Path) -> Path:
+    """Return a new hidden name beside a file, or beside the one that a link leads to."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+
+
 def plot(evaluation: Evaluation, path: Path) -> None:
     """Draw accuracy and KL against alpha, with intervals.
 
     Raises:
-        UsageError: matplotlib is not installed, or the file's ending is no picture format.
+        UsageError: See `require_plot`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib: pip install matplotlib") from error
-    results = evaluation.results
+    require_plot(path)
+    results = sorted(evaluation.results, key=lambda result: result.alpha)
     alphas = [result.alpha for result in results]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = require_matplotlib("--plot")(figsize=(8, 3.6), layout="constrained")
     accuracy, divergence = figure.subplots(1, 2)
     for label, points in (
         (
@@ -76,7 +123,4 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         alpha=0.15,
     )
     divergence.set(xlabel="alpha", title="KL to the base, nats per token")
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UsageError(f"--plot: got {path}, {error}") from error
+    figure.savefig(path, dpi=150)

@@ -19,7 +19,6 @@ from pipeline.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
-from pipeline.kernel_cache import bound_kernel_cache
 from pipeline.processes import leave_at_exit, require_joined
 from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import require_same_run, state_to_go_on_from
@@ -70,7 +69,6 @@ def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1)
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    bound_kernel_cache()
     state = state_to_go_on_from(options)
     reader = CacheReader(options.cache)
     held_out = _held_out(options, reader)

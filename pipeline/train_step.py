@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.head import AlignmentHead
-from pipeline.objective import Objective, Scorer
+from pipeline.objective import Objective, Scorer, last_layer
 from pipeline.train_options import TrainOptions
 
 
@@ -34,7 +34,13 @@ class Trainer:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        scorer = Scorer(head, bf16=options.bf16)
+        alone = accelerator.num_processes == 1
+        if alone:
+            for parameter in head.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        projection = last_layer(head, bf16=options.bf16, accumulates=alone)
+        optimizer.register_step_post_hook(lambda *_: projection.weight_changed())
+        scorer = Scorer(head, bf16=options.bf16, projection=projection)
         self._scorer, self.optimizer = accelerator.prepare(scorer, optimizer)
 
     def step(
@@ -66,7 +72,8 @@ class Trainer:
             seen.add(scores, loss, self._objective)
         norm = accelerator.clip_grad_norm_(self._scorer.parameters(), options.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        # Kept, for making gigabytes of gradients anew each step is slow.
+        self.optimizer.zero_grad(set_to_none=False)
         return float(norm)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.aligned_logprobs import aligned_logprobs
+from pipeline.aligned_logprobs import Tiling, aligned_logprobs
 from pipeline.base_logits import (
     BaseLogits,
     DenseLogits,
@@ -15,9 +15,20 @@ from pipeline.base_logits import (
     Unembedding,
     encode_topk,
 )
+from pipeline.projection import Projection
 
 TOKENS, FEATURES, VOCAB = 11, 5, 17
 LOSSES = ("logp", "squared_norm", "both")
+TILINGS = (
+    None,
+    *(
+        Tiling(tokens=tokens, columns=columns, kept_elements=kept)
+        for tokens in (1, 4, TOKENS, 100)
+        for columns in (1, 6, VOCAB, 100)
+        for kept in (0, 50, 1000)
+    ),
+)
+CUT = Tiling(tokens=4, columns=6, kept_elements=50)
 
 
 @dataclass
@@ -43,6 +54,17 @@ def problem(tokens: int = TOKENS, dtype: torch.dtype = torch.float64) -> Problem
     )
 
 
+def score(
+    given: Problem,
+    base: BaseLogits,
+    *,
+    tiling: Tiling | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    projection = Projection(given.weight, given.bias, dtype)
+    return aligned_logprobs(given.features, projection, base, given.labels, tiling=tiling)
+
+
 def whole(given: Problem) -> tuple[Tensor, Tensor]:
     """The formula, all tokens times the vocabulary at once."""
     vector = given.features @ given.weight.t() + given.bias
@@ -65,24 +87,22 @@ def assert_near(found: Tensor, expected: Tensor, relative: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=relative * scale)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 4, 10, 11, 100, None])
-def test_values_equal_the_whole_computation(chunk: int | None) -> None:
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_values_equal_the_whole_computation(tiling: Tiling | None) -> None:
     given = problem()
-    found = aligned_logprobs(
-        *given.leaves(), DenseLogits(logits=given.logits), given.labels, chunk=chunk
-    )
+    found = score(given, DenseLogits(logits=given.logits), tiling=tiling)
     for value, expected in zip(found, whole(given), strict=True):
         assert value.dtype == torch.float64
         assert_near(value, expected, 1e-10)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 4, 10, 11, 100, None])
+@pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradients_equal_those_of_the_whole_computation(chunk: int | None, loss: str) -> None:
+def test_gradients_equal_those_of_the_whole_computation(tiling: Tiling | None, loss: str) -> None:
     given = problem()
     expected = torch.autograd.grad(loss_of(loss, *whole(given)), given.leaves())
     base = DenseLogits(logits=given.logits)
-    found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=chunk)
+    found = score(given, base, tiling=tiling)
     for got, wanted in zip(
         torch.autograd.grad(loss_of(loss, *found), given.leaves()), expected, strict=True
     ):
@@ -92,7 +112,7 @@ def test_gradients_equal_those_of_the_whole_computation(chunk: int | None, loss:
 
 def test_one_token_alone() -> None:
     given = problem(1)
-    found = aligned_logprobs(*given.leaves(), DenseLogits(logits=given.logits), given.labels)
+    found = score(given, DenseLogits(logits=given.logits))
     for value, expected in zip(found, whole(given), strict=True):
         assert_near(value, expected, 1e-10)
 
@@ -100,7 +120,7 @@ def test_one_token_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_tokens_give_no_values_and_zero_gradients(dtype: torch.dtype) -> None:
     given = problem(0, dtype)
-    logp, norm = aligned_logprobs(*given.leaves(), DenseLogits(logits=given.logits), given.labels)
+    logp, norm = score(given, DenseLogits(logits=given.logits))
     assert logp.shape == norm.shape == (0,)
     gradients = torch.autograd.grad(logp.sum() + norm.sum(), given.leaves())
     for gradient, leaf in zip(gradients, given.leaves(), strict=True):
@@ -113,7 +133,7 @@ def test_gradients_pass_through_to_what_made_the_features() -> None:
     given = problem()
     doubled = torch.ones(FEATURES, dtype=torch.float64, requires_grad=True)
 
-    def gradient(chunk: int | None) -> Tensor:
+    def gradient(tiling: Tiling | None) -> Tensor:
         scaled = Problem(
             given.features.detach() * doubled,
             given.weight,
@@ -122,14 +142,10 @@ def test_gradients_pass_through_to_what_made_the_features() -> None:
             given.labels,
         )
         base = DenseLogits(logits=given.logits)
-        found = (
-            whole(scaled)
-            if chunk is None
-            else aligned_logprobs(*scaled.leaves(), base, given.labels, chunk=chunk)
-        )
+        found = whole(scaled) if tiling is None else score(scaled, base, tiling=tiling)
         return torch.autograd.grad(loss_of("both", *found), doubled)[0]
 
-    assert_near(gradient(3), gradient(None), 1e-10)
+    assert_near(gradient(CUT), gradient(None), 1e-10)
 
 
 def test_float32_gives_float32_close_to_float64() -> None:
@@ -138,7 +154,7 @@ def test_float32_gives_float32_close_to_float64() -> None:
         leaf.detach().float().requires_grad_() for leaf in wide.leaves()
     )
     base = DenseLogits(logits=wide.logits)
-    found = aligned_logprobs(*narrow.leaves(), base, narrow.labels, chunk=4)
+    found = score(narrow, base, tiling=CUT)
     gradients = torch.autograd.grad(loss_of("both", *found), narrow.leaves())
     expected = torch.autograd.grad(loss_of("both", *whole(wide)), wide.leaves())
     for got, wanted in zip(
@@ -153,7 +169,7 @@ def test_bfloat16_products_stay_close_to_float32() -> None:
     base = DenseLogits(logits=given.logits)
 
     def results(dtype: torch.dtype | None) -> list[Tensor]:
-        found = aligned_logprobs(*given.leaves(), base, given.labels, compute_dtype=dtype, chunk=4)
+        found = score(given, base, tiling=CUT, dtype=dtype)
         return [*found, *torch.autograd.grad(loss_of("both", *found), given.leaves())]
 
     for got, wanted in zip(results(torch.bfloat16), results(None), strict=True):
@@ -169,9 +185,7 @@ def test_bfloat16_products_are_all_that_is_narrow() -> None:
         leaf.detach().sign().requires_grad_() for leaf in (given.features, given.weight)
     )
     base = DenseLogits(logits=given.logits)
-    found = aligned_logprobs(
-        *given.leaves(), base, given.labels, compute_dtype=torch.bfloat16, chunk=4
-    )
+    found = score(given, base, tiling=CUT, dtype=torch.bfloat16)
     for got, wanted in zip(found, whole(given), strict=True):
         assert_near(got, wanted, 1e-6)
 
@@ -182,7 +196,7 @@ def test_autocast_changes_nothing() -> None:
     def results(autocast: bool) -> list[Tensor]:
         base = DenseLogits(logits=given.logits)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=4)
+            found = score(given, base, tiling=CUT)
             loss = loss_of("both", *found)
             return [*found, *torch.autograd.grad(loss, given.leaves())]
 
@@ -216,7 +230,7 @@ def test_any_encoding_serves_and_is_left_unchanged(encoding: str, dtype: torch.d
     before = [tensor.clone() for tensor in stored]
     given.logits = base.chunk(0, TOKENS)
     expected = torch.autograd.grad(loss_of("both", *whole(given)), given.leaves())
-    found = aligned_logprobs(*given.leaves(), base, given.labels, chunk=3)
+    found = score(given, base, tiling=CUT)
     gradients = torch.autograd.grad(loss_of("both", *found), given.leaves())
     for got, wanted in zip(gradients, expected, strict=True):
         assert_near(got, wanted, 1e-5)
@@ -227,9 +241,57 @@ def test_any_encoding_serves_and_is_left_unchanged(encoding: str, dtype: torch.d
 def test_inputs_are_left_unchanged() -> None:
     given = problem()
     before = [leaf.detach().clone() for leaf in (*given.leaves(), given.labels)]
-    found = aligned_logprobs(
-        *given.leaves(), DenseLogits(logits=given.logits), given.labels, chunk=3
-    )
+    found = score(given, DenseLogits(logits=given.logits), tiling=CUT)
     loss_of("both", *found).backward()  # type: ignore[no-untyped-call]
     for leaf, value in zip((*given.leaves(), given.labels), before, strict=True):
         assert torch.equal(leaf, value)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_kept_tiles_are_what_is_computed_again(dtype: torch.dtype | None) -> None:
+    given = problem(dtype=torch.float32)
+
+    def gradients(kept: int) -> list[Tensor]:
+        tiling = Tiling(tokens=4, columns=6, kept_elements=kept)
+        found = score(given, DenseLogits(logits=given.logits), tiling=tiling, dtype=dtype)
+        loss = loss_of("both", *found)
+        once = torch.autograd.grad(loss, given.leaves(), retain_graph=True)
+        return [*once, *torch.autograd.grad(loss, given.leaves())]
+
+    for kept in (30, 10_000):
+        for got, wanted in zip(gradients(kept), gradients(0), strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
+    tiling = Tiling.fitting(torch.empty(100_000, 16, device="meta"))
+    assert tiling.tokens * tiling.columns <= 1 << 26
+    assert tiling.kept_elements <= 1 << 27
+
+
+def test_gradients_can_be_added_where_they_are_kept() -> None:
+    given = problem()
+    base = DenseLogits(logits=given.logits)
+    expected = torch.autograd.grad(loss_of("both", *whole(given)), given.leaves())
+    for leaf in given.leaves():
+        leaf.grad = torch.ones_like(leaf)
+    buffers = [leaf.grad for leaf in given.leaves()]
+    projection = Projection(given.weight, given.bias, accumulates=True)
+    for _ in range(2):
+        found = aligned_logprobs(given.features, projection, base, given.labels, tiling=CUT)
+        loss_of("both", *found).backward()  # type: ignore[no-untyped-call]
+    for leaf, buffer, gradient in zip(given.leaves(), buffers, expected, strict=True):
+        assert leaf.grad is buffer
+        assert buffer is not None
+        assert_near(buffer, 1 + 2 * gradient, 1e-10)
+
+
+def test_the_narrow_copy_follows_the_weight_when_told() -> None:
+    given = problem(dtype=torch.float32)
+    projection = Projection(given.weight, given.bias, torch.bfloat16)
+    before = projection.narrow().clone()
+    with torch.no_grad():
+        given.weight.mul_(2)
+    assert torch.equal(projection.narrow(), before)
+    projection.weight_changed()
+    assert torch.equal(projection.narrow(), 2 * before)

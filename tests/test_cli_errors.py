@@ -590,7 +590,7 @@ def test_plot_of_an_unknown_kind(world: World, tmp_path: Path) -> None:
 
 def test_plot_into_no_folder(world: World, tmp_path: Path) -> None:
     args = [*evaluate_args(world.head, world.cache), "--alphas", 1]
-    message = refused(DATA, *args, "--plot", tmp_path / "nowhere" / "plot.png")
+    message = refused(USAGE, *args, "--plot", tmp_path / "nowhere" / "plot.png")
     assert message.startswith(f"{tmp_path / 'nowhere' / 'plot.png'}: No such file or directory")
 
 

@@ -1,6 +1,7 @@
 """What a head is measured to do, against a brute-force computation."""
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cache_schema import CacheReader
 from cache_schema.errors import DataError, MismatchError, UsageError
 from pipeline import report
-from pipeline.evaluate import AlphaResult, Evaluation, evaluate
+from pipeline.evaluate import AlphaResult, Evaluation, by_length, by_longer, evaluate
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
@@ -141,6 +144,94 @@ def test_parts_of_a_cache(head: str, tiny_cache: Path) -> None:
     assert 8 * margins["held-out"] + 32 * margins["training"] == pytest.approx(40 * margins["all"])
 
 
+def test_accuracy_by_length_equals_brute_force(
+    found: Evaluation, head: str, tiny_cache: Path
+) -> None:
+    reader = CacheReader(tiny_cache)
+    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    # Of 0.5 and 2.0 the former is nearer to 1.
+    assert found.length_alpha == 0.5
+    margins = by_brute_force(head, tiny_cache, 0.5, wanted.tolist())["margin"]
+    lengths = [tuple(map(int, pair)) for pair in reader.plan.response_length[wanted]]
+    pairs = [(*length, int(margin > 0)) for length, margin in zip(lengths, margins, strict=True)]
+    assert len(found.by_length) == 5
+    for each in found.by_length:
+        inside = [right for a, b, right in pairs if each.fewest_tokens <= a + b <= each.most_tokens]
+        assert (each.pairs, each.accuracy) == (len(inside), sum(inside) / len(inside))
+        assert each.interval == wilson(sum(inside), len(inside))
+    groups: dict[str, list[int]] = {
+        "chosen": [right for a, b, right in pairs if a > b],
+        "neither": [right for a, b, right in pairs if a == b],
+        "rejected": [right for a, b, right in pairs if a < b],
+    }
+    told = {
+        str(each.longer): (each.pairs, each.accuracy, each.interval) for each in found.by_longer
+    }
+    assert told == {
+        name: (len(inside), sum(inside) / len(inside), wilson(sum(inside), len(inside)))
+        for name, inside in groups.items()
+        if inside
+    }
+    assert len(told) > 1
+
+
+@pytest.mark.parametrize(
+    ("alphas", "nearest"),
+    [((0.0,), None), ((0.0, -3.0), -3.0), ((0.0, 2.0, 1.5), 1.5), ((1.5, 0.5), 0.5), ((0, 2), 2)],
+)
+def test_accuracy_by_length_is_at_the_alpha_nearest_one(
+    head: str, tiny_cache: Path, alphas: Sequence[float], nearest: float | None
+) -> None:
+    found = evaluate(head, tiny_cache, alphas, device="cpu")
+    assert found.length_alpha == nearest
+    if nearest is None:
+        assert (found.by_length, found.by_longer) == ((), ())
+    else:
+        overall = found.results[list(alphas).index(nearest)].reward_accuracy
+        for parts in (found.by_length, found.by_longer):
+            assert sum(part.pairs for part in parts) == found.pairs
+            right = sum(part.accuracy * part.pairs for part in parts)
+            assert right / found.pairs == pytest.approx(overall)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=80),
+    bins=st.integers(1, 7),
+)
+def test_bins_hold_every_pair_once(pairs: list[tuple[int, bool]], bins: int) -> None:
+    tokens = np.array([length for length, _ in pairs], np.int64)
+    right = np.array([good for _, good in pairs], np.bool_)
+    found = by_length(tokens, right, bins)
+    assert 1 <= len(found) <= bins
+    ranges = [(each.fewest_tokens, each.most_tokens) for each in found]
+    assert ranges == sorted(ranges)
+    assert all(low <= high for low, high in ranges)
+    assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
+    for each, (low, high) in zip(found, ranges, strict=True):
+        inside = [good for length, good in pairs if low <= length <= high]
+        assert (each.pairs, each.accuracy) == (len(inside), sum(inside) / len(inside))
+    assert sum(each.pairs for each in found) == len(pairs)
+    if len(set(tokens)) == len(pairs):
+        counts = [each.pairs for each in found]
+        assert max(counts) - min(counts) <= 1
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 4), st.booleans()), min_size=1, max_size=30
+    )
+)
+def test_groups_by_the_longer_answer_hold_every_pair_once(
+    pairs: list[tuple[int, int, bool]],
+) -> None:
+    found = by_longer(np.array([pair[:2] for pair in pairs]), np.array([p[2] for p in pairs]))
+    assert sum(each.pairs for each in found) == len(pairs)
+    assert sum(each.accuracy * each.pairs for each in found) == pytest.approx(
+        sum(good for *_, good in pairs)
+    )
+    assert all(each.pairs > 0 for each in found)
+
+
 def test_results_do_not_depend_on_how_pairs_are_grouped(
     head: str, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +292,11 @@ def test_results_are_json(found: Evaluation) -> None:
     assert [result["alpha"] for result in plain["results"]] == list(ALPHAS)
     assert plain["results"][0]["reward_accuracy"] is None
     assert plain["pairs"] == 8
+    assert sum(each["pairs"] for each in plain["by_length"]) == 8
+    assert set(plain["by_length"][0]) == {
+        *("fewest_tokens", "most_tokens", "pairs", "accuracy", "interval")
+    }
+    assert set(plain["by_longer"][0]) == {"longer", "pairs", "accuracy", "interval"}
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
@@ -242,7 +338,17 @@ def test_mean_interval_of_narrow_values_is_taken_in_float64() -> None:
 
 
 def evaluation(*results: AlphaResult) -> Evaluation:
-    return Evaluation(head="h", cache="c", which="held-out", pairs=50, tokens=1234, results=results)
+    return Evaluation(
+        head="h",
+        cache="c",
+        which="held-out",
+        pairs=50,
+        tokens=1234,
+        results=results,
+        length_alpha=None,
+        by_length=(),
+        by_longer=(),
+    )
 
 
 NOTHING = AlphaResult(
@@ -294,9 +400,20 @@ def test_the_plot(
     assert len(drawn) > 5000
 
 
-def test_a_plot_of_no_picture_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--plot: got .*a\.xyz"):
-        report.plot(evaluation(SOMETHING), tmp_path / "a.xyz")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.xyz", r"--plot: got .*a\.xyz, expected an ending such as \.png"),
+        ("nowhere/a.png", r"a\.png: No such file or directory\. Name a file for --plot"),
+        ("folder.png", r"folder\.png: not a file\. Name a file for --plot"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for draw in (report.require_plot, lambda path: report.plot(evaluation(SOMETHING), path)):
+        with pytest.raises(UsageError, match=message):
+            draw(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_a_plot_without_matplotlib_is_refused(

@@ -1,0 +1,363 @@
+"""Pairs a second from the cache over those with the base in the loop.
+
+`python -m benchmarks.in_loop --json` trains heads of the same size on the same real pairs in two
+ways: from a cache, with the objects `mav train` uses, and as in `benchmarks.in_loop_training`.
+After a warm-up step of each, rounds alternate between one step in the loop, on pairs padded to the
+full length, and one epoch from the cache, from opening it to the last step. Rates are medians over
+rounds. Extraction is timed apart: the whole call but loading the base, which both ways need; its
+forward passes and writing alone are `extraction_forward_seconds`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator
+
+from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answers
+from cache_schema.errors import MAVError
+from cache_schema.reader import CacheReader
+from pipeline.averages import Averages
+from pipeline.base_model import BaseModel, load_base
+from pipeline.batch import CachedBase
+from pipeline.demo import installed_base
+from pipeline.extract import extract
+from pipeline.extract_options import ExtractOptions
+from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.held_out import PairSubset
+from pipeline.preferences import DataSource, ReadCounts, read_pairs
+from pipeline.stream import PreferenceStream, StepShape, read_ahead
+from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from pipeline.train_options import TrainOptions
+from pipeline.train_step import Trainer
+
+_SECONDS: Final = "extraction.json"
+
+
+def say(line: str) -> None:
+    """Tell of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """A cache and what it took.
+
+    Attributes:
+        root: Its folder.
+        reader: It, opened.
+        seconds: Time of its extraction, or None where nobody took it.
+        forward_seconds: The part of it that grows with the pairs: forward passes and writing.
+    """
+
+    root: Path
+    reader: CacheReader
+    seconds: float | None
+    forward_seconds: float | None
+
+
+def extract_timed(asked: argparse.Namespace, base: BaseModel, work: Path) -> Extracted:
+    """Extract the cache, or take the one that is there with the time it took then."""
+    root, record = work / "cache", work / _SECONDS
+    options = ExtractOptions(
+        base_model=asked.base_model,
+        data=DataSource(id=asked.dataset, limit=asked.limit),
+        output=root,
+        pooled_size=asked.pooled_size,
+        max_length=asked.max_length,
+        device=str(base.device),
+    )
+    started = perf_counter()
+    report = extract(options, say=say, base=base)
+    seconds = perf_counter() - started
+    if report.pairs_done == report.manifest.data.pairs:
+        record.write_text(json.dumps({"seconds": seconds, "forward_seconds": report.seconds}))
+    elif report.pairs_done:
+        record.unlink(missing_ok=True)  # parts of two calls are no time of an extraction
+    found = json.loads(record.read_text()) if record.is_file() else {}
+    return Extracted(
+        root=root,
+        reader=CacheReader(root),
+        seconds=found.get("seconds"),
+        forward_seconds=found.get("forward_seconds"),
+    )
+
+
+class InLoopWay:
+    """Steps with the base in the loop, on one batch of pairs after another."""
+
+    def __init__(
+        self, trainer: InLoopTrainer, base: BaseModel, pairs: TokenizedPairs, length: int
+    ) -> None:
+        self._trainer = trainer
+        self._base = base
+        self._pairs = pairs
+        self._length = length
+
+    def batch(self, number: int, size: int) -> tuple[PaddedAnswers, PaddedAnswers]:
+        """Return chosen and rejected answers of the pairs of a step, padded, on the device."""
+        which = [index % len(self._pairs) for index in range(number * size, (number + 1) * size)]
+        chosen, rejected = (
+            pad_answers(
+                self._pairs,
+                which,
+                answer,
+                length=self._length,
+                padding=int(self._base.tokenizer.eos_token_id),
+                device=self._base.device,
+            )
+            for answer in ("chosen", "rejected")
+        )
+        return chosen, rejected
+
+    def seconds(self, number: int, size: int) -> float:
+        """Time a step; its batch is made beforehand, as a loader would."""
+        batch = self.batch(number, size)
+        return timed(self._base.device, lambda: self._trainer.step(*batch))
+
+
+class CachedWay:
+    """Epochs from the cache, as `mav train` takes them."""
+
+    def __init__(
+        self, trainer: Trainer, cache: Extracted, *, batch_size: int, workers: int
+    ) -> None:
+        self._trainer = trainer
+        self._root = cache.root
+        self._base = CachedBase(cache.reader, trainer.accelerator.device)
+        self._batch_size = batch_size
+        self._workers = workers
+
+    def seconds(self, epoch: int, rate: float, steps: int | None = None) -> float:
+        """Time an epoch, or its first steps."""
+        return timed(self._trainer.accelerator.device, lambda: self._train(epoch, rate, steps))
+
+    def _train(self, epoch: int, rate: float, steps: int | None) -> None:
+        stream = PreferenceStream(
+            self._root,
+            PairSubset(which="all"),
+            StepShape(batch_size=self._batch_size, grad_accum=1),
+            seed=0,
+            epoch=epoch,
+        )
+        seen = Averages()
+        batches = islice(read_ahead(stream, self._workers), steps)
+        for step, batch in enumerate(batches):
+            there = batch.to(self._trainer.accelerator.device)
+            self._trainer.step(step, rate, [there], self._base, seen)
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Return the seconds that work takes, with all of it done on the device."""
+    _wait(device)
+    started = perf_counter()
+    work()
+    _wait(device)
+    return perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def new_head(asked: argparse.Namespace, cache: Extracted, device: torch.device) -> AlignmentHead:
+    """Return a head for the cache, the same at every call."""
+    manifest = cache.reader.manifest
+    torch.manual_seed(0)
+    return AlignmentHead(
+        HeadConfig(
+            num_layers=len(manifest.states.layers),
+            pooled_size=manifest.states.pooled_size,
+            expansion_size=asked.expansion_size,
+            vocab_size=manifest.base.vocab_size,
+        )
+    ).to(device)
+
+
+def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Measure both ways; return what is printed."""
+    accelerator = Accelerator(mixed_precision="no")
+    base = load_base(asked.base_model, device=str(accelerator.device))
+    cache = extract_timed(asked, base, work)
+    options = TrainOptions(
+        cache=cache.root,
+        output_dir=work / "head",
+        expansion_size=asked.expansion_size,
+        objective="mav",
+        batch_size=asked.batch_size,
+        grad_accum=1,
+    )
+    pairs = tokenize_pairs(
+        read_pairs(DataSource(id=asked.dataset, limit=asked.limit), ReadCounts()),
+        base.tokenizer,
+        asked.max_length,
+    )
+    layers = cache.reader.manifest.states.layers
+    head = new_head(asked, cache, base.device)
+    in_loop = InLoopWay(InLoopTrainer(options, base, layers, head), base, pairs, asked.max_length)
+    cached = CachedWay(
+        Trainer(options, accelerator, new_head(asked, cache, base.device)),
+        cache,
+        batch_size=asked.batch_size,
+        workers=asked.workers,
+    )
+    rounds = measure_rounds(asked, options, in_loop, cached)
+    return figures(asked, options, cache, head, rounds)
+
+
+def measure_rounds(
+    asked: argparse.Namespace, options: TrainOptions, in_loop: InLoopWay, cached: CachedWay
+) -> list[dict[str, float]]:
+    """Warm up and alternate; return seconds of a step in the loop and of an epoch, by round."""
+    warm = in_loop.seconds(0, asked.batch_size)
+    warm_cached = cached.seconds(0, options.learning_rate, steps=1)
+    say(f"warm-up: a step in the loop {warm:.2f} s, one from the cache {warm_cached:.2f} s")
+    rounds = []
+    for number in range(1, asked.steps + 1):
+        found = {
+            "in_loop_step_seconds": in_loop.seconds(number, asked.batch_size),
+            "cached_epoch_seconds": cached.seconds(number, options.learning_rate),
+        }
+        say(
+            f"round {number} of {asked.steps}: a step in the loop "
+            f"{found['in_loop_step_seconds']:.2f} s, an epoch from the cache "
+            f"{found['cached_epoch_seconds']:.2f} s"
+        )
+        rounds.append(found)
+    return rounds
+
+
+def figures(
+    asked: argparse.Namespace,
+    options: TrainOptions,
+    cache: Extracted,
+    head: AlignmentHead,
+    rounds: list[dict[str, float]],
+) -> dict[str, Any]:
+    """Return rates, ratios and what they were measured with."""
+    manifest, device = cache.reader.manifest, head.device
+    pairs = manifest.data.pairs
+    epoch = median(found["cached_epoch_seconds"] for found in rounds)
+    in_loop = asked.batch_size / median(found["in_loop_step_seconds"] for found in rounds)
+    whole = None if cache.seconds is None else pairs / (epoch + cache.seconds)
+    return {
+        "pairs_over_in_loop": pairs / epoch / in_loop,
+        "pairs_over_in_loop_with_extraction": None if whole is None else whole / in_loop,
+        "cached_pairs_per_second": pairs / epoch,
+        "in_loop_pairs_per_second": in_loop,
+        "cached_with_extraction_pairs_per_second": whole,
+        "extraction_seconds": cache.seconds,
+        "extraction_forward_seconds": cache.forward_seconds,
+        "pairs": pairs,
+        "response_tokens": manifest.plan.tokens,
+        "cached_pairs_measured": pairs * len(rounds),
+        "in_loop_pairs_measured": asked.batch_size * len(rounds),
+        "rounds": rounds,
+        "head_parameters": head.total_parameters(),
+        "settings": {
+            "base_model": asked.base_model,
+            "dataset": asked.dataset,
+            "limit": asked.limit,
+            "max_length": asked.max_length,
+            "batch_size": asked.batch_size,
+            "steps": asked.steps,
+            "pooled_size": asked.pooled_size,
+            "expansion_size": asked.expansion_size,
+            "objective": options.objective,
+            "beta": options.beta,
+            "lambda_l2": options.lambda_l2,
+            "learning_rate": options.learning_rate,
+            "base_dtype": manifest.states.dtype,
+            "head_bf16": options.bf16,
+            "workers": asked.workers,
+            "thp_mem_alloc_enable": os.environ.get("THP_MEM_ALLOC_ENABLE"),
+        },
+        "torch_version": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "device": device.type,
+        "device_name": device_name(device),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    if device.type == "cpu" and described.is_file():
+        for line in described.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(found: dict[str, Any]) -> str:
+    """Lay the figures out."""
+    rows = [
+        ("base in the loop", found["in_loop_pairs_per_second"], 1.0),
+        ("from the cache", found["cached_pairs_per_second"], found["pairs_over_in_loop"]),
+        (
+            "one epoch, extraction counted",
+            found["cached_with_extraction_pairs_per_second"],
+            found["pairs_over_in_loop_with_extraction"],
+        ),
+    ]
+    lines = [
+        f"{name:<32}" + (f"{rate:>9.2f} pairs/s {ratio:>8.2f}x" if rate else "not measured")
+        for name, rate, ratio in rows
+    ]
+    lines.append(f"{found['pairs']} pairs, {found['device_name']}")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
+    parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--limit", type=int, default=200, help="rows of the data set")
+    parser.add_argument("--expansion-size", type=int, default=2048)
+    parser.add_argument("--pooled-size", type=int, default=576)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs in a step of both ways")
+    parser.add_argument("--steps", type=int, default=3, help="steps in the loop, and rounds")
+    parser.add_argument("--workers", type=int, choices=(0, 1), default=1, help="that read ahead")
+    parser.add_argument("--work", type=Path, default=None, help="folder to keep the cache in")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(argv)
+    for name in ("batch_size", "steps"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: got {getattr(asked, name)}, expected 1 up")
+    return asked
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and print one JSON object or a table."""
+    # torch reads it at its first allocation; both ways allocate gigabytes in every step.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    asked = parse(argv)
+    try:
+        asked.base_model = asked.base_model or str(installed_base())
+        with tempfile.TemporaryDirectory() as temporary:
+            work = asked.work or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
+            found = measure(asked, work)
+    except MAVError as error:
+        sys.exit(f"Error: {error}")
+    print(json.dumps(found, indent=1) if asked.json else table(found))
+
+
+if __name__ == "__main__":
+    main()
