@@ -307,13 +307,36 @@ def verify_command(
 @click.option("--weight-decay", type=Number(), default=0.01, help="AdamW's weight decay.")
 @click.option("--max-grad-norm", type=Number(), default=1.0, help="Gradients are clipped to this.")
 @click.option("--num-epochs", default=1, help="Passes over the cache.")
-@click.option("--batch-size", default=8, help="Pairs in a micro-batch.")
-@click.option("--grad-accum", default=2, help="Micro-batches in a step.")
+@click.option("--batch-size", type=int, help="Pairs in a micro-batch.  [default: 16]")
+@click.option(
+    "--batch-tokens", type=int, help="Most response tokens in a micro-batch, not --batch-size."
+)
+@click.option("--grad-accum", default=1, help="Micro-batches of each process in a step.")
 @click.option("--warmup-steps", type=int, help="Linear warm-up.  [default: a tenth, at most 100]")
 @click.option(
     "--eval-steps", type=int, help="Steps between evaluations.  [default: a quarter epoch]"
 )
+@click.option(
+    "--early-stopping",
+    type=int,
+    metavar="N",
+    help="Stop after N evaluations without a better held-out loss.",
+)
 @click.option("--bf16/--no-bf16", default=True, help="Compute in bfloat16; weights are float32.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "adamw-8bit"]),
+    default="adamw",
+    help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+)
+@click.option("--shard", is_flag=True, help="Cut the head into shards, one a process (FSDP2).")
+@click.option(
+    "--report-to",
+    type=click.Choice(["tensorboard", "wandb", "trackio", "none"]),
+    default="tensorboard",
+    help="Tracker beside metrics.jsonl.",
+)
+@click.option("--workers", default=2, help="Threads that read the cache.")
 @click.option("--seed", default=0, help="Of initialisation, order and dropout.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, if there is one.")
 @_JSON

@@ -7,7 +7,7 @@ told when another writer came first. On that one rule the locks, claims and comm
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -54,6 +54,16 @@ class Objects(Protocol):
 
     def read(self, key: str) -> NDArray[np.uint8]:
         """Return an object's bytes [size]."""
+
+    def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+        """Fill buffers [n] with an object's bytes, one after the other.
+
+        Yields the index of each buffer as soon as it is full, so that what was read can be looked
+        at while it is still in the processor's cache.
+
+        Raises:
+            ValueError: The object ends before the last buffer is full, or does not end there.
+        """
 
     def version(self, key: str) -> Version | None:
         """Return an object's version, or None if there is no such object."""

@@ -24,7 +24,7 @@ from cache_schema.records import (
     read_layout,
 )
 from cache_schema.root import read_manifest
-from cache_schema.shards import decode_shard
+from cache_schema.shards import read_shard, shard_memory
 
 _MOST_NAMED: Final = 10
 _MENDED: Final = (
@@ -49,6 +49,22 @@ class Block:
     pairs: range
     offsets: NDArray[np.int64]
     rows: dict[str, NDArray[Any]]
+
+
+class BlockMemory:
+    """Memory that a block is read to, for use by one block after another.
+
+    Memory that is new to a process takes longer to make than to fill.
+    """
+
+    def __init__(self) -> None:
+        self._room: dict[str, NDArray[np.uint8]] = {}
+
+    def room(self, path: str, size: int) -> NDArray[np.uint8]:
+        """Return at least so many bytes for an array; those it returned before are gone."""
+        if len(self._room.get(path, ())) < size:
+            self._room[path] = np.empty(size, np.uint8)
+        return self._room[path]
 
 
 class CacheReader:
@@ -96,8 +112,12 @@ class CacheReader:
         self.pair_id: NDArray[np.uint64] = self._read_whole("pairs/pair_id")
         self.prompt_id: NDArray[np.uint64] = self._read_whole("pairs/prompt_id")
 
-    def read_block(self, block: int) -> Block:
-        """Read the used rows of all arrays of a block.
+    def read_block(self, block: int, memory: BlockMemory | None = None) -> Block:
+        """Read the used rows of all arrays of a block. May be called from several threads.
+
+        Args:
+            block: Its number.
+            memory: Where to; what it held before is written over. New memory if None.
 
         Raises:
             CacheError: A checksum does not match.
@@ -106,7 +126,12 @@ class CacheReader:
         lengths = self.plan.response_length[pairs.start : pairs.stop].reshape(-1)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         rows = _read_rows(
-            self._objects, self._layouts, block, int(offsets[-1]), self._commits[block].objects
+            self._objects,
+            self._layouts,
+            block,
+            int(offsets[-1]),
+            self._commits[block].objects,
+            memory,
         )
         return Block(
             number=block,
@@ -155,6 +180,7 @@ def _read_rows(
     block: int,
     tokens: int,
     records: Mapping[str, ObjectRecord],
+    memory: BlockMemory | None,
 ) -> dict[str, NDArray[Any]]:
     """Read the used rows of all per-token arrays of a block.
 
@@ -169,6 +195,7 @@ def _read_rows(
             layout.rows_in_block(tokens),
             records,
             _MENDED.format(location=objects.location),
+            memory,
         )
         for path, layout in every.items()
         if layout.spec.kind == "block"
@@ -219,13 +246,15 @@ def _decode(
     rows: int,
     records: Mapping[str, ObjectRecord],
     remedy: str,
+    memory: BlockMemory | None = None,
 ) -> NDArray[Any]:
     key = shard_key(layout, number)
     if key not in records or records[key].checksums is None:
         raise CacheError(f"{objects.location}/{LAYOUT}: it does not name {key}. {remedy}")
     checksums = records[key].checksums
     assert checksums is not None
+    room = None if memory is None else memory.room(layout.spec.path, shard_memory(layout, rows))
     try:
-        return decode_shard(layout, objects.read(key), rows, checksums)
+        return read_shard(layout, objects, key, rows, checksums, room)
     except (FileNotFoundError, ValueError) as error:
         raise CacheError(f"{objects.location}/{key}: damaged ({error}). {remedy}") from error

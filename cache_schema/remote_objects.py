@@ -8,7 +8,7 @@ Credentials and endpoints come from the environment, as obstore documents them.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,19 @@ class RemoteObjects:
         with self._told(key):
             data: Any = obstore.get(self._store, key).bytes()
         return np.frombuffer(data, np.uint8)
+
+    def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+        """Fill buffers with an object's bytes, one after the other."""
+        data = self.read(key)
+        at = 0
+        for number, part in enumerate(parts):
+            if at + len(part) > len(data):
+                raise ValueError("it ends early")
+            part[:] = data[at : at + len(part)]
+            at += len(part)
+            yield number
+        if at != len(data):
+            raise ValueError("it does not end where it should")
 
     def version(self, key: str) -> Version | None:
         """Return an object's version, or None if there is no such object."""

@@ -6,7 +6,8 @@ little-endian uint64, both 2**64 - 1 for a chunk that is left out; then the crc3
 Chunks after the last used row are left out.
 
 They are made here and not by zarr-python so that a block is one buffer, filled once and written at
-once, and so that reading it costs one read, one checksum and one copy.
+once, and so that reading one that is not compressed costs one read, straight to where its rows
+belong, and one checksum.
 """
 
 import hashlib
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from cache_schema.arrays import ArrayLayout
 from cache_schema.codecs import ChunkCodec
+from cache_schema.objects import Objects
 
 _CHECKSUM_BYTES: Final = 4
 _LEFT_OUT: Final = np.uint64(2**64 - 1)
+_OTHER_CHUNKS: Final = "its chunks are whole, but they are not those that were committed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,64 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[Any]) -> EncodedShard:
     return EncodedShard(data=data, checksums=_digest(checksums))
 
 
+def read_shard(
+    layout: ArrayLayout,
+    objects: Objects,
+    key: str,
+    rows: int,
+    checksums: str,
+    memory: NDArray[np.uint8] | None = None,
+) -> NDArray[Any]:
+    """Read the first `rows` rows of a shard, every byte of them checked.
+
+    Args:
+        layout: The array.
+        objects: Where it is kept.
+        key: Its key.
+        rows: Used rows.
+        checksums: What `encode_shard` told; another shard's chunks have others.
+        memory: Where the rows go, uint8 [at least `shard_memory`]; new memory if None.
+
+    Returns:
+        The rows as stored, [rows, ...].
+
+    Raises:
+        FileNotFoundError: There is no such shard.
+        ValueError: The bytes are damaged, or those of another shard.
+    """
+    if not ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize).stores_as_is:
+        return decode_shard(layout, objects.read(key), rows, checksums, memory)
+    out = _chunk_memory(layout, rows, memory)
+    written = np.empty((len(out), _CHECKSUM_BYTES), np.uint8)
+    index = np.empty(_index_bytes(layout), np.uint8)
+    parts = [part for pair in zip(out, written, strict=True) for part in pair]
+    # When the checksum of a chunk has come, the chunk itself is still in the processor's cache.
+    wrong = [
+        number // 2
+        for number in objects.read_parts(key, [*parts, index])
+        if number % 2 and _checksum(out[number // 2]) != parts[number].tobytes()
+    ]
+    if index.tobytes() != _plain_index(layout, len(out)).tobytes():
+        # Chunks may lie otherwise, and a damaged index is to be called that.
+        return decode_shard(layout, objects.read(key), rows, checksums, memory)
+    if wrong:
+        raise ValueError(f"the checksum of chunk {wrong[0]} does not match its bytes")
+    if _digest([written.tobytes()]) != checksums:
+        raise ValueError(_OTHER_CHUNKS)
+    return _as_rows(layout, out, rows)
+
+
+def shard_memory(layout: ArrayLayout, rows: int) -> int:
+    """Return the bytes that the chunks of so many rows take when decoded."""
+    return -(-rows // layout.chunk[0]) * _chunk_bytes(layout)
+
+
 def decode_shard(
-    layout: ArrayLayout, data: NDArray[np.uint8], rows: int, checksums: str
+    layout: ArrayLayout,
+    data: NDArray[np.uint8],
+    rows: int,
+    checksums: str,
+    memory: NDArray[np.uint8] | None = None,
 ) -> NDArray[Any]:
     """Decode the first `rows` rows of a shard, every byte of them checked.
 
@@ -87,6 +146,7 @@ def decode_shard(
         data: The stored object, uint8 [size].
         rows: Used rows.
         checksums: What `encode_shard` told; another shard's chunks have others.
+        memory: Where the rows go, uint8 [at least `shard_memory`]; new memory if None.
 
     Returns:
         The rows as stored, [rows, ...].
@@ -99,7 +159,7 @@ def decode_shard(
     used = -(-rows // layout.chunk[0])
     if (index[:used] == _LEFT_OUT).any() or (index[used:] != _LEFT_OUT).any():
         raise ValueError(f"its index does not name just the {used} chunks in use")
-    out = np.empty((used, _chunk_bytes(layout)), np.uint8)
+    out = _chunk_memory(layout, rows, memory)
     found = []
     for number, (start, size) in enumerate(index[:used].tolist()):
         end = start + size - _CHECKSUM_BYTES
@@ -116,9 +176,32 @@ def decode_shard(
         else:
             raise ValueError(f"chunk {number} has {len(stored)} bytes, expected {out.shape[1]}")
     if _digest(found) != checksums:
-        raise ValueError("its chunks are whole, but they are not those that were committed")
-    values = out.reshape(-1).view(layout.dtype).reshape(-1, *layout.shape[1:])
+        raise ValueError(_OTHER_CHUNKS)
+    return _as_rows(layout, out, rows)
+
+
+def _chunk_memory(
+    layout: ArrayLayout, rows: int, memory: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
+    """Return room for the chunks of so many rows, [chunks, bytes of a chunk]."""
+    size = shard_memory(layout, rows)
+    room = np.empty(size, np.uint8) if memory is None else memory[:size]
+    return room.reshape(-1, _chunk_bytes(layout))
+
+
+def _as_rows(layout: ArrayLayout, chunks: NDArray[np.uint8], rows: int) -> NDArray[Any]:
+    values = chunks.reshape(-1).view(layout.dtype).reshape(-1, *layout.shape[1:])
     return values[:rows]
+
+
+def _plain_index(layout: ArrayLayout, chunks: int) -> NDArray[np.uint8]:
+    """Return the index of a shard whose chunks are not compressed, with its checksum."""
+    size = _chunk_bytes(layout) + _CHECKSUM_BYTES
+    index = np.full((layout.shard[0] // layout.chunk[0], 2), _LEFT_OUT, "<u8")
+    index[:chunks, 0] = np.arange(chunks, dtype="<u8") * np.uint64(size)
+    index[:chunks, 1] = size
+    plain = index.view(np.uint8).reshape(-1)
+    return np.concatenate([plain, np.frombuffer(_checksum(plain), np.uint8)])
 
 
 def _chunks(layout: ArrayLayout, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:

@@ -60,6 +60,11 @@ class Batch:
             self, rows=moved, offsets=self.offsets.to(device, non_blocking=True)
         )
 
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that accelerators copy from without waiting."""
+        pinned = {path: tensor.pin_memory() for path, tensor in self.rows.items()}
+        return dataclasses.replace(self, rows=pinned, offsets=self.offsets.pin_memory())
+
     def response_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sum per-token values [N] over each answer; return chosen [P] and rejected [P]."""
         answer = torch.repeat_interleave(

@@ -5,12 +5,14 @@ Nothing from a checkpoint is ever executed: tensors come from safetensors, all e
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from cache_schema.errors import CacheError, HeadError
 from cache_schema.manifest import Manifest
@@ -56,8 +58,22 @@ class StoredHead:
     path: Path
 
 
-def save_head(head: AlignmentHead, origin: HeadOrigin, folder: Path) -> None:
-    """Write a head so that the folder is there whole or as it was before."""
+def save_head(
+    head: AlignmentHead,
+    origin: HeadOrigin,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a head so that the folder is there whole or as it was before.
+
+    Args:
+        head: The head.
+        origin: What it was trained from and how.
+        folder: Where to.
+        weights: Its weights on the CPU, where they are not all in the head itself.
+    """
+    if weights is None:
+        weights = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     config = {
         "kind": _KIND,
         "head": dataclasses.asdict(head.config),
@@ -73,8 +89,7 @@ def save_head(head: AlignmentHead, origin: HeadOrigin, folder: Path) -> None:
         },
         "cache": origin.manifest.to_json(),
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
-    write_folder(folder, {CONFIG: config}, {WEIGHTS: tensors})
+    write_folder(folder, {CONFIG: config}, {WEIGHTS: dict(weights)})
 
 
 def load_head(

@@ -6,7 +6,6 @@ alone.
 
 import contextlib
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -26,7 +25,7 @@ from pipeline.evaluate import AlphaResult, Evaluation
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, read_head_config
 from pipeline.report import partial_name, require_place
-from pipeline.train_log import METRICS
+from pipeline.train_log import METRICS, read_lines
 
 _PACKAGES: Final = ("mav", "torch", "numpy", "zarr", "matplotlib")
 _MOST_ROWS: Final = 200
@@ -142,20 +141,12 @@ def read_log(head: Path) -> TrainingLog | None:
     """Read the log of the run that wrote a head, or None if it is not beside the head's folder."""
     path = head.resolve().parent / METRICS
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines, unreadable = read_lines(path)
     except OSError:
         return None
     values: Log = {}
-    unreadable = 0
     for line in lines:
-        try:
-            entry = json.loads(line)
-            step = int(entry.pop("step"))
-            numbers = {k: float(v) for k, v in entry.items()}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            unreadable += 1
-            continue
-        values.setdefault(step, {}).update(numbers)
+        values.setdefault(line.step, {}).update(line.values)
     return TrainingLog(path=path, values=dict(sorted(values.items())), unreadable=unreadable)
 
 

@@ -102,7 +102,14 @@ def leave_at_exit() -> None:
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def require_joined(seen: int) -> None:

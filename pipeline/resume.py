@@ -1,27 +1,36 @@
 """Whether a training run may begin or go on in a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from cache_schema.errors import MismatchError, UsageError
-from pipeline.checkpoint import TrainState, read_state
+from pipeline.checkpoint import Checkpoint, TrainState, newest_checkpoint
 from pipeline.train_options import TrainOptions
 
+_STEP: Final = {
+    "pairs_per_step": "pairs in a step (--batch-size x --grad-accum x processes)",
+    "micro_batches_per_step": "micro-batches in a step (--grad-accum x processes)",
+}
 
-def state_to_go_on_from(options: TrainOptions) -> TrainState | None:
-    """Return the state of the run in the output folder, or None where a new one begins.
+
+def checkpoint_to_go_on_from(
+    options: TrainOptions, *, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Return the checkpoint of the run in the output folder, or None where a new one begins.
 
     Raises:
-        HeadError: Its checkpoint is damaged.
+        HeadError: No checkpoint of it is sound.
         UsageError: There is a run, and going on with it was not asked for.
     """
-    state = read_state(options.output_dir)
-    occupied = state is not None or (options.output_dir / "last").exists()
+    found = newest_checkpoint(options.output_dir, say=say)
+    occupied = found is not None or (options.output_dir / "last").exists()
     if occupied and not options.resume:
         raise UsageError(
             f"{options.output_dir}: holds a training run already. Add --resume to go on with it, "
             f"or name another --output-dir."
         )
-    return state
+    return found
 
 
 def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
@@ -36,14 +45,13 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
         MismatchError: Naming each difference.
     """
     changed = [
-        f"--{name.replace('_', '-')}: begun with {begun.trajectory.get(name)!r}, got {value!r}"
-        for name, value in now.trajectory.items()
-        if begun.trajectory.get(name) != value
+        f"{_STEP.get(name, '--' + name.replace('_', '-'))}: begun with "
+        f"{begun.trajectory.get(name)!r}, got {now.trajectory.get(name)!r}"
+        for name in now.trajectory | begun.trajectory
+        if begun.trajectory.get(name) != now.trajectory.get(name)
     ]
     if begun.cache_identity != now.cache_identity:
         changed.append("--cache: another cache than it was begun with")
-    if begun.world_size != now.world_size:
-        changed.append(f"processes: begun with {begun.world_size}, got {now.world_size}")
     if changed:
         listed = "".join(f"\n  - {line}" for line in changed)
         raise MismatchError(f"{folder}: this run cannot go on with other settings:{listed}")

@@ -1,61 +1,41 @@
-"""Streaming cached pairs in a shuffled order, with memory bounded by a window of blocks.
+"""Streaming cached pairs in the order of an epoch, with memory bounded by two windows of blocks.
 
-Pairs already lie in a fixed random order on disk. Each epoch visits the blocks in a new random
-order and mixes pairs inside a window of consecutive blocks. The order is a pure function of
-(seed, epoch), and any step of it can be the first: windows before it are not read.
+Whole blocks are read, by threads, a window ahead of the one that batches are made of. Reading,
+checksums, decompression and copying let other Python threads run, so threads keep up with disks
+and need none of what worker processes cost: copies between processes, shared memory, a fork.
 """
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from cache_schema.errors import CacheError, MAVError
-from cache_schema.objects import is_remote
-from cache_schema.plan import BlockPlan
-from cache_schema.reader import Block, CacheReader
+from cache_schema.reader import Block, BlockMemory, CacheReader
 from pipeline.batch import Batch, collate, empty_like
 from pipeline.held_out import PairSubset, in_subset
+from pipeline.order import WINDOW_BLOCKS, EpochOrder, StepShape, order_epoch
 
-WINDOW_BLOCKS: Final = 8
 _BATCHES_AHEAD: Final = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepShape:
-    """How the pairs of an optimizer step are shared out.
-
-    Attributes:
-        batch_size: Pairs in a micro-batch.
-        grad_accum: Micro-batches of each process in a step.
-        world_size: Processes.
-        rank: This process.
-    """
-
-    batch_size: int
-    grad_accum: int
-    world_size: int = 1
-    rank: int = 0
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of a full step over all processes."""
-        return self.batch_size * self.grad_accum * self.world_size
+_LOOK_SECONDS: Final = 0.2
 
 
 class PreferenceStream(IterableDataset[Batch]):
     """The micro-batches of one process for one epoch.
 
-    Every step gives exactly `grad_accum` of them. The last step of an epoch may be short; its
-    pairs are spread over all micro-batches, of which some may then be empty. No pair is dropped
-    and none is seen twice.
+    Every step gives exactly `grad_accum` of them; in the last step of an epoch some may be empty.
+    No pair is dropped and none is seen twice. It may be given to a `DataLoader` with
+    `batch_size=None` and any number of workers, which changes nothing about the order;
+    `read_ahead` is quicker.
 
     Attributes:
         location: Folder or URL of the cache.
+        workers: Threads that read.
     """
 
     def __init__(
@@ -68,6 +48,7 @@ class PreferenceStream(IterableDataset[Batch]):
         epoch: int,
         first_step: int = 0,
         window_blocks: int = WINDOW_BLOCKS,
+        workers: int = 0,
     ) -> None:
         """Describe the stream; nothing is opened until it is iterated.
 
@@ -78,10 +59,12 @@ class PreferenceStream(IterableDataset[Batch]):
             seed: Seed of the order.
             epoch: Epoch, counted from 0.
             first_step: Steps of this epoch to leave out at its beginning.
-            window_blocks: Blocks in memory at once.
+            window_blocks: Blocks that are mixed; up to twice as many are in memory.
+            workers: Threads that read ahead; with 0 nothing is read before it is needed.
         """
         super().__init__()
         self.location = location
+        self.workers = workers
         self._subset = subset
         self._shape = shape
         self._seed = seed
@@ -91,110 +74,126 @@ class PreferenceStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         reader = CacheReader(self.location)
-        wanted = in_subset(reader.prompt_id, self._subset)
-        step_pairs = self._shape.pairs
-        skip = self._first_step * step_pairs
-        pending: list[tuple[Block, int]] = []
-        for number, window in enumerate(
-            shuffled_windows(reader.plan, self._seed, self._epoch, self._window_blocks)
-        ):
-            pairs = [
-                (int(block), pair)
-                for block in window
-                for pair in reader.plan.pairs_of(int(block))
-                if wanted[pair]
-            ]
-            if skip >= len(pairs):
-                skip -= len(pairs)
-                continue
-            order = np.random.default_rng([self._seed, self._epoch, number]).permutation(len(pairs))
-            blocks = {int(block): reader.read_block(int(block)) for block in window}
-            for place in order[skip:]:
-                block = blocks[pairs[place][0]]
-                pending.append((block, pairs[place][1] - block.pairs.start))
-                if len(pending) == step_pairs:
-                    yield from self._micro_batches(reader, pending)
-                    pending = []
-            skip = 0
-            # What the next step begins with is copied, so that this window can go.
-            pending = [(_only(block, index), 0) for block, index in pending]
-            del blocks, block
-        if pending:
-            yield from self._micro_batches(reader, pending)
+        order = order_epoch(
+            reader.plan,
+            in_subset(reader.prompt_id, self._subset),
+            self._shape,
+            seed=self._seed,
+            epoch=self._epoch,
+            window_blocks=self._window_blocks,
+        )
+        # Workers of a DataLoader take turns, batch by batch.
+        info = get_worker_info()
+        turn, turns = (0, 1) if info is None else (info.id, info.num_workers)
+        slots = [
+            (step, self._shape.slot(micro))
+            for step in range(self._first_step, order.steps)
+            for micro in range(self._shape.grad_accum)
+        ]
+        with contextlib.closing(_HeldBlocks(reader, order, self.workers)) as held:
+            for step, slot in slots[turn::turns]:
+                yield _micro_batch(held, reader, order, step, slot)
 
-    def _micro_batches(
-        self, reader: CacheReader, pairs: list[tuple[Block, int]]
-    ) -> Iterator[Batch]:
-        shape = self._shape
-        slots = shape.grad_accum * shape.world_size
-        cuts = np.linspace(0, len(pairs), slots + 1).round().astype(int)
-        for micro in range(shape.grad_accum):
-            slot = micro * shape.world_size + shape.rank
-            mine = pairs[cuts[slot] : cuts[slot + 1]]
-            if mine:
-                yield collate(mine, reader.manifest, len(pairs))
+
+def _micro_batch(
+    held: "_HeldBlocks", reader: CacheReader, order: EpochOrder, step: int, slot: int
+) -> Batch:
+    bounds = order.slot_start[step]
+    step_pairs = int(bounds[-1] - bounds[0])
+    first, end = int(bounds[slot]), int(bounds[slot + 1])
+    if first < end:
+        return collate(held.pairs(range(first, end)), reader.manifest, step_pairs)
+    # A process that has no pair left in a step still takes part in it.
+    some = held.pairs(range(int(bounds[0]), int(bounds[0]) + 1))
+    return empty_like(collate(some, reader.manifest, step_pairs))
+
+
+class _HeldBlocks:
+    """The blocks in memory: those of the window that batches are made of, and of the next one."""
+
+    def __init__(self, reader: CacheReader, order: EpochOrder, workers: int) -> None:
+        self._reader = reader
+        self._order = order
+        self._pool = ThreadPoolExecutor(workers, "read") if workers else None
+        self._held: dict[tuple[int, int], tuple[Future[Block], BlockMemory]] = {}
+        self._free: list[BlockMemory] = []
+
+    def pairs(self, places: range) -> list[tuple[Block, int]]:
+        """Return the pairs at these places of the order, each as its block and its index there.
+
+        What is returned is good until the next call. Places never go back.
+        """
+        order = self._order
+        self._move_to(int(order.window_of[places.start]))
+        pairs = order.pairs[places.start : places.stop]
+        blocks = np.searchsorted(self._reader.plan.block_start, pairs, side="right") - 1
+        found = []
+        for place, pair, number in zip(places, pairs.tolist(), blocks.tolist(), strict=True):
+            block = self._ask_for(int(order.window_of[place]), number).result()
+            found.append((block, pair - block.pairs.start))
+        return found
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _move_to(self, window: int) -> None:
+        for key in [key for key in self._held if key[0] < window]:
+            self._free.append(self._held.pop(key)[1])
+        if self._pool is not None:
+            for ahead in range(window, min(window + 2, len(self._order.blocks))):
+                for number in self._order.blocks[ahead].tolist():
+                    self._ask_for(ahead, number)
+
+    def _ask_for(self, window: int, number: int) -> Future[Block]:
+        if (window, number) not in self._held:
+            memory = self._free.pop() if self._free else BlockMemory()
+            if self._pool is not None:
+                future = self._pool.submit(self._reader.read_block, number, memory)
             else:
-                yield empty_like(collate(pairs[:1], reader.manifest, len(pairs)))
+                future = Future()
+                future.set_result(self._reader.read_block(number, memory))
+            self._held[window, number] = future, memory
+        return self._held[window, number][0]
 
 
-def shuffled_windows(
-    plan: BlockPlan, seed: int, epoch: int, window_blocks: int
-) -> list[NDArray[np.int64]]:
-    """Return the blocks of each window, in the order of one epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(plan.blocks)
-    return [order[at : at + window_blocks] for at in range(0, plan.blocks, window_blocks)]
-
-
-def _only(block: Block, index: int) -> Block:
-    """Return a block of one pair, its rows copied."""
-    offsets = block.offsets[2 * index : 2 * index + 3]
-    pair = block.pairs.start + index
-    return Block(
-        number=block.number,
-        pairs=range(pair, pair + 1),
-        offsets=offsets - offsets[0],
-        rows={path: rows[offsets[0] : offsets[2]].copy() for path, rows in block.rows.items()},
-    )
-
-
-class _Told(IterableDataset[Batch | str]):
-    """A stream that gives an error users can mend as its message.
-
-    A loader raises what its worker raised with the worker's traceback as the message.
-    """
-
-    def __init__(self, stream: PreferenceStream) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[Batch | str]:
-        try:
-            yield from self._stream
-        except MAVError as error:
-            yield str(error)
-
-
-def read_ahead(stream: PreferenceStream, workers: int = 1) -> Iterator[Batch]:
-    """Yield a stream's batches, prepared in another process while this one computes.
+def read_ahead(stream: PreferenceStream, *, pinned: bool = False) -> Iterator[Batch]:
+    """Yield a stream's batches, made in another thread while this one computes.
 
     Args:
         stream: The stream.
-        workers: 1, or 0 to read in this process.
+        pinned: Whether to put batches in memory that accelerators copy from at full speed.
 
     Raises:
         CacheError: The cache is damaged.
     """
-    assert workers in (0, 1), "one worker keeps the order; it reads whole blocks"
-    # The threads that talk to object storage do not live on in a forked process.
-    afresh = workers and is_remote(stream.location)
-    loader: DataLoader[Batch | str] = DataLoader(
-        _Told(stream),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=_BATCHES_AHEAD if workers else None,
-        multiprocessing_context="spawn" if afresh else None,
-    )
-    for item in loader:
-        if isinstance(item, str):
-            raise CacheError(item)
-        yield item
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
+    left = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not left.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=_LOOK_SECONDS)
+                return
+
+    def make() -> None:
+        try:
+            for batch in stream:
+                put(batch.pin_memory() if pinned else batch)
+                if left.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    maker = threading.Thread(target=make, name="batches", daemon=True)
+    maker.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
+        maker.join()

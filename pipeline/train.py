@@ -1,6 +1,7 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,25 +11,26 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
-from cache_schema.errors import DataError
+from cache_schema.errors import DataError, HeadError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.belonging import require_same_features
-from pipeline.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import Checkpoint, TrainState, save_checkpoint
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
+from pipeline.order import order_epoch
 from pipeline.processes import leave_at_exit, require_joined
 from pipeline.progress import between_bars, progress_bar
-from pipeline.resume import require_same_run, state_to_go_on_from
-from pipeline.stream import PreferenceStream, StepShape, read_ahead
+from pipeline.resume import checkpoint_to_go_on_from, require_same_run
+from pipeline.schedule import Schedule
+from pipeline.stream import PreferenceStream, read_ahead
 from pipeline.train_log import MetricsLog
-from pipeline.train_options import TrainOptions, learning_rate_at
+from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
 
 _LOG_STEPS: Final = 10
-_MOST_WARMUP: Final = 100
 
 Say = Callable[[str], None]
 
@@ -41,6 +43,7 @@ class TrainReport:
         output_dir: Its folder; `best` and `last` in it are heads.
         steps: Optimizer steps of the whole run.
         best_step: Step of the best head, or None where nothing was held out.
+        stopped_early: Whether it ended before its last step, for want of improvement.
         evaluation: Metrics of the last evaluation; empty where there was none in this call.
         alignment_parameters: Parameters of the alignment network.
         total_parameters: Parameters with the fusion layer.
@@ -49,6 +52,7 @@ class TrainReport:
     output_dir: Path
     steps: int
     best_step: int | None
+    stopped_early: bool
     evaluation: dict[str, float]
     alignment_parameters: int
     total_parameters: int
@@ -58,36 +62,42 @@ class TrainReport:
         return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 
-def train(options: TrainOptions, *, say: Say = lambda _: None, workers: int = 1) -> TrainReport:
+def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
     """Train a head, or go on with a run that was interrupted.
 
     Args:
         options: What to train.
         say: Called with each line worth telling the user, on the first process.
-        workers: Processes that read ahead, 1 or 0.
 
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    state = state_to_go_on_from(options)
-    reader = CacheReader(options.cache)
-    held_out = _held_out(options, reader)
+    _require_tracker(options.report_to)
     accelerator = Accelerator(
         mixed_precision="no",  # the scorer sees to it
-        log_with="tensorboard",
+        log_with=None if options.report_to == "none" else options.report_to,
         project_dir=str(options.output_dir),
     )
     require_joined(accelerator.num_processes)
     leave_at_exit()
+    if not accelerator.is_main_process:
+        say = lambda _: None  # noqa: E731
+    found = checkpoint_to_go_on_from(options, say=say)
+    reader = CacheReader(options.cache)
     run = _Run(
         options=options,
         reader=reader,
-        held_out=held_out,
+        held_out=_held_out(options, reader),
         accelerator=accelerator,
-        say=say if accelerator.is_main_process else lambda _: None,
-        workers=workers,
+        say=say,
     )
-    return run.run(state)
+    return run.run(found)
+
+
+def _require_tracker(name: str) -> None:
+    """Refuse a tracker whose package is not there; accelerate would go on without it."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UsageError(f"--report-to {name} needs its package: pip install {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,33 +132,17 @@ class _Run:
         held_out: _HeldOut | None,
         accelerator: Accelerator,
         say: Say,
-        workers: int,
     ) -> None:
         self._options = options
         self._manifest = reader.manifest
         self._held_out = held_out
         self._accelerator = accelerator
         self._say = say
-        self._workers = workers
         self._subset = PairSubset(which="training", fraction=options.held_out_fraction)
-        wanted = in_subset(reader.prompt_id, self._subset)
-        self._pairs = int(wanted.sum())
-        self._tokens = int(reader.plan.response_length[wanted].sum())
-        if not self._pairs:
-            raise DataError(
-                f"{options.cache}: --eval-fraction {options.eval_fraction} holds out all of its "
-                f"{len(wanted)} pairs; use a smaller one"
-            )
-        self._shape = StepShape(
-            batch_size=options.batch_size,
-            grad_accum=options.grad_accum,
-            world_size=accelerator.num_processes,
-            rank=accelerator.process_index,
-        )
-        self._steps_per_epoch = -(-self._pairs // self._shape.pairs)
-        self._steps = self._steps_per_epoch * options.num_epochs
+        self._shape = options.step_shape(accelerator.num_processes, accelerator.process_index)
+        self._schedule = self._plan(reader)
         torch.manual_seed(options.seed)
-        head = AlignmentHead(
+        self._head = AlignmentHead(
             HeadConfig(
                 num_layers=len(self._manifest.states.layers),
                 pooled_size=self._manifest.states.pooled_size,
@@ -157,59 +151,84 @@ class _Run:
                 dropout=options.dropout,
             )
         )
-        self._trainer = Trainer(options, accelerator, head)
+        self._trainer = Trainer(options, accelerator, self._head)
         self._base = CachedBase(reader, accelerator.device)
         self._held_out_base = self._base
         if held_out is not None and held_out.reader is not reader:
             self._held_out_base = CachedBase(held_out.reader, accelerator.device)
 
-    def run(self, state: TrainState | None) -> TrainReport:
-        head, options = self._trainer.head, self._options
+    def _plan(self, reader: CacheReader) -> Schedule:
+        """Count pairs, tokens and steps; refuse to train on nothing."""
+        options = self._options
+        wanted = in_subset(reader.prompt_id, self._subset)
+        self._pairs = int(wanted.sum())
+        self._tokens = int(reader.plan.response_length[wanted].sum())
+        if not self._pairs:
+            raise DataError(
+                f"{options.cache}: --eval-fraction {options.eval_fraction} holds out all of its "
+                f"{len(wanted)} pairs; use a smaller one"
+            )
+        steps = [
+            order_epoch(reader.plan, wanted, self._shape, seed=options.seed, epoch=epoch).steps
+            for epoch in range(options.num_epochs)
+        ]
+        return Schedule(
+            epoch_steps=tuple(steps), peak=options.learning_rate, warmup=options.warmup_steps
+        )
+
+    def run(self, found: Checkpoint | None) -> TrainReport:
+        head, options, total = self._head, self._options, self._schedule.total
         self._say(
             f"Head: {head.alignment_parameters():,} parameters in the alignment network, "
             f"{head.total_parameters():,} with the fusion layer"
         )
-        self._say(
-            f"{self._pairs:,} pairs with {self._tokens:,} response tokens; {self._steps:,} steps "
-            f"of {self._shape.pairs} pairs"
+        each = (
+            f"{self._shape.batch_size * self._shape.slots} pairs"
+            if self._shape.batch_tokens is None
+            else f"{self._shape.batch_tokens * self._shape.slots:,} tokens at most"
         )
-        if state is None:
+        self._say(
+            f"{self._pairs:,} pairs with {self._tokens:,} response tokens; "
+            f"{total:,} steps of {each}"
+        )
+        if found is None:
             options.output_dir.mkdir(parents=True, exist_ok=True)
-            state = self._first_state()
-        else:
-            require_same_run(options.output_dir, state, self._first_state())
-            if state.complete:
-                self._say(f"{options.output_dir}: trained already, left as it is")
-                return self._report(state, {})
-            load_checkpoint(options.output_dir, head, self._trainer.optimizer)
-            self._say(f"Going on after step {state.step} of {self._steps}")
-        return self._train(state)
+            return self._train(self._first_state())
+        require_same_run(options.output_dir, found.state, self._first_state())
+        if found.state.complete:
+            self._say(f"{options.output_dir}: trained already, left as it is")
+            return self._report(found.state, {})
+        self._restore(found)
+        self._say(f"Going on after step {found.state.step} of {total}")
+        return self._train(found.state)
+
+    def _restore(self, found: Checkpoint) -> None:
+        try:
+            self._trainer.restore(found.tensors("head"), found.tensors("optimizer"))
+        except (KeyError, RuntimeError) as error:
+            raise HeadError(
+                f"{found.folder}: not a checkpoint of this head ({error}). Remove "
+                f"{found.folder.parent} to start anew."
+            ) from error
 
     def _train(self, state: TrainState) -> TrainReport:
-        options, accelerator = self._options, self._accelerator
-        log = MetricsLog(options.output_dir, state.step) if accelerator.is_main_process else None
-        accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}}
-        )
-        every = options.eval_steps or max(1, self._steps_per_epoch // 4)
-        warmup = options.warmup_steps
-        if warmup is None:
-            warmup = min(_MOST_WARMUP, self._steps // 10)
+        options, schedule = self._options, self._schedule
+        log = self._start_logs(state)
+        every = options.eval_steps or max(1, schedule.epoch_steps[0] // 4)
         seen, evaluation = Averages(), {}
         total = self._tokens * options.num_epochs
-        bar = progress_bar(total, "Training", "tok", done=total * state.step // self._steps)
-        bar.disable |= not accelerator.is_main_process
+        bar = progress_bar(total, "Training", "tok", done=total * state.step // schedule.total)
+        bar.disable |= not self._accelerator.is_main_process
         with bar:
             for batches in self._micro_batches(state.step):
-                rate = learning_rate_at(state.step, self._steps, warmup, options.learning_rate)
+                rate = schedule.learning_rate(state.step)
                 norm = self._trainer.step(state.step, rate, batches, self._base, seen)
                 state = dataclasses.replace(state, step=state.step + 1)
                 bar.update(sum(len(batch.labels) for batch in batches) * self._shape.world_size)
-                at_end = state.step == self._steps
                 # A checkpoint closes the averages too, or a resumed run would log others.
-                at_checkpoint = state.step % every == 0 or at_end
+                at_checkpoint = state.step % every == 0 or state.step == schedule.total
                 if state.step % _LOG_STEPS == 0 or at_checkpoint:
-                    values = seen.take(accelerator)
+                    values = seen.take(self._accelerator)
                     values |= {"learning_rate": rate, "grad_norm": norm}
                     self._write(log, state.step, values)
                     bar.set_postfix(
@@ -217,14 +236,32 @@ class _Run:
                     )
                 if at_checkpoint:
                     evaluation = self._evaluate(log, state.step)
-                    state = self._save(state, evaluation)
+                    state = self._save(state, evaluation, every)
+                    if state.complete:
+                        break
                     seen = Averages()  # its clock begins after the evaluation
-        accelerator.end_training()
+        self._accelerator.end_training()
+        if state.step < schedule.total:
+            self._say(
+                f"Stopped after step {state.step} of {schedule.total}: {options.early_stopping} "
+                f"evaluations without a better held-out loss"
+            )
         return self._report(state, evaluation)
+
+    def _start_logs(self, state: TrainState) -> MetricsLog | None:
+        self._accelerator.init_trackers(
+            "tensorboard" if self._options.report_to == "tensorboard" else "mav",
+            config=None if self._options.report_to == "tensorboard" else self._trajectory(),
+            init_kwargs={"tensorboard": {"purge_step": state.step + 1}},
+        )
+        if not self._accelerator.is_main_process:
+            return None
+        return MetricsLog(self._options.output_dir, state.step)
 
     def _micro_batches(self, first_step: int) -> Iterator[list[Batch]]:
         """Yield this process's micro-batches of each step that is left."""
-        first_epoch, skipped = divmod(first_step, self._steps_per_epoch)
+        first_epoch, skipped = self._schedule.position(first_step)
+        device = self._accelerator.device
         for epoch in range(first_epoch, self._options.num_epochs):
             stream = PreferenceStream(
                 self._options.cache,
@@ -233,11 +270,12 @@ class _Run:
                 seed=self._options.seed,
                 epoch=epoch,
                 first_step=skipped,
+                workers=self._options.workers,
             )
             skipped = 0
             micro: list[Batch] = []
-            for batch in read_ahead(stream, self._workers):
-                micro.append(batch.to(self._accelerator.device))
+            for batch in read_ahead(stream, pinned=device.type == "cuda"):
+                micro.append(batch.to(device))
                 if len(micro) == self._shape.grad_accum:
                     yield micro
                     micro = []
@@ -248,7 +286,7 @@ class _Run:
         shape = dataclasses.replace(self._shape, grad_accum=1)
         held = self._held_out
         stream = PreferenceStream(held.reader.location, held.subset, shape, seed=0, epoch=0)
-        found = self._trainer.evaluate(read_ahead(stream, 0), self._held_out_base)
+        found = self._trainer.evaluate(read_ahead(stream), self._held_out_base)
         evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._write(log, step, evaluation)
         with between_bars():
@@ -259,59 +297,66 @@ class _Run:
         return evaluation
 
     def _write(self, log: MetricsLog | None, step: int, values: dict[str, float]) -> None:
-        values = {**values, "epoch": step / self._steps_per_epoch}
+        values = {**values, "epoch": self._schedule.epochs(step)}
         self._accelerator.log(values, step=step)
         if log is not None:
             log.write(step, values)
 
-    def _save(self, state: TrainState, evaluation: dict[str, float]) -> TrainState:
+    def _save(self, state: TrainState, evaluation: dict[str, float], every: int) -> TrainState:
         """Write heads and checkpoint; return the state with the best step and completion in it."""
+        options = self._options
         loss = evaluation.get("eval_loss")
         if loss is not None and not math.isfinite(loss):
             raise DataError(
-                f"{self._options.output_dir}: the held-out loss is {loss} at step {state.step}, so "
+                f"{options.output_dir}: the held-out loss is {loss} at step {state.step}, so "
                 f"the run has diverged. Use a smaller --learning-rate or --no-bf16; what was saved "
                 f"before is kept."
             )
         best = loss is None or state.best_loss is None or loss < state.best_loss
         if best and loss is not None:
             state = dataclasses.replace(state, best_step=state.step, best_loss=loss)
-        state = dataclasses.replace(state, complete=state.step == self._steps)
+        waited = (state.step - state.best_step) // every if state.best_step is not None else 0
+        stop = options.early_stopping is not None and waited >= options.early_stopping
+        state = dataclasses.replace(state, complete=stop or state.step == self._schedule.total)
+        # Gathered by all processes together, written by one.
+        weights, moments = self._trainer.weights(), self._trainer.optimizer_state()
         if self._accelerator.is_main_process:
-            folder, head = self._options.output_dir, self._trainer.head
             origin = HeadOrigin(
                 manifest=self._manifest,
-                objective=self._options.objective,
-                beta=self._options.beta,
-                held_out_fraction=self._options.held_out_fraction,
+                objective=options.objective,
+                beta=options.beta,
+                held_out_fraction=options.held_out_fraction,
                 steps=state.step,
             )
             if best:
-                save_head(head, origin, folder / "best")
+                save_head(self._head, origin, options.output_dir / "best", weights)
             if state.complete:
-                save_head(head, origin, folder / "last")
-            save_checkpoint(folder, head, self._trainer.optimizer, state)
+                save_head(self._head, origin, options.output_dir / "last", weights)
+            tensors = {"head": weights, "optimizer": moments}
+            save_checkpoint(options.output_dir, tensors, state)
         self._accelerator.wait_for_everyone()
         return state
+
+    def _trajectory(self) -> dict[str, Any]:
+        return self._options.trajectory(self._shape.world_size)
 
     def _first_state(self) -> TrainState:
         return TrainState(
             step=0,
             best_step=None,
             best_loss=None,
-            trajectory=self._options.trajectory(),
-            world_size=self._shape.world_size,
+            trajectory=self._trajectory(),
             cache_identity=self._manifest.identity(),
             complete=False,
         )
 
     def _report(self, state: TrainState, evaluation: dict[str, float]) -> TrainReport:
-        head = self._trainer.head
         return TrainReport(
             output_dir=self._options.output_dir,
             steps=state.step,
             best_step=state.best_step,
+            stopped_early=state.step < self._schedule.total,
             evaluation=evaluation,
-            alignment_parameters=head.alignment_parameters(),
-            total_parameters=head.total_parameters(),
+            alignment_parameters=self._head.alignment_parameters(),
+            total_parameters=self._head.total_parameters(),
         )

@@ -3,13 +3,32 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from cache_schema.errors import UsageError
 from pipeline.objective import Objective, ObjectiveName
+from pipeline.optimizer import OptimizerName
+from pipeline.order import StepShape
 
-_NOT_THE_TRAJECTORY: Final = ("cache", "eval_cache", "output_dir", "eval_steps", "resume")
-"""The cache is compared by content; of an `eval_cache` only its presence matters."""
+_NOT_THE_TRAJECTORY: Final = (
+    "cache",
+    "eval_cache",
+    "output_dir",
+    "eval_steps",
+    "early_stopping",
+    "report_to",
+    "workers",
+    "shard",
+    "resume",
+    "batch_size",
+    "grad_accum",
+)
+"""The cache is compared by content; of an `eval_cache` only its presence matters; batches are
+compared by what a step takes of the order, over all processes."""
+
+_DEFAULT_BATCH_SIZE: Final = 16
+
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +49,17 @@ class TrainOptions:
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: Gradients are clipped to this norm.
         num_epochs: Passes over the cache.
-        batch_size: Pairs in a micro-batch.
-        grad_accum: Micro-batches in a step.
+        batch_size: Pairs in a micro-batch; 16 if None.
+        batch_tokens: Most response tokens in a micro-batch, in place of `batch_size`.
+        grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
         eval_steps: Steps between evaluations and checkpoints; four times an epoch if None.
         bf16: Compute in bfloat16; weights stay float32.
+        optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
+        early_stopping: Evaluations without a better held-out loss after which to stop.
+        report_to: Tracker that metrics go to, beside `metrics.jsonl`.
+        workers: Threads that read the cache.
+        shard: Whether to cut the head into shards, one a process (FSDP2), where there are several.
         seed: Seed of initialisation, order and dropout.
         resume: Go on from the checkpoint in `output_dir`.
     """
@@ -52,23 +77,37 @@ class TrainOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     num_epochs: int = 1
-    batch_size: int = 8
-    grad_accum: int = 2
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+    grad_accum: int = 1
     warmup_steps: int | None = None
     eval_steps: int | None = None
     bf16: bool = True
+    optimizer: OptimizerName = "adamw"
+    early_stopping: int | None = None
+    report_to: Tracker = "tensorboard"
+    workers: int = 2
+    shard: bool = False
     seed: int = 0
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("expansion_size", "num_epochs", "batch_size", "grad_accum", "eval_steps"):
+        for name in (
+            "expansion_size",
+            "num_epochs",
+            "batch_size",
+            "batch_tokens",
+            "grad_accum",
+            "eval_steps",
+            "early_stopping",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)}: got {value}, expected at least 1")
         for name in ("beta", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected more than 0")
-        for name in ("lambda_l2", "weight_decay", "warmup_steps", "seed"):
+        for name in ("lambda_l2", "weight_decay", "warmup_steps", "workers", "seed"):
             if not (getattr(self, name) or 0) >= 0:
                 raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected at least 0")
         for name in ("dropout", "eval_fraction"):
@@ -76,6 +115,18 @@ class TrainOptions:
                 raise UsageError(
                     f"{_flag(name)}: got {getattr(self, name)}, expected 0 or more and less than 1"
                 )
+
+        if self.batch_size is not None and self.batch_tokens is not None:
+            raise UsageError(
+                f"--batch-size {self.batch_size} and --batch-tokens {self.batch_tokens}: a batch "
+                f"is counted in pairs or in tokens; give one of them"
+            )
+        if (
+            self.early_stopping is not None
+            and self.held_out_fraction == 0
+            and self.eval_cache is None
+        ):
+            raise UsageError("--early-stopping: nothing is held out to evaluate on")
 
     @property
     def held_out_fraction(self) -> float:
@@ -86,18 +137,25 @@ class TrainOptions:
         """Return the objective these options describe."""
         return Objective(name=self.objective, beta=self.beta, lambda_l2=self.lambda_l2)
 
-    def trajectory(self) -> dict[str, Any]:
-        """Return the options that decide every weight, and so must be the same on resuming."""
+    def step_shape(self, world_size: int, rank: int) -> StepShape:
+        """Return how the pairs of a step are shared out."""
+        return StepShape(
+            batch_size=self.batch_size or _DEFAULT_BATCH_SIZE,
+            batch_tokens=self.batch_tokens,
+            grad_accum=self.grad_accum,
+            world_size=world_size,
+            rank=rank,
+        )
+
+    def trajectory(self, world_size: int) -> dict[str, Any]:
+        """Return what decides every weight, and so must be the same on resuming."""
         values = dataclasses.asdict(self) | {"eval_fraction": self.held_out_fraction}
-        return {name: value for name, value in values.items() if name not in _NOT_THE_TRAJECTORY}
+        kept = {name: value for name, value in values.items() if name not in _NOT_THE_TRAJECTORY}
+        shape = self.step_shape(world_size, 0)
+        if self.batch_tokens is None:
+            return kept | {"pairs_per_step": shape.batch_size * shape.slots}
+        return kept | {"micro_batches_per_step": shape.slots}
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def learning_rate_at(step: int, total: int, warmup: int, peak: float) -> float:
-    """Return the learning rate of a step counted from 0: linear warm-up, then linear decay."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (total - step) / max(1, total - warmup)

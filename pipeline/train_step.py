@@ -1,17 +1,26 @@
 """One optimizer step, and one evaluation, on any number of processes."""
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.head import AlignmentHead
-from pipeline.objective import Objective, Scorer, last_layer
+from pipeline.objective import Objective
+from pipeline.optimizer import (
+    make_optimizer,
+    put_state,
+    put_weights,
+    set_learning_rate,
+    state_of,
+    weights_of,
+)
 from pipeline.train_options import TrainOptions
+from pipeline.wrapping import WrappedScorer
 
 
 class Trainer:
@@ -19,29 +28,19 @@ class Trainer:
 
     Attributes:
         accelerator: Where and in what precision to compute.
-        head: The head, not wrapped.
-        optimizer: Its optimizer.
+        optimizer: The optimizer of the head.
     """
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, head: AlignmentHead):
         self.accelerator = accelerator
-        self.head = head
         self._options = options
         self._objective: Objective = options.as_objective()
-        optimizer = torch.optim.AdamW(
-            head.parameters(),
-            lr=options.learning_rate,
+        self._scorer = WrappedScorer(head, accelerator, bf16=options.bf16, shard=options.shard)
+        self.optimizer = make_optimizer(
+            options.optimizer,
+            self._scorer.module.parameters(),
             weight_decay=options.weight_decay,
-            fused=True,
         )
-        alone = accelerator.num_processes == 1
-        if alone:
-            for parameter in head.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        projection = last_layer(head, bf16=options.bf16, accumulates=alone)
-        optimizer.register_step_post_hook(lambda *_: projection.weight_changed())
-        scorer = Scorer(head, bf16=options.bf16, projection=projection)
-        self._scorer, self.optimizer = accelerator.prepare(scorer, optimizer)
 
     def step(
         self, step: int, rate: float, batches: Sequence[Batch], base: CachedBase, seen: Averages
@@ -55,34 +54,51 @@ class Trainer:
             base: The base's logits.
             seen: Metrics are added to it.
         """
-        options, accelerator = self._options, self.accelerator
+        options, accelerator, scorer = self._options, self.accelerator, self._scorer
         # Dropout is a function of seed, step and process, so a resumed run repeats it.
         entropy = np.random.SeedSequence([options.seed, step, accelerator.process_index])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._scorer.train()
+        scorer.module.train()
         for number, batch in enumerate(batches):
-            is_last = number == len(batches) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self._scorer):
-                scores = self._scorer(batch, base.logits(batch))
+            with scorer.synchronised(accelerator, last=number == len(batches) - 1):
+                scores = scorer.module(batch, base.logits(batch))
                 loss = scores.pair_sum_loss(self._objective, batch)
                 # Gradients are averaged over processes, each of which saw some of the pairs.
                 accelerator.backward(loss * accelerator.num_processes / batch.step_pairs)
             seen.add(scores, loss, self._objective)
-        norm = accelerator.clip_grad_norm_(self._scorer.parameters(), options.max_grad_norm)
+        norm = scorer.clip(options.max_grad_norm)
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        # Kept, for making gigabytes of gradients anew each step is slow.
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=scorer.wrapping == "sharded")
+        scorer.weights_changed()
         return float(norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], base: CachedBase) -> dict[str, float]:
         """Return mean metrics over this process's and all others' batches."""
-        self._scorer.eval()
+        self._scorer.module.eval()
         seen = Averages()
         for held in batches:
             batch = held.to(self.accelerator.device)
-            scores = self._scorer(batch, base.logits(batch))
+            scores = self._scorer.module(batch, base.logits(batch))
             seen.add(scores, scores.pair_sum_loss(self._objective, batch), self._objective)
         return seen.take(self.accelerator)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the head's weights, whole and on the CPU. All processes must call."""
+        return weights_of(self._scorer.module)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the optimizer's state, whole and on the CPU. All processes must call."""
+        return state_of(self.optimizer, self._scorer.module)
+
+    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Put back what `weights` and `optimizer_state` returned. All processes must call.
+
+        Raises:
+            KeyError: A tensor is missing.
+            RuntimeError: One has another shape.
+        """
+        put_weights(self._scorer.module, weights)
+        put_state(self.optimizer, self._scorer.module, state)
+        self._scorer.weights_changed()

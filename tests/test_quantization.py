@@ -27,10 +27,11 @@ from cache_schema.quantization import (
 from cache_schema.reader import CacheReader
 from pipeline.batch import CachedBase
 from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.order import StepShape
 from pipeline.pooling import pool_states
 from pipeline.quantize import quantize
 from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
-from pipeline.stream import StepShape, read_ahead
+from pipeline.stream import read_ahead
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
@@ -322,7 +323,7 @@ def test_an_untrained_head_has_no_margin(storage: str, dtype: str, tmp_path: Pat
             num_layers=3, pooled_size=HIDDEN, expansion_size=16, vocab_size=VOCAB, dropout=0.1
         )
     )
-    batches = read_ahead(stream(root, StepShape(batch_size=8, grad_accum=1)), workers=0)
+    batches = read_ahead(stream(root, StepShape(batch_size=8, grad_accum=1)))
     base = CachedBase(CacheReader(root), torch.device("cpu"))
     found = Trainer(options, Accelerator(cpu=True), head).evaluate(batches, base)
     assert found["squared_norm"] == 0

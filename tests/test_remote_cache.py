@@ -18,7 +18,6 @@ import obstore.store
 import pytest
 import zarr
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from zarr.storage import ObjectStore
 
 from cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
@@ -31,8 +30,9 @@ from pipeline.block_forward import BlockForward
 from pipeline.extract import ExtractReport, extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.held_out import PairSubset
+from pipeline.order import StepShape
 from pipeline.preferences import DataSource
-from pipeline.stream import PreferenceStream, StepShape, read_ahead
+from pipeline.stream import PreferenceStream, read_ahead
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 from tests.s3_server import S3Server, s3_server
@@ -86,11 +86,43 @@ def test_what_is_written_is_read(objects: Objects, data: bytes) -> None:
     assert version.size == len(data)
 
 
+def test_an_object_is_read_in_parts(objects: Objects) -> None:
+    data = bytes(range(256)) * 99
+    objects.write("key", data, None)
+    parts = [np.empty(size, np.uint8) for size in (1, 0, 4, 25_000, len(data) - 25_005)]
+    assert list(objects.read_parts("key", parts)) == [0, 1, 2, 3, 4]
+    assert b"".join(part.tobytes() for part in parts) == data
+
+
+@pytest.mark.parametrize(
+    ("sizes", "full", "message"),
+    [
+        ([], 0, "it does not end where it should"),
+        ([3, 3], 2, "it does not end where it should"),
+        ([3, 5], 1, "it ends early"),
+        ([8], 0, "it ends early"),
+        ([7, 1], 1, "it ends early"),
+    ],
+)
+def test_an_object_of_another_size_than_its_parts_is_refused(
+    objects: Objects, sizes: list[int], full: int, message: str
+) -> None:
+    objects.write("key", b"content", None)
+    parts = [np.empty(size, np.uint8) for size in sizes]
+    found = []
+    with pytest.raises(ValueError, match=message):
+        for number in objects.read_parts("key", parts):
+            found.append(number)  # noqa: PERF402 (what came before the error is wanted)
+    assert found == list(range(full))
+
+
 def test_what_is_not_there(objects: Objects) -> None:
     assert objects.version("none") is None
     assert objects.sizes() == {}
     with pytest.raises(FileNotFoundError):
         objects.read("none")
+    with pytest.raises(FileNotFoundError):
+        list(objects.read_parts("none", []))
     objects.delete("none")
     assert objects.free_bytes() is None
     assert objects.local_path("none") is None
@@ -393,25 +425,17 @@ def test_damage_is_found_and_mended(world: World, damaged: Objects) -> None:
     assert contents(url) == contents(world.url)
 
 
-def test_another_process_reads_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-
-    def noted(*args: Any, **options: Any) -> Any:
-        # A worker that was forked would wait forever for threads it does not have.
-        assert options["multiprocessing_context"] == ("spawn" if options["num_workers"] else None)
-        started.append(options["num_workers"])
-        return DataLoader(*args, **options)
-
-    monkeypatch.setattr("pipeline.stream.DataLoader", noted)
-
-    def stream(cache: str | Path) -> PreferenceStream:
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_threads_read_ahead(world: World, workers: int) -> None:
+    def stream(cache: str | Path, workers: int) -> PreferenceStream:
         shape = StepShape(batch_size=2, grad_accum=1)
-        return PreferenceStream(cache, PairSubset(which="all"), shape, seed=0, epoch=0)
+        return PreferenceStream(
+            cache, PairSubset(which="all"), shape, seed=0, epoch=0, window_blocks=2, workers=workers
+        )
 
-    found = list(read_ahead(stream(world.url), workers=1))
-    assert_same_batches(found, list(read_ahead(stream(world.local), workers=0)))
+    found = list(read_ahead(stream(world.url, workers)))
+    assert_same_batches(found, list(stream(world.local, 0)))
     assert len(found) == 12
-    assert started == [1, 0]
 
 
 def test_training_and_evaluating_are_the_same_from_both(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""How fast an optimizer step is, and what memory it takes: `python -m benchmarks.step --json`.
+
+Whole steps as `mav train` takes them (bfloat16 products, float32 weights, metrics, clipping, AdamW)
+on batches already on the device, after one warm-up step; with the default sizes the head has
+641,780,992 parameters. The batches are those of a synthetic cache.
+
+`flops_over_matmul` is the rate of useful floating-point operations over the best rate of a
+4096 x 4096 x 4096 bfloat16 product in the same run. Useful are, for each response token,
+
+    6 * parameters          the head: 2 for a multiply-add, forward and twice backward
+    2 * hidden * vocabulary the base's logits, rebuilt from its final state
+
+Recomputation in the backward pass, the optimizer and everything that is no product is not counted,
+but its time is.
+
+`peak_rss_bytes` is the most memory the process ever had, the making of its input included.
+`ACCELERATE_USE_CPU=true` measures the CPU of a machine with an accelerator. The full size takes
+about 13 GB of memory on a CPU.
+"""
+
+import pipeline  # noqa: F401 (sets what torch reads from the environment)
+
+# isort: split
+
+import argparse
+import contextlib
+import json
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from benchmarks.synthetic import (
+    CacheShape,
+    add_head_options,
+    answer_lengths,
+    machine,
+    new_head,
+    new_trainer,
+    require_positive,
+    say,
+    timed,
+    wait,
+    write_cache,
+)
+from cache_schema.errors import MAVError
+from cache_schema.reader import CacheReader
+from pipeline.averages import Averages
+from pipeline.batch import CachedBase
+from pipeline.held_out import PairSubset
+from pipeline.order import StepShape
+from pipeline.stream import PreferenceStream
+from pipeline.train_step import Trainer
+
+_BLOCK_TOKENS: Final = 1024
+_RATE: Final = 1e-4
+_MATMULS: Final = 5
+_LEAST_SECONDS: Final = 0.05
+"""Of one measurement of the product; on accelerators it takes many of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What was measured of each step.
+
+    Attributes:
+        seconds: The whole step.
+        optimizer_seconds: AdamW alone.
+        tokens: Its response tokens.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    optimizer_seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+def best_matmul_rate(size: int, device: torch.device) -> float:
+    """Return the best of several rates of a square bfloat16 product, in operations a second."""
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
+            torch.mm(a, b, out=out)
+
+    multiply(1)
+    once = timed(device, lambda: multiply(1))
+    count = max(1, round(_LEAST_SECONDS / once))
+    best = min(timed(device, lambda: multiply(count)) for _ in range(_MATMULS))
+    return 2 * size**3 * count / best
+
+
+@contextlib.contextmanager
+def optimizer_clock(device: torch.device, found: list[float]) -> Iterator[None]:
+    """Add the seconds of every optimizer's steps to a list."""
+    started = 0.0
+
+    def begin(*_: object) -> None:
+        nonlocal started
+        wait(device)
+        started = perf_counter()
+
+    def end(*_: object) -> None:
+        wait(device)
+        found.append(perf_counter() - started)
+
+    before = register_optimizer_step_pre_hook(begin)
+    after = register_optimizer_step_post_hook(end)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def take_steps(asked: argparse.Namespace, trainer: Trainer, reader: CacheReader) -> Steps:
+    """Take a warm-up step, and those that count."""
+    device = trainer.accelerator.device
+    stream = PreferenceStream(
+        reader.location,
+        PairSubset(which="all"),
+        StepShape(batch_size=asked.pairs, grad_accum=1),
+        seed=0,
+        epoch=0,
+    )
+    base, seen, found = CachedBase(reader, device), Averages(), Steps()
+    with optimizer_clock(device, found.optimizer_seconds):
+        for step, batch in enumerate(stream):
+            there = [batch.to(device)]
+            seconds = timed(device, partial(trainer.step, step, _RATE, there, base, seen))
+            say(
+                f"{f'step {step} of {asked.steps}' if step else 'warm-up'}: {len(batch.labels)} "
+                f"tokens in {seconds:.2f} s, the optimizer {found.optimizer_seconds[-1]:.2f} s"
+            )
+            found.seconds.append(seconds)
+            found.tokens.append(len(batch.labels))
+    return Steps(
+        seconds=found.seconds[1:],
+        optimizer_seconds=found.optimizer_seconds[1:],
+        tokens=found.tokens[1:],
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Measure; return what is printed."""
+    accelerator = Accelerator(mixed_precision="no")
+    device = accelerator.device
+    shape = CacheShape(
+        hidden_size=asked.hidden_size,
+        pooled_size=asked.pooled_size,
+        vocab_size=asked.vocab_size,
+        block_tokens=_BLOCK_TOKENS,
+    )
+    lengths = answer_lengths((asked.steps + 1) * asked.pairs, asked.pair_tokens / 2, _BLOCK_TOKENS)
+    say("writing the batches")
+    reader = write_cache(work / "cache", lengths, shape)
+    matmul = best_matmul_rate(asked.matmul_size, device)
+    head = new_head(reader, asked.expansion_size)
+    trainer = new_trainer(reader, accelerator, head)
+    parameters = head.total_parameters()
+    say(f"{parameters:,} parameters; the product {matmul / 1e9:,.0f} GFLOP/s before")
+    steps = take_steps(asked, trainer, reader)
+    peak = peak_rss_bytes()
+    peak_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    after = best_matmul_rate(asked.matmul_size, device)
+    say(f"the product {after / 1e9:,.0f} GFLOP/s after")
+    matmul = max(matmul, after)
+    tokens_per_second = sum(steps.tokens) / sum(steps.seconds)
+    flops = (6 * parameters + 2 * asked.hidden_size * asked.vocab_size) * tokens_per_second
+    return {
+        "flops_over_matmul": flops / matmul,
+        "peak_rss_bytes": peak,
+        "peak_device_bytes": peak_device,
+        "flops_per_second": flops,
+        "matmul_flops_per_second": matmul,
+        "tokens_per_second": tokens_per_second,
+        "step_seconds": median(steps.seconds),
+        "optimizer_seconds": median(steps.optimizer_seconds),
+        "forward_backward_seconds": median(
+            whole - part for whole, part in zip(steps.seconds, steps.optimizer_seconds, strict=True)
+        ),
+        "steps": [
+            {"seconds": whole, "optimizer_seconds": part, "tokens": tokens}
+            for whole, part, tokens in zip(
+                steps.seconds, steps.optimizer_seconds, steps.tokens, strict=True
+            )
+        ],
+        "parameters": parameters,
+        "alignment_parameters": head.alignment_parameters(),
+        "settings": {
+            name: value for name, value in vars(asked).items() if name not in ("work", "json")
+        },
+        **machine(device),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Lay the figures out."""
+    lines = [
+        f"step                {found['step_seconds']:>10.3f} s, "
+        f"{found['tokens_per_second']:,.0f} tokens/s",
+        f"  forward, backward {found['forward_backward_seconds']:>10.3f} s, with clipping",
+        f"  optimizer         {found['optimizer_seconds']:>10.3f} s",
+        f"useful operations   {found['flops_per_second'] / 1e9:>10,.0f} GFLOP/s  "
+        f"{found['flops_over_matmul']:.2f} of a product",
+        f"product             {found['matmul_flops_per_second'] / 1e9:>10,.0f} GFLOP/s",
+        f"peak memory         {found['peak_rss_bytes'] / 1e9:>10.2f} GB",
+    ]
+    if found["peak_device_bytes"] is not None:
+        lines.append(f"  on the device     {found['peak_device_bytes'] / 1e9:>10.2f} GB")
+    lines.append(f"{found['parameters']:,} parameters, {found['device_name']}")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")
+    parser.add_argument("--pair-tokens", type=float, default=180.0, help="of both answers, mean")
+    parser.add_argument("--steps", type=int, default=3, help="after one of warm-up")
+    add_head_options(parser, expansion_size=16384)
+    parser.add_argument("--matmul-size", type=int, default=4096)
+    parser.add_argument("--work", type=Path, default=None, help="folder for the temporary cache")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(argv)
+    require_positive(parser, asked)
+    return asked
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and print one JSON object or a table."""
+    asked = parse(argv)
+    try:
+        with tempfile.TemporaryDirectory(dir=asked.work) as work:
+            found = measure(asked, Path(work))
+    except MAVError as error:
+        sys.exit(f"Error: {error}")
+    print(json.dumps(found, indent=1) if asked.json else table(found))
+
+
+if __name__ == "__main__":
+    main()
