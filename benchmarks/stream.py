@@ -4,10 +4,10 @@ Two ratios, each of medians over rounds that alternate between its two sides, on
 with the shapes of LLaMA-7B and with the page cache warm:
 
 - `stream_over_raw`: bytes a second that `PreferenceStream` and `read_ahead` deliver as tensors,
-  over one whole epoch, by bytes a second of reading the very same files one after the other into
-  one small buffer. An epoch counts from asking for its first batch, so opening the cache, checking
-  that it is complete and the memory of the first two windows are included. The shorter the epoch,
-  the more these weigh; blocks are small here so that the windows are a small part of it.
+  over one whole epoch, by bytes a second of reading the very same files one after the other, each
+  whole, into the same memory. An epoch counts from asking for its first batch, so opening the cache and
+  checking that it is complete are included. One epoch before, not counted, makes the memory that
+  epochs hand on to each other.
 - `cache_over_memory`: optimizer steps a second fed from a cache by `read_ahead`, by those of the
   same steps fed from a list. Opening the cache is included here too, so a device that takes
   milliseconds for a step wants more `--steps`. Batches are copied to the device in both ways.
@@ -53,11 +53,10 @@ from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.held_out import PairSubset
 from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream, read_ahead
+from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 
 _SMALL_VOCABULARY: Final = 128
 """Of the cache that is only read, so that there is next to no unembedding."""
-_RAW_BUFFER: Final = 4 << 20
 _RATE: Final = 1e-4
 
 
@@ -71,9 +70,9 @@ def block_files(reader: CacheReader) -> list[Path]:
     ]
 
 
-def read_raw(files: Iterable[Path]) -> int:
-    """Read files one after the other into one buffer; return their bytes."""
-    buffer, size = bytearray(_RAW_BUFFER), 0
+def read_raw(files: Sequence[Path]) -> int:
+    """Read whole files one after the other into the same memory; return their bytes."""
+    buffer, size = bytearray(max(path.stat().st_size for path in files)), 0
     for path in files:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -85,7 +84,7 @@ def read_raw(files: Iterable[Path]) -> int:
 
 
 def epoch_of(root: str | Path, asked: argparse.Namespace) -> PreferenceStream:
-    """Describe the one epoch that everything here reads."""
+    """Describe the one epoch that everything here reads, again and again in the same memory."""
     return PreferenceStream(
         root,
         PairSubset(which="all"),
@@ -93,6 +92,7 @@ def epoch_of(root: str | Path, asked: argparse.Namespace) -> PreferenceStream:
         seed=0,
         epoch=0,
         workers=asked.workers,
+        memory=StreamMemory(),
     )
 
 
@@ -124,6 +124,7 @@ def measure_stream(asked: argparse.Namespace, root: Path) -> dict[str, Any]:
     reader = write_cache(root, lengths, shape)
     files, stream = block_files(reader), epoch_of(root, asked)
     stored = read_raw(files)
+    read_stream(stream)
     raws, streams, delivered = [], [], 0
     for number in range(1, asked.repeats + 1):
         raws.append(per_second(lambda: read_raw(files))[0])

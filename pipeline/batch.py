@@ -4,11 +4,15 @@ Shape legend: P pairs, N response tokens of all of them, K layers, W stored widt
 """
 
 import dataclasses
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.manifest import Manifest
@@ -16,7 +20,8 @@ from cache_schema.reader import Block, CacheReader
 from pipeline.base_logits import BaseLogits, DenseLogits, FactoredLogits, TopKLogits, Unembedding
 from pipeline.stored import from_stored
 
-_FLOATING = ("hidden_states", "final_hidden_state", "base_logits")
+_FLOATING: Final = ("hidden_states", "final_hidden_state", "base_logits")
+_MOST_BUFFERS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +79,59 @@ class Batch:
         return sums[0::2], sums[1::2]
 
 
-def collate(pairs: Sequence[tuple[Block, int]], manifest: Manifest, step_pairs: int) -> Batch:
+class BatchMemory:
+    """Memory of batches that nobody has any more, for the next ones.
+
+    Batches are large enough for the system to take their memory back at once, and memory that is
+    new to a process takes longer to make than to fill.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[Any]]]] = []
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array whose memory nobody else has; what it holds is of no account.
+
+        It is nobody's again once the array is gone. Tensors made of it keep it, and so do their
+        views; NumPy views of it do not.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        for number, (buffer, given) in enumerate(self._buffers):
+            if size <= len(buffer) <= 2 * size and given() is None:
+                del self._buffers[number]
+                break
+        else:
+            # Somewhat larger, for the next batch has a few tokens more or less.
+            buffer = np.empty(size * 5 // 4, np.uint8)
+        array = buffer[:size].view(dtype).reshape(shape)
+        self._buffers = [*self._buffers[-_MOST_BUFFERS:], (buffer, weakref.ref(array))]
+        return array
+
+
+def collate(
+    pairs: Sequence[tuple[Block, int]],
+    manifest: Manifest,
+    step_pairs: int,
+    memory: BatchMemory | None = None,
+) -> Batch:
     """Pack pairs, each given as its block and its index in the block.
 
     Args:
         pairs: The pairs, at least one.
         manifest: The cache's manifest, for the types of its arrays.
         step_pairs: See `Batch`.
+        memory: Where to take memory from; new memory if None.
     """
     spans = [
         (block, int(block.offsets[2 * index]), int(block.offsets[2 * index + 2]))
         for block, index in pairs
     ]
+    memory = memory or BatchMemory()
+    tokens = sum(stop - start for _, start, stop in spans)
     rows = {}
-    for path in spans[0][0].rows:
-        packed = np.concatenate([block.rows[path][start:stop] for block, start, stop in spans])
+    for path, first in spans[0][0].rows.items():
+        packed = memory.array((tokens, *first.shape[1:]), first.dtype)
+        np.concatenate([block.rows[path][start:stop] for block, start, stop in spans], out=packed)
         rows[path] = (
             from_stored(packed, manifest.states.dtype)
             if path in _FLOATING

@@ -17,12 +17,25 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cache_schema.reader import Block, BlockMemory, CacheReader
-from pipeline.batch import Batch, collate, empty_like
+from pipeline.batch import Batch, BatchMemory, collate, empty_like
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.order import WINDOW_BLOCKS, EpochOrder, StepShape, order_epoch
 
 _BATCHES_AHEAD: Final = 4
 _LOOK_SECONDS: Final = 0.2
+
+
+class StreamMemory:
+    """Memory that one epoch's stream leaves to the next.
+
+    Attributes:
+        blocks: Memory of blocks that is free.
+        batches: Memory of batches.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[BlockMemory] = []
+        self.batches = BatchMemory()
 
 
 class PreferenceStream(IterableDataset[Batch]):
@@ -49,6 +62,7 @@ class PreferenceStream(IterableDataset[Batch]):
         first_step: int = 0,
         window_blocks: int = WINDOW_BLOCKS,
         workers: int = 0,
+        memory: StreamMemory | None = None,
     ) -> None:
         """Describe the stream; nothing is opened until it is iterated.
 
@@ -61,6 +75,7 @@ class PreferenceStream(IterableDataset[Batch]):
             first_step: Steps of this epoch to leave out at its beginning.
             window_blocks: Blocks that are mixed; up to twice as many are in memory.
             workers: Threads that read ahead; with 0 nothing is read before it is needed.
+            memory: Memory of an earlier stream that is done.
         """
         super().__init__()
         self.location = location
@@ -71,6 +86,7 @@ class PreferenceStream(IterableDataset[Batch]):
         self._epoch = epoch
         self._first_step = first_step
         self._window_blocks = window_blocks
+        self._memory = memory
 
     def __iter__(self) -> Iterator[Batch]:
         reader = CacheReader(self.location)
@@ -90,19 +106,25 @@ class PreferenceStream(IterableDataset[Batch]):
             for step in range(self._first_step, order.steps)
             for micro in range(self._shape.grad_accum)
         ]
-        with contextlib.closing(_HeldBlocks(reader, order, self.workers)) as held:
+        memory = self._memory or StreamMemory()
+        with contextlib.closing(_HeldBlocks(reader, order, self.workers, memory.blocks)) as held:
             for step, slot in slots[turn::turns]:
-                yield _micro_batch(held, reader, order, step, slot)
+                yield _micro_batch(held, reader, order, step, slot, memory.batches)
 
 
 def _micro_batch(
-    held: "_HeldBlocks", reader: CacheReader, order: EpochOrder, step: int, slot: int
+    held: "_HeldBlocks",
+    reader: CacheReader,
+    order: EpochOrder,
+    step: int,
+    slot: int,
+    memory: BatchMemory,
 ) -> Batch:
     bounds = order.slot_start[step]
     step_pairs = int(bounds[-1] - bounds[0])
     first, end = int(bounds[slot]), int(bounds[slot + 1])
     if first < end:
-        return collate(held.pairs(range(first, end)), reader.manifest, step_pairs)
+        return collate(held.pairs(range(first, end)), reader.manifest, step_pairs, memory)
     # A process that has no pair left in a step still takes part in it.
     some = held.pairs(range(int(bounds[0]), int(bounds[0]) + 1))
     return empty_like(collate(some, reader.manifest, step_pairs))
@@ -111,12 +133,14 @@ def _micro_batch(
 class _HeldBlocks:
     """The blocks in memory: those of the window that batches are made of, and of the next one."""
 
-    def __init__(self, reader: CacheReader, order: EpochOrder, workers: int) -> None:
+    def __init__(
+        self, reader: CacheReader, order: EpochOrder, workers: int, free: list[BlockMemory]
+    ) -> None:
         self._reader = reader
         self._order = order
         self._pool = ThreadPoolExecutor(workers, "read") if workers else None
         self._held: dict[tuple[int, int], tuple[Future[Block], BlockMemory]] = {}
-        self._free: list[BlockMemory] = []
+        self._free = free
 
     def pairs(self, places: range) -> list[tuple[Block, int]]:
         """Return the pairs at these places of the order, each as its block and its index there.
@@ -134,9 +158,10 @@ class _HeldBlocks:
         return found
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and leave the memory to others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        self._free += [memory for _, memory in self._held.values()]
 
     def _move_to(self, window: int) -> None:
         for key in [key for key in self._held if key[0] < window]:

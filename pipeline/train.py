@@ -25,7 +25,7 @@ from pipeline.processes import leave_at_exit, require_joined
 from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import checkpoint_to_go_on_from, require_same_run
 from pipeline.schedule import Schedule
-from pipeline.stream import PreferenceStream, read_ahead
+from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 from pipeline.train_log import MetricsLog
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
@@ -138,6 +138,7 @@ class _Run:
         self._held_out = held_out
         self._accelerator = accelerator
         self._say = say
+        self._memory = StreamMemory()
         self._subset = PairSubset(which="training", fraction=options.held_out_fraction)
         self._shape = options.step_shape(accelerator.num_processes, accelerator.process_index)
         self._schedule = self._plan(reader)
@@ -271,6 +272,7 @@ class _Run:
                 epoch=epoch,
                 first_step=skipped,
                 workers=self._options.workers,
+                memory=self._memory,
             )
             skipped = 0
             micro: list[Batch] = []

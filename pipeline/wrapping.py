@@ -80,7 +80,9 @@ def _sharded(scorer: Scorer, accelerator: Accelerator, *, bf16: bool) -> Any:
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # the base's log-probabilities are float32
     )
     # The last layer is reached by its weight and not by a call, so all is one unit.
     return fully_shard(scorer, mesh=mesh, mp_policy=policy)

@@ -447,15 +447,15 @@ class Disk:
                 r for r in self._renamed if r.target.parent.stat().st_ino != status.st_ino
             ]
 
-    def lose_power(self, root: Path, whole: set[int], *, renames: bool) -> None:
+    def lose_power(self, root: Path, whole: set[int], lost: slice) -> None:
         """Take back what was not flushed: contents of files, and perhaps renames.
 
         Args:
             root: What is on the disk.
             whole: Numbers of the files that were on it before.
-            renames: Whether renames are taken back.
+            lost: Which of the renames that were not flushed are taken back.
         """
-        for renamed in reversed(self._renamed if renames else []):
+        for renamed in reversed(self._renamed[lost]):
             if renamed.target.exists() and not renamed.source.exists():
                 renamed.target.rename(renamed.source)
                 if renamed.replaced is not None:
@@ -551,18 +551,25 @@ def again_not_renamed(folder: Path) -> None:
     assert "step-00000080-again" in names(folder)
 
 
+LOST: Final = {"all": slice(None), "oldest": slice(1), "none": slice(0)}
+"""Which renames a power failure takes back."""
+
 BEFORE: Final = (
     *(first, second, third, same_step, later_damaged, same_damaged, both_kept_damaged),
     *(with_leftovers, without_pointer, again_not_renamed),
 )
 
 
-@pytest.mark.parametrize("end", ["before", "after", "power", "torn", "error"])
+@pytest.mark.parametrize("end", ["before", "after", "all", "oldest", "none", "error"])
 @pytest.mark.parametrize("before", BEFORE, ids=lambda before: before.__name__)
 def test_a_writer_that_ends_anywhere(
     tmp_path: Path, before: Callable[[Path], None], end: str
 ) -> None:
-    """Either state is there, whole; and the next checkpoint is saved as if nothing had been."""
+    """Either state is there, whole; and the next checkpoint is saved as if nothing had been.
+
+    The writer is killed, fails, or loses power, and with that some renames and all that was not
+    forced to the disk.
+    """
     with quick_disk():
         before(tmp_path / "base")
     (tmp_path / "base").mkdir(exist_ok=True)
@@ -591,8 +598,8 @@ def test_a_writer_that_ends_anywhere(
             else:
                 assert end == "error" or at == len(disk.calls)
                 must = (new, new)
-        if end in ("power", "torn"):
-            broken.lose_power(folder, whole, renames=end == "power")
+        if end in LOST:
+            broken.lose_power(folder, whole, LOST[end])
         found = newest(folder)
         assert found in must
         states.add(found)

@@ -47,7 +47,8 @@ class Epoch:
         )
 
     def tokens(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.plan.response_length[pairs].sum(axis=1, dtype=np.int64)
+        found: NDArray[np.int64] = self.plan.response_length[pairs].sum(axis=1, dtype=np.int64)
+        return found
 
     def blocks(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.plan.block_start, pairs, side="right") - 1

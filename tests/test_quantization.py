@@ -347,7 +347,7 @@ def test_training_learns_from_a_quantized_cache(storage: StatesStorage, tmp_path
         eval_steps=1,
         bf16=False,
     )
-    assert train(options, workers=0).steps == 24
+    assert train(options).steps == 24
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert losses[0] == pytest.approx(np.log(2), abs=1e-4)
     assert losses[-1] < 0.95 * losses[0]

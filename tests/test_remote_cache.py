@@ -449,7 +449,7 @@ def test_training_and_evaluating_are_the_same_from_both(world: World, tmp_path: 
             grad_accum=1,
             bf16=False,
         )
-        train(options, workers=0)
+        train(options)
     assert_same(weights(tmp_path / "remote" / "last"), weights(tmp_path / "local" / "last"))
     results = []
     for cache in (world.url, world.local):

@@ -1,0 +1,141 @@
+"""Modular Alignment Vectors, by the project's own stages, in the variants of a table.
+
+Training time leaves evaluation on held-out pairs out, which the baselines do afterwards too.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.baselines.lora import Trained
+from benchmarks.baselines.scoring import Scores
+from benchmarks.baselines.split import DataSettings
+from cache_schema.reader import CacheReader
+from pipeline.evaluate import _tally
+from pipeline.extract import extract
+from pipeline.extract_options import ExtractOptions
+from pipeline.head_files import load_head
+from pipeline.held_out import PairSubset, in_subset
+from pipeline.preferences import DataSource
+from pipeline.train import train
+from pipeline.train_options import TrainOptions
+from pipeline.train_step import Trainer
+
+_NEVER: Final = 10**9
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the comparison.
+
+    Attributes:
+        name: Its name.
+        layers: `--layer-selection` of the cache it is trained from.
+        train: Fields of `TrainOptions` that differ from `COMMON`.
+        alpha: Strength it is evaluated and decodes at.
+    """
+
+    name: str
+    layers: str = "auto"
+    train: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float = 1.0
+
+
+COMMON: Final[Mapping[str, Any]] = {"expansion_size": 2048, "learning_rate": 1e-3}
+"""Fields of `TrainOptions` of every variant."""
+
+VARIANTS: Final[tuple[Variant, ...]] = (
+    Variant(name="mav-dpo"),
+    Variant(name="mav-published", train={"objective": "mav"}),
+    Variant(name="mav-dpo-no-l2", train={"lambda_l2": 0.0}),
+    Variant(name="mav-published-no-l2", train={"objective": "mav", "lambda_l2": 0.0}),
+    Variant(name="mav-dpo-last-layer", layers="30"),
+)
+POOLED_SIZE: Final = 576
+
+
+def extract_cache(data: DataSettings, layers: str, cache: Path, say: Say) -> dict[str, Any]:
+    """Write a cache; return the wall time, loading and checks included, and its size."""
+    started = perf_counter()
+    report = extract(
+        ExtractOptions(
+            base_model=data.base_model,
+            data=DataSource(id=data.dataset, limit=data.limit),
+            output=cache,
+            layer_selection=layers,
+            pooled_size=POOLED_SIZE,
+            max_length=data.max_length,
+        ),
+        say=say,
+    )
+    return {
+        "seconds": perf_counter() - started,
+        "forward_seconds": report.seconds,
+        "whole": report.pairs_done == report.manifest.data.pairs,
+        "stored_bytes": report.stored_bytes,
+    }
+
+
+def train_head(
+    data: DataSettings, variant: Variant, cache: Path, seed: int, folder: Path, say: Say
+) -> Trained:
+    """Train a head; its folder is left with the last head only."""
+    shutil.rmtree(folder, ignore_errors=True)
+    evaluating = 0.0
+    whole = Trainer.evaluate
+
+    def timed(*arguments: Any) -> dict[str, float]:
+        nonlocal evaluating
+        started = perf_counter()
+        found = whole(*arguments)
+        evaluating += perf_counter() - started
+        return found
+
+    options: dict[str, Any] = {**COMMON, **variant.train}
+    started = perf_counter()
+    with mock.patch.object(Trainer, "evaluate", timed):
+        report = train(
+            TrainOptions(
+                cache=cache,
+                output_dir=folder,
+                eval_fraction=data.eval_fraction,
+                eval_steps=_NEVER,
+                seed=seed,
+                **options,
+            ),
+            say=say,
+        )
+    seconds = perf_counter() - started - evaluating
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != "last":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+    return Trained(seconds=seconds, parameters=report.total_parameters, steps=report.steps)
+
+
+def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> Scores:
+    """Score the held-out pairs as `mav evaluate` does, pair by pair."""
+    reader = CacheReader(cache)
+    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=data.eval_fraction))
+    head = load_head(str(folder / "last")).head
+    gains, logp, kl, _ = _tally(head, reader, wanted.tolist(), (alpha,), torch.device("cpu"))[0]
+    base: Tensor = logp - gains
+    return Scores(
+        chosen=logp[:, 0],
+        rejected=logp[:, 1],
+        tuned_chosen=logp[:, 0],
+        tuned_rejected=logp[:, 1],
+        base_chosen=base[:, 0],
+        base_rejected=base[:, 1],
+        kl=kl,
+    )
