@@ -11,10 +11,9 @@ forward passes and writing alone are `extraction_forward_seconds`.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,10 +21,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-import torch
 from accelerate import Accelerator
 
 from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answers
+from benchmarks.synthetic import machine, new_head, say, timed
 from cache_schema.errors import MAVError
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
@@ -34,20 +33,16 @@ from pipeline.batch import CachedBase
 from pipeline.demo import installed_base
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.head import AlignmentHead
 from pipeline.held_out import PairSubset
+from pipeline.order import StepShape
 from pipeline.preferences import DataSource, ReadCounts, read_pairs
-from pipeline.stream import PreferenceStream, StepShape, read_ahead
+from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
 
 _SECONDS: Final = "extraction.json"
-
-
-def say(line: str) -> None:
-    """Tell of progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +133,7 @@ class CachedWay:
         self._base = CachedBase(cache.reader, trainer.accelerator.device)
         self._batch_size = batch_size
         self._workers = workers
+        self._memory = StreamMemory()
 
     def seconds(self, epoch: int, rate: float, steps: int | None = None) -> float:
         """Time an epoch, or its first steps."""
@@ -150,40 +146,14 @@ class CachedWay:
             StepShape(batch_size=self._batch_size, grad_accum=1),
             seed=0,
             epoch=epoch,
+            workers=self._workers,
+            memory=self._memory,
         )
         seen = Averages()
-        batches = islice(read_ahead(stream, self._workers), steps)
+        batches = islice(read_ahead(stream), steps)
         for step, batch in enumerate(batches):
             there = batch.to(self._trainer.accelerator.device)
             self._trainer.step(step, rate, [there], self._base, seen)
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Return the seconds that work takes, with all of it done on the device."""
-    _wait(device)
-    started = perf_counter()
-    work()
-    _wait(device)
-    return perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def new_head(asked: argparse.Namespace, cache: Extracted, device: torch.device) -> AlignmentHead:
-    """Return a head for the cache, the same at every call."""
-    manifest = cache.reader.manifest
-    torch.manual_seed(0)
-    return AlignmentHead(
-        HeadConfig(
-            num_layers=len(manifest.states.layers),
-            pooled_size=manifest.states.pooled_size,
-            expansion_size=asked.expansion_size,
-            vocab_size=manifest.base.vocab_size,
-        )
-    ).to(device)
 
 
 def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -205,10 +175,10 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         asked.max_length,
     )
     layers = cache.reader.manifest.states.layers
-    head = new_head(asked, cache, base.device)
+    head = new_head(cache.reader, asked.expansion_size).to(base.device)
     in_loop = InLoopWay(InLoopTrainer(options, base, layers, head), base, pairs, asked.max_length)
     cached = CachedWay(
-        Trainer(options, accelerator, new_head(asked, cache, base.device)),
+        Trainer(options, accelerator, new_head(cache.reader, asked.expansion_size).to(base.device)),
         cache,
         batch_size=asked.batch_size,
         workers=asked.workers,
@@ -282,25 +252,9 @@ def figures(
             "base_dtype": manifest.states.dtype,
             "head_bf16": options.bf16,
             "workers": asked.workers,
-            "thp_mem_alloc_enable": os.environ.get("THP_MEM_ALLOC_ENABLE"),
         },
-        "torch_version": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "device": device.type,
-        "device_name": device_name(device),
+        **machine(device),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the device calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    described = Path("/proc/cpuinfo")
-    if device.type == "cpu" and described.is_file():
-        for line in described.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def table(found: dict[str, Any]) -> str:
@@ -333,7 +287,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8, help="pairs in a step of both ways")
     parser.add_argument("--steps", type=int, default=3, help="steps in the loop, and rounds")
-    parser.add_argument("--workers", type=int, choices=(0, 1), default=1, help="that read ahead")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read the cache")
     parser.add_argument("--work", type=Path, default=None, help="folder to keep the cache in")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(argv)

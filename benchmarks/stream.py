@@ -5,9 +5,9 @@ with the shapes of LLaMA-7B and with the page cache warm:
 
 - `stream_over_raw`: bytes a second that `PreferenceStream` and `read_ahead` deliver as tensors,
   over one whole epoch, by bytes a second of reading the very same files one after the other, each
-  whole, into the same memory. An epoch counts from asking for its first batch, so opening the cache and
-  checking that it is complete are included. One epoch before, not counted, makes the memory that
-  epochs hand on to each other.
+  whole, into the same memory. An epoch counts from asking for its first batch, so opening the
+  cache and checking that it is complete are included. One epoch before, not counted, makes the
+  memory that epochs hand on to each other.
 - `cache_over_memory`: optimizer steps a second fed from a cache by `read_ahead`, by those of the
   same steps fed from a list. Opening the cache is included here too, so a device that takes
   milliseconds for a step wants more `--steps`. Batches are copied to the device in both ways.

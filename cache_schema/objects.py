@@ -109,6 +109,19 @@ class Objects(Protocol):
         """Return the file that holds an object, if it is one."""
 
 
+def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+    """Do what `Objects.read_parts` does, from an object that has been read whole."""
+    at = 0
+    for number, part in enumerate(parts):
+        if at + len(part) > len(data):
+            raise ValueError("it ends early")
+        part[:] = data[at : at + len(part)]
+        at += len(part)
+        yield number
+    if at != len(data):
+        raise ValueError("it does not end where it should")
+
+
 def is_remote(location: str | Path) -> bool:
     """Tell whether a location is a URL rather than a folder."""
     found = _URL.fullmatch(str(location))

@@ -20,7 +20,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from cache_schema.errors import CacheError, UsageError
-from cache_schema.objects import Bytes, ConflictError, Version
+from cache_schema.objects import Bytes, ConflictError, Version, fill_parts
 
 _PATIENCE: Final = timedelta(minutes=10)
 """For one request, its body included: a block at half a megabyte a second."""
@@ -54,16 +54,7 @@ class RemoteObjects:
 
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
         """Fill buffers with an object's bytes, one after the other."""
-        data = self.read(key)
-        at = 0
-        for number, part in enumerate(parts):
-            if at + len(part) > len(data):
-                raise ValueError("it ends early")
-            part[:] = data[at : at + len(part)]
-            at += len(part)
-            yield number
-        if at != len(data):
-            raise ValueError("it does not end where it should")
+        yield from fill_parts(self.read(key), parts)
 
     def version(self, key: str) -> Version | None:
         """Return an object's version, or None if there is no such object."""

@@ -342,6 +342,7 @@ def test_a_run_that_is_stopped_again_and_again_sees_the_same_batches(
                 )
                 count = done * shared.grad_accum + begun
                 found = list(islice(batches, count))
+                cast("Any", batches).close()
                 assert_same_batches(found, whole.batches(shared, rank, step)[:count])
             step += done
 
@@ -354,11 +355,15 @@ def test_a_run_that_is_stopped_again_and_again_sees_the_same_batches(
 def test_a_data_loader_changes_nothing(tiny_cache: Path, processes: int, workers: int) -> None:
     shape = StepShape(batch_size=2, grad_accum=3, world_size=2, batch_tokens=120)
     batches = stream(tiny_cache, shape, rank=1, first_step=1, workers=workers)
-    context = "fork" if processes else None
     loader = DataLoader(
-        batches, batch_size=None, num_workers=processes, multiprocessing_context=context
+        batches,
+        batch_size=None,
+        num_workers=processes,
+        multiprocessing_context="fork" if processes else None,
+        timeout=60 if processes else 0,  # an error, where a worker hangs
     )
     wanted = expected(tiny_cache, shape).batches(shape, 1, 1)
+    assert not threads()  # what they hold, a forked process would wait for
     assert_same_batches(list(loader), wanted)
 
 

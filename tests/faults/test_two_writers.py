@@ -31,7 +31,15 @@ from numpy.typing import NDArray
 from cache_schema.arrays import layouts, shard_key
 from cache_schema.errors import CacheBusyError, CacheError
 from cache_schema.lock import LOCK, Holder, run_lock
-from cache_schema.objects import Bytes, ConflictError, Objects, Version, open_objects, replace
+from cache_schema.objects import (
+    Bytes,
+    ConflictError,
+    Objects,
+    Version,
+    fill_parts,
+    open_objects,
+    replace,
+)
 from cache_schema.records import (
     ClaimRecord,
     CommitRecord,
@@ -75,6 +83,9 @@ class MemoryObjects:
         if key not in self._found:
             raise FileNotFoundError(key)
         return np.frombuffer(self._found[key][0], np.uint8)
+
+    def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+        yield from fill_parts(self.read(key), parts)
 
     def version(self, key: str) -> Version | None:
         return self._found[key][1] if key in self._found else None
