@@ -42,20 +42,22 @@ class LocalObjects:
 
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
         """Fill buffers with an object's bytes, one after the other."""
-        file = os.open(self._root / key, os.O_RDONLY)
-        try:
-            for number, part in enumerate(parts):
-                filled = 0
-                while filled < len(part):
-                    count = os.readv(file, [part[filled:].data])
-                    if not count:
-                        raise ValueError("it ends early")
-                    filled += count
-                yield number
-            if os.read(file, 1):
-                raise ValueError("it does not end where it should")
-        finally:
-            os.close(file)
+        path = self._root / key
+        with _named(path):
+            file = os.open(path, os.O_RDONLY)
+            try:
+                for number, part in enumerate(parts):
+                    filled = 0
+                    while filled < len(part):
+                        count = os.readv(file, [part[filled:].data])
+                        if not count:
+                            raise ValueError("it ends early")
+                        filled += count
+                    yield number
+                if os.read(file, 1):
+                    raise ValueError("it does not end where it should")
+            finally:
+                os.close(file)
 
     def version(self, key: str) -> Version | None:
         """Return an object's version, or None if there is no such object."""

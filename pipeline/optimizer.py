@@ -95,7 +95,7 @@ def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, T
     """Return an optimizer's state as named tensors, whole. All processes must call."""
     found: dict[str, Tensor] = {}
     for parameter, name in parameter_names(module).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state[parameter].items():
             if hasattr(value, "codes"):
                 parts = {f"{name}.{key}.{inner}": getattr(value, inner) for inner in _INNER}
                 found |= {path: _stored(part) for path, part in parts.items()}
@@ -107,7 +107,11 @@ def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, T
 def put_state(
     optimizer: torch.optim.Optimizer, module: nn.Module, stored: Mapping[str, Tensor]
 ) -> None:
-    """Put state into an optimizer. All processes must call."""
+    """Put state into an optimizer. All processes must call.
+
+    Raises:
+        KeyError: That of a parameter is missing.
+    """
     for parameter, name in parameter_names(module).items():
         state: dict[str, Any] = {}
         for path, value in stored.items():
@@ -118,6 +122,8 @@ def put_state(
                 state[key] = _eight_bit_state(path, stored, parameter.device)
             elif not inner:
                 state[key] = _placed(value, parameter, fused=bool(optimizer.defaults.get("fused")))
+        if not state:
+            raise KeyError(name)
         optimizer.state[parameter] = state
 
 

@@ -98,7 +98,8 @@ def order_epoch(
     for number, window in enumerate(shuffled_windows(plan, seed, epoch, window_blocks)):
         found = [_wanted_of(plan, int(block), wanted) for block in window]
         pairs = np.concatenate(found)
-        order = np.random.default_rng([seed, epoch, number]).permutation(len(pairs))
+        # From 1: NumPy takes [seed, epoch, 0] and [seed, epoch] for the same seed.
+        order = np.random.default_rng([seed, epoch, 1 + number]).permutation(len(pairs))
         blocks.append(window[[len(some) > 0 for some in found]])
         parts.append(pairs[order])
     every = np.concatenate([np.empty(0, np.int64), *parts])

@@ -125,8 +125,10 @@ def _micro_batch(
     first, end = int(bounds[slot]), int(bounds[slot + 1])
     if first < end:
         return collate(held.pairs(range(first, end)), reader.manifest, step_pairs, memory)
-    # A process that has no pair left in a step still takes part in it.
-    some = held.pairs(range(int(bounds[0]), int(bounds[0]) + 1))
+    # A process that has no pair left in a step still takes part in it. What is taken for the
+    # shapes lies as late in the step as can be, for places never go back.
+    some_place = max(int(bounds[0]), first - 1)
+    some = held.pairs(range(some_place, some_place + 1))
     return empty_like(collate(some, reader.manifest, step_pairs))
 
 
@@ -165,7 +167,10 @@ class _HeldBlocks:
 
     def _move_to(self, window: int) -> None:
         for key in [key for key in self._held if key[0] < window]:
-            self._free.append(self._held.pop(key)[1])
+            future, memory = self._held.pop(key)
+            # Where a thread is still filling it, it is nobody's but that thread's.
+            if future.cancel() or future.done():
+                self._free.append(memory)
         if self._pool is not None:
             for ahead in range(window, min(window + 2, len(self._order.blocks))):
                 for number in self._order.blocks[ahead].tolist():

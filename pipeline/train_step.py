@@ -86,10 +86,12 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the head's weights, whole and on the CPU. All processes must call."""
+        self._scorer.settle()
         return weights_of(self._scorer.module)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizer's state, whole and on the CPU. All processes must call."""
+        self._scorer.settle()
         return state_of(self.optimizer, self._scorer.module)
 
     def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -99,6 +101,7 @@ class Trainer:
             KeyError: A tensor is missing.
             RuntimeError: One has another shape.
         """
+        self._scorer.settle()
         put_weights(self._scorer.module, weights)
         put_state(self.optimizer, self._scorer.module, state)
         self._scorer.weights_changed()

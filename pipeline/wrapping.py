@@ -63,6 +63,11 @@ class WrappedScorer:
             return contextlib.nullcontext()
         return contextlib.nullcontext() if last else accelerator.no_sync(self.module)
 
+    def settle(self) -> None:
+        """Have the parameters be those the optimizer knows, where they may be gathered ones."""
+        if self.wrapping == "sharded":
+            self.module.reshard()
+
     def weights_changed(self) -> None:
         """Forget what was derived from the weights."""
         if self.projection is not None:

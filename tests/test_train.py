@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -623,56 +622,3 @@ def test_the_base_model_is_absent(tiny_cache: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "4 []\n"
-
-
-TOGETHER = """
-import sys
-from pathlib import Path
-import torch
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
-
-torch.set_num_threads(1)
-cache, folder = map(Path, sys.argv[1:3])
-batch_size, grad_accum = map(int, sys.argv[3:])
-options = TrainOptions(
-    cache=cache, output_dir=folder, expansion_size=16, dropout=0.0, eval_fraction=0.3,
-    learning_rate=1e-2, batch_size=batch_size, grad_accum=grad_accum, bf16=False, num_epochs=2,
-    workers=1, shard="shard" in sys.argv,
-)
-train(options, say=print)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "grad_accum"), [(3, 2), (1, 3)])
-def test_two_processes_train_the_head_of_one(
-    tiny_cache: Path, tmp_path: Path, batch_size: int, grad_accum: int
-) -> None:
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    # On a machine without accelerators, `accelerate launch --num_processes 2` starts one process.
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "ACCELERATE_USE_CPU": "1"}
-    said = {}
-    for name, before, size in (("two", launch, batch_size), ("one", [], 2 * batch_size)):
-        numbers = [str(size), str(grad_accum)]
-        done = subprocess.run(
-            [sys.executable, *before, str(script), str(tiny_cache), str(tmp_path / name), *numbers],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=here,
-        )
-        assert done.returncode == 0, done.stderr
-        said[name] = done.stdout.splitlines()
-    one, two = weights(tmp_path / "one" / "last"), weights(tmp_path / "two" / "last")
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
-    for line, other in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        assert other == pytest.approx(line, rel=1e-3, abs=1e-3)
-    # One process speaks for both; the steps it tells of are of pairs of both.
-    assert [line.split(":")[0] for line in said["two"]] == [
-        line.split(":")[0] for line in said["one"]
-    ]
-    assert said["two"][1].endswith(f"of {2 * batch_size * grad_accum} pairs")
