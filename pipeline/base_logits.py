@@ -4,7 +4,6 @@ Each encoding is a class with the same one method, `chunk`, which gives float32 
 of tokens, so that tokens x vocabulary never has to exist at once.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -14,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALL: Final = slice(None)
+
+_MOST_OF_THE_REST: Final = 1 - 1e-6
+"""A label outside of the kept tokens may have nearly all of the rest; rounding must not make it
+more."""
 
 
 class BaseLogits(Protocol):
@@ -100,30 +103,51 @@ class DenseLogits:
 class TopKLogits:
     """Encoding `topk`: the largest logits; the rest share what probability is left evenly.
 
-    The log-sum-exp over the vocabulary is exact, so probabilities of the kept tokens are too.
+    The log-sum-exp over the vocabulary is exact, so probabilities of the kept tokens are too, and
+    those of the labels where they are known.
 
     Attributes:
         logits: float32 [N, k].
         ids: int64 [N, k].
         rest: float32 [N], log-sum-exp over all other tokens.
         vocab_size: Size of the vocabulary.
+        labels: int64 [N], tokens whose log-probabilities are known, or None.
+        label_logprobs: float32 [N], their log-probabilities.
     """
 
     logits: Tensor
     ids: Tensor
     rest: Tensor
     vocab_size: int
+    labels: Tensor | None = None
+    label_logprobs: Tensor | None = None
 
     def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
         """Return float32 [stop - start, vocab]; see `BaseLogits`."""
         first, end, _ = columns.indices(self.vocab_size)
-        others = self.vocab_size - self.logits.shape[-1]
-        even = self.rest[start:stop, None] - math.log(max(1, others))
+        logits, ids, even = self._kept(slice(start, stop))
         # What is kept of other columns goes to one more, which is cut off.
-        ids = self.ids[start:stop] - first
-        ids = torch.where((ids >= 0) & (ids < end - first), ids, end - first)
-        spread = even.expand(-1, end - first + 1).clone()
-        return spread.scatter_(-1, ids, self.logits[start:stop])[:, :-1]
+        ids = torch.where((ids >= first) & (ids < end), ids - first, end - first)
+        spread = even[:, None].expand(-1, end - first + 1).clone()
+        return spread.scatter_(-1, ids, logits)[:, :-1]
+
+    def _kept(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits and tokens [C, k or k + 1] that are known, and the logit of the others."""
+        logits, ids, rest = self.logits[rows], self.ids[rows], self.rest[rows]
+        others = torch.full_like(rest, self.vocab_size - logits.shape[-1])
+        if self.labels is not None and self.label_logprobs is not None:
+            label = self.labels[rows, None]
+            total = torch.logaddexp(logits.logsumexp(-1), rest)
+            kept = ids == label
+            outside = ~kept.any(-1)
+            exact = torch.where(outside, self.label_logprobs[rows] + total, (logits * kept).sum(-1))
+            # What the label takes is no longer the others' to share.
+            share = torch.exp(exact - rest).clamp(max=_MOST_OF_THE_REST)
+            rest = torch.where(outside, rest + torch.log1p(-share), rest)
+            others = others - outside.to(others.dtype)
+            logits = torch.cat([logits, exact[:, None]], -1)
+            ids = torch.cat([ids, label], -1)
+        return logits, ids, rest - others.clamp(min=1).log()
 
 
 def encode_topk(logits: Tensor, k: int) -> Mapping[str, Tensor]:

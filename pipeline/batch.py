@@ -188,4 +188,6 @@ class CachedBase:
             ids=batch.rows["topk_ids"].long(),
             rest=batch.rows["rest_logsumexp"],
             vocab_size=self.manifest.base.vocab_size,
+            labels=batch.labels.long(),
+            label_logprobs=batch.base_logprobs,
         )

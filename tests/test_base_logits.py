@@ -172,3 +172,31 @@ def test_topk_arrays_have_the_types_of_the_format() -> None:
         "rest_logsumexp": (torch.float32, (TOKENS,)),
     }
     assert (arrays["topk_logits"].diff(dim=-1) <= 0).all()
+
+
+def test_labels_outside_of_the_kept_tokens_have_their_own_probability() -> None:
+    torch.manual_seed(3)
+    logits = 3 * torch.randn(200, 23)
+    labels = torch.randint(23, (200,))
+    exact = logits.log_softmax(-1)
+    arrays = encode_topk(logits, 5)
+    base = TopKLogits(
+        logits=arrays["topk_logits"],
+        ids=arrays["topk_ids"].long(),
+        rest=arrays["rest_logsumexp"],
+        vocab_size=23,
+        labels=labels,
+        label_logprobs=exact.gather(-1, labels[:, None])[:, 0],
+    )
+    outside = ~(arrays["topk_ids"] == labels[:, None]).any(-1)
+    assert 20 < outside.sum() < 180
+    found = base.chunk(0, 200)
+    torch.testing.assert_close(found.logsumexp(-1), logits.logsumexp(-1))
+    known = torch.zeros(200, 23, dtype=torch.bool).scatter_(-1, arrays["topk_ids"].long(), True)
+    known.scatter_(-1, labels[:, None], True)
+    torch.testing.assert_close(found.log_softmax(-1)[known], exact[known], rtol=1e-5, atol=1e-4)
+    # The others share evenly what is left.
+    for row, mask in zip(found, known, strict=True):
+        assert row[~mask].unique().numel() == 1
+    for columns in (slice(0, 7), slice(7, 23), slice(22, 23)):
+        assert torch.equal(base.chunk(3, 9, columns), found[3:9, columns])
