@@ -1,7 +1,6 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
-from cache_schema.errors import DataError, HeadError, UsageError
+from cache_schema.errors import DataError, HeadError
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
-from pipeline.belonging import require_same_features
 from pipeline.checkpoint import Checkpoint, TrainState, save_checkpoint
+from pipeline.evaluation_set import EvaluationSet, evaluation_set
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
@@ -26,6 +25,7 @@ from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import checkpoint_to_go_on_from, require_same_run
 from pipeline.schedule import Schedule
 from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
+from pipeline.trackers import require_tracker, start_tracker
 from pipeline.train_log import MetricsLog
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
@@ -72,7 +72,7 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    _require_tracker(options.report_to)
+    require_tracker(options.report_to)
     accelerator = Accelerator(
         mixed_precision="no",  # the scorer sees to it
         log_with=None if options.report_to == "none" else options.report_to,
@@ -87,38 +87,11 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
     run = _Run(
         options=options,
         reader=reader,
-        held_out=_held_out(options, reader),
+        held_out=evaluation_set(options, reader),
         accelerator=accelerator,
         say=say,
     )
     return run.run(found)
-
-
-def _require_tracker(name: str) -> None:
-    """Refuse a tracker whose package is not there; accelerate would go on without it."""
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise UsageError(f"--report-to {name} needs its package: pip install {name}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _HeldOut:
-    """What is evaluated on: part of the training cache, or all of another."""
-
-    reader: CacheReader
-    subset: PairSubset
-
-
-def _held_out(options: TrainOptions, reader: CacheReader) -> _HeldOut | None:
-    if options.eval_cache is not None:
-        other = CacheReader(options.eval_cache)
-        require_same_features(
-            reader.manifest, other.manifest, str(options.cache), str(options.eval_cache)
-        )
-        return _HeldOut(reader=other, subset=PairSubset(which="all"))
-    subset = PairSubset(which="held-out", fraction=options.eval_fraction)
-    if not in_subset(reader.prompt_id, subset).any():
-        return None
-    return _HeldOut(reader=reader, subset=subset)
 
 
 class _Run:
@@ -129,7 +102,7 @@ class _Run:
         *,
         options: TrainOptions,
         reader: CacheReader,
-        held_out: _HeldOut | None,
+        held_out: EvaluationSet | None,
         accelerator: Accelerator,
         say: Say,
     ) -> None:
@@ -250,11 +223,8 @@ class _Run:
         return self._report(state, evaluation)
 
     def _start_logs(self, state: TrainState) -> MetricsLog | None:
-        self._accelerator.init_trackers(
-            "tensorboard" if self._options.report_to == "tensorboard" else "mav",
-            config=None if self._options.report_to == "tensorboard" else self._trajectory(),
-            init_kwargs={"tensorboard": {"purge_step": state.step + 1}},
-        )
+        report_to = self._options.report_to
+        start_tracker(self._accelerator, report_to, state.step, self._trajectory())
         if not self._accelerator.is_main_process:
             return None
         return MetricsLog(self._options.output_dir, state.step)

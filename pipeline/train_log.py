@@ -62,11 +62,14 @@ class MetricsLog:
         kept = "".join(f"{line.text}\n" for line in lines if line.step <= first_step)
         # The former log stays until the new one is whole.
         partial = folder / f".{METRICS}"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
         sync_directory(folder)
 
     def write(self, step: int, values: dict[str, Any]) -> None:

@@ -124,6 +124,7 @@ def _result(row: str, seed: int, gains: list[float]) -> dict[str, Any]:
         "seed": seed,
         "settings": {},
         "training_seconds": 10.0 + seed,
+        "training_cpu_seconds": 15.0 + seed,
         "preparation_seconds": 5.0,
         "trainable_parameters": 7,
         "pairs": {**pairs, "chosen": gains, "tuned_chosen": gains, "kl": [0.5] * len(gains)},
@@ -144,7 +145,7 @@ def test_rows_are_made_of_all_seeds(tmp_path: Path) -> None:
     assert row["own_reward_accuracy"] == row["reward_over_base_accuracy"] == pytest.approx(2 / 3)
     assert row["margin"] == pytest.approx(1 / 3)
     assert row["kl_per_token"] == 0.5
-    assert row["training_seconds"] == 10.5
+    assert (row["training_seconds"], row["training_cpu_seconds"]) == (10.5, 15.5)
     assert (row["seconds_of_one_run"], row["seconds_of_all_runs"]) == (15.5, 26.0)
 
 

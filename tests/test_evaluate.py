@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cache_schema import CacheReader
 from cache_schema.errors import DataError, MismatchError, UsageError
 from pipeline import report
-from pipeline.evaluate import AlphaResult, Evaluation, by_length, by_longer, evaluate
+from pipeline.by_length import by_length, by_longer
+from pipeline.evaluate import AlphaResult, Evaluation, evaluate
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
@@ -236,8 +237,8 @@ def test_results_do_not_depend_on_how_pairs_are_grouped(
     head: str, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
-    monkeypatch.setattr("pipeline.evaluate._PAIRS_AT_ONCE", 1)
-    monkeypatch.setattr("pipeline.evaluate.CHUNK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("pipeline.tally._PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.tally.CHUNK_ELEMENTS", 300 * 7)
     pieces = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
     for one, other in zip(whole.results, pieces.results, strict=True):
         for name, value in dataclasses.asdict(one).items():

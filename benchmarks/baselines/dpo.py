@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final
 from unittest import mock
 
@@ -107,12 +107,17 @@ def train_dpo(
             peft_config=lora_config(settings),
             callbacks=[_progress(bar, settings.batch_pairs)],
         )
-        started = perf_counter()
+        started, before = perf_counter(), process_time()
         with narrow_inputs(trainer.model):
             trainer.train()
-        seconds = perf_counter() - started
+        seconds, cpu_seconds = perf_counter() - started, process_time() - before
     save_adapter(trainer.model, folder)
-    return Trained(seconds=seconds, parameters=trainable_parameters(trainer.model), steps=steps)
+    return Trained(
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        parameters=trainable_parameters(trainer.model),
+        steps=steps,
+    )
 
 
 def _trainer_class() -> Any:

@@ -20,7 +20,7 @@ import importlib
 import math
 import random
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final
 
 import torch
@@ -80,7 +80,7 @@ def train_genarm(
     pairs = len(split.training) * settings.epochs
     steps = -(-len(split.training) // settings.batch_pairs) * settings.epochs
     model.train()
-    started, step = perf_counter(), 0
+    started, before, step = perf_counter(), process_time(), 0
     with narrow_inputs(model), progress_bar(pairs, "GenARM", "pair") as bar:
         for _ in range(settings.epochs):
             order = orders.sample(split.training, len(split.training))
@@ -105,9 +105,14 @@ def train_genarm(
                 step += 1
                 bar.update(len(chosen))
                 bar.set_postfix(loss=f"{loss:.4f}")
-    seconds = perf_counter() - started
+    seconds, cpu_seconds = perf_counter() - started, process_time() - before
     save_adapter(model, folder)
-    return Trained(seconds=seconds, parameters=trainable_parameters(model), steps=steps)
+    return Trained(
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        parameters=trainable_parameters(model),
+        steps=steps,
+    )
 
 
 def reward_losses(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:

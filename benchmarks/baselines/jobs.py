@@ -118,6 +118,7 @@ def _mav(job: Job) -> dict[str, Any]:
 def _row(trained: Trained, scores: Scores, preparation: float) -> dict[str, Any]:
     return {
         "training_seconds": trained.seconds,
+        "training_cpu_seconds": trained.cpu_seconds,
         "preparation_seconds": preparation,
         "trainable_parameters": trained.parameters,
         "steps": trained.steps,

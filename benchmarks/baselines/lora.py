@@ -57,11 +57,13 @@ class Trained:
 
     Attributes:
         seconds: Wall time of its steps.
+        cpu_seconds: Processor time of its steps, which a busy machine does not lengthen.
         parameters: Trainable parameters.
         steps: Optimizer steps.
     """
 
     seconds: float
+    cpu_seconds: float
     parameters: int
     steps: int
 

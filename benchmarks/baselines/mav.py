@@ -7,23 +7,25 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final
 from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.baselines.lora import Trained
 from benchmarks.baselines.scoring import Scores
 from benchmarks.baselines.split import DataSettings
 from cache_schema.reader import CacheReader
-from pipeline.evaluate import _tally
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.head_files import load_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.preferences import DataSource
+from pipeline.tally import tally_pairs
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
@@ -90,18 +92,18 @@ def train_head(
 ) -> Trained:
     """Train a head; its folder is left with the last head only."""
     shutil.rmtree(folder, ignore_errors=True)
-    evaluating = 0.0
+    evaluating = np.zeros(2)
     whole = Trainer.evaluate
 
     def timed(*arguments: Any) -> dict[str, float]:
         nonlocal evaluating
-        started = perf_counter()
+        started = _clocks()
         found = whole(*arguments)
-        evaluating += perf_counter() - started
+        evaluating += _clocks() - started
         return found
 
     options: dict[str, Any] = {**COMMON, **variant.train}
-    started = perf_counter()
+    started = _clocks()
     with mock.patch.object(Trainer, "evaluate", timed):
         report = train(
             TrainOptions(
@@ -114,13 +116,23 @@ def train_head(
             ),
             say=say,
         )
-    seconds = perf_counter() - started - evaluating
+    seconds, cpu_seconds = (_clocks() - started - evaluating).tolist()
     for path in folder.iterdir():
         if path.is_dir() and path.name != "last":
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
-    return Trained(seconds=seconds, parameters=report.total_parameters, steps=report.steps)
+    return Trained(
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        parameters=report.total_parameters,
+        steps=report.steps,
+    )
+
+
+def _clocks() -> NDArray[np.float64]:
+    """Return wall time and processor time."""
+    return np.array([perf_counter(), process_time()])
 
 
 def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> Scores:
@@ -128,7 +140,9 @@ def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> S
     reader = CacheReader(cache)
     wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=data.eval_fraction))
     head = load_head(str(folder / "last")).head
-    gains, logp, kl, _ = _tally(head, reader, wanted.tolist(), (alpha,), torch.device("cpu"))[0]
+    gains, logp, kl, _ = tally_pairs(head, reader, wanted.tolist(), (alpha,), torch.device("cpu"))[
+        0
+    ]
     base: Tensor = logp - gains
     return Scores(
         chosen=logp[:, 0],

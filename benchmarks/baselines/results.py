@@ -110,6 +110,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     row |= {
         "trainable_parameters": first["trainable_parameters"],
         "training_seconds": sum(seconds) / len(seconds),
+        "training_cpu_seconds": sum(r["training_cpu_seconds"] for r in results) / len(results),
         "preparation_seconds": preparation,
         "seconds_of_one_run": sum(seconds) / len(seconds) + preparation,
         "seconds_of_all_runs": sum(seconds) + preparation,

@@ -163,13 +163,16 @@ def line(function: object, old: str, new: str, check: Check) -> Safeguard:
 
 SAFEGUARDS: Final = {
     "checksum of chunks": line(
-        shards.decode_shard, "_checksum(stored) != written", "False", flipped("chunk")
+        shards.read_shard,
+        "_checksum(out[number // 2]) != parts[number].tobytes()",
+        "False",
+        flipped("chunk"),
     ),
     "checksum of the index": line(
         shards._read_index, "_checksum(plain) != data", "b'' and data", flipped("index")
     ),
     "digest of the checksums of chunks": line(
-        shards.decode_shard, "_digest(found) != checksums", "False", damaged(older)
+        shards.read_shard, "_digest([written.tobytes()]) != checksums", "False", damaged(older)
     ),
     "SHA-256 of objects": line(
         verify._Checker._read,
