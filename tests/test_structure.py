@@ -9,7 +9,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGE_ONE = {"extract", "extract_options", "block_forward", "packing", "tokenizing", "preferences"}
-STAGE_TWO = {"train", "train_step", "stream", "objective", "evaluate", "checkpoint"}
+STAGE_TWO = {
+    "aligned_logprobs",
+    "checkpoint",
+    "evaluate",
+    "evaluation_set",
+    "html_report",
+    "objective",
+    "optimizer",
+    "order",
+    "projection",
+    "schedule",
+    "stream",
+    "tally",
+    "trackers",
+    "train",
+    "train_step",
+    "wrapping",
+}
 ONLINE = {"generate", "aligned_lm", "decoding"}
 NEEDS_THE_BASE = {"base_model", "base_checks", "base_source"}
 
