@@ -339,7 +339,6 @@ def test_resume_begins_a_run_where_there_is_none(tiny_cache: Path, tmp_path: Pat
         ("max_grad_norm", 2.0),
         ("num_epochs", 3),
         ("warmup_steps", 0),
-        ("optimizer", "adamw-8bit"),
         ("seed", 1),
     ],
 )
