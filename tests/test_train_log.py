@@ -86,9 +86,12 @@ def test_opening_a_log_never_loses_it(
     path = write(tmp_path, range(1, 6))
     before = path.read_bytes()
     flushed: list[int] = []
+    to_take_its_place: list[int] = []
     fsync = os.fsync
 
-    def end(*_: Any) -> None:
+    def end(what: Any, *_: Any) -> None:
+        if operation == "replace":
+            to_take_its_place.append(Path(what).stat().st_ino)
         raise KeyboardInterrupt
 
     def note(descriptor: int) -> None:
@@ -102,7 +105,7 @@ def test_opening_a_log_never_loses_it(
             MetricsLog(tmp_path, 3)
     assert path.read_bytes() == before
     if operation == "replace":  # what was to take its place had reached the disk
-        assert flushed == [(tmp_path / ".metrics.jsonl").stat().st_ino]
+        assert flushed == to_take_its_place
     MetricsLog(tmp_path, 3)
     assert steps_of(path) == [1, 2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -52,7 +52,7 @@ class Variant:
     alpha: float = 1.0
 
 
-COMMON: Final[Mapping[str, Any]] = {"expansion_size": 2048, "learning_rate": 1e-3}
+COMMON: Final[Mapping[str, Any]] = {"expansion_size": 1024, "learning_rate": 1e-3}
 """Fields of `TrainOptions` of every variant."""
 
 VARIANTS: Final[tuple[Variant, ...]] = (
