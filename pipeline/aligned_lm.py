@@ -8,6 +8,8 @@ logits rather than replace its output embedding.
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -21,14 +23,23 @@ from pipeline.head import AlignmentHead
 class AlignedLM:
     """A base and a head, joined while the context is open.
 
+    The hooks stay for as long as it is open, whatever alpha is: a compiled model does not notice
+    hooks that come or go, but does notice whether they steer.
+
     Attributes:
         base: The base model.
-        head: The head, on the base's device.
-        alpha: Strength; may be set between calls. 0 leaves the base's logits untouched.
+        head: The head.
+        base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
+            `keep_base_logits` is set.
+        keep_base_logits: Whether to keep them.
     """
 
     def __init__(
-        self, base: BaseModel, head: AlignmentHead, layers: tuple[int, ...], alpha: float = 1.0
+        self,
+        base: BaseModel,
+        head: AlignmentHead,
+        layers: tuple[int, ...],
+        alpha: float | Sequence[float] = 0.0,
     ) -> None:
         """Prepare, without hooking yet.
 
@@ -36,19 +47,22 @@ class AlignedLM:
             base: The base model.
             head: A head whose vocabulary is the base's.
             layers: The layers of this base it reads.
-            alpha: Strength.
+            alpha: Strength, as `set_alpha` takes it.
         """
         assert head.config.vocab_size == base.vocab_size
         assert head.config.num_layers == len(layers)
         self.base = base
         self.head = head
-        self.alpha = alpha
+        self.keep_base_logits = False
+        self.base_logits: Tensor | None = None
         self._layers = layers
         self._taps = base.taps(layers)
         self._handle: RemovableHandle | None = None
+        self.set_alpha(alpha)
 
     def __enter__(self) -> Self:
         assert self._handle is None, "an aligned model cannot be joined twice at once"
+        self._forget_compiled()
         self._taps.__enter__()
         self._handle = self.base.model.register_forward_hook(self._steer, with_kwargs=True)
         return self
@@ -58,21 +72,58 @@ class AlignedLM:
         self._handle.remove()
         self._handle = None
         self._taps.__exit__()
+        self._forget_compiled()
+
+    def set_alpha(self, alpha: float | Sequence[float] | Tensor) -> None:
+        """Set the strength for the passes that follow.
+
+        Args:
+            alpha: One for all; or one a request, [R], where B is R or, with beams or several
+                answers a request, a multiple of it; or one a request and position, [R, T].
+                Where all are 0 the head is not computed, and the base's logits are untouched.
+        """
+        values = torch.as_tensor(alpha, dtype=torch.float32)
+        self._taps.paused = self._off = not bool(values.any())
+        self._alpha = values.reshape(*values.shape, *[1] * (3 - values.dim()))
+        if self.base.model.device.type != "cpu":
+            self._alpha = self._alpha.to(self.base.model.device)
+
+    @contextmanager
+    def steering(self, alpha: float | Sequence[float] | Tensor) -> Iterator[None]:
+        """Steer while the context is open; outside of it the base is as if alone."""
+        self.set_alpha(alpha)
+        try:
+            yield
+        finally:
+            self.set_alpha(0.0)
+            self.base_logits = None
 
     def _steer(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self.alpha == 0:
+        if self.keep_base_logits:
+            self.base_logits = output.logits
+        if self._off:
             return output
         kept = kwargs.get("logits_to_keep", 0)
         places = slice(-kept, None) if isinstance(kept, int) else kept
+        device = self.head.device
         states_BTKH = torch.stack(
-            [self._taps.states[layer][:, places] for layer in self._layers], dim=-2
+            [self._taps.states[layer][:, places].to(device) for layer in self._layers], dim=-2
         )
+        self._taps.states.clear()
+        vector = self.vector(states_BTKH).to(output.logits.device)
+        alpha = self._alpha.repeat_interleave(max(1, len(vector) // len(self._alpha)), dim=0)
         # In float32: a small alpha must not be rounded away against a large logit.
-        output.logits = output.logits.float() + self.alpha * self.vector(states_BTKH)
+        output.logits = output.logits.float() + alpha * vector
         return output
 
     def vector(self, states: Tensor) -> Tensor:
         """Return float32 alignment vectors [..., vocab] for states [..., K, hidden]."""
         with torch.no_grad():
-            vector: Tensor = self.head(states.to(self.head.device)).float()
+            vector: Tensor = self.head(states).float()
         return vector
+
+    def _forget_compiled(self) -> None:
+        """Drop what `generate()` compiled of the base: it holds the hooks there were then."""
+        if hasattr(self.base.model, "_compiled_call"):
+            del self.base.model._compiled_call
+            torch.compiler.reset()

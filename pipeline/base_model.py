@@ -1,6 +1,7 @@
 """The frozen base model: loading it, and finding in it what extraction and decoding need."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +24,25 @@ from pipeline.taps import StateTaps
 
 IN_MEMORY: Final = "memory:"
 """Begins the id of a base that was not loaded from files."""
+
+
+DeviceMap = str | Mapping[str, int | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """In what type and where a base is computed.
+
+    Attributes:
+        dtype: Element type; GGUF weights are dequantised to it.
+        device: `auto`, or a torch device such as `cuda:1`.
+        device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
+            `sequential`, or a device by module), in place of `device`; None for one device.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "auto"
+    device_map: DeviceMap | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +73,13 @@ class BaseModel:
         return torch.device(self.model.device)
 
     @property
+    def logits_device(self) -> torch.device:
+        """Where its logits are computed; another device than `device` where it is spread."""
+        device: torch.device = self.model.get_output_embeddings().weight.device
+        # Weights that accelerate keeps elsewhere are on `meta` until they are needed.
+        return self.device if device.type == "meta" else device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Element type it computes in."""
         dtype: torch.dtype = self.model.dtype
@@ -78,6 +105,19 @@ class BaseModel:
     def hidden_size(self) -> int:
         """Width of the state the output embedding is given."""
         return int(self.model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's, and what the base names besides."""
+        named = self.model.generation_config.eos_token_id
+        besides = named if isinstance(named, list) else [] if named is None else [named]
+        return frozenset([int(self.tokenizer.eos_token_id), *besides])
+
+    @property
+    def pad_token(self) -> int:
+        """Token that fills up a batch; what it is does not matter."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def taps(self, indices: tuple[int, ...]) -> StateTaps:
         """Return hooks, not yet set, for the hidden states of these layers."""
@@ -134,6 +174,7 @@ def load_base(
     revision: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> BaseModel:
     """Load a base model and its tokenizer, running no code from the checkpoint.
 
@@ -141,35 +182,58 @@ def load_base(
         base_model: Hub id, folder or `.gguf` file.
         gguf_file: File inside the folder or repository, for weights in GGUF.
         revision: Branch, tag or commit of a hub repository.
-        dtype: Element type to compute in; GGUF weights are dequantised to it.
-        device: `auto`, or a torch device such as `cuda:1`.
+        dtype: See `Placement`.
+        device: Likewise.
+        device_map: Likewise.
 
     Raises:
         BaseModelError: It cannot be found or loaded.
         UsageError: The device is not there.
     """
     source = resolve_base(base_model, gguf_file, revision)
-    return load_source(source, dtype=dtype, device=device)
+    return load_source(source, Placement(dtype=dtype, device=device, device_map=device_map))
 
 
-def load_source(source: BaseSource, *, dtype: torch.dtype, device: str) -> BaseModel:
+def load_source(source: BaseSource, placement: Placement) -> BaseModel:
     """Load a base model whose files are found already; see `load_base`."""
     source.weight_files()
-    placed = pick_device(device)
+    spread = placement.device_map
+    placed = pick_device(placement.device) if spread is None else None
     try:
         with _QuietLibraries():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source.folder,
-                dtype=dtype,
+                dtype=placement.dtype,
                 trust_remote_code=False,
                 **_weights_format(source),
+                **({} if spread is None else {"device_map": spread}),
             )
         tokenizer = load_tokenizer(source)
     except BaseModelError:
         raise
     except Exception as error:
         raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
-    return BaseModel(model=model.to(placed), tokenizer=tokenizer, source=source)
+    return BaseModel(
+        model=model if placed is None else model.to(placed), tokenizer=tokenizer, source=source
+    )
+
+
+def preview_base(source: BaseSource) -> BaseModel:
+    """Return a base without its weights, to tell what it is before they are loaded.
+
+    Raises:
+        BaseModelError: Its configuration or tokenizer cannot be read.
+    """
+    source.weight_files()
+    try:
+        with _QuietLibraries(), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(
+                source.folder, trust_remote_code=False, **_gguf(source)
+            )
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
+    return BaseModel(model=model, tokenizer=load_tokenizer(source), source=source)
 
 
 def load_tokenizer(source: BaseSource) -> Any:
@@ -178,14 +242,17 @@ def load_tokenizer(source: BaseSource) -> Any:
     Raises:
         BaseModelError: There is none, or it cannot be read.
     """
-    gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
         with _QuietLibraries():
             return transformers.AutoTokenizer.from_pretrained(
-                source.folder, trust_remote_code=False, **gguf
+                source.folder, trust_remote_code=False, **_gguf(source)
             )
     except Exception as error:
         raise BaseModelError(f"{source.id}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _gguf(source: BaseSource) -> dict[str, str]:
+    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
 
 
 def _weights_format(source: BaseSource) -> dict[str, Any]:

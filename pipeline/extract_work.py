@@ -12,7 +12,7 @@ from cache_schema.manifest import LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_checks import check_base
 from pipeline.base_logits import Unembedding
-from pipeline.base_model import BaseModel, load_source, load_tokenizer
+from pipeline.base_model import BaseModel, Placement, load_source, load_tokenizer
 from pipeline.base_source import BaseSource, resolve_base
 from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
@@ -136,7 +136,9 @@ def load(
     if base is None:
         assert request.source is not None
         say(f"Loading {request.source.id} in {options.dtype}")
-        base = load_source(request.source, dtype=TORCH_DTYPES[options.dtype], device=request.device)
+        base = load_source(
+            request.source, Placement(dtype=TORCH_DTYPES[options.dtype], device=request.device)
+        )
     unembedding = base.unembedding()
     manifest, plan = draft_manifest(
         options, base.record(), _logits_record(unembedding), pairs, counts

@@ -1,30 +1,47 @@
 """Online decoding: a frozen base and a head together, alpha chosen at each call."""
 
+import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import torch
-from transformers import (
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import StoppingCriteriaList
 
-from cache_schema.errors import MismatchError, UsageError
-from cache_schema.manifest import BaseModelRecord, StatesRecord
+from cache_schema.errors import BaseModelError, UsageError
 from pipeline.aligned_lm import AlignedLM
-from pipeline.base_model import IN_MEMORY, BaseModel, load_base
-from pipeline.belonging import require_same_vocabulary
-from pipeline.decoding import Decoding, Generation, until
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import load_head
-from pipeline.layers import select_layers
-from pipeline.transcripts import HUMAN, as_prompt
+from pipeline.alpha import Alpha, AlphaSchedule, as_schedule
+from pipeline.base_model import (
+    BaseModel,
+    DeviceMap,
+    Placement,
+    load_base,
+    load_source,
+    preview_base,
+)
+from pipeline.base_source import BaseSource, resolve_base
+from pipeline.decode import decode, finished
+from pipeline.decoding import Decoding, Generation
+from pipeline.head import AlignmentHead
+from pipeline.joining import (
+    Joined,
+    JoinRules,
+    Trained,
+    join,
+    load_fitting,
+    load_trained,
+    require_fit,
+    untrained,
+)
+from pipeline.prompt_form import FormName, Messages
+from pipeline.token_stream import Abandoned, TokenStream
 
 Say = Callable[[str], None]
+Prompt = str | Messages
+
+GREEDY: Final = Decoding()
 
 
 class MAVInference:
@@ -33,10 +50,6 @@ class MAVInference:
     Example:
         mav = MAVInference("runs/head", "meta-llama/Llama-2-7b-hf")
         print(mav.generate_response("How do I say no politely?", alpha=1.0))
-
-    Attributes:
-        head: The head, on the base's device and of its type.
-        base: The base model in use.
     """
 
     def __init__(
@@ -48,6 +61,10 @@ class MAVInference:
         revision: str | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: str = "auto",
+        device_map: DeviceMap | None = None,
+        prompt_form: FormName = "auto",
+        allow_tokenizer_mismatch: bool = False,
+        int8_head: bool = False,
         say: Say = lambda _: None,
     ) -> None:
         """Load head and base, and check that they belong together.
@@ -60,237 +77,256 @@ class MAVInference:
             revision: Branch, tag or commit of a hub repository.
             dtype: Element type of both, unless the base is loaded already.
             device: `auto` or a torch device, likewise.
+            device_map: How the base is spread over several devices; see `Placement`.
+            prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
+                head was trained in.
+            allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+            int8_head: Keep the head's weights in a byte each; needs torchao.
             say: Called with each line worth telling the user.
 
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
         """
-        stored = load_head(head)
-        trained = stored.origin.manifest
-        if base is None:
-            base = trained.base.id
-            if base.startswith(IN_MEMORY):
-                raise UsageError(
-                    f"The head {head} was trained on a base built in memory; name one with "
-                    f"--base-model"
-                )
-            revision = revision or trained.base.revision
-            gguf_file = gguf_file or (None if base.endswith(".gguf") else trained.base.gguf_file)
-        if isinstance(base, str):
-            base = load_base(
-                base, gguf_file=gguf_file, revision=revision, dtype=dtype, device=device
+        rules = JoinRules(
+            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+            prompt_form=prompt_form,
+            int8_head=int8_head,
+        )
+        placement = Placement(dtype=dtype, device=device, device_map=device_map)
+        trained = load_trained(head)
+        if not isinstance(base, BaseModel):
+            source = (
+                trained.source(revision, gguf_file)
+                if base is None
+                else resolve_base(base, gguf_file, revision)
             )
-        self._join(stored.head, trained.base, trained.states, base, f"The head {head}", say)
+            base = load_fitting(source, trained, rules, placement)
+        self._begin(base, trained, rules, placement, say)
+
+    def _begin(
+        self, base: BaseModel, trained: Trained, rules: JoinRules, placement: Placement, say: Say
+    ) -> None:
+        self._trained, self._rules, self._placement = trained, rules, placement
+        self._one_at_a_time = threading.RLock()
+        self._joined: Joined | None = join(base, trained, rules, say)
 
     @classmethod
-    def untrained(
-        cls,
-        base: BaseModel,
-        *,
-        layer_selection: str = "auto",
-        num_layers: int = 3,
-        pooled_size: int = 4096,
-        expansion_size: int = 16384,
-    ) -> "MAVInference":
-        """Return a base with a new head, which leaves it as it is until trained."""
-        layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
-        named = layer_selection in ("auto", "uniform")
-        states = StatesRecord(
-            layer_selection=layer_selection if named else "explicit",
-            layers=layers,
-            pooled_size=pooled_size,
-            stored_width=min(base.hidden_size, pooled_size),
-            dtype="float32",
-        )
-        head = AlignmentHead(
-            HeadConfig(
-                num_layers=len(layers),
-                pooled_size=pooled_size,
-                expansion_size=expansion_size,
-                vocab_size=base.vocab_size,
-            )
-        ).eval()
+    def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
+        """Return a base with a new head, which leaves it as it is until trained.
+
+        Args:
+            base: The base.
+            **head: `layer_selection`, `num_layers`, `pooled_size` and `expansion_size`.
+        """
         made = cls.__new__(cls)
-        made._join(head, base.record(), states, base, "The new head", lambda _: None)
+        placement = Placement(dtype=base.dtype, device=str(base.device))
+        made._begin(base, untrained(base, **head), JoinRules(), placement, lambda _: None)
         return made
 
-    def generate_response(self, prompt: str, alpha: float = 1.0, **decoding: Any) -> str:
+    @property
+    def joined(self) -> Joined:
+        """The base in use and the head in it.
+
+        Raises:
+            BaseModelError: The last switch failed, and the base before it could not be had back.
+        """
+        if self._joined is None:
+            raise BaseModelError("No base is loaded; switch to one first.")
+        return self._joined
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model in use."""
+        return self.joined.base
+
+    @property
+    def head(self) -> AlignmentHead:
+        """The head, on the base's device and of its type."""
+        return self.joined.aligned.head
+
+    def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
         """Return the answer to a prompt.
 
         Args:
-            prompt: A user's message, or a transcript that ends in `Assistant:`.
-            alpha: Strength of the alignment; 0 is the base itself.
+            prompt: A user's message, messages with `role` and `content`, or a transcript that
+                ends in `Assistant:`.
+            alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
             **decoding: Fields of `Decoding`.
         """
         return self.generate(prompt, alpha, Decoding(**decoding)).response
 
-    def generate(self, prompt: str, alpha: float, decoding: Decoding) -> Generation:
+    def generate(
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding = GREEDY
+    ) -> Generation:
         """Return an answer with its tokens and the time it took."""
-        text, inputs = self._inputs(prompt)
-        started = perf_counter()
-        found = self._run(inputs, alpha, decoding, {})
-        tokens = found[0, inputs["input_ids"].shape[1] :]
-        decoded = self.base.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Generation(
-            prompt=text,
-            alpha=alpha,
-            response=decoded.split(HUMAN)[0].strip(),
-            tokens=tuple(tokens.tolist()),
-            seconds=perf_counter() - started,
-        )
+        return self.generate_batch([prompt], alpha, decoding)[0]
 
-    def stream_response(self, prompt: str, alpha: float = 1.0, **decoding: Any) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece; see `generate_response`."""
-        _, inputs = self._inputs(prompt)
-        options = Decoding(**decoding)
-        streamer = TextIteratorStreamer(
-            self.base.tokenizer, skip_prompt=True, skip_special_tokens=True
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+        decoding: Decoding = GREEDY,
+    ) -> list[Generation]:
+        """Return the answers to several prompts, decoded together.
+
+        Args:
+            prompts: As `generate_response` takes them.
+            alpha: One for all, or one for each.
+            decoding: How tokens are chosen.
+
+        Raises:
+            UsageError: There are more or fewer alphas than prompts.
+        """
+        each = (
+            [as_schedule(alpha)] * len(prompts)
+            if isinstance(alpha, int | float | AlphaSchedule)
+            else [as_schedule(one) for one in alpha]
         )
-        failure: list[BaseException] = []
-        abandoned = threading.Event()
-        extra = {
-            "streamer": streamer,
-            "stopping_criteria": StoppingCriteriaList([_Abandoned(abandoned)]),
-        }
+        if len(each) != len(prompts):
+            raise UsageError(f"alpha: got {len(each)}, expected one for each of {len(prompts)}")
+        with self._one_at_a_time:
+            joined = self.joined
+            texts = [joined.form.render(prompt) for prompt in prompts]
+            started = perf_counter()
+            rows = decode(joined, [joined.form.tokens(text) for text in texts], each, decoding)
+            seconds = perf_counter() - started
+        return [
+            finished(joined, text, schedule, row, decoding, seconds)
+            for text, schedule, row in zip(texts, each, rows, strict=True)
+        ]
+
+    def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
+        """Yield the answer to a prompt piece by piece; see `generate_response`.
+
+        Raises:
+            UsageError: Beams are asked for, which know no answer until the end.
+        """
+        options = Decoding(**decoding)
+        if options.num_beams > 1:
+            raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
+        joined = self.joined
+        text = joined.answer_text(options)
+        tokens = joined.form.tokens(joined.form.render(prompt))
+        stream, abandoned = TokenStream(), threading.Event()
+        until_abandoned = StoppingCriteriaList([Abandoned(abandoned)])
 
         def run() -> None:
             try:
-                self._run(inputs, alpha, options, extra)
+                with self._one_at_a_time:
+                    decode(
+                        joined,
+                        [tokens],
+                        [as_schedule(alpha)],
+                        options,
+                        streamer=stream,
+                        stopping_criteria=until_abandoned,
+                    )
             except BaseException as error:
-                failure.append(error)
-                streamer.end()
+                stream.fail(error)
 
         thread = threading.Thread(target=run, name="generate", daemon=True)
         thread.start()
         try:
-            yield from until(streamer, HUMAN)
+            for token in stream:
+                if piece := text.push(token):
+                    yield piece
+            if rest := text.finish():
+                yield rest
         finally:
             # Also where the caller stops listening: nothing may steer the base any longer.
             abandoned.set()
             thread.join()
-        if failure:
-            raise failure[0]
+
+    @contextmanager
+    def steering(self, alpha: float | Sequence[float]) -> Iterator[Any]:
+        """Yield the transformers model with the head in place, for anything it can do.
+
+        Args:
+            alpha: Strength, one for all rows or one for each.
+
+        Example:
+            with mav.steering(1.5) as model:
+                model.generate(**inputs, num_beams=4, num_return_sequences=2)
+        """
+        with self._one_at_a_time, self.joined.aligned.steering(alpha):
+            yield self.base.model
+
+    @contextmanager
+    def exclusively(self) -> Iterator[AlignedLM]:
+        """Yield base and head for a decoder of one's own, while nothing else decodes."""
+        with self._one_at_a_time:
+            yield self.joined.aligned
 
     def switch_base_model(
         self,
-        base_model: str,
+        base_model: str | BaseModel,
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
         say: Say = lambda _: None,
     ) -> None:
-        """Put another base with the same tokenizer under the head.
+        """Put another base under the head; the one in use is freed before that one is loaded.
 
         Args:
-            base_model: Hub id, folder or `.gguf` file.
+            base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
             gguf_file: File inside the folder or repository.
             revision: Branch, tag or commit of a hub repository.
             say: Called with each line worth telling the user.
 
         Raises:
-            MAVError: It cannot be loaded or does not belong to the head; the base in use stays.
+            MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
+                loaded again if need be.
         """
-        base = load_base(
-            base_model,
-            gguf_file=gguf_file,
-            revision=revision,
-            dtype=self.base.dtype,
-            device=str(self.base.device),
-        )
-        self._join(self.head, self._trained_on, self._states, base, "The head", say)
+        with self._one_at_a_time:
+            if isinstance(base_model, BaseModel):
+                joined = join(base_model, self._trained, self._rules, say)
+                if self._joined is not None:
+                    self._joined.close()
+                self._joined = joined
+                return
+            self._load_other(resolve_base(base_model, gguf_file, revision), say)
 
-    def _join(
-        self,
-        head: AlignmentHead,
-        trained_on: BaseModelRecord,
-        states: StatesRecord,
-        base: BaseModel,
-        name: str,
-        say: Say,
-    ) -> None:
-        record = base.record()
-        require_same_vocabulary(trained_on, record, name, "the base")
-        layers = states.layers
-        if record.weights_digest != trained_on.weights_digest:
-            layers = _layers_of_other_base(states, trained_on, record)
-            say(
-                f"{record.id} is another base than the head was trained on ({trained_on.id}), "
-                f"with the same tokenizer; reading its layers {list(layers)}"
-            )
-        self._trained_on, self._states = trained_on, states
-        self.base = base
-        self.head = head.to(device=base.device, dtype=base.dtype)
-        self._aligned = AlignedLM(base, self.head, layers)
-        self._one_at_a_time = threading.Lock()
+    def close(self) -> None:
+        """Take the head out of the base, which is as it was before."""
+        with self._one_at_a_time:
+            if self._joined is not None:
+                self._joined.close()
+                self._joined = None
 
-    def _inputs(self, prompt: str) -> tuple[str, Any]:
-        text = as_prompt(prompt)
-        return text, self.base.tokenizer(text, return_tensors="pt").to(self.base.device)
-
-    def _run(
-        self, inputs: Any, alpha: float, decoding: Decoding, extra: dict[str, Any]
-    ) -> torch.Tensor:
-        tokenizer, sample = self.base.tokenizer, decoding.temperature > 0
-        config = GenerationConfig(
-            max_new_tokens=decoding.max_new_tokens,
-            do_sample=sample,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-            stop_strings=[HUMAN],
-            **({"temperature": decoding.temperature, "top_p": decoding.top_p} if sample else {}),
-            **({"top_k": 0} if sample else {}),
-        )
-        with (
-            self._one_at_a_time,
-            torch.random.fork_rng(enabled=decoding.seed is not None),
-            self._aligned,
-        ):
-            self._aligned.alpha = alpha
-            if decoding.seed is not None:
-                torch.manual_seed(decoding.seed)
-            found: torch.Tensor = self.base.model.generate(
-                **inputs, generation_config=config, tokenizer=tokenizer, **extra
-            )
-        return found
-
-
-class _Abandoned(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation nobody listens to any longer."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
+    def _load_other(self, source: BaseSource, say: Say) -> None:
+        require_fit(preview_base(source), self._trained, self._rules, lambda _: None)
+        before = None if self._joined is None else self._joined.base.source
+        # A base that was built in memory could not be had back, so it stays until the last.
+        if self._joined is not None and before is not None:
+            self._joined.close()
+            self._joined = None
+            gc.collect()
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+        try:
+            joined = join(load_source(source, self._placement), self._trained, self._rules, say)
+        except BaseException:
+            if before is not None:
+                base = load_source(before, self._placement)
+                self._joined = join(base, self._trained, self._rules, lambda _: None)
+            raise
+        if self._joined is not None:
+            self._joined.close()
+        self._joined = joined
 
 
 def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVInference:
-    """Return a base joined with a trained head, or with a new one that changes nothing yet.
+    """Return a base with a trained head, or with a new one that changes nothing yet.
 
     Args:
         base_model: Hub id, folder or `.gguf` file.
         head: Folder or hub id of a trained head, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
-            `MAVInference.untrained`.
+            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device` and
+            `device_map`.
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
-    loading = {
-        k: options.pop(k) for k in ("gguf_file", "revision", "dtype", "device") if k in options
-    }
+    names = ("gguf_file", "revision", "dtype", "device", "device_map")
+    loading = {name: options.pop(name) for name in names if name in options}
     return MAVInference.untrained(load_base(base_model, **loading), **options)
-
-
-def _layers_of_other_base(
-    states: StatesRecord, trained_on: BaseModelRecord, record: BaseModelRecord
-) -> tuple[int, ...]:
-    """Return the same choice of layers, by strategy, on a base of another depth."""
-    if record.num_hidden_layers == trained_on.num_hidden_layers:
-        return states.layers
-    if states.layer_selection == "explicit":
-        raise MismatchError(
-            f"The head reads layers {list(states.layers)} of {trained_on.num_hidden_layers}, "
-            f"chosen by index, but {record.id} has {record.num_hidden_layers} layers; only heads "
-            f"trained with --layer-selection auto or uniform can go to a base of another depth."
-        )
-    return select_layers(states.layer_selection, len(states.layers), record.num_hidden_layers)

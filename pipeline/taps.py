@@ -15,6 +15,7 @@ class StateTaps:
 
     Attributes:
         states: Layer index -> [B, S, hidden] from the latest pass.
+        paused: Whether to let states pass without keeping them.
     """
 
     def __init__(self, decoder: nn.Module, layers: Sequence[nn.Module], indices: Sequence[int]):
@@ -30,6 +31,7 @@ class StateTaps:
         self._indices = tuple(indices)
         self._handles: list[RemovableHandle] = []
         self.states: dict[int, Tensor] = {}
+        self.paused = False
 
     def __enter__(self) -> Self:
         for index in self._indices:
@@ -51,9 +53,11 @@ class StateTaps:
 
     def _keep_input(self, index: int) -> Any:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.states[index] = args[0] if args else kwargs["hidden_states"]
+            if not self.paused:
+                self.states[index] = args[0] if args else kwargs["hidden_states"]
 
         return keep
 
     def _keep_final(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        self.states[len(self._layers)] = output[0]
+        if not self.paused:
+            self.states[len(self._layers)] = output[0]

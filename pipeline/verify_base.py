@@ -19,7 +19,7 @@ from cache_schema.errors import DataError, MismatchError, UsageError
 from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.base_checks import OTHER_ORDER, relative_error
-from pipeline.base_model import BaseModel, load_source
+from pipeline.base_model import BaseModel, Placement, load_source
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.extract_work import Say
@@ -132,7 +132,7 @@ def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> 
                 f"--base-model."
             )
     say(f"Loading {source.id} in {manifest.states.dtype}")
-    return load_source(source, dtype=TORCH_DTYPES[manifest.states.dtype], device=device)
+    return load_source(source, Placement(dtype=TORCH_DTYPES[manifest.states.dtype], device=device))
 
 
 def _tokenize(

@@ -1,0 +1,79 @@
+"""The strength of the alignment: one number, or a schedule over the tokens of an answer."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from cache_schema.errors import UsageError
+
+
+@dataclass(frozen=True)
+class AlphaSchedule:
+    """Strength by position in the answer.
+
+    Attributes:
+        points: (token, strength), tokens ascending from 0 on. Between two points the strength
+            changes linearly; after the last it stays.
+
+    Example:
+        AlphaSchedule(((0, 2.0), (64, 0.5)))  # strong at first, weaker over 64 tokens
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        tokens = [token for token, _ in self.points]
+        if not tokens or tokens != sorted(set(tokens)) or tokens[0] < 0:
+            raise UsageError(
+                f"alpha: got a schedule over the tokens {tokens}, expected ascending tokens from 0"
+            )
+        if not all(math.isfinite(strength) for _, strength in self.points):
+            raise UsageError(f"alpha: got {self}, expected finite strengths")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `1.5`, or `token:strength` points such as `0:2,64:0.5`.
+
+        Raises:
+            UsageError: It is neither.
+        """
+        try:
+            if ":" not in text:
+                return cls(((0, float(text)),))
+            pairs = [point.split(":") for point in text.split(",")]
+            return cls(tuple((int(token), float(strength)) for token, strength in pairs))
+        except ValueError:
+            raise UsageError(
+                f"alpha: got {text!r}, expected a number such as 1.5, or token:strength points "
+                f"such as 0:2,64:0.5"
+            ) from None
+
+    def at(self, token: int) -> float:
+        """Return the strength at a token of the answer, counted from 0."""
+        before = [point for point in self.points if point[0] <= token]
+        after = [point for point in self.points if point[0] > token]
+        if not before:
+            return after[0][1]
+        if not after:
+            return before[-1][1]
+        (first, start), (second, end) = before[-1], after[0]
+        return start + (end - start) * (token - first) / (second - first)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every token has the same strength."""
+        return len({strength for _, strength in self.points}) == 1
+
+    def __str__(self) -> str:
+        if self.is_constant:
+            return f"{self.points[0][1]:g}"
+        return ",".join(f"{token}:{strength:g}" for token, strength in self.points)
+
+
+Alpha = float | AlphaSchedule
+"""What callers may give."""
+
+
+def as_schedule(alpha: Alpha) -> AlphaSchedule:
+    """Return a schedule; a number is one that never changes."""
+    return alpha if isinstance(alpha, AlphaSchedule) else AlphaSchedule(((0, float(alpha)),))

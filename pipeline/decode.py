@@ -1,0 +1,139 @@
+"""One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.configuration_utils import CompileConfig
+
+from pipeline.aligned_lm import AlignedLM
+from pipeline.alpha import AlphaSchedule
+from pipeline.decoding import Decoding, Generation
+from pipeline.joining import Joined
+
+
+def decode(
+    joined: Joined,
+    prompts: Sequence[Sequence[int]],
+    schedules: Sequence[AlphaSchedule],
+    decoding: Decoding,
+    **extra: Any,
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, with the padding that follows where they end.
+
+    Args:
+        joined: Base and head.
+        prompts: Token ids of each.
+        schedules: Strengths of each.
+        decoding: How tokens are chosen.
+        **extra: Further arguments of `generate()`.
+    """
+    if not prompts:
+        return []
+    base = joined.base
+    inputs = left_padded(prompts, base.pad_token)
+    width = inputs["input_ids"].shape[1]
+    processors = LogitsProcessorList()
+    if not all(schedule.is_constant for schedule in schedules):
+        processors.append(_FollowSchedules(joined.aligned, schedules, width))
+    with (
+        torch.random.fork_rng(enabled=decoding.seed is not None),
+        joined.aligned.steering([schedule.at(0) for schedule in schedules]),
+    ):
+        if decoding.seed is not None:
+            torch.manual_seed(decoding.seed)
+        found: Tensor = base.model.generate(
+            **{name: tensor.to(base.device) for name, tensor in inputs.items()},
+            generation_config=_generation_config(joined, decoding),
+            logits_processor=processors,
+            tokenizer=base.tokenizer,
+            **extra,
+        )
+    new: list[list[int]] = found[:, width:].tolist()
+    return new
+
+
+def finished(
+    joined: Joined,
+    prompt: str,
+    schedule: AlphaSchedule,
+    row: Sequence[int],
+    decoding: Decoding,
+    seconds: float,
+) -> Generation:
+    """Return an answer without what follows its end.
+
+    Args:
+        joined: Base and head.
+        prompt: Text of the prompt.
+        schedule: Its strengths.
+        row: Its new tokens and padding.
+        decoding: How tokens were chosen.
+        seconds: What the batch took.
+    """
+    text, ends = joined.answer_text(decoding), joined.base.end_tokens
+    response, tokens, ended = "", [], False
+    for token in row:
+        tokens.append(token)
+        response += text.push(token)
+        ended = token in ends or text.stopped
+        if ended:
+            break
+    return Generation(
+        prompt=prompt,
+        alpha=schedule.points[0][1] if schedule.is_constant else str(schedule),
+        response=(response + text.finish()).rstrip(),
+        tokens=tuple(tokens),
+        finish="stop" if ended else "length",
+        seconds=seconds,
+    )
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, int64 [B, S], of prompts that end together."""
+    width = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[pad_token] * (width - len(p)) + [*p] for p in prompts]),
+        "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+    }
+
+
+def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
+    compiled = None
+    if decoding.compile:
+        compiled = CompileConfig()
+        compiled._compile_all_devices = True
+    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        num_beams=decoding.num_beams,
+        do_sample=decoding.temperature > 0,
+        **(sampling if decoding.temperature > 0 else {}),
+        # The base's own settings would otherwise fill this gap.
+        repetition_penalty=1.0,
+        eos_token_id=sorted(joined.base.end_tokens),
+        pad_token_id=joined.base.pad_token,
+        stop_strings=[*joined.form.stops, *decoding.stop] or None,
+        use_cache=decoding.kv_cache != "none",
+        cache_implementation="static" if decoding.kv_cache == "static" else None,
+        disable_compile=not decoding.compile,
+        compile_config=compiled,
+    )
+
+
+class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
+    """Sets, after each token, the strengths of the next; leaves the scores as they are."""
+
+    def __init__(
+        self, aligned: AlignedLM, schedules: Sequence[AlphaSchedule], prompt_width: int
+    ) -> None:
+        self._aligned = aligned
+        self._schedules = schedules
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = input_ids.shape[1] - self._prompt_width + 1
+        self._aligned.set_alpha([schedule.at(token) for schedule in self._schedules])
+        return scores

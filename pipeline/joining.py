@@ -1,0 +1,213 @@
+"""Putting a base under a head: what belongs together, which layers are read, and switching."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cache_schema.errors import UsageError
+from cache_schema.manifest import BaseModelRecord, StatesRecord
+from pipeline.aligned_lm import AlignedLM
+from pipeline.answer_text import AnswerText
+from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
+from pipeline.base_source import BaseSource, resolve_base
+from pipeline.belonging import layers_on, require_same_vocabulary
+from pipeline.decoding import Decoding
+from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.head_files import load_head
+from pipeline.int8_head import quantized_head
+from pipeline.layers import select_layers
+from pipeline.prompt_form import FormName, PromptForm, choose_form
+from pipeline.transcripts import TEMPLATE
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a head is for.
+
+    Attributes:
+        name: Of the head, for messages.
+        head: The head.
+        base: The base it was trained on.
+        states: The states it reads.
+        template: The prompt template it was trained with.
+    """
+
+    name: str
+    head: AlignmentHead
+    base: BaseModelRecord
+    states: StatesRecord
+    template: str
+
+    def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
+        """Find the base it was trained on.
+
+        Raises:
+            UsageError: That base was never in files.
+            BaseModelError: It is not where it was.
+        """
+        if self.base.id.startswith(IN_MEMORY):
+            raise UsageError(
+                f"{self.name} was trained on a base built in memory; name one with --base-model"
+            )
+        is_file = self.base.id.endswith(".gguf")
+        return resolve_base(
+            self.base.id,
+            gguf_file or (None if is_file else self.base.gguf_file),
+            revision or self.base.revision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinRules:
+    """What the user allows and wants of every base that is put under a head.
+
+    Attributes:
+        allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+        prompt_form: Form of prompts; `auto` is what the head was trained in.
+        int8_head: Keep the head's weights in a byte each; needs torchao.
+    """
+
+    allow_tokenizer_mismatch: bool = False
+    prompt_form: FormName = "auto"
+    int8_head: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A head and a base that belong together, the hooks of the one in the other.
+
+    Attributes:
+        base: The base.
+        aligned: Both together; it steers nothing until told to.
+        form: Form of prompts.
+    """
+
+    base: BaseModel
+    aligned: AlignedLM
+    form: PromptForm
+
+    def answer_text(self, decoding: Decoding) -> AnswerText:
+        """Return what makes text of an answer's tokens."""
+        stops = (*self.form.stops, *decoding.stop)
+        return AnswerText(self.base.tokenizer, stops, strip=True)
+
+    def close(self) -> None:
+        """Take the hooks out of the base."""
+        self.aligned.__exit__()
+
+
+def load_trained(head: str) -> Trained:
+    """Load a head from a folder, a training output or the hub.
+
+    Raises:
+        HeadError: There is none, or its files are not a head's.
+    """
+    stored = load_head(head)
+    manifest = stored.origin.manifest
+    return Trained(
+        name=f"The head {head}",
+        head=stored.head,
+        base=manifest.base,
+        states=manifest.states,
+        template=manifest.text.prompt_template,
+    )
+
+
+def untrained(
+    base: BaseModel,
+    *,
+    layer_selection: str = "auto",
+    num_layers: int = 3,
+    pooled_size: int = 4096,
+    expansion_size: int = 16384,
+) -> Trained:
+    """Return a new head for a base, which leaves it as it is until trained."""
+    layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
+    config = HeadConfig(
+        num_layers=len(layers),
+        pooled_size=pooled_size,
+        expansion_size=expansion_size,
+        vocab_size=base.vocab_size,
+    )
+    states = StatesRecord(
+        layer_selection=layer_selection if layer_selection in ("auto", "uniform") else "explicit",
+        layers=layers,
+        pooled_size=pooled_size,
+        stored_width=min(base.hidden_size, pooled_size),
+        dtype="float32",
+    )
+    return Trained(
+        name="The new head",
+        head=AlignmentHead(config).eval(),
+        base=base.record(),
+        states=states,
+        template=TEMPLATE,
+    )
+
+
+def load_fitting(
+    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement
+) -> BaseModel:
+    """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+
+    Raises:
+        MAVError: It cannot be loaded or does not belong to the head.
+    """
+    require_fit(preview_base(source), trained, rules, lambda _: None)
+    return load_source(source, placement)
+
+
+def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> tuple[int, ...]:
+    """Check that a base belongs to a head, its weights loaded or not.
+
+    Args:
+        base: The base.
+        trained: The head.
+        rules: What the user allows.
+        say: Called with what is allowed but worth knowing.
+
+    Returns:
+        The layers of this base that the head reads.
+
+    Raises:
+        MismatchError: It does not.
+        UsageError: Prompts cannot take the form the user wants.
+    """
+    record = base.record()
+    require_same_vocabulary(
+        trained.base,
+        record,
+        trained.name,
+        "the base",
+        other_tokenizer=rules.allow_tokenizer_mismatch,
+    )
+    choose_form(rules.prompt_form, trained.template, base.tokenizer)
+    layers = layers_on(trained.states, trained.base, record)
+    if record.tokenizer_digest != trained.base.tokenizer_digest:
+        say(
+            f"{record.id} has another tokenizer than the base the head was trained on "
+            f"({trained.base.id}): what the head raises may be other tokens than it learned of"
+        )
+    if record.weights_digest != trained.base.weights_digest:
+        say(
+            f"{record.id} is another base than the head was trained on ({trained.base.id}); "
+            f"reading its layers {list(layers)}"
+        )
+    return layers
+
+
+def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joined:
+    """Join a loaded base and a head, which goes to the base's device and takes its type.
+
+    Raises:
+        MAVError: They do not belong together.
+    """
+    layers = require_fit(base, trained, rules, say)
+    head = trained.head.to(device=base.logits_device, dtype=base.dtype)
+    aligned = AlignedLM(base, quantized_head(head) if rules.int8_head else head, layers)
+    return Joined(
+        base=base,
+        aligned=aligned.__enter__(),
+        form=choose_form(rules.prompt_form, trained.template, base.tokenizer),
+    )

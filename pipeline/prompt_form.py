@@ -1,0 +1,102 @@
+"""The form a prompt takes: HH-RLHF's transcript, or the base's own chat template.
+
+A head is used in the form it was trained in, which its manifest names, unless the user says
+otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from cache_schema.errors import DataError, UsageError
+from pipeline.transcripts import HUMAN, TEMPLATE, as_prompt, render_messages
+
+FormName = Literal["auto", "hh", "chat"]
+FORMS: Final[tuple[FormName, ...]] = ("auto", "hh", "chat")
+
+Messages = Sequence[Mapping[str, str]]
+"""Turns of a conversation, each with `role` (system, user, assistant) and `content`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptForm:
+    """How messages become the text a base reads.
+
+    Attributes:
+        name: `hh` or `chat`.
+        tokenizer: The base's.
+    """
+
+    name: Literal["hh", "chat"]
+    tokenizer: Any
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end an answer, beside the tokens that do."""
+        return (HUMAN,) if self.name == "hh" else ()
+
+    def render(self, prompt: str | Messages) -> str:
+        """Return the text of a prompt, up to where the answer begins.
+
+        Args:
+            prompt: A user's message; messages; or, in the form `hh`, a transcript.
+
+        Raises:
+            DataError: The messages are not as they should be.
+        """
+        if isinstance(prompt, str) and self.name == "hh":
+            return as_prompt(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        _check(messages)
+        if self.name == "hh":
+            return as_prompt(render_messages(messages))
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:
+            # A template is a program of its own; it refuses orders of roles it does not know.
+            raise DataError(f"The base's chat template refuses these messages: {error}") from error
+        return text
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.name == "hh")["input_ids"]
+        return ids
+
+
+def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
+    """Return the form to use.
+
+    Args:
+        asked: What the user wants; `auto` is what the head was trained in.
+        template: The manifest's prompt template.
+        tokenizer: The base's.
+
+    Raises:
+        UsageError: The chat template is wanted and the base has none.
+    """
+    name: Literal["hh", "chat"] = (
+        asked if asked != "auto" else "hh" if template == TEMPLATE else "chat"
+    )
+    if name == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise UsageError(
+            "--prompt-form chat: the base has no chat template; use --prompt-form hh, or a base "
+            "that was tuned to chat"
+        )
+    return PromptForm(name=name, tokenizer=tokenizer)
+
+
+def _check(messages: Messages) -> None:
+    if not messages:
+        raise DataError("messages: got none, expected at least one")
+    for number, turn in enumerate(messages):
+        if turn.get("role") not in ("system", "user", "assistant"):
+            raise DataError(
+                f"messages[{number}]: got role {turn.get('role')!r}, expected system, user or "
+                f"assistant"
+            )
+        if not isinstance(turn.get("content"), str):
+            raise DataError(f"messages[{number}]: got no text as its content")
+    if messages[-1]["role"] != "user":
+        raise DataError(f"messages: the last is the {messages[-1]['role']}'s, expected the user's")
