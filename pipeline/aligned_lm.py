@@ -29,6 +29,7 @@ class AlignedLM:
     Attributes:
         base: The base model.
         head: The head.
+        layers: The layers of the base it reads.
         base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
             `keep_base_logits` is set.
         keep_base_logits: Whether to keep them.
@@ -55,7 +56,7 @@ class AlignedLM:
         self.head = head
         self.keep_base_logits = False
         self.base_logits: Tensor | None = None
-        self._layers = layers
+        self.layers = layers
         self._taps = base.taps(layers)
         self._handle: RemovableHandle | None = None
         self.set_alpha(alpha)
@@ -107,7 +108,7 @@ class AlignedLM:
         places = slice(-kept, None) if isinstance(kept, int) else kept
         device = self.head.device
         states_BTKH = torch.stack(
-            [self._taps.states[layer][:, places].to(device) for layer in self._layers], dim=-2
+            [self._taps.states[layer][:, places].to(device) for layer in self.layers], dim=-2
         )
         self._taps.states.clear()
         vector = self.vector(states_BTKH).to(output.logits.device)

@@ -38,15 +38,18 @@ class AlphaSchedule:
             UsageError: It is neither.
         """
         try:
-            if ":" not in text:
-                return cls(((0, float(text)),))
-            pairs = [point.split(":") for point in text.split(",")]
-            return cls(tuple((int(token), float(strength)) for token, strength in pairs))
+            pairs = [
+                point.split(":") for point in (text if ":" in text else f"0:{text}").split(",")
+            ]
+            points = tuple((int(token), float(strength)) for token, strength in pairs)
         except ValueError:
+            points = ((0, math.nan),)
+        if not all(math.isfinite(strength) for _, strength in points):
             raise UsageError(
-                f"alpha: got {text!r}, expected a number such as 1.5, or token:strength points "
-                f"such as 0:2,64:0.5"
-            ) from None
+                f"alpha: got {text!r}, expected a finite number such as 1.5, or token:strength "
+                f"points such as 0:2,64:0.5"
+            )
+        return cls(points)
 
     def at(self, token: int) -> float:
         """Return the strength at a token of the answer, counted from 0."""

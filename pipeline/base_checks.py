@@ -176,10 +176,17 @@ def check_shared_prompt(
 def honours_shared_prompt(base: BaseModel, error: float, max_length: int) -> bool:
     """Tell whether a model may run with shared prompts.
 
-    Sliding windows count positions in the packed sequence, so the longest text must fit in one.
+    The mask of a packed sequence says what is hidden, in place of the model's sliding window, so
+    the longest text must fit in one. GPT-Neo counts its window in the packed sequence besides,
+    which must fit as a whole.
     """
-    window = getattr(base.config, "sliding_window", None)
-    return error <= OTHER_ORDER[base.dtype] and (window is None or max_length <= window)
+    limits = [
+        (getattr(base.config, "sliding_window", None), max_length),
+        (getattr(base.config, "window_size", None), 2 * max_length),
+    ]
+    # A window of 0 is none.
+    fits = all(not window or needed <= window for window, needed in limits)
+    return error <= OTHER_ORDER[base.dtype] and fits
 
 
 def _predicting_states(

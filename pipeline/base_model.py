@@ -63,6 +63,11 @@ class BaseModel:
         self.model.eval().requires_grad_(False)
 
     @property
+    def id(self) -> str:
+        """What it is called: hub id, folder or file; or the class of a model built in memory."""
+        return self.source.id if self.source else f"{IN_MEMORY}{type(self.model).__name__}"
+
+    @property
     def config(self) -> Any:
         """The configuration of the text decoder."""
         return self.model.config.get_text_config()
@@ -87,8 +92,8 @@ class BaseModel:
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its output embedding."""
-        decoder: nn.Module = self.model.base_model
+        """The text decoder without its output embedding."""
+        decoder: nn.Module = self.model.get_decoder()
         return decoder
 
     @property
@@ -105,6 +110,12 @@ class BaseModel:
     def hidden_size(self) -> int:
         """Width of the state the output embedding is given."""
         return int(self.model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens it can read, or None where its configuration names no limit."""
+        named = getattr(self.config, "max_position_embeddings", None)
+        return None if named is None else int(named)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -139,7 +150,7 @@ class BaseModel:
         """Return what the manifest says of it; reads all weight files once for their digest."""
         source = self.source
         return BaseModelRecord(
-            id=source.id if source else f"{IN_MEMORY}{type(self.model).__name__}",
+            id=self.id,
             revision=source.revision if source else None,
             gguf_file=source.gguf_file if source else None,
             architecture=type(self.model).__name__,

@@ -67,7 +67,7 @@ class BaseSource:
         """Return a SHA-256 over the weights: of one file, or of names and contents of several."""
         files = self.weight_files()
         with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest_once, files))
+            digests = list(pool.map(file_digest, files))
         if len(files) == 1:
             return digests[0]  # a single file may be called anything
         listing = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
@@ -148,14 +148,14 @@ def tensors_digest(tensors: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _digest_once(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256; one that did not change since it was asked for is not read again."""
     status = path.stat()
     return _file_digest(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache
 def _file_digest(path: Path, size: int, modified: int) -> str:  # noqa: ARG001
-    """Hash a file; a run that asks again for a file that did not change need not wait again."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(_READ_AT_ONCE):

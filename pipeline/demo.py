@@ -3,9 +3,7 @@
 import hashlib
 import importlib.metadata
 import importlib.resources
-import shutil
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +17,7 @@ from pipeline.extract_options import ExtractOptions
 from pipeline.generate import MAVInference
 from pipeline.preferences import DataSource
 from pipeline.report import table
+from pipeline.side_by_side import side_by_side
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 
@@ -146,7 +145,7 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
     for path, what in (
         (paths.training_cache, "cache of the training pairs"),
         (paths.held_out_cache, "cache of the held-out pairs"),
-        (paths.head, "heads (best, last), checkpoint, metrics.jsonl, TensorBoard log"),
+        (paths.head, "heads (best, last), checkpoints, metrics.jsonl, TensorBoard log"),
     ):
         say(f"  {path.name:<14} {what}")
     say(f"{perf_counter() - started:.0f} seconds. The commands above can be run by hand.")
@@ -181,29 +180,6 @@ def write_sample(paths: DemoPaths) -> None:
     """Write the shipped pairs as two files, the held-out ones on other questions."""
     for part, path in (("train", paths.training_pairs), ("heldout", paths.held_out_pairs)):
         path.write_text("".join(_sample(part)), encoding="utf-8")
-
-
-def side_by_side(prompt: str, alphas: Sequence[float], answers: Sequence[str]) -> str:
-    """Lay out the answers to a prompt in columns, one an alpha."""
-    gap, columns = 3, len(answers)
-    total = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
-    width = (total - gap * (columns - 1)) // columns
-    texts = [
-        [f"alpha {alpha:g}", "-" * width, *_wrapped(answer, width)]
-        for alpha, answer in zip(alphas, answers, strict=True)
-    ]
-    height = max(map(len, texts))
-    lines = [
-        (" " * gap)
-        .join(f"{text[row] if row < len(text) else '':<{width}}" for text in texts)
-        .rstrip()
-        for row in range(height)
-    ]
-    return "\n".join([f"Human: {prompt}", *lines])
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]]
 
 
 def _sample(part: str) -> list[str]:

@@ -144,6 +144,11 @@ class MAVInference:
         """The head, on the base's device and of its type."""
         return self.joined.aligned.head
 
+    @property
+    def head_digest(self) -> str:
+        """SHA-256 over the head's weights."""
+        return self._trained.digest
+
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
         """Return the answer to a prompt.
 
@@ -196,16 +201,21 @@ class MAVInference:
         ]
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece; see `generate_response`.
+        """Yield the answer to a prompt piece by piece; see `generate_response`."""
+        return self.stream(prompt, alpha, Decoding(**decoding))
+
+    def stream(
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding = GREEDY
+    ) -> Iterator[str]:
+        """Yield the answer to a prompt piece by piece.
 
         Raises:
             UsageError: Beams are asked for, which know no answer until the end.
         """
-        options = Decoding(**decoding)
-        if options.num_beams > 1:
+        if decoding.num_beams > 1:
             raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
         joined = self.joined
-        text = joined.answer_text(options)
+        text = joined.answer_text(decoding)
         tokens = joined.form.tokens(joined.form.render(prompt))
         stream, abandoned = TokenStream(), threading.Event()
         until_abandoned = StoppingCriteriaList([Abandoned(abandoned)])
@@ -217,7 +227,7 @@ class MAVInference:
                         joined,
                         [tokens],
                         [as_schedule(alpha)],
-                        options,
+                        decoding,
                         streamer=stream,
                         stopping_criteria=until_abandoned,
                     )

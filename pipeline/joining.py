@@ -8,11 +8,11 @@ from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
 from pipeline.answer_text import AnswerText
 from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
-from pipeline.base_source import BaseSource, resolve_base
+from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.decoding import Decoding
 from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import load_head
+from pipeline.head_files import WEIGHTS, load_head
 from pipeline.int8_head import quantized_head
 from pipeline.layers import select_layers
 from pipeline.prompt_form import FormName, PromptForm, choose_form
@@ -31,6 +31,7 @@ class Trained:
         base: The base it was trained on.
         states: The states it reads.
         template: The prompt template it was trained with.
+        digest: SHA-256 over its weights.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Trained:
     base: BaseModelRecord
     states: StatesRecord
     template: str
+    digest: str
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
         """Find the base it was trained on.
@@ -111,6 +113,7 @@ def load_trained(head: str) -> Trained:
         base=manifest.base,
         states=manifest.states,
         template=manifest.text.prompt_template,
+        digest=file_digest(stored.path / WEIGHTS),
     )
 
 
@@ -137,12 +140,14 @@ def untrained(
         stored_width=min(base.hidden_size, pooled_size),
         dtype="float32",
     )
+    head = AlignmentHead(config).eval()
     return Trained(
         name="The new head",
-        head=AlignmentHead(config).eval(),
+        head=head,
         base=base.record(),
         states=states,
         template=TEMPLATE,
+        digest=tensors_digest(head.state_dict()),
     )
 
 

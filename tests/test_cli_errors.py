@@ -539,7 +539,7 @@ def test_alphas_that_are_no_numbers(world: World, alphas: str, got: str) -> None
 def test_alpha_that_is_no_number(world: World, alpha: str) -> None:
     message = refused(USAGE, *generate_args(world.head), "--prompt", "Hi", "--alpha", alpha)
     assert "Invalid value for '--alpha'" in message
-    assert f"got '{alpha}', expected a finite number such as 0.5" in message
+    assert f"got '{alpha}', expected a finite number such as 1.5" in message
 
 
 @pytest.mark.parametrize(
@@ -565,9 +565,9 @@ def test_generate_options_that_cannot_be(world: World, options: Args, told: str)
     [
         ("nowhere.txt", None, "cannot be read"),
         ("empty.txt", "\n \n", "no prompt in it"),
-        ("a.jsonl", '{"prompt": "a"}\nplain\n', "line 2: got 'plain', expected an object with"),
-        ("a.jsonl", '\n{"text": "a"}\n', 'line 2: got \'{"text": "a"}\', expected an object'),
-        ("a.jsonl", '{"prompt": 3}\n', "line 1: 'prompt' is no text"),
+        ("a.jsonl", '{"prompt": "a"}\nplain\n', "line 2: got 'plain', expected JSON"),
+        ("a.jsonl", '\n{"text": "a"}\n', 'line 2: got \'{"text": "a"}\', expected either'),
+        ("a.jsonl", '{"prompt": 3}\n', "expected either 'prompt', a text, or 'messages'"),
         ("a.jsonl", "[1]\n", "line 1: got '[1]', expected an object"),
     ],
 )

@@ -10,10 +10,9 @@ from cache_schema.errors import MAVError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding, until
+from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference, create_mav
 from pipeline.head_files import HeadOrigin, save_head
-from pipeline.transcripts import HUMAN
 from tests.live import relative
 from tests.test_training_equals_online import random_head
 from tests.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
@@ -127,20 +126,6 @@ def test_a_failure_while_streaming_reaches_the_caller(
     monkeypatch.setattr(mav.base.model, "generate", fail)
     with pytest.raises(RuntimeError, match="no more memory"):
         list(mav.stream_response("Hi"))
-
-
-@pytest.mark.parametrize(
-    ("pieces", "text"),
-    [
-        (["a\n\nHu", "man: b"], "a"),
-        (["a\n\nHu", "go"], "a\n\nHugo"),
-        (["a\n", "\n", "b", "\n\n"], "a\n\nb\n\n"),
-        (["\n\nHuman:"], ""),
-        ([], ""),
-    ],
-)
-def test_text_is_held_back_until_it_cannot_be_the_next_turn(pieces: list[str], text: str) -> None:
-    assert "".join(until(pieces, HUMAN)) == text
 
 
 def test_a_base_of_another_vocabulary_is_refused_naming_both_sizes(head: str) -> None:

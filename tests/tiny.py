@@ -14,48 +14,14 @@ from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.preferences import DataSource
 from pipeline.stored import TORCH_DTYPES
-
-VOCAB: Final = 300
-HIDDEN: Final = 32
-LAYERS: Final = 4
-
-_COMMON: Final[dict[str, Any]] = {
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
+from tests.architectures import CATALOGUE
+from tests.architectures import HIDDEN as HIDDEN
+from tests.architectures import LAYERS as LAYERS
+from tests.architectures import VOCAB as VOCAB
 
 ARCHITECTURES: Final[dict[str, dict[str, Any]]] = {
-    "llama": {**_COMMON},
-    "mistral": {**_COMMON, "sliding_window": 200},
-    "gemma": {**_COMMON},
-    "gemma2": {**_COMMON, "final_logit_softcapping": 3.0, "sliding_window": 200},
-    "gemma3_text": {**_COMMON, "final_logit_softcapping": 2.0, "sliding_window": 200},
-    "phi": {**_COMMON},
-    "qwen2": {**_COMMON},
-    "qwen3": {**_COMMON},
-    "cohere": {**_COMMON, "logit_scale": 0.25},
-    "granite": {**_COMMON, "logits_scaling": 3.0},
-    "gpt2": {
-        "vocab_size": VOCAB,
-        "n_embd": HIDDEN,
-        "n_layer": LAYERS,
-        "n_head": 4,
-        "n_positions": 256,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    },
-    "gpt_neox": {**_COMMON},
-    "bloom": {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},
+    name: {"model_type": variant.model_type, **variant.settings}
+    for name, variant in CATALOGUE.items()
 }
 
 
@@ -84,9 +50,8 @@ def tiny_base(
     seed: int = 0,
     **changes: Any,
 ) -> BaseModel:
-    """A random model of an architecture, its weights large enough that tokens matter."""
-    settings = {**ARCHITECTURES[architecture], **changes}
-    config = transformers.AutoConfig.for_model(architecture, **settings)
+    """A random model of a variant, its weights large enough that tokens matter."""
+    config = transformers.AutoConfig.for_model(**{**ARCHITECTURES[architecture], **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

@@ -1,0 +1,1 @@
+"""The commands of `mav`: click only, each imports what it runs when it runs."""

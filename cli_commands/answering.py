@@ -1,0 +1,303 @@
+"""Decoding with a head: answers, a conversation, a server."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli_commands.parsing import BASE, DEVICE, DTYPE, Number, Numbers, Strength, options
+from cli_commands.running import command, print_result, say
+
+_JOINED = options(
+    click.option("--head", required=True, help="Folder or hub id of a head."),
+    BASE,
+    click.option(
+        "--prompt-form",
+        type=click.Choice(["auto", "hh", "chat"]),
+        default="auto",
+        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
+    ),
+    click.option(
+        "--allow-tokenizer-mismatch",
+        is_flag=True,
+        help="Take a base whose tokenizer is another one of the same size.",
+    ),
+    click.option(
+        "--int8-head", is_flag=True, help="Keep the head in a byte a weight; needs torchao."
+    ),
+    DTYPE,
+    DEVICE,
+    click.option(
+        "--device-map",
+        type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+        help="Spread the base over several devices, in place of --device.",
+    ),
+)
+_BASE_MODEL = click.option(
+    "--base-model", help="Base to decode with.  [default: the one it was trained on]"
+)
+_SAMPLING = options(
+    click.option("--max-new-tokens", default=128, help="Most tokens of an answer."),
+    click.option("--temperature", type=Number(), default=0.0, help="0 is greedy."),
+    click.option("--top-p", type=Number(), default=1.0, help="Nucleus to sample from."),
+    click.option("--seed", type=int, help="Of the sampling."),
+)
+_ALPHA = click.option(
+    "--alpha",
+    type=Strength(),
+    help="Strength; 0 is the base itself, 0:2,64:0.5 a schedule over tokens.  [default: 1.0]",
+)
+
+
+@command(
+    """
+  mav generate --head runs/head --prompt "How do I say no politely?" --alphas 0,1,2
+  mav generate --head runs/head --prompt "Hello" --alpha 1.5 --stream
+  mav generate --head runs/head --prompts prompts.jsonl --output answers.jsonl
+"""
+)
+@_JOINED
+@_BASE_MODEL
+@click.option("--prompt", help="A message, or a transcript that ends in 'Assistant:'.")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    help="File of prompts, one a line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Answers to --prompts, as JSON lines; the same command goes on after an interruption.",
+)
+@click.option("--batch-size", default=8, help="Prompts decoded together, with --output.")
+@_ALPHA
+@click.option("--alphas", type=Numbers(), help="Several strengths, in place of --alpha.")
+@_SAMPLING
+@click.option("--num-beams", default=1, help="Beams to search with.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["dynamic", "static", "none"]),
+    default="dynamic",
+    help="How the past is kept; static has its full size from the start.",
+)
+@click.option("--compile", is_flag=True, help="Compile base and head; needs --kv-cache static.")
+@click.option("--stream", is_flag=True, help="Print the answer while it is written.")
+@click.option(
+    "--demo-switching",
+    is_flag=False,
+    flag_value="",
+    metavar="[BASE]",
+    help="Answer on the base, then on another one under the same head.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object an answer, a line each."
+)
+def generate_command(
+    *,
+    base_model: str | None,
+    prompt: str | None,
+    prompts_file: Path | None,
+    output: Path | None,
+    batch_size: int,
+    alpha: Any,
+    alphas: Sequence[float] | None,
+    stream: bool,
+    demo_switching: str | None,
+    as_json: bool,
+    **others: Any,
+) -> None:
+    """Decode with a base and a head together, one forward pass a token."""
+    if demo_switching is None and (prompt is None) == (prompts_file is None):
+        raise click.UsageError("give either --prompt or --prompts")
+    if alpha is not None and alphas is not None:
+        raise click.UsageError("give either --alpha or --alphas")
+    if stream and as_json:
+        raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
+    if output is not None and (prompts_file is None or alphas or stream):
+        raise click.UsageError("--output takes --prompts and one --alpha, without --stream")
+    if batch_size < 1:
+        raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
+    if demo_switching is not None and (prompts_file or stream or as_json):
+        raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
+    from pipeline.alpha import as_schedule
+    from pipeline.prompts import read_prompts, require_sound
+
+    decoding = _decoding(others)
+    if output is not None:
+        assert prompts_file is not None
+        _answer_file(prompts_file, output, alpha, decoding, batch_size, as_json, base_model, others)
+        return
+    lines = [] if prompts_file is None else read_prompts(prompts_file)
+    if prompts_file is not None:
+        require_sound(lines, prompts_file)
+    mav = _load(base_model, others)
+    if demo_switching is not None:
+        from pipeline.switching_demo import DEMO_PROMPT, demonstrate_switching
+
+        demonstrate_switching(
+            mav,
+            demo_switching or None,
+            [prompt or DEMO_PROMPT],
+            alphas or (0.0, 1.0),
+            decoding,
+            say=click.echo,
+        )
+        return
+    strengths = [as_schedule(1.0 if alpha is None else alpha)] if not alphas else [*alphas]
+    asked = [prompt] if prompt is not None else [line.prompt for line in lines]
+    for number, one in enumerate(asked):
+        own = lines[number].alpha if lines else None
+        for strength in [own] if own is not None and not alphas else strengths:
+            if not as_json and (len(asked) > 1 or alphas):
+                click.echo(f"--- alpha {as_schedule(strength)}: {_shown(one)}")
+            if stream:
+                for piece in mav.stream(one, strength, decoding):
+                    click.echo(piece, nl=False)
+                    sys.stdout.flush()
+                click.echo()
+                continue
+            answer = mav.generate(one, strength, decoding)
+            click.echo(json.dumps(answer.to_json()) if as_json else answer.response)
+
+
+@command(
+    """
+  mav chat --head runs/head
+  mav chat --head runs/head --base-model meta-llama/Llama-2-7b-chat-hf --alpha 1.5
+"""
+)
+@_JOINED
+@_BASE_MODEL
+@_ALPHA
+@_SAMPLING
+def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
+    """Talk in the terminal; /alpha 1.5 and /base ID change both on the fly, /help tells more."""
+    from pipeline.alpha import as_schedule
+    from pipeline.chat import Chat
+
+    decoding = _decoding(others)
+    chat = Chat(
+        mav=_load(base_model, others),
+        alpha=as_schedule(1.0 if alpha is None else alpha),
+        decoding=decoding,
+        say=say,
+    )
+    _converse(chat)
+
+
+@command(
+    """
+  mav serve --head runs/head
+  mav serve --head runs/head --base-model base-a --base-model base-b --port 8080
+  mav serve --head runs/head --host 0.0.0.0 --api-key SECRET
+"""
+)
+@_JOINED
+@click.option(
+    "--base-model",
+    "bases",
+    multiple=True,
+    help="Base to serve; several may be chosen from.  [default: the one it was trained on]",
+)
+@click.option("--alpha", type=Number(), default=1.0, help="Strength where a request names none.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--api-key",
+    envvar="MAV_API_KEY",
+    show_envvar=True,
+    help="Key that clients must send; needed beyond this machine.",
+)
+@click.option("--max-rows", default=16, help="Answers decoded at once.")
+@click.option("--max-queue", default=64, help="Requests that may wait.")
+@click.option("--max-new-tokens", default=1024, help="Most tokens a request may ask for.")
+def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
+    """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
+    from pipeline.serving.options import ServeOptions
+    from pipeline.serving.run import serve
+
+    serve(ServeOptions(bases=bases, **others), say=say)
+
+
+def _decoding(others: dict[str, Any]) -> Any:
+    """Take what says how tokens are chosen out of a command's options."""
+    from dataclasses import fields
+
+    from pipeline.decoding import Decoding
+
+    names = [field.name for field in fields(Decoding) if field.name in others]
+    return Decoding(**{name: others.pop(name) for name in names})
+
+
+def _shown(prompt: Any) -> str:
+    return prompt.strip() if isinstance(prompt, str) else str(prompt[-1].get("content", "")).strip()
+
+
+def _load(base_model: str | None, others: dict[str, Any]) -> Any:
+    from pipeline.generate import MAVInference
+    from pipeline.stored import TORCH_DTYPES
+
+    dtype = TORCH_DTYPES[others.pop("dtype")]
+    return MAVInference(others.pop("head"), base_model, dtype=dtype, say=say, **others)
+
+
+def _answer_file(
+    prompts: Path,
+    output: Path,
+    alpha: Any,
+    decoding: Any,
+    batch_size: int,
+    as_json: bool,
+    base_model: str | None,
+    others: dict[str, Any],
+) -> None:
+    from pipeline.alpha import as_schedule
+    from pipeline.answers_file import answer_file, require_new
+    from pipeline.prompts import read_prompts
+
+    require_new(output)
+    read_prompts(prompts)
+    found = answer_file(
+        _load(base_model, others),
+        prompts,
+        output,
+        as_schedule(1.0 if alpha is None else alpha),
+        decoding,
+        batch_size=batch_size,
+        say=say,
+    )
+    failed = f", {found.failed:,} of them an error" if found.failed else ""
+    print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")
+    if found.failed:
+        raise SystemExit(1)
+
+
+def _converse(chat: Any) -> None:
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 (gives input() a history and editing)
+
+        say(f"{chat.mav.base.id}, alpha {chat.alpha}. /help tells the commands.\n")
+    while not chat.over:
+        try:
+            line = input("> " if terminal else "")
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            say("\n/quit or Ctrl-D leaves")
+            continue
+        try:
+            answered = False
+            for piece in chat.take(line):
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+                answered = True
+        except KeyboardInterrupt:
+            answered = True
+        if answered:
+            click.echo()

@@ -1,0 +1,149 @@
+"""Making and checking caches."""
+
+from typing import Any
+
+import click
+
+from cli_commands.parsing import BASE, DEVICE, DTYPE, JSON
+from cli_commands.running import command, print_result, say
+
+
+@command(
+    """
+  mav extract --base-model meta-llama/Llama-2-7b-hf --dataset Anthropic/hh-rlhf \\
+      --data-dir harmless-base --output llama.cache
+"""
+)
+@click.option("--base-model", required=True, help="Hub id, folder, or .gguf file.")
+@BASE
+@click.option("--dataset", required=True, help="File, saved data set, or hub id.")
+@click.option("--data-dir", help="Subset folder of a hub data set, such as harmless-base.")
+@click.option("--split", default="train", help="Split of a hub or saved data set.")
+@click.option("--output", required=True, help="Cache to write: a folder, or a URL such as s3://….")
+@click.option(
+    "--layer-selection",
+    default="auto",
+    help="auto (first, middle, last), uniform, or indices like 1,15,30; 0 is the embeddings.",
+)
+@click.option("--num-layers", default=3, help="Layers that uniform takes.")
+@click.option("--pooled-size", default=4096, help="Width each layer is pooled to.")
+@click.option("--max-length", default=512, help="Most tokens of a prompt with one response.")
+@click.option(
+    "--logits",
+    type=click.Choice(["factored", "dense", "topk"]),
+    default="factored",
+    help="How base logits are stored; factored is exact and smallest.",
+)
+@click.option("--top-k", default=64, help="Logits kept per token with --logits topk.")
+@DTYPE
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "zstd", "blosc"]),
+    default="none",
+    help="Lossless compression of what is stored; blosc is smallest.",
+)
+@click.option(
+    "--storage-dtype",
+    type=click.Choice(["computed", "int8", "fp8"]),
+    default="computed",
+    help="How states are stored: as computed, or lossy in one byte a value.",
+)
+@click.option("--limit", type=int, help="Read only the first N rows.")
+@click.option(
+    "--batch-tokens", type=int, help="Most tokens in a forward pass.  [default: by device]"
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing; tell bytes, free space and hours, from a short timed sample.",
+)
+@DEVICE
+@JSON
+def extract_command(
+    *,
+    dry_run: bool,
+    dataset: str,
+    data_dir: str | None,
+    split: str,
+    limit: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run a frozen base once over preference pairs and write the cache.
+
+    Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
+    as several processes (accelerate launch, torchrun), they share the work.
+    """
+    from pipeline.extract import extract
+    from pipeline.extract_options import ExtractOptions
+    from pipeline.preferences import DataSource
+    from pipeline.preflight import preflight, screen
+
+    data = DataSource(id=dataset, data_dir=data_dir, split=split, limit=limit)
+    asked = ExtractOptions(data=data, **options)
+    if dry_run:
+        expected = preflight(asked, say=say)
+        print_result(as_json, expected.to_json(), screen(expected))
+        return
+    report = extract(asked, say=say)
+    found = report.to_json()
+    rate = found["pairs_per_second"]
+    speed = f" at {rate:.1f} pairs/s" if rate else ""
+    print_result(
+        as_json,
+        found,
+        f"{options['output']}: {found['pairs']:,} pairs, {found['response_tokens']:,} response "
+        f"tokens, {found['stored_bytes'] / 1e9:.2f} GB{speed}",
+    )
+
+
+@command(
+    """
+  mav verify llama.cache
+  mav verify llama.cache --against-base 20
+  mav verify s3://bucket/llama.cache --fast --json
+"""
+)
+@click.argument("cache")
+@click.option(
+    "--full/--fast",
+    default=True,
+    help="Read everything and compare all digests, or look at existence and sizes alone.",
+)
+@click.option(
+    "--against-base", type=int, metavar="N", help="Also run N pairs through the live base again."
+)
+@click.option("--base-model", help="Where the base is now.  [default: where it was]")
+@click.option("--dataset", help="Where the data set is now.  [default: where it was]")
+@click.option(
+    "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
+)
+@DEVICE
+@JSON
+def verify_command(
+    *,
+    cache: str,
+    full: bool,
+    against_base: int | None,
+    base_model: str | None,
+    dataset: str | None,
+    repair: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Check that a cache is whole; exit code 1 if it is not."""
+    from pipeline.verification import run_verification, screen
+
+    found = run_verification(
+        cache,
+        full=full,
+        pairs=against_base,
+        base_model=base_model,
+        dataset=dataset,
+        mend=repair,
+        device=device,
+        say=say,
+    )
+    print_result(as_json, found.to_json(), screen(found))
+    if not found.sound:
+        raise SystemExit(1)

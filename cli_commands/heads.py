@@ -1,0 +1,135 @@
+"""Training heads and measuring them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli_commands.parsing import DEVICE, JSON, Number, Numbers
+from cli_commands.running import command, print_result, say
+
+
+@command(
+    """
+  mav train --cache llama.cache --output-dir runs/head
+  mav train --cache llama.cache --output-dir runs/head --resume
+"""
+)
+@click.option("--cache", required=True, help="Cache to train from: folder or URL.")
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), required=True, help="Where heads are written."
+)
+@click.option("--eval-cache", help="Another cache to evaluate on.")
+@click.option("--eval-fraction", type=Number(), default=0.05, help="Share of prompts held out.")
+@click.option("--expansion-size", default=16384, help="Width of the head's widest layer.")
+@click.option("--dropout", type=Number(), default=0.1, help="Dropout after the fusion layer.")
+@click.option(
+    "--objective",
+    type=click.Choice(["dpo", "mav"]),
+    default="dpo",
+    help="dpo is anchored to the base's own margin; mav is the published objective.",
+)
+@click.option("--beta", type=Number(), default=0.1, help="Inverse temperature of the objective.")
+@click.option("--lambda-l2", type=Number(), default=0.001, help="Penalty on alignment vectors.")
+@click.option("--learning-rate", type=Number(), default=1e-4, help="Peak learning rate.")
+@click.option("--weight-decay", type=Number(), default=0.01, help="AdamW's weight decay.")
+@click.option("--max-grad-norm", type=Number(), default=1.0, help="Gradients are clipped to this.")
+@click.option("--num-epochs", default=1, help="Passes over the cache.")
+@click.option("--batch-size", type=int, help="Pairs in a micro-batch.  [default: 16]")
+@click.option(
+    "--batch-tokens", type=int, help="Most response tokens in a micro-batch, not --batch-size."
+)
+@click.option("--grad-accum", default=1, help="Micro-batches of each process in a step.")
+@click.option("--warmup-steps", type=int, help="Linear warm-up.  [default: a tenth, at most 100]")
+@click.option(
+    "--eval-steps", type=int, help="Steps between evaluations.  [default: a quarter epoch]"
+)
+@click.option(
+    "--early-stopping",
+    type=int,
+    metavar="N",
+    help="Stop after N evaluations without a better held-out loss.",
+)
+@click.option("--bf16/--no-bf16", default=True, help="Compute in bfloat16; weights are float32.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "adamw-8bit"]),
+    default="adamw",
+    help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+)
+@click.option("--shard", is_flag=True, help="Cut the head into shards, one a process (FSDP2).")
+@click.option(
+    "--report-to",
+    type=click.Choice(["tensorboard", "wandb", "trackio", "none"]),
+    default="tensorboard",
+    help="Tracker beside metrics.jsonl.",
+)
+@click.option("--workers", default=2, help="Threads that read the cache.")
+@click.option("--seed", default=0, help="Of initialisation, order and dropout.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, if there is one.")
+@JSON
+def train_command(*, as_json: bool, **options: Any) -> None:
+    """Train an alignment head from a cache alone; the base model is not needed."""
+    from pipeline.train import train
+    from pipeline.train_options import TrainOptions
+
+    report = train(TrainOptions(**options), say=say)
+    best = f", best at step {report.best_step}" if report.best_step is not None else ""
+    print_result(
+        as_json,
+        report.to_json(),
+        f"{report.output_dir}: {report.steps:,} steps{best}. Heads: {report.output_dir / 'best'}, "
+        f"{report.output_dir / 'last'}",
+    )
+
+
+@command(
+    """
+  mav evaluate --head runs/head --cache llama.cache --alphas 0,0.5,1,2 --plot alphas.png
+  mav evaluate --head runs/head --cache llama.cache --report report.html
+"""
+)
+@click.option("--head", required=True, help="Folder or hub id of a head.")
+@click.option("--cache", required=True, help="Cache to use: folder or URL.")
+@click.option("--alphas", type=Numbers(), default="0,0.5,1,1.5,2", help="Strengths.")
+@click.option(
+    "--pairs",
+    "which",
+    type=click.Choice(["held-out", "training", "all"]),
+    help="Part of the cache.  [default: held-out where it is the training data, else all]",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy and KL to a file.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    help="Write a page of plots and tables, training curves among them, to an HTML file.",
+)
+@DEVICE
+@JSON
+def evaluate_command(
+    *,
+    head: str,
+    cache: str,
+    alphas: Sequence[float],
+    which: Any,
+    plot: Path | None,
+    report_file: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a head at several alphas on cached pairs; the base model is not needed."""
+    from pipeline import html_report, report
+    from pipeline.evaluate import evaluate
+
+    if plot is not None:
+        report.require_plot(plot)
+    if report_file is not None:
+        html_report.require_report(report_file)
+    found = evaluate(head, cache, alphas, which=which, device=device)
+    print_result(as_json, found.to_json(), report.table(found))
+    if plot is not None:
+        report.plot(found, plot)
+    if report_file is not None:
+        html_report.write_report(found, report_file)

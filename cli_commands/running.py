@@ -1,0 +1,82 @@
+"""How every command runs: its errors become one message and an exit code."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class ReportsErrors(click.Command):
+    """A command that turns the errors users can cause into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see `click.Command.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nInterrupted. mav extract goes on where it was when run again, and so does "
+                "mav generate --output; mav train with --resume.",
+                err=True,
+            )
+            ctx.exit(130)
+        except BrokenPipeError:
+            raise  # click ends quietly when its reader has gone
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise _Failure(
+                f"{error.filename or 'output'}: {error.strerror or error}"
+                + (
+                    ". The disk is full; free some space and run the same command again, what is "
+                    "finished is kept."
+                    if full
+                    else ""
+                ),
+                1,
+            ) from error
+        except Exception as error:
+            from cache_schema.errors import MAVError
+
+            if isinstance(error, MAVError):
+                raise _Failure(str(error), error.exit_code) from error
+            raise
+
+
+class _Failure(click.ClickException):
+    """A message and the code to exit with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def say(line: str) -> None:
+    """Tell the user, beside the output."""
+    click.echo(line, err=True)
+
+
+def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print a result for programs or for people."""
+    # Of processes launched together, one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(json.dumps(value, indent=1) if as_json else text)
+
+
+def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that makes a command of a function, named before `_command`.
+
+    Args:
+        example: Lines that show its use, at the end of its help.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        return click.command(
+            function.__name__.removesuffix("_command"),
+            cls=ReportsErrors,
+            epilog="\b\nExample:\n" + example.strip("\n"),
+        )(function)
+
+    return decorate

@@ -1,0 +1,43 @@
+"""Showing what there is, and what it does."""
+
+from pathlib import Path
+
+import click
+
+from cli_commands.parsing import JSON
+from cli_commands.running import command, print_result
+
+
+@command(
+    """
+  mav inspect llama.cache
+  mav inspect runs/head --json
+"""
+)
+@click.argument("path")
+@JSON
+def inspect_command(*, path: str, as_json: bool) -> None:
+    """Show what a cache or a head is."""
+    from pipeline.describe import describe, screen
+
+    found = describe(path)
+    print_result(as_json, found, screen(found))
+
+
+@command(
+    """
+  mav demo
+"""
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    help="Where everything is written.",
+)
+@click.option("--base-model", help="Another base than the installed SmolLM2-135M-Instruct.")
+def demo_command(*, output_dir: Path, base_model: str | None) -> None:
+    """Extract, train, evaluate and decode on a shipped sample, in a few minutes on a CPU."""
+    from pipeline.demo import run_demo
+
+    run_demo(output_dir, base_model, say=click.echo)

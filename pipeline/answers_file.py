@@ -1,0 +1,254 @@
+"""Answers to a file of prompts: batches by length, resumable, one line out for each line in.
+
+Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Answers
+are collected in `OUTPUT.partial` as they come, whose first line says what made them; when all are
+there, they are put in the order of the prompts and take the name OUTPUT at once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from cache_schema.errors import DataError, MAVError
+from cache_schema.local_objects import sync_directory
+from pipeline.alpha import AlphaSchedule
+from pipeline.decoding import Decoding, Generation
+from pipeline.generate import MAVInference
+from pipeline.progress import progress_bar
+from pipeline.prompts import PromptLine, read_prompts
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersReport:
+    """What became of a file of prompts.
+
+    Attributes:
+        output: Where the answers are.
+        lines: Lines of it, one for each prompt.
+        failed: How many of them carry an error.
+    """
+
+    output: str
+    lines: int
+    failed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def answer_file(
+    mav: MAVInference,
+    prompts: Path,
+    output: Path,
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    *,
+    batch_size: int,
+    say: Say = lambda _: None,
+) -> AnswersReport:
+    """Answer every prompt of a file, or those that an interrupted run left.
+
+    A line of the output is that of the prompt with `line`, and `response`, `tokens`, `finish` and
+    `alpha`; or `error` in their place.
+
+    Args:
+        mav: Head and base.
+        prompts: The prompts, as `read_prompts` takes them.
+        output: JSON lines, written when all answers are there.
+        alpha: Strength of prompts that name none.
+        decoding: How tokens are chosen; a seed is added to by the batch's number.
+        batch_size: Most prompts decoded together.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        DataError: The prompts cannot be read, or the partial answers are of another run.
+    """
+    require_new(output)
+    lines = read_prompts(prompts)
+    made_by = _made_by(mav, lines, alpha, decoding, batch_size)
+    partial = output.with_name(f"{output.name}.partial")
+    found = _read_partial(partial, made_by)
+    if found:
+        say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
+    mode = "a" if partial.exists() else "w"
+    with partial.open(mode, encoding="utf-8") as file:
+        if mode == "w":
+            _append(file, [made_by])
+        with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
+            for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
+                _append(file, answers)
+                found |= {answer["line"]: answer for answer in answers}
+                bar.update(len(answers))
+    ordered = [found[line.number] for line in lines]
+    whole = output.with_name(f"{output.name}.whole")
+    with whole.open("w", encoding="utf-8") as file:
+        _append(file, ordered)
+    whole.replace(output)
+    sync_directory(output.parent)
+    partial.unlink()
+    return AnswersReport(
+        output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)
+    )
+
+
+def require_new(output: Path) -> None:
+    """Refuse an output that is there already, or whose folder is not.
+
+    Raises:
+        DataError: It is so.
+    """
+    if output.exists():
+        raise DataError(f"{output}: exists already; remove it, or name another --output")
+    if not output.parent.is_dir():
+        raise DataError(f"{output}: its folder does not exist; make it, or name another --output")
+
+
+def _answer(
+    mav: MAVInference,
+    lines: Sequence[PromptLine],
+    found: dict[int, Any],
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    batch_size: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the answers that are missing, batch by batch; first the lines that have none."""
+    sized, wrong = [], []
+    for line in lines:
+        checked, tokens = _checked(mav, line, decoding)
+        if checked.error is None:
+            sized.append((tokens, checked))
+        elif line.number not in found:
+            wrong.append(_line_out(checked, error=checked.error))
+    if wrong:
+        yield wrong
+    # The longest first: what does not fit into memory shows at once.
+    sized.sort(key=lambda one: (-one[0], one[1].number))
+    for batch, start in enumerate(range(0, len(sized), batch_size)):
+        group = [line for _, line in sized[start : start + batch_size]]
+        if all(line.number in found for line in group):
+            continue
+        seeded = decoding
+        if decoding.seed is not None:
+            seeded = replace(decoding, seed=decoding.seed + batch)
+        yield [
+            _line_out(line, generation=answer)
+            for line, answer in zip(group, _decoded(mav, group, alpha, seeded), strict=True)
+            if line.number not in found
+        ]
+
+
+def _decoded(
+    mav: MAVInference, group: Sequence[PromptLine], alpha: AlphaSchedule, decoding: Decoding
+) -> list[Generation]:
+    """Decode a batch; in halves where memory does not suffice for the whole."""
+    try:
+        return mav.generate_batch(
+            [line.prompt for line in group], [line.alpha or alpha for line in group], decoding
+        )
+    except torch.OutOfMemoryError:
+        if len(group) == 1:
+            raise
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    half = len(group) // 2
+    return _decoded(mav, group[:half], alpha, decoding) + _decoded(
+        mav, group[half:], alpha, decoding
+    )
+
+
+def _checked(mav: MAVInference, line: PromptLine, decoding: Decoding) -> tuple[PromptLine, int]:
+    """Return a line with the error it may have, and its tokens."""
+    if line.error is not None:
+        return line, 0
+    form = mav.joined.form
+    try:
+        tokens = len(form.tokens(form.render(line.prompt)))
+    except MAVError as error:
+        return replace(line, error=str(error)), 0
+    most = mav.base.context_length
+    if most is not None and tokens + decoding.max_new_tokens > most:
+        wrong = (
+            f"got {tokens} tokens and {decoding.max_new_tokens} new ones, expected at most {most} "
+            f"together, which the base can read"
+        )
+        return replace(line, error=wrong), 0
+    return line, tokens
+
+
+def _line_out(
+    line: PromptLine, *, generation: Generation | None = None, error: str | None = None
+) -> dict[str, Any]:
+    values = {**line.fields, "line": line.number}
+    if generation is None:
+        return {**values, "error": error}
+    return {
+        **values,
+        "alpha": generation.alpha,
+        "response": generation.response,
+        "tokens": len(generation.tokens),
+        "finish": generation.finish,
+    }
+
+
+def _append(file: IO[str], values: Sequence[dict[str, Any]]) -> None:
+    file.write("".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _made_by(
+    mav: MAVInference,
+    lines: Sequence[PromptLine],
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return what decides every answer of a run."""
+    digest = hashlib.sha256(json.dumps([line.fields for line in lines]).encode()).hexdigest()
+    settings = json.loads(json.dumps(asdict(decoding)))
+    return {
+        "prompts": digest,
+        "head": mav.head_digest,
+        "base": mav.base.record().weights_digest,
+        "form": mav.joined.form.name,
+        "dtype": str(mav.base.dtype).removeprefix("torch."),
+        "alpha": str(alpha),
+        "batch_size": batch_size,
+        **settings,
+    }
+
+
+def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any]:
+    """Return the answers an interrupted run left, by line; a torn last line is cut off.
+
+    Raises:
+        DataError: Another run left them.
+    """
+    if not path.exists():
+        return {}
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if not whole:
+        path.unlink()
+        return {}
+    os.truncate(path, len(whole))
+    try:
+        header, *answers = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}. Remove it to begin anew.") from error
+    other = [name for name, value in made_by.items() if header.get(name) != value]
+    if other:
+        shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
+        raise DataError(
+            f"{path}: answers of a run with other settings ({shown}). Remove it to begin anew."
+        )
+    return {answer["line"]: answer for answer in answers}
