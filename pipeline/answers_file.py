@@ -57,7 +57,7 @@ def answer_file(
 ) -> AnswersReport:
     """Answer every prompt of a file, or those that an interrupted run left.
 
-    A line of the output is that of the prompt with `line`, and `response`, `tokens`, `finish` and
+    A line of the output is that of the prompt with `line`, and `response`, `new_tokens`, `finish` and
     `alpha`; or `error` in their place.
 
     Args:
@@ -194,7 +194,7 @@ def _line_out(
         **values,
         "alpha": generation.alpha,
         "response": generation.response,
-        "tokens": len(generation.tokens),
+        "new_tokens": len(generation.tokens),
         "finish": generation.finish,
     }
 
