@@ -85,7 +85,8 @@ class TextRecord:
     """How text became tokens."""
 
     prompt_template: str
-    """How a bare user message becomes a prompt; `{prompt}` stands for the message."""
+    """How a bare user message becomes a prompt, `{prompt}` standing for the message; or
+    `chat_template`, the base's own."""
     max_length: int
     """Most tokens of prompt plus one response."""
     truncation: str

@@ -29,6 +29,12 @@ from cli_commands.running import command, print_result, say
 @click.option("--pooled-size", default=4096, help="Width each layer is pooled to.")
 @click.option("--max-length", default=512, help="Most tokens of a prompt with one response.")
 @click.option(
+    "--prompt-form",
+    type=click.Choice(["hh", "chat"]),
+    default="hh",
+    help="HH-RLHF's transcript, or the base's chat template.",
+)
+@click.option(
     "--logits",
     type=click.Choice(["factored", "dense", "topk"]),
     default="factored",

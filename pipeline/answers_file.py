@@ -57,8 +57,8 @@ def answer_file(
 ) -> AnswersReport:
     """Answer every prompt of a file, or those that an interrupted run left.
 
-    A line of the output is that of the prompt with `line`, and `response`, `new_tokens`, `finish` and
-    `alpha`; or `error` in their place.
+    A line of the output is that of the prompt with `line`, and `response`, `new_tokens`, `finish`
+    and `alpha`; or `error` in their place.
 
     Args:
         mav: Head and base.

@@ -26,8 +26,8 @@ from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
 from cache_schema.quantization import StatesStorage
 from pipeline.layers import parse_indices, select_layers
 from pipeline.preferences import DataSource, ReadCounts
+from pipeline.prompt_form import TEMPLATES, Form
 from pipeline.tokenizing import TRUNCATION, TokenizedPairs
-from pipeline.transcripts import TEMPLATE
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
 
@@ -46,6 +46,7 @@ class ExtractOptions:
         num_layers: How many layers `uniform` takes.
         pooled_size: Width the states are pooled to.
         max_length: Most tokens of a prompt with one response.
+        prompt_form: `hh`, HH-RLHF's transcript, or `chat`, the base's chat template.
         logits: How base logits are stored.
         top_k: Logits kept per token with `topk`.
         dtype: Type the base computes in and states are stored in.
@@ -65,6 +66,7 @@ class ExtractOptions:
     num_layers: int = 3
     pooled_size: int = 4096
     max_length: int = 512
+    prompt_form: Form = "hh"
     logits: LogitsEncoding = "factored"
     top_k: int = 64
     dtype: StoredDtype = "bfloat16"
@@ -132,7 +134,9 @@ def draft_manifest(
             top_k=options.top_k if options.logits == "topk" else None,
         ),
         text=TextRecord(
-            prompt_template=TEMPLATE, max_length=options.max_length, truncation=TRUNCATION
+            prompt_template=TEMPLATES[options.prompt_form],
+            max_length=options.max_length,
+            truncation=TRUNCATION,
         ),
         data=DataRecord(
             id=options.data.id,

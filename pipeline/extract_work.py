@@ -105,7 +105,11 @@ def read_and_tokenize(
     counts = ReadCounts()
     with progress_bar(None, "Tokenizing", "pair") as bar:
         pairs = tokenize_pairs(
-            read_pairs(options.data, counts), tokenizer, options.max_length, bar.update
+            read_pairs(options.data, counts),
+            tokenizer,
+            options.max_length,
+            bar.update,
+            form=options.prompt_form,
         )
     dropped = counts.dropped + pairs.dropped
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from cache_schema.errors import DataError, UsageError
-from pipeline.transcripts import HUMAN, TEMPLATE, as_prompt, render_messages
+from pipeline.transcripts import (
+    CHAT_TEMPLATE,
+    HUMAN,
+    TEMPLATE,
+    as_prompt,
+    parse_transcript,
+    render_messages,
+)
 
+Form = Literal["hh", "chat"]
 FormName = Literal["auto", "hh", "chat"]
-FORMS: Final[tuple[FormName, ...]] = ("auto", "hh", "chat")
+TEMPLATES: Final[dict[Form, str]] = {"hh": TEMPLATE, "chat": CHAT_TEMPLATE}
+"""What a manifest says of prompts in each form."""
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation, each with `role` (system, user, assistant) and `content`."""
@@ -27,7 +36,7 @@ class PromptForm:
         tokenizer: The base's.
     """
 
-    name: Literal["hh", "chat"]
+    name: Form
     tokenizer: Any
 
     @property
@@ -39,14 +48,14 @@ class PromptForm:
         """Return the text of a prompt, up to where the answer begins.
 
         Args:
-            prompt: A user's message; messages; or, in the form `hh`, a transcript.
+            prompt: A user's message, messages, or a transcript.
 
         Raises:
             DataError: The messages are not as they should be.
         """
         if isinstance(prompt, str) and self.name == "hh":
             return as_prompt(prompt)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = parse_transcript(as_prompt(prompt)) if isinstance(prompt, str) else prompt
         _check(messages)
         if self.name == "hh":
             return as_prompt(render_messages(messages))
@@ -59,10 +68,19 @@ class PromptForm:
             raise DataError(f"The base's chat template refuses these messages: {error}") from error
         return text
 
+    def response(self, text: str) -> str:
+        """Return an answer as it follows a prompt's text."""
+        return text if self.name == "hh" else text.strip()
+
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=self.name == "hh")["input_ids"]
         return ids
+
+
+def form_of(template: str) -> Form:
+    """Return the form that a manifest's prompt template stands for."""
+    return "chat" if template == CHAT_TEMPLATE else "hh"
 
 
 def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
@@ -76,9 +94,7 @@ def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
     Raises:
         UsageError: The chat template is wanted and the base has none.
     """
-    name: Literal["hh", "chat"] = (
-        asked if asked != "auto" else "hh" if template == TEMPLATE else "chat"
-    )
+    name = form_of(template) if asked == "auto" else asked
     if name == "chat" and not getattr(tokenizer, "chat_template", None):
         raise UsageError(
             "--prompt-form chat: the base has no chat template; use --prompt-form hh, or a base "

@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.errors import BaseModelError
+from cache_schema.errors import BaseModelError, DataError
 from pipeline.preferences import PreferencePair
+from pipeline.prompt_form import TEMPLATES, Form, PromptForm, choose_form
 
 _TOKENIZE_AT_ONCE: Final = 1024
 TRUNCATION: Final = "keep_response_and_prompt_end"
@@ -79,6 +80,8 @@ def tokenize_pairs(
     tokenizer: Any,
     max_length: int,
     progress: Callable[[int], object] = lambda _: None,
+    *,
+    form: Form = "hh",
 ) -> TokenizedPairs:
     """Tokenize pairs, truncate them, and sort them by id.
 
@@ -91,8 +94,11 @@ def tokenize_pairs(
         tokenizer: A transformers tokenizer.
         max_length: Most tokens of a prompt with one response.
         progress: Called with the number of pairs after each group.
+        form: What prompts look like to the base. A pair whose roles its chat template does not
+            take is left out.
 
     Raises:
+        UsageError: The chat template is wanted and the tokenizer has none.
         BaseModelError: The tokenizer has no end-of-sequence token.
     """
     eos = tokenizer.eos_token_id
@@ -101,13 +107,16 @@ def tokenize_pairs(
             f"tokenizer of {tokenizer.name_or_path}: it has no end-of-sequence token, without "
             f"which a response has no end. Set eos_token in its tokenizer_config.json."
         )
+    seen = choose_form(form, TEMPLATES[form], tokenizer)
     parts: list[NDArray[np.int32]] = []
     lengths: list[tuple[int, int, int]] = []
     ids: list[tuple[int, int, int]] = []
     dropped: Counter[str] = Counter()
     prompts_truncated = responses_cut = 0
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
-        for pair, (prompt, chosen, rejected) in zip(group, _encode(group, tokenizer), strict=True):
+        rendered = _rendered(group, seen, dropped)
+        encoded = _encode([text for _, text in rendered], seen)
+        for (pair, _), (prompt, chosen, rejected) in zip(rendered, encoded, strict=True):
             answers = [[*answer, eos] for answer in (chosen, rejected)]
             cut = [answer[: max_length - 1] for answer in answers]
             if cut[0] == cut[1]:
@@ -145,30 +154,47 @@ def _grouped(pairs: Iterable[PreferencePair], size: int) -> Iterator[list[Prefer
         yield group
 
 
+def _rendered(
+    pairs: Sequence[PreferencePair], form: PromptForm, dropped: Counter[str]
+) -> list[tuple[PreferencePair, tuple[str, str, str]]]:
+    """Return each pair with the texts that the base is to see, and count those left out."""
+    found = []
+    for pair in pairs:
+        try:
+            # Transcripts are in the form `hh` already.
+            prompt = pair.prompt if form.name == "hh" else form.render(pair.prompt)
+        except DataError:
+            dropped["refused_by_chat_template"] += 1
+            continue
+        texts = (prompt, form.response(pair.chosen), form.response(pair.rejected))
+        found.append((pair, texts))
+    return found
+
+
 def _encode(
-    pairs: Sequence[PreferencePair], tokenizer: Any
+    pairs: Sequence[tuple[str, str, str]], form: PromptForm
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yield prompt, chosen and rejected tokens.
+    """Yield prompt, chosen and rejected tokens of such texts.
 
     An answer's tokens are those that follow the prompt's in the tokens of both together. Where the
     tokenizer merges across the border, the answer is tokenized alone: the prompt must come out as
     it does at decoding, where nothing follows it.
     """
-    eos = tokenizer.eos_token_id
+    eos, begins = form.tokenizer.eos_token_id, form.name == "hh"
 
-    def encode(texts: list[str], *, special: bool = True) -> list[list[int]]:
+    def encode(texts: list[str], *, special: bool = begins) -> list[list[int]]:
         if not texts:
             return []
-        found = tokenizer(
+        found = form.tokenizer(
             texts, add_special_tokens=special, return_attention_mask=False, verbose=False
         )["input_ids"]
         # Some tokenizers close every text with the end of sequence; the caller adds its own.
         return [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
 
-    prompts = encode([pair.prompt for pair in pairs])
+    prompts = encode([prompt for prompt, _, _ in pairs])
     answers = []
-    for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs]):
-        whole = encode([pair.prompt + text for pair, text in zip(pairs, texts, strict=True)])
+    for texts in ([chosen for _, chosen, _ in pairs], [rejected for _, _, rejected in pairs]):
+        whole = encode([prompt + text for (prompt, _, _), text in zip(pairs, texts, strict=True)])
         alone = encode(
             [
                 text

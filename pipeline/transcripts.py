@@ -5,14 +5,18 @@ A transcript is turns of `\n\nHuman: …` and `\n\nAssistant: …`; its prompt e
 Harmless Assistant with RLHF", and its data set Anthropic/hh-rlhf.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 ASSISTANT: Final = "\n\nAssistant:"
 HUMAN: Final = "\n\nHuman:"
 TEMPLATE: Final = "\n\nHuman: {prompt}\n\nAssistant:"
+CHAT_TEMPLATE: Final = "chat_template"
+"""Stands in a manifest for the base's own chat template, in place of `TEMPLATE`."""
 
 _TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
+_TURN: Final = re.compile("|".join(map(re.escape, _TURNS.values())))
 
 
 def split_transcript(transcript: str) -> tuple[str, str] | None:
@@ -47,3 +51,16 @@ def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
         KeyError: A message has another role than user, assistant or system, or lacks a field.
     """
     return "".join(f"{_TURNS[turn['role']]}{as_response(turn['content'])}" for turn in messages)
+
+
+def parse_transcript(transcript: str) -> list[dict[str, str]]:
+    """Return the messages of a transcript; an open last turn of the assistant is none of them."""
+    roles = {turn: role for role, turn in _TURNS.items()}
+    turns = list(_TURN.finditer(transcript))
+    bounds = [*(turn.start() for turn in turns), len(transcript)]
+    messages = [
+        {"role": roles[turn.group()], "content": transcript[turn.end() : end].strip()}
+        for turn, end in zip(turns, bounds[1:], strict=True)
+    ]
+    is_open = bool(messages) and messages[-1] == {"role": "assistant", "content": ""}
+    return messages[:-1] if is_open else messages

@@ -26,6 +26,7 @@ from pipeline.extract_work import Say
 from pipeline.pooling import pool_states
 from pipeline.preferences import DataSource, PreferencePair, ReadCounts, read_pairs
 from pipeline.progress import progress_bar
+from pipeline.prompt_form import form_of
 from pipeline.stored import TORCH_DTYPES
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
@@ -155,7 +156,10 @@ def _tokenize(
             f"{source.id}: it has {len(found)} of the {len(ids)} pairs that are to be compared. "
             f"Name the data set of the cache with --dataset."
         )
-    return tokenize_pairs(found.values(), base.tokenizer, reader.manifest.text.max_length)
+    text = reader.manifest.text
+    return tokenize_pairs(
+        found.values(), base.tokenizer, text.max_length, form=form_of(text.prompt_template)
+    )
 
 
 def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseModel) -> None:
