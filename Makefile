@@ -9,14 +9,18 @@ TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
-.PHONY: demo test test-all check format install clean
+.PHONY: demo test test-all test-browser check docs format install clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
+
+# Needs Chromium: apt-get install chromium, or CHROMIUM=/path/to/it.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest -m browser
 
 test-all: $(INSTALLED) $(BASE)
 	$(BIN)/python -m pytest
@@ -26,6 +30,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -24,10 +24,8 @@ import pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 import argparse
 import contextlib
-import json
 import resource
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,12 +49,12 @@ from benchmarks.synthetic import (
     new_head,
     new_trainer,
     require_positive,
+    run_in_folder,
     say,
     timed,
     wait,
     write_cache,
 )
-from cache_schema.errors import MAVError
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import CachedBase
@@ -250,13 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one JSON object or a table."""
-    asked = parse(argv)
-    try:
-        with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found = measure(asked, Path(work))
-    except MAVError as error:
-        sys.exit(f"Error: {error}")
-    print(json.dumps(found, indent=1) if asked.json else table(found))
+    run_in_folder(parse(argv), measure, table)
 
 
 if __name__ == "__main__":

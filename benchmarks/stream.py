@@ -20,10 +20,7 @@ import pipeline  # noqa: F401 (sets what torch reads from the environment)
 # isort: split
 
 import argparse
-import json
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -40,13 +37,13 @@ from benchmarks.synthetic import (
     new_head,
     new_trainer,
     require_positive,
+    run_in_folder,
     say,
     timed,
     write_cache,
 )
 from cache_schema.arrays import layouts, shard_key
 from cache_schema.codecs import Compression
-from cache_schema.errors import MAVError
 from cache_schema.quantization import StatesStorage
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
@@ -258,13 +255,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one JSON object or a table."""
-    asked = parse(argv)
-    try:
-        with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found = measure(asked, Path(work))
-    except MAVError as error:
-        sys.exit(f"Error: {error}")
-    print(json.dumps(found, indent=1) if asked.json else table(found))
+    run_in_folder(parse(argv), measure, table)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ quickly; reading is none the quicker for it, each block being read and checked b
 """
 
 import argparse
+import json
 import math
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from cache_schema.codecs import Compression
+from cache_schema.errors import MAVError
 from cache_schema.lock import run_lock
 from cache_schema.manifest import (
     FORMAT_VERSION,
@@ -233,6 +236,20 @@ def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHe
         expansion_size=head.config.expansion_size,
     )
     return Trainer(options, accelerator, head)
+
+
+def run_in_folder(
+    asked: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Path], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Measure in a temporary folder under `--work`, and print one JSON object or a table."""
+    try:
+        with tempfile.TemporaryDirectory(dir=asked.work) as work:
+            found = measure(asked, Path(work))
+    except MAVError as error:
+        sys.exit(f"Error: {error}")
+    print(json.dumps(found, indent=1) if asked.json else table(found))
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:

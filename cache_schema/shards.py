@@ -111,17 +111,18 @@ def read_shard(
     written = np.empty((len(out), _CHECKSUM_BYTES), np.uint8)
     index = np.empty(_index_bytes(layout), np.uint8)
     parts = [part for pair in zip(out, written, strict=True) for part in pair]
-    wrong: list[int] = []
-    # Chunks may lie otherwise, which is not told from damage before the whole shard is looked at.
-    otherwise = False
     try:
-        for number in objects.read_parts(key, [*parts, index]):
+        wrong = [
+            number // 2
+            for number in objects.read_parts(key, [*parts, index])
             # With the checksum of a chunk, the chunk itself is still in the processor's cache.
-            if number % 2 and _checksum(out[number // 2]) != parts[number].tobytes():
-                wrong.append(number // 2)  # noqa: PERF401
+            if number % 2 and _checksum(out[number // 2]) != parts[number].tobytes()
+        ]
+        as_expected = index.tobytes() == _plain_index(layout, len(out)).tobytes()
     except ValueError:
-        otherwise = True
-    if otherwise or index.tobytes() != _plain_index(layout, len(out)).tobytes():
+        as_expected = False
+    if not as_expected:
+        # Chunks may lie otherwise, which is not told from damage before all of it is looked at.
         return decode_shard(layout, objects.read(key), rows, checksums, memory)
     if wrong:
         raise ValueError(f"the checksum of chunk {wrong[0]} does not match its bytes")

@@ -1,8 +1,8 @@
 """Streaming cached pairs in the order of an epoch, with memory bounded by two windows of blocks.
 
 Whole blocks are read, by threads, a window ahead of the one that batches are made of. Reading,
-checksums, decompression and copying let other Python threads run, so threads keep up with disks
-and need none of what worker processes cost: copies between processes, shared memory, a fork.
+decompression and copying let other Python threads run (checksums do not), so threads keep up with
+disks and need none of what worker processes cost: copies between processes, shared memory, a fork.
 """
 
 import contextlib
