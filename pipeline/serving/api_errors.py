@@ -1,0 +1,56 @@
+"""Errors as OpenAI's API gives them, so that its clients understand them."""
+
+from typing import Any, Final
+
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: HTTP status.
+        message: For the client's user.
+        param: Field at fault.
+        code: Short name of the cause, for programs.
+        headers: Further headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, "invalid_request_error"),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def shutting_down() -> ApiError:
+    """Return what those are told who come when the server goes."""
+    return ApiError(503, "The server is shutting down; try again later.", code="shutting_down")

@@ -1,0 +1,262 @@
+"""The fields of a request: which there are, what they may be, and what they mean."""
+
+import json
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cache_schema.errors import UsageError
+from pipeline.alpha import AlphaSchedule, as_schedule
+from pipeline.serving.api_errors import ApiError
+from pipeline.serving.jobs import Asked, ChatPrompt
+from pipeline.serving.options import MAX_ALPHA
+
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "web_search_options": (),
+}
+"""What OpenAI's API knows and this server does not do, with the values that ask for nothing."""
+
+_IGNORED: Final = (
+    "metadata",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+_COLDEST: Final = 1e-4
+"""Lower temperatures choose the most probable token in any case, and would overflow."""
+_LATEST: Final = 1_000_000
+"""Last token that a schedule of strengths may name."""
+
+_F = TypeVar("_F", bound="_Fields")
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _StreamOptions(_Fields):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class _Shared(_Fields):
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    alpha: _Finite | Annotated[str, Field(max_length=1000)] | None = None
+
+
+class _TextPart(_Fields):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Fields):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_TextPart]
+    name: str | None = None
+    refusal: None = None
+
+
+class _Chat(_Shared):
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class _Completion(_Shared):
+    prompt: str | Annotated[list[str], Field(min_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class FieldLimits(BaseModel):
+    """What a server's settings say of the fields.
+
+    Attributes:
+        alpha: Strength where a request names none.
+        max_new_tokens: Most tokens of an answer.
+        max_rows: Most answers of a request.
+    """
+
+    alpha: float
+    max_new_tokens: int
+    max_rows: int
+
+
+def chat_asked(body: dict[str, Any], limits: FieldLimits) -> Asked:
+    """Read a request for the next turn of a conversation.
+
+    Raises:
+        ApiError: A field is missing, unknown, not supported, or not as it should be.
+    """
+    fields = _read(_Chat, body)
+    asked = (fields.max_tokens, fields.max_completion_tokens)
+    if None not in asked and len(set(asked)) > 1:
+        raise ApiError(
+            400,
+            f"max_tokens and max_completion_tokens: got {asked[0]} and {asked[1]}, expected one",
+            param="max_tokens",
+        )
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    return _asked(
+        fields,
+        limits,
+        prompts=(_conversation(fields.messages),),
+        max_tokens=asked[1] if asked[0] is None else asked[0],
+        top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+    )
+
+
+def completion_asked(body: dict[str, Any], limits: FieldLimits) -> Asked:
+    """Read a request to go on with a text; see `chat_asked`."""
+    fields = _read(_Completion, body)
+    prompts = (fields.prompt,) if isinstance(fields.prompt, str) else tuple(fields.prompt)
+    return _asked(
+        fields,
+        limits,
+        prompts=prompts,
+        max_tokens=fields.max_tokens,
+        top_logprobs=fields.logprobs,
+    )
+
+
+def _asked(
+    fields: _Shared,
+    limits: FieldLimits,
+    *,
+    prompts: tuple[str | ChatPrompt, ...],
+    max_tokens: int | None,
+    top_logprobs: int | None,
+) -> Asked:
+    if max_tokens is not None and max_tokens > limits.max_new_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens: got {max_tokens}, expected at most {limits.max_new_tokens}",
+            param="max_tokens",
+        )
+    if fields.stream_options is not None and not fields.stream:
+        raise ApiError(400, "stream_options: needs stream to be true", param="stream_options")
+    stop = fields.stop or ()
+    heat = 1.0 if fields.temperature is None else fields.temperature
+    asked = Asked(
+        model=fields.model,
+        prompts=prompts,
+        n=fields.n or 1,
+        max_tokens=max_tokens,
+        alpha=_alpha(limits.alpha if fields.alpha is None else fields.alpha),
+        temperature=heat if heat >= _COLDEST else 0.0,
+        top_p=1.0 if fields.top_p is None else fields.top_p,
+        seed=fields.seed,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        top_logprobs=top_logprobs,
+        stream=bool(fields.stream),
+        include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+    )
+    if asked.choices > limits.max_rows:
+        raise ApiError(
+            400,
+            f"n: got {asked.choices} answers in all, expected at most {limits.max_rows}",
+            param="n",
+        )
+    return asked
+
+
+def _alpha(value: float | str) -> AlphaSchedule:
+    try:
+        schedule = AlphaSchedule.parse(value) if isinstance(value, str) else as_schedule(value)
+    except (UsageError, OverflowError) as error:
+        raise ApiError(400, str(error), param="alpha") from error
+    if any(abs(strength) > MAX_ALPHA or token > _LATEST for token, strength in schedule.points):
+        raise ApiError(
+            400,
+            f"alpha: got {value!r}, expected strengths from {-MAX_ALPHA:g} to {MAX_ALPHA:g} at "
+            f"tokens up to {_LATEST}",
+            param="alpha",
+        )
+    return schedule
+
+
+def _conversation(messages: list[_Message]) -> ChatPrompt:
+    return tuple(
+        {
+            "role": "system" if turn.role == "developer" else turn.role,
+            "content": turn.content
+            if isinstance(turn.content, str)
+            else "".join(part.text for part in turn.content),
+        }
+        for turn in messages
+    )
+
+
+def _read(kind: type[_F], body: dict[str, Any]) -> _F:
+    for name, neutral in _NEUTRAL.items():
+        value = body.get(name)
+        if value is not None and not any(_same(value, one) for one in neutral):
+            raise ApiError(
+                400, f"{name}: is not supported; leave it out", param=name, code="unsupported"
+            )
+    known = {k: v for k, v in body.items() if k not in _NEUTRAL and k not in _IGNORED}
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _same(value: object, other: object) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    """Tell of the first field at fault."""
+    every = error.errors(include_url=False, include_context=False)
+    # Of a field that may have several types, the one it has tells more than those it has not.
+    tried = [one for one in every if one["loc"][:1] == every[0]["loc"][:1]]
+    found = next((one for one in tried if not one["type"].endswith("_type")), tried[0])
+    # What follows the last field's name are pydantic's names of the types it tried.
+    place = [
+        str(part)
+        for part in found["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in ("str", "float"))
+    ]
+    name = ".".join(place)
+    if found["type"] == "extra_forbidden":
+        problem = "is no field that is known here"
+    elif found["type"] == "missing":
+        problem = "is missing"
+    else:
+        problem = f"{found['msg'][:1].lower()}{found['msg'][1:]}"
+    value = "" if found["type"] in ("missing", "extra_forbidden") else _shown(found["input"])
+    raise ApiError(400, f"{name}: {problem}{value}", param=name) from error
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return f", got {text if len(text) <= 80 else text[:79] + '…'}"

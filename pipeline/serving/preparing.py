@@ -1,0 +1,113 @@
+"""From what is asked to what is decoded: prompts become tokens of the base that is loaded."""
+
+from dataclasses import dataclass
+
+from cache_schema.errors import DataError
+from pipeline.decoding import Decoding
+from pipeline.in_flight import Request
+from pipeline.joining import Joined
+from pipeline.serving.api_errors import ApiError
+from pipeline.serving.jobs import Asked, ChatPrompt, Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Request):
+    """One answer of a job.
+
+    Attributes:
+        job: The job.
+        number: Number of the answer.
+    """
+
+    job: Job
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long prompts and answers may be.
+
+    Attributes:
+        max_new_tokens: Most tokens of an answer.
+        max_prompt_tokens: Most tokens of a prompt.
+    """
+
+    max_new_tokens: int
+    max_prompt_tokens: int
+
+
+def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
+    """Return the answers a job asks for, those to the first prompt first.
+
+    Raises:
+        ApiError: A prompt is empty, too long, or not in the form it should have.
+    """
+    asked = job.asked
+    found: list[Choice] = []
+    for prompt in asked.prompts:
+        tokens = _tokens(joined, prompt)
+        length = _answer_length(asked, len(tokens), joined, limits)
+        for again in range(asked.n):
+            number = len(found)
+            decoding = Decoding(
+                max_new_tokens=length,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                # Answers of one seed would all be the same.
+                seed=None if asked.seed is None else asked.seed + again,
+                stop=asked.stop,
+            )
+            found.append(
+                Choice(
+                    prompt=tuple(tokens),
+                    alpha=asked.alpha,
+                    decoding=decoding,
+                    top_logprobs=asked.top_logprobs,
+                    strip=not isinstance(prompt, str),
+                    job=job,
+                    number=number,
+                )
+            )
+    return found
+
+
+def context_length(joined: Joined) -> int | None:
+    """Return how many tokens the base can read, or None where it names no limit."""
+    length = getattr(joined.base.config, "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+def _tokens(joined: Joined, prompt: str | ChatPrompt) -> list[int]:
+    if isinstance(prompt, str):
+        tokens: list[int] = joined.base.tokenizer(prompt)["input_ids"]
+        param = "prompt"
+    else:
+        param = "messages"
+        try:
+            tokens = joined.form.tokens(joined.form.render(prompt))
+        except DataError as error:
+            raise ApiError(400, str(error), param=param) from error
+    if not tokens:
+        raise ApiError(400, "prompt: got no tokens, expected at least one", param=param)
+    return tokens
+
+
+def _answer_length(asked: Asked, prompt: int, joined: Joined, limits: Limits) -> int:
+    if prompt > limits.max_prompt_tokens:
+        raise _too_long(
+            f"The prompt has {prompt} tokens, this server takes {limits.max_prompt_tokens}"
+        )
+    context = context_length(joined)
+    wanted = limits.max_new_tokens if asked.max_tokens is None else asked.max_tokens
+    if context is None or prompt + wanted <= context:
+        return wanted
+    if asked.max_tokens is None and prompt < context:
+        return context - prompt
+    raise _too_long(
+        f"The base reads {context} tokens; the prompt has {prompt}"
+        + ("" if asked.max_tokens is None else f" and max_tokens is {wanted}")
+    )
+
+
+def _too_long(message: str) -> ApiError:
+    return ApiError(400, f"{message}; shorten one.", code="context_length_exceeded")

@@ -1,0 +1,85 @@
+"""`mav serve`: load a head and its first base, and serve until interrupted."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cache_schema.errors import UsageError
+from pipeline.serving.options import ServeOptions
+
+if TYPE_CHECKING:
+    from pipeline.serving.http_server import HttpServer
+
+
+def serve(options: ServeOptions, *, say: Callable[[str], None]) -> None:
+    """Load, listen, and answer until SIGINT or SIGTERM.
+
+    Args:
+        options: All settings.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        MAVError: Something cannot be loaded, does not belong together, or the address is taken.
+    """
+    load_server(options, say=say).run()
+
+
+def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpServer":
+    """Load head and first base, take the address, and return the server, which `run` starts.
+
+    Raises:
+        MAVError: As `serve` has it.
+    """
+    try:
+        from pipeline.serving.app import build_app
+        from pipeline.serving.http_server import HttpServer
+        from pipeline.serving.metrics import Metrics
+    except ImportError as error:
+        raise UsageError(
+            f"mav serve needs {error.name}, which is not installed: pip install 'mav[serve]'"
+        ) from error
+    from pipeline.base_source import resolve_base
+    from pipeline.generate import MAVInference
+    from pipeline.joining import JoinRules
+    from pipeline.serving.preparing import Limits
+    from pipeline.serving.served_bases import require_all_fit, served_bases
+    from pipeline.serving.worker import Worker
+    from pipeline.stored import TORCH_DTYPES
+
+    sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
+    bases = served_bases(sources)
+    if len(sources) > 1:
+        rules = JoinRules(
+            allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
+            prompt_form=options.prompt_form,
+            int8_head=options.int8_head,
+        )
+        require_all_fit(options.head, sources[1:], rules, say)
+    mav = MAVInference(
+        options.head,
+        options.bases[0] if options.bases else None,
+        gguf_file=options.gguf_file,
+        revision=options.revision,
+        dtype=TORCH_DTYPES[options.dtype],
+        device=options.device,
+        device_map=options.device_map,
+        prompt_form=options.prompt_form,
+        allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
+        int8_head=options.int8_head,
+        say=say,
+    )
+    if not bases:
+        assert mav.base.source is not None
+        bases = served_bases([mav.base.source])
+    metrics = Metrics()
+    worker = Worker(
+        mav,
+        bases,
+        limits=Limits(
+            max_new_tokens=options.max_new_tokens, max_prompt_tokens=options.max_prompt_tokens
+        ),
+        max_rows=options.max_rows,
+        max_queue=options.max_queue,
+        metrics=metrics,
+        say=say,
+    )
+    return HttpServer(options, build_app(options, worker, metrics), worker, say)

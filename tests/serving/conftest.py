@@ -1,0 +1,39 @@
+"""Two tiny bases on disk, a head that goes with both, and a server of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from pipeline.serving.http_server import HttpServer
+from tests.serving.running import client, running
+from tests.test_generate import write_head
+from tests.tiny import make_cache, save_base, tiny_base
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("bases")
+    return (
+        str(save_base(tiny_base(), folder / "first")),
+        str(save_base(tiny_base(seed=3, num_hidden_layers=6), folder / "second")),
+    )
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("served")
+    return write_head(folder / "head", make_cache(folder, tiny_base(), pairs=8))
+
+
+@pytest.fixture(scope="session")
+def server(head: str, bases: tuple[str, str]) -> Iterator[HttpServer]:
+    with running(head=head, bases=bases, max_rows=8) as one:
+        yield one
+
+
+@pytest.fixture
+def ai(server: HttpServer) -> Iterator[openai.OpenAI]:
+    with client(server) as one:
+        yield one

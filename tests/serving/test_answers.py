@@ -1,0 +1,220 @@
+"""OpenAI's client talks to the server, whose answers are those of `mav generate`."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from pipeline.decoding import Decoding
+from pipeline.generate import MAVInference
+
+ASK: dict[str, Any] = {
+    "model": "first",
+    "messages": [{"role": "user", "content": "How do I mend a kite?"}],
+    "temperature": 0,
+    "max_tokens": 24,
+}
+TEXT = "\n\nHuman: Hi\n\nAssistant:"
+
+
+@pytest.fixture(scope="module")
+def mav(head: str, bases: tuple[str, str]) -> MAVInference:
+    return MAVInference(head, bases[0], dtype=torch.float32, device="cpu")
+
+
+def content(ai: openai.OpenAI, **changes: Any) -> str:
+    extra = {"alpha": changes.pop("alpha")} if "alpha" in changes else None
+    answer = ai.chat.completions.create(**{**ASK, **changes}, extra_body=extra)
+    found = answer.choices[0].message.content
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0, 1.0, 20.0, -8.0, "0:20,12:-3"])
+def test_an_answer_is_the_one_mav_generate_gives(
+    ai: openai.OpenAI, mav: MAVInference, alpha: Any
+) -> None:
+    from pipeline.alpha import AlphaSchedule
+
+    strength = AlphaSchedule.parse(alpha) if isinstance(alpha, str) else alpha
+    want = mav.generate(ASK["messages"], strength, Decoding(max_new_tokens=24))
+    answer = ai.chat.completions.create(**ASK, extra_body={"alpha": alpha})
+    assert (answer.choices[0].message.content or "").rstrip() == want.response
+    assert answer.choices[0].finish_reason == want.finish
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == len(want.tokens)
+    assert answer.usage.prompt_tokens == len(mav.joined.form.tokens(want.prompt))
+    assert answer.model == "first"
+
+
+def test_alpha_changes_the_answer_and_one_is_the_default(ai: openai.OpenAI) -> None:
+    assert content(ai, alpha=0) != content(ai, alpha=20)
+    assert content(ai) == content(ai, alpha=1.0)
+
+
+def test_a_stream_is_the_answer_in_pieces(ai: openai.OpenAI) -> None:
+    whole = content(ai, alpha=20)
+    pieces, finish, usage = [], None, None
+    with ai.chat.completions.create(
+        **ASK, extra_body={"alpha": 20}, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                pieces.append(choice.delta.content or "")
+                finish = choice.finish_reason or finish
+    assert "".join(pieces) == whole
+    assert len(pieces) > 3
+    assert finish == "length"
+    assert usage is not None
+    assert usage.completion_tokens == 24
+
+
+def test_log_probabilities_are_those_of_base_and_head(ai: openai.OpenAI, mav: MAVInference) -> None:
+    answer = ai.chat.completions.create(
+        **ASK, logprobs=True, top_logprobs=3, extra_body={"alpha": 2.0}
+    )
+    details = answer.choices[0].logprobs
+    assert details is not None
+    assert details.content
+    ids = torch.tensor([mav.joined.form.tokens(mav.joined.form.render(ASK["messages"]))])
+    with mav.steering(2.0) as model:
+        aligned = model(ids).logits[0, -1].log_softmax(-1)
+    base = mav.base.model(ids).logits[0, -1].log_softmax(-1)
+    first, token = details.content[0], int(aligned.argmax())
+    assert first.token == mav.base.tokenizer.decode([token])
+    assert first.logprob == pytest.approx(float(aligned[token]), abs=1e-4)
+    assert first.model_extra is not None
+    assert first.model_extra["base_logprob"] == pytest.approx(float(base[token]), abs=1e-4)
+    assert first.top_logprobs[0].token == first.token
+    assert len(first.top_logprobs) == 3
+    assert all(math.isfinite(one.logprob) and one.bytes for one in details.content)
+
+
+def test_at_alpha_zero_nothing_differs_from_the_base(ai: openai.OpenAI) -> None:
+    answer = ai.chat.completions.create(**ASK, logprobs=True, extra_body={"alpha": 0})
+    details = answer.choices[0].logprobs
+    assert details is not None
+    for one in details.content or []:
+        assert one.model_extra is not None
+        assert one.model_extra["base_logprob"] == one.logprob
+
+
+def test_the_bytes_of_all_tokens_are_the_text(ai: openai.OpenAI) -> None:
+    answer = ai.chat.completions.create(**ASK, logprobs=True)
+    details = answer.choices[0].logprobs
+    assert details is not None
+    joined = b"".join(bytes(one.bytes or []) for one in details.content or [])
+    # A text does not show special tokens.
+    shown = joined.replace(b"<bos>", b"").decode(errors="replace").strip()
+    assert shown == (answer.choices[0].message.content or "").strip()
+
+
+def test_a_completion_goes_on_with_the_text_as_it_is(ai: openai.OpenAI, mav: MAVInference) -> None:
+    want = mav.generate("Hi", 5.0, Decoding(max_new_tokens=12))
+    answer = ai.completions.create(
+        model="first",
+        prompt=[TEXT, "Once"],
+        max_tokens=12,
+        temperature=0,
+        logprobs=2,
+        extra_body={"alpha": 5.0},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.choices[0].text.strip() == want.response
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.model_extra is not None
+    assert logprobs.tokens
+    lengths = {
+        len(column or [])
+        for column in (
+            logprobs.tokens,
+            logprobs.token_logprobs,
+            logprobs.top_logprobs,
+            logprobs.text_offset,
+            logprobs.model_extra["base_logprobs"],
+        )
+    }
+    assert lengths == {len(logprobs.tokens)}
+
+
+def test_a_completion_streams(ai: openai.OpenAI) -> None:
+    options: dict[str, Any] = {
+        "model": "first",
+        "prompt": TEXT,
+        "max_tokens": 12,
+        "temperature": 0,
+        "n": 2,
+    }
+    whole = ai.completions.create(**options)
+    texts = {0: "", 1: ""}
+    with ai.completions.create(**options, stream=True) as stream:
+        for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+
+
+def test_several_answers_of_a_seed_differ_and_come_again(ai: openai.OpenAI) -> None:
+    def texts(seed: int) -> list[str | None]:
+        answer = ai.chat.completions.create(**{**ASK, "temperature": 1.5}, n=3, seed=seed)
+        return [choice.message.content for choice in answer.choices]
+
+    first = texts(5)
+    assert len(set(first)) == 3
+    assert texts(5) == first
+    assert texts(50) != first
+
+
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(ai: openai.OpenAI) -> None:
+    whole = content(ai, alpha=20)
+    stop = whole[len(whole) // 2 :][:2]
+    answer = ai.chat.completions.create(**ASK, stop=[stop, "@@"], extra_body={"alpha": 20})
+    assert answer.choices[0].message.content == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_text_parts_are_one_text(ai: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "mend a kite?"}]
+    assert content(ai, messages=[{"role": "user", "content": parts}]) == content(ai)
+
+
+def test_requests_together_get_what_they_get_alone(ai: openai.OpenAI) -> None:
+    asked: list[dict[str, Any]] = [
+        {
+            "alpha": alpha,
+            "max_tokens": 10 + 3 * number,
+            "temperature": 0.9 * (number % 2),
+            "seed": number,
+            "messages": [{"role": "user", "content": "Tell me of bread. " * (number + 1)}],
+        }
+        for number, alpha in enumerate([0, 1, 5, 20, -5, 0, 12, 3, 20, 1])
+    ]
+    alone = [content(ai, **dict(one)) for one in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda one: content(ai, **dict(one)), asked))
+    assert together == alone
+
+
+def test_bases_are_listed_and_switched_by_name(
+    ai: openai.OpenAI, head: str, bases: tuple[str, str]
+) -> None:
+    assert [model.id for model in ai.models.list()] == ["first", "second"]
+    other = MAVInference(head, bases[1], dtype=torch.float32, device="cpu")
+    want = other.generate(ASK["messages"], 1.0, Decoding(max_new_tokens=24)).response
+    first = content(ai)
+    assert content(ai, model="second").rstrip() == want
+    assert content(ai) == first != content(ai, model="second")
+    assert content(ai) == first
+
+
+def test_requests_for_two_bases_at_once_are_all_answered_by_theirs(ai: openai.OpenAI) -> None:
+    want = {name: content(ai, model=name) for name in ("first", "second")}
+    names = ["first", "second"] * 4
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = list(pool.map(lambda name: content(ai, model=name), names))
+    assert found == [want[name] for name in names]
