@@ -85,9 +85,8 @@ class AlignedLM:
         """
         values = torch.as_tensor(alpha, dtype=torch.float32)
         self._taps.paused = self._off = not bool(values.any())
-        self._alpha = values.reshape(*values.shape, *[1] * (3 - values.dim()))
-        if self.base.model.device.type != "cpu":
-            self._alpha = self._alpha.to(self.base.model.device)
+        by_token_and_entry = values.reshape(*values.shape, *[1] * (3 - values.dim()))
+        self._alpha = by_token_and_entry.to(self.head.device)
 
     @contextmanager
     def steering(self, alpha: float | Sequence[float] | Tensor) -> Iterator[None]:
@@ -111,10 +110,10 @@ class AlignedLM:
             [self._taps.states[layer][:, places].to(device) for layer in self.layers], dim=-2
         )
         self._taps.states.clear()
-        vector = self.vector(states_BTKH).to(output.logits.device)
+        vector = self.vector(states_BTKH)
         alpha = self._alpha.repeat_interleave(max(1, len(vector) // len(self._alpha)), dim=0)
         # In float32: a small alpha must not be rounded away against a large logit.
-        output.logits = output.logits.float() + alpha * vector
+        output.logits = output.logits.float() + (alpha * vector).to(output.logits.device)
         return output
 
     def vector(self, states: Tensor) -> Tensor:

@@ -69,8 +69,14 @@ class AlphaSchedule:
 
     def __str__(self) -> str:
         if self.is_constant:
-            return f"{self.points[0][1]:g}"
-        return ",".join(f"{token}:{strength:g}" for token, strength in self.points)
+            return _written(self.points[0][1])
+        return ",".join(f"{token}:{_written(strength)}" for token, strength in self.points)
+
+
+def _written(strength: float) -> str:
+    """Return a number in as few digits as it takes to read the same one."""
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 Alpha = float | AlphaSchedule

@@ -24,28 +24,35 @@ class AnswerText:
         self._stops = tuple(stops)
         self._strip = strip
         self._tokens: list[int] = []
-        self._context = self._given = 0
+        # Text of the tokens before `given` is certain, and so are `ahead` characters after it.
+        self._context = self._given = self._ahead = 0
         self._held = ""
 
     def push(self, token: int) -> str:
         """Take a token; return the text that is now certain, which may be empty."""
         self._tokens.append(token)
-        # Decoded with the tokens before it: whether a word begins with a space depends on them.
-        known = self._decode(self._tokens[self._context : self._given])
-        whole = self._decode(self._tokens[self._context :])
-        if whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""  # bytes of a character that is not complete
-        self._context, self._given = self._given, len(self._tokens)
-        return self._release(whole[len(known) :])
+        new = self._undelivered()
+        # Bytes of a character that is not complete come out as replacement characters.
+        certain = new.rstrip("\N{REPLACEMENT CHARACTER}")
+        if certain != new:
+            self._ahead += len(certain)
+        elif new:
+            # Tokens without text, such as special ones, are no context to decode others in.
+            self._context, self._given, self._ahead = self._given, len(self._tokens), 0
+        return self._release(certain)
 
     def finish(self) -> str:
         """Return what was held back, when no token follows."""
         if self.stopped:
             return ""
-        known = self._decode(self._tokens[self._context : self._given])
-        self._held += self._decode(self._tokens[self._context :])[len(known) :]
-        rest, self._held = self._held, ""
+        rest, self._held = self._held + self._undelivered(), ""
         return self._out(rest)
+
+    def _undelivered(self) -> str:
+        # Decoded with the tokens before: whether a word begins with a space depends on them.
+        known = self._decode(self._tokens[self._context : self._given])
+        whole = self._decode(self._tokens[self._context :])
+        return whole[len(known) + self._ahead :]
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -75,13 +75,15 @@ class BaseModel:
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
-        return torch.device(self.model.device)
+        device = torch.device(self.model.device)
+        # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
+        hook = getattr(self.model, "_hf_hook", None)
+        return device if device.type != "meta" or hook is None else hook.execution_device
 
     @property
     def logits_device(self) -> torch.device:
         """Where its logits are computed; another device than `device` where it is spread."""
         device: torch.device = self.model.get_output_embeddings().weight.device
-        # Weights that accelerate keeps elsewhere are on `meta` until they are needed.
         return self.device if device.type == "meta" else device
 
     @property
@@ -241,7 +243,7 @@ def preview_base(source: BaseSource) -> BaseModel:
             config = transformers.AutoConfig.from_pretrained(
                 source.folder, trust_remote_code=False, **_gguf(source)
             )
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
     return BaseModel(model=model, tokenizer=load_tokenizer(source), source=source)

@@ -5,7 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation.configuration_utils import CompileConfig
 
 from pipeline.aligned_lm import AlignedLM
@@ -19,6 +26,8 @@ def decode(
     prompts: Sequence[Sequence[int]],
     schedules: Sequence[AlphaSchedule],
     decoding: Decoding,
+    *,
+    stopping: Sequence[StoppingCriteria] = (),
     **extra: Any,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, with the padding that follows where they end.
@@ -28,6 +37,7 @@ def decode(
         prompts: Token ids of each.
         schedules: Strengths of each.
         decoding: How tokens are chosen.
+        stopping: What ends answers, beside the base itself, lengths and stop strings.
         **extra: Further arguments of `generate()`.
     """
     if not prompts:
@@ -48,7 +58,9 @@ def decode(
             **{name: tensor.to(base.device) for name, tensor in inputs.items()},
             generation_config=_generation_config(joined, decoding),
             logits_processor=processors,
-            tokenizer=base.tokenizer,
+            stopping_criteria=StoppingCriteriaList(
+                [*stopping, *_stop_strings(joined, decoding, width)]
+            ),
             **extra,
         )
     new: list[list[int]] = found[:, width:].tolist()
@@ -115,12 +127,29 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
         repetition_penalty=1.0,
         eos_token_id=sorted(joined.base.end_tokens),
         pad_token_id=joined.base.pad_token,
-        stop_strings=[*joined.form.stops, *decoding.stop] or None,
         use_cache=decoding.kv_cache != "none",
         cache_implementation="static" if decoding.kv_cache == "static" else None,
         disable_compile=not decoding.compile,
         compile_config=compiled,
     )
+
+
+def _stop_strings(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
+    strings = [*joined.form.stops, *decoding.stop]
+    return [_StopInAnswer(joined.base.tokenizer, strings, prompt_width)] if strings else []
+
+
+class _StopInAnswer(StopStringCriteria):  # type: ignore[misc]
+    """Ends an answer that holds a stop string; one that begins in the prompt is none of it."""
+
+    def __init__(self, tokenizer: Any, stop_strings: list[str], prompt_width: int) -> None:
+        super().__init__(tokenizer, stop_strings)
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        """Return, for each sequence, whether it is to end."""
+        ended: Tensor = super().__call__(input_ids[:, self._prompt_width :], scores, **more)
+        return ended
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]

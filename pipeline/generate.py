@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
-from transformers import StoppingCriteriaList
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.aligned_lm import AlignedLM
@@ -36,7 +35,7 @@ from pipeline.joining import (
     untrained,
 )
 from pipeline.prompt_form import FormName, Messages
-from pipeline.token_stream import Abandoned, TokenStream
+from pipeline.text_stream import Abandoned, TextStream
 
 Say = Callable[[str], None]
 Prompt = str | Messages
@@ -93,7 +92,9 @@ class MAVInference:
             int8_head=int8_head,
         )
         placement = Placement(dtype=dtype, device=device, device_map=device_map)
-        trained = load_trained(head)
+        if isinstance(base, BaseModel):
+            placement = Placement(dtype=base.dtype, device=str(base.device))
+        trained = load_trained(head, rules, placement.dtype)
         if not isinstance(base, BaseModel):
             source = (
                 trained.source(revision, gguf_file)
@@ -214,22 +215,21 @@ class MAVInference:
         """
         if decoding.num_beams > 1:
             raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
-        joined = self.joined
-        text = joined.answer_text(decoding)
-        tokens = joined.form.tokens(joined.form.render(prompt))
-        stream, abandoned = TokenStream(), threading.Event()
-        until_abandoned = StoppingCriteriaList([Abandoned(abandoned)])
+        stream, abandoned = TextStream(), threading.Event()
 
         def run() -> None:
             try:
                 with self._one_at_a_time:
+                    # Only now: while it waited, the base may have been switched.
+                    joined = self.joined
+                    stream.begin(joined.answer_text(decoding))
                     decode(
                         joined,
-                        [tokens],
+                        [joined.form.tokens(joined.form.render(prompt))],
                         [as_schedule(alpha)],
                         decoding,
+                        stopping=[Abandoned(abandoned)],
                         streamer=stream,
-                        stopping_criteria=until_abandoned,
                     )
             except BaseException as error:
                 stream.fail(error)
@@ -237,11 +237,7 @@ class MAVInference:
         thread = threading.Thread(target=run, name="generate", daemon=True)
         thread.start()
         try:
-            for token in stream:
-                if piece := text.push(token):
-                    yield piece
-            if rest := text.finish():
-                yield rest
+            yield from stream
         finally:
             # Also where the caller stops listening: nothing may steer the base any longer.
             abandoned.set()

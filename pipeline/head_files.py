@@ -98,6 +98,11 @@ def load_head(
     """Load a head and its origin; see `AlignmentHead.from_pretrained`."""
     folder = find_head(path_or_hub_id)
     config, origin = read_head_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise HeadError(
+            f"{folder}: no {WEIGHTS} beside {CONFIG}."
+            + (_pickles_in(folder) or " Copy the whole folder again.")
+        )
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS, device=device)
     except (OSError, safetensors.SafetensorError) as error:
@@ -122,16 +127,8 @@ def find_head(path_or_hub_id: str) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     if path.exists():
-        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
-        pickles = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl"))]
-        raise HeadError(
-            f"{path}: no head here, expected {CONFIG} and {WEIGHTS}."
-            + (
-                f" {pickles[0]} is a pickle, which can run code when loaded; MAV reads none."
-                if pickles
-                else " Name the folder that `mav train --output-dir` wrote."
-            )
-        )
+        remedy = _pickles_in(path) or " Name the folder that `mav train --output-dir` wrote."
+        raise HeadError(f"{path}: no head here, expected {CONFIG} and {WEIGHTS}.{remedy}")
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
     from huggingface_hub import snapshot_download
@@ -142,6 +139,17 @@ def find_head(path_or_hub_id: str) -> Path:
         raise HeadError(
             f"{path_or_hub_id}: no such folder here, and the hub did not give it: {error}"
         ) from error
+
+
+def _pickles_in(path: Path) -> str:
+    """Return why a pickle that is there is not read, or nothing."""
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+    pickles = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl"))]
+    return (
+        f" {pickles[0]} is a pickle, which can run code when loaded; MAV reads none."
+        if pickles
+        else ""
+    )
 
 
 def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:

@@ -1,13 +1,13 @@
 """A head whose weights take a byte each, for decoding; products are in the base's type."""
 
-import copy
+import torch
 
 from cache_schema.errors import UsageError
 from pipeline.head import AlignmentHead
 
 
-def quantized_head(head: AlignmentHead) -> AlignmentHead:
-    """Return a copy with int8 weights, one scale a row (torchao), compiled when first called.
+def quantize_head(head: AlignmentHead) -> None:
+    """Put int8 weights in place of a head's, one scale a row (torchao); compiled when first called.
 
     Without compiling, torchao would write the weights out in full at every token.
 
@@ -18,7 +18,10 @@ def quantized_head(head: AlignmentHead) -> AlignmentHead:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise UsageError("--int8-head needs torchao: pip install 'mav[eight-bit]'") from error
-    small = copy.deepcopy(head)
-    quantize_(small, Int8WeightOnlyConfig())
-    small.compile()
-    return small
+    quantize_(head, Int8WeightOnlyConfig())
+    head.compile()
+
+
+def is_quantized(head: AlignmentHead) -> bool:
+    """Tell whether a head's weights take a byte each."""
+    return type(head.project.weight.data) is not torch.Tensor

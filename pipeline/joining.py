@@ -1,7 +1,10 @@
 """Putting a base under a head: what belongs together, which layers are read, and switching."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from cache_schema.errors import UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
@@ -13,7 +16,7 @@ from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.decoding import Decoding
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
-from pipeline.int8_head import quantized_head
+from pipeline.int8_head import is_quantized, quantize_head
 from pipeline.layers import select_layers
 from pipeline.prompt_form import FormName, PromptForm, choose_form
 from pipeline.transcripts import TEMPLATE
@@ -99,13 +102,23 @@ class Joined:
         self.aligned.__exit__()
 
 
-def load_trained(head: str) -> Trained:
+def load_trained(
+    head: str, rules: JoinRules = JoinRules(), dtype: torch.dtype = torch.bfloat16
+) -> Trained:
     """Load a head from a folder, a training output or the hub.
+
+    Args:
+        head: Where it is.
+        rules: Whether its weights are to take a byte each.
+        dtype: Element type it is to compute in.
 
     Raises:
         HeadError: There is none, or its files are not a head's.
+        UsageError: What int8 needs is not installed.
     """
-    stored = load_head(head)
+    stored = load_head(head, dtype=dtype)
+    if rules.int8_head:
+        quantize_head(stored.head)
     manifest = stored.origin.manifest
     return Trained(
         name=f"The head {head}",
@@ -140,7 +153,7 @@ def untrained(
         stored_width=min(base.hidden_size, pooled_size),
         dtype="float32",
     )
-    head = AlignmentHead(config).eval()
+    head = AlignmentHead(config).to(base.dtype).eval()
     return Trained(
         name="The new head",
         head=head,
@@ -209,10 +222,13 @@ def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joine
         MAVError: They do not belong together.
     """
     layers = require_fit(base, trained, rules, say)
-    head = trained.head.to(device=base.logits_device, dtype=base.dtype)
-    aligned = AlignedLM(base, quantized_head(head) if rules.int8_head else head, layers)
+    head = trained.head.to(base.logits_device)
+    # One in int8 computes in the type it was quantized from, which is that of all bases under it.
+    if head.dtype != base.dtype and not is_quantized(head):
+        # The one that was loaded keeps its digits for the bases to come.
+        head = copy.deepcopy(head).to(base.dtype)
     return Joined(
         base=base,
-        aligned=aligned.__enter__(),
+        aligned=AlignedLM(base, head, layers).__enter__(),
         form=choose_form(rules.prompt_form, trained.template, base.tokenizer),
     )

@@ -25,7 +25,10 @@ class RowSampler:
         self._generator: torch.Generator | None = None
         if decoding.temperature > 0:
             self._generator = torch.Generator(device)
-            self._generator.manual_seed(torch.seed() if decoding.seed is None else decoding.seed)
+            if decoding.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(decoding.seed)
 
     def choose(self, logits: Tensor) -> Tensor:
         """Return the next token, int64 [], for float32 logits [V]."""

@@ -1,4 +1,4 @@
-"""Tokens out of a running `generate()`, one by one, in another thread."""
+"""Text out of a running `generate()`, piece by piece, in another thread."""
 
 import queue
 import threading
@@ -10,38 +10,52 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from pipeline.answer_text import AnswerText
 
-class TokenStream(BaseStreamer):  # type: ignore[misc]
-    """A streamer for one sequence, to iterate over while `generate()` runs elsewhere.
+
+class TextStream(BaseStreamer):  # type: ignore[misc]
+    """A streamer for one answer, to iterate over while `generate()` runs elsewhere.
 
     Raises, where it is iterated over, what `fail` was given.
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         self._prompt_is_next = True
+        self._text: AnswerText | None = None
+
+    def begin(self, text: AnswerText) -> None:
+        """Say what makes text of the tokens that come."""
+        self._text = text
 
     def put(self, value: Tensor) -> None:
         """Take the prompt, then token after token; called by `generate()`."""
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
+        assert self._text is not None
         for token in value.flatten().tolist():
-            self._queue.put(token)
+            self._give(self._text.push(token))
 
     def end(self) -> None:
-        """End the stream; called by `generate()`."""
+        """End the answer; called by `generate()`."""
+        assert self._text is not None
+        self._give(self._text.finish())
         self._queue.put(None)
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error."""
         self._queue.put(error)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[str]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _give(self, piece: str) -> None:
+        if piece:
+            self._queue.put(piece)
 
 
 class Abandoned(StoppingCriteria):  # type: ignore[misc]

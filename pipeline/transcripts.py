@@ -11,11 +11,12 @@ from typing import Final
 
 ASSISTANT: Final = "\n\nAssistant:"
 HUMAN: Final = "\n\nHuman:"
+SYSTEM: Final = "\n\nSystem:"
 TEMPLATE: Final = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT_TEMPLATE: Final = "chat_template"
 """Stands in a manifest for the base's own chat template, in place of `TEMPLATE`."""
 
-_TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
+_TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}
 _TURN: Final = re.compile("|".join(map(re.escape, _TURNS.values())))
 
 
@@ -34,7 +35,7 @@ def as_prompt(text: str) -> str:
     if whole.endswith(ASSISTANT):
         return whole
     begun = whole.lstrip()
-    if begun.startswith(HUMAN.lstrip()):
+    if begun.startswith((HUMAN.lstrip(), SYSTEM.lstrip())):
         return f"\n\n{begun}{ASSISTANT}"
     return TEMPLATE.format(prompt=begun)
 

@@ -16,15 +16,16 @@ LAYER_INDICES = (1, 2, 4)
 
 def steered(base: BaseModel | None = None) -> MAVInference:
     """A base under a head that says something else at every position."""
-    mav = MAVInference.untrained(base or tiny_base(), pooled_size=HIDDEN, expansion_size=24)
-    randomize(mav)
+    made = base or tiny_base()
+    torch.manual_seed(1)
+    mav = MAVInference.untrained(made, pooled_size=HIDDEN, expansion_size=24)
+    torch.nn.init.normal_(mav.head.project.weight, std=0.2)
     return mav
 
 
-def randomize(mav: MAVInference) -> None:
-    """Fill the last layer of a head, which is zero at first."""
-    torch.manual_seed(1)
-    torch.nn.init.normal_(mav.head.project.weight, std=0.2)
+def varied_base(architecture: str) -> BaseModel:
+    """A base whose answers are no repetition of one token, as random tied embeddings give them."""
+    return tiny_base(architecture, tie_word_embeddings=False)
 
 
 @torch.no_grad()

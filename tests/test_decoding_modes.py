@@ -10,8 +10,13 @@ from pipeline.alpha import Alpha, AlphaSchedule
 from pipeline.base_model import BaseModel
 from pipeline.decoding import Decoding, Generation
 from pipeline.generate import MAVInference
-from tests.steered import plain_generate, steered, whole_text_choices, whole_text_logits
-from tests.tiny import tiny_base
+from tests.steered import (
+    plain_generate,
+    steered,
+    varied_base,
+    whole_text_choices,
+    whole_text_logits,
+)
 
 NEW = 14
 ALPHA = 12.0
@@ -43,7 +48,7 @@ batchable_mode = pytest.mark.parametrize("mode", ["greedy", "beams"])
 
 @pytest.fixture(scope="module", params=BASES)
 def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
-    made = steered(tiny_base(request.param))
+    made = steered(varied_base(request.param))
     yield made
     made.close()
 
@@ -51,8 +56,8 @@ def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
 @pytest.fixture(scope="module")
 def untouched(mav: MAVInference) -> BaseModel:
     """The same base, which no head was ever put into."""
-    kinds = {tiny_base(name).config.model_type: name for name in BASES}
-    return tiny_base(kinds[mav.base.config.model_type])
+    kinds = {varied_base(name).config.model_type: name for name in BASES}
+    return varied_base(kinds[mav.base.config.model_type])
 
 
 def decoding(mode: str, kv_cache: str = "dynamic", **more: Any) -> Decoding:

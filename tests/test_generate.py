@@ -14,6 +14,7 @@ from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference, create_mav
 from pipeline.head_files import HeadOrigin, save_head
 from tests.live import relative
+from tests.steered import plain_generate
 from tests.test_training_equals_online import random_head
 from tests.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
 
@@ -102,17 +103,51 @@ def test_one_forward_pass_a_token(head: str) -> None:
     assert len(calls) == len(answer.tokens)
 
 
-def test_hooks_are_gone_after_decoding(head: str) -> None:
-    mav = MAVInference(head, tiny_base())
+def test_outside_of_decoding_the_base_is_the_untouched_one(head: str) -> None:
+    mav, untouched = MAVInference(head, tiny_base()), tiny_base()
+    ids = mav.base.tokenizer("\n\nHuman: How?\n\nAssistant:")["input_ids"]
+
+    def check() -> None:
+        text = torch.tensor([ids])
+        got, want = (one.model(text, output_hidden_states=True) for one in (mav.base, untouched))
+        assert torch.equal(got.logits, want.logits)
+        assert got.logits.dtype == want.logits.dtype
+        pairs = zip(got.hidden_states, want.hidden_states, strict=True)
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+        for more in ({}, {"num_beams": 3}):
+            answers = (
+                plain_generate(one, ids, max_new_tokens=9, **more) for one in (mav.base, untouched)
+            )
+            assert len(set(answers)) == 1
+
+    check()
+    mav.generate_response("Hi", alpha=2.0, max_new_tokens=3)
+    check()
+    list(mav.stream_response("Hi", 2.0, max_new_tokens=3))
+    check()
+    with mav.steering(20.0) as model:
+        steered_ones = plain_generate(mav.base, ids, max_new_tokens=9)
+        assert model is mav.base.model
+    assert steered_ones != plain_generate(untouched, ids, max_new_tokens=9)
+    check()
+    with pytest.raises(RuntimeError, match="amid"), mav.steering([3.0]):
+        raise RuntimeError("amid")
+    check()
+
+
+def test_closing_takes_all_hooks_out_of_the_base(head: str) -> None:
+    untouched, base = tiny_base(), tiny_base()
+
+    def hooks(model: torch.nn.Module) -> list[int]:
+        names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
+        return [len(getattr(module, name)) for module in model.modules() for name in names]
+
+    mav = MAVInference(head, base)
     mav.generate_response("Hi", alpha=2.0, max_new_tokens=2)
-    assert not mav.base.model._forward_hooks
-    assert not any(layer._forward_pre_hooks for layer in mav.base.decoder.modules())
-
-
-def test_streaming_gives_the_same_text(head: str) -> None:
-    mav = MAVInference(head, tiny_base())
-    whole = mav.generate_response("Hi", alpha=1.0, max_new_tokens=30)
-    assert "".join(mav.stream_response("Hi", 1.0, max_new_tokens=30)).strip() == whole
+    assert hooks(base.model) != hooks(untouched.model)
+    mav.close()
+    assert hooks(base.model) == hooks(untouched.model)
+    assert vars(base.model).keys() == vars(untouched.model).keys()
 
 
 def test_a_failure_while_streaming_reaches_the_caller(
@@ -143,24 +178,6 @@ def test_the_same_size_with_another_tokenizer_is_refused(
     monkeypatch.setattr(type(base.tokenizer), "get_vocab", lambda _: swapped)
     with pytest.raises(MismatchError, match="other tokenizers"):
         MAVInference(head, base)
-
-
-def test_switching_to_a_base_of_another_depth_and_width(head: str, tmp_path: Path) -> None:
-    mav = MAVInference(head, tiny_base())
-    other = save_base(tiny_base(num_hidden_layers=6, hidden_size=48, seed=3), tmp_path / "other")
-    said: list[str] = []
-    mav.switch_base_model(str(other), say=said.append)
-    assert "layers [1, 3, 6]" in said[0]
-    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=4)).tokens
-
-
-def test_a_refused_switch_leaves_the_base_in_place(head: str, tmp_path: Path) -> None:
-    mav = MAVInference(head, tiny_base())
-    before = mav.generate("Hi", 1.0, Decoding(max_new_tokens=6)).tokens
-    other = save_base(tiny_base(vocab_size=320), tmp_path / "other")
-    with pytest.raises(MismatchError):
-        mav.switch_base_model(str(other))
-    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=6)).tokens == before
 
 
 def test_layers_chosen_by_index_do_not_go_to_another_depth(tmp_path: Path) -> None:
@@ -202,3 +219,15 @@ def test_decoding_options_are_checked(wrong: dict[str, Any], message: str) -> No
 
 def test_errors_share_one_base() -> None:
     assert issubclass(MismatchError, MAVError)
+
+
+def test_a_stop_string_that_begins_in_the_prompt_ends_nothing(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    whole = mav.generate("Hi", 3.0, Decoding(max_new_tokens=10))
+    stop = ":" + whole.response[0]
+    assert whole.prompt.endswith(":")
+    assert stop not in whole.response
+    text = mav.base.tokenizer.decode(whole.tokens, skip_special_tokens=True)
+    assert text[0] == whole.response[0], "white space comes first, so this test shows nothing"
+    stopped = mav.generate("Hi", 3.0, Decoding(max_new_tokens=10, stop=(stop,)))
+    assert (stopped.tokens, stopped.finish) == (whole.tokens, "length")

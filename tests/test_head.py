@@ -191,7 +191,10 @@ def cut(path: Path, size: int) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut": (lambda f: cut(f / WEIGHTS, 1000), r"cannot be read as safetensors"),
     "weights empty": (lambda f: cut(f / WEIGHTS, 0), r"cannot be read as safetensors"),
-    "weights missing": (lambda f: (f / WEIGHTS).unlink(), r"cannot be read as safetensors"),
+    "weights missing": (
+        lambda f: (f / WEIGHTS).unlink(),
+        r"no model\.safetensors beside config\.json",
+    ),
     "weights no safetensors": (
         lambda f: (f / WEIGHTS).write_bytes(b"\x80\x04pickle" * 20),
         r"cannot be read as safetensors",

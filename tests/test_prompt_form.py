@@ -1,0 +1,152 @@
+"""How a prompt becomes text: HH-RLHF's transcript, or the base's own chat template."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from cache_schema.errors import DataError, UsageError
+from pipeline.prompt_form import PromptForm, choose_form
+from pipeline.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
+from tests.tiny import tiny_tokenizer
+
+JINJA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('system only at first') }}{% endif %}"
+    "[{{ message.role }}] {{ message.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+SYSTEM = {"role": "system", "content": "Be kind."}
+HELLO = {"role": "user", "content": "Hello"}
+HI = {"role": "assistant", "content": "Hi!"}
+
+
+@pytest.fixture
+def chatty() -> Any:
+    """A tokenizer with a chat template; a copy, as the tiny one is shared."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = JINJA
+    return tokenizer
+
+
+@pytest.fixture
+def hh() -> PromptForm:
+    return choose_form("hh", TEMPLATE, tiny_tokenizer())
+
+
+@pytest.fixture
+def chat(chatty: Any) -> PromptForm:
+    return choose_form("chat", TEMPLATE, chatty)
+
+
+@pytest.mark.parametrize(
+    ("asked", "template", "got"),
+    [
+        ("auto", TEMPLATE, "hh"),
+        ("auto", CHAT_TEMPLATE, "chat"),
+        ("hh", CHAT_TEMPLATE, "hh"),
+        ("chat", TEMPLATE, "chat"),
+    ],
+)
+def test_what_is_asked_else_what_the_head_was_trained_in(
+    chatty: Any, asked: Any, template: str, got: str
+) -> None:
+    assert choose_form(asked, template, chatty).name == got
+
+
+@pytest.mark.parametrize(("asked", "template"), [("chat", TEMPLATE), ("auto", CHAT_TEMPLATE)])
+def test_a_base_without_a_chat_template_is_refused(asked: Any, template: str) -> None:
+    with pytest.raises(UsageError, match=r"--prompt-form chat: the base has no chat template"):
+        choose_form(asked, template, tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Hello", "\n\nHuman: Hello\n\nAssistant:"),
+        ("  Hello \n", "\n\nHuman: Hello\n\nAssistant:"),
+        ("\n\nHuman: Hello\n\nAssistant:", "\n\nHuman: Hello\n\nAssistant:"),
+        ("\n\nHuman: Hello\n\nAssistant: ", "\n\nHuman: Hello\n\nAssistant:"),
+        ("Human: Hello", "\n\nHuman: Hello\n\nAssistant:"),
+        ([HELLO], "\n\nHuman: Hello\n\nAssistant:"),
+        ((HELLO, HI, HELLO), "\n\nHuman: Hello\n\nAssistant: Hi!\n\nHuman: Hello\n\nAssistant:"),
+    ],
+)
+def test_as_a_transcript(hh: PromptForm, prompt: Any, text: str) -> None:
+    assert hh.render(prompt) == text
+
+
+def test_a_system_message_is_in_the_transcript(hh: PromptForm) -> None:
+    assert hh.render([SYSTEM, HELLO]).split() == (
+        ["System:", "Be", "kind.", "Human:", "Hello", "Assistant:"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Hello", "<bos>[user] Hello\n[assistant]"),
+        ([SYSTEM, HELLO], "<bos>[system] Be kind.\n[user] Hello\n[assistant]"),
+        ([HELLO, HI, HELLO], "<bos>[user] Hello\n[assistant] Hi!\n[user] Hello\n[assistant]"),
+    ],
+)
+def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
+    assert chat.render(prompt) == text
+
+
+@pytest.mark.parametrize("name", ["hh", "chat"])
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "messages: got none"),
+        ([HELLO, {"role": "tool", "content": ""}], r"messages\[1\]: got role 'tool'"),
+        ([{"content": "Hello"}], r"messages\[0\]: got role None"),
+        ([{"role": "user"}], r"messages\[0\]: got no text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\]: got no text"),
+        ([HELLO, HI], "the last is the assistant's, expected the user's"),
+        ([SYSTEM], "the last is the system's"),
+    ],
+)
+def test_messages_that_are_none(
+    request: pytest.FixtureRequest, name: str, messages: Any, message: str
+) -> None:
+    form: PromptForm = request.getfixturevalue(name)
+    with pytest.raises(DataError, match=message):
+        form.render(messages)
+
+
+def test_messages_that_the_template_refuses(chat: PromptForm) -> None:
+    with pytest.raises(DataError, match=r"chat template refuses these messages: .*only at first"):
+        chat.render([HELLO, SYSTEM, HELLO])
+
+
+def test_a_template_cannot_run_code(chatty: Any) -> None:
+    chatty.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(DataError, match="refuses"):
+        choose_form("chat", TEMPLATE, chatty).render("Hello")
+
+
+def test_a_human_turn_ends_an_answer_in_a_transcript_alone(
+    hh: PromptForm, chat: PromptForm
+) -> None:
+    assert hh.stops == (HUMAN,)
+    assert chat.stops == ()
+
+
+def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm) -> None:
+    """A chat template writes its own; a transcript takes what the tokenizer puts before texts."""
+    asked: list[bool] = []
+
+    class Telling:
+        chat_template = JINJA
+
+        def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+            asked.append(add_special_tokens)
+            return {"input_ids": [len(text)]}
+
+    for form in (hh, chat):
+        assert PromptForm(name=form.name, tokenizer=Telling()).tokens("abc") == [3]
+    assert asked == [True, False]
+    tokens = chat.tokens(chat.render("Hello"))
+    assert tokens.count(tiny_tokenizer().bos_token_id) == 1

@@ -1,0 +1,140 @@
+"""Answers piece by piece, in a thread: the same text, and nothing left behind."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from cache_schema.errors import UsageError
+from pipeline.alpha import Alpha, AlphaSchedule
+from pipeline.decoding import Decoding
+from pipeline.generate import MAVInference
+from tests.steered import steered
+from tests.tiny import tiny_base
+
+FALLING = AlphaSchedule(((0, 18.0), (6, -9.0)))
+
+
+@pytest.fixture
+def mav() -> Iterator[MAVInference]:
+    made = steered()
+    yield made
+    made.close()
+
+
+def generating() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "generate"]
+
+
+def assert_untouched(mav: MAVInference) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(mav.base.model(ids).logits, tiny_base().model(ids).logits)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 6.0, -8.0, FALLING], ids=str)
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {},
+        {"temperature": 1.3, "top_p": 0.9, "seed": 5},
+        {"kv_cache": "static"},
+        {"kv_cache": "none"},
+        {"stop": ("e", "a")},
+    ],
+    ids=str,
+)
+def test_pieces_are_the_whole(mav: MAVInference, alpha: Alpha, decoding: dict[str, Any]) -> None:
+    whole = mav.generate_response("Hi", alpha, max_new_tokens=30, **decoding)
+    pieces = list(mav.stream_response("Hi", alpha, max_new_tokens=30, **decoding))
+    assert "".join(pieces).rstrip() == whole
+    assert all(pieces)
+    assert len(pieces) > 3 or "stop" in decoding
+    assert generating() == []
+    assert_untouched(mav)
+
+
+@pytest.mark.parametrize("heard", [1, 3])
+def test_who_stops_listening_ends_the_answer(mav: MAVInference, heard: int) -> None:
+    whole = mav.generate("Hi", 12.0, Decoding(max_new_tokens=150)).tokens
+    assert len(whole) > 30, "it would end by itself, so this test shows nothing"
+    passes: list[int] = []
+
+    def slowly(*_: Any) -> None:
+        passes.append(1)
+        time.sleep(0.005)
+
+    mav.base.decoder.register_forward_hook(slowly)
+    stream = mav.stream_response("Hi", 12.0, max_new_tokens=150)
+    for _ in range(heard):
+        next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert generating() == []
+    assert len(passes) < len(whole) // 2
+    assert_untouched(mav)
+    assert mav.generate_response("Hi", 12.0, max_new_tokens=5)
+
+
+def test_an_error_of_the_listener_ends_the_answer(mav: MAVInference) -> None:
+    with pytest.raises(KeyError):
+        for piece in mav.stream_response("Hi", 6.0, max_new_tokens=100):
+            raise KeyError(piece)
+    assert generating() == []
+    assert_untouched(mav)
+
+
+def test_beams_cannot_be_streamed(mav: MAVInference) -> None:
+    with pytest.raises(UsageError, match="--num-beams"):
+        list(mav.stream_response("Hi", 1.0, num_beams=2))
+
+
+def test_threads_that_decode_at_once_keep_their_own_strength(mav: MAVInference) -> None:
+    alphas = (0.0, 6.0, -8.0, 18.0)
+    want = {alpha: mav.generate_response("Hi", alpha, max_new_tokens=12) for alpha in alphas}
+    assert len(set(want.values())) == len(alphas)
+    found: list[tuple[float, str]] = []
+    begin = threading.Barrier(2 * len(alphas))
+
+    def run(alpha: float, streams: bool) -> None:
+        begin.wait()
+        for _ in range(3):
+            if streams:
+                text = "".join(mav.stream_response("Hi", alpha, max_new_tokens=12)).rstrip()
+            else:
+                text = mav.generate_response("Hi", alpha, max_new_tokens=12)
+            found.append((alpha, text))
+
+    threads = [
+        threading.Thread(target=run, args=(alpha, streams))
+        for alpha in alphas
+        for streams in (True, False)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6 * len(alphas)
+    assert all(text == want[alpha] for alpha, text in found)
+
+
+def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
+    mav: MAVInference,
+) -> None:
+    """It is the answer of the one base or the other, under the head, but not without it."""
+    other = steered(tiny_base(seed=3))
+    wanted = {one.generate_response("Hi", 18.0, max_new_tokens=8) for one in (mav, other)}
+    found: list[str] = []
+    listener = threading.Thread(
+        target=lambda: found.append("".join(mav.stream_response("Hi", 18.0, max_new_tokens=8)))
+    )
+    with mav.exclusively():
+        listener.start()
+        deadline = time.monotonic() + 10
+        while not generating() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert generating(), "the stream did not begin"
+        mav.switch_base_model(tiny_base(seed=3))
+    listener.join()
+    assert found[0].rstrip() in wanted
