@@ -5,19 +5,16 @@ reward model rides along as a logits processor with a cache of its own. Each pro
 reading it. Memory is that of a process of its own: resident before decoding, and its peak during.
 """
 
-import ctypes
-import gc
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 from pipeline.base_model import BaseModel
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
@@ -96,11 +93,8 @@ def measure(decode: Decode, prompts: Sequence[str]) -> dict[str, float]:
     Answers of fewer than 16 tokens are left out: reading the prompt is most of their time.
     """
     decode(prompts[0])
-    gc.collect()
-    _give_back()
-    process = psutil.Process()
-    resident = process.memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    resident = resident_bytes()
+    forget_peak()
     found = [decode(prompt) for prompt in prompts]
     long = [seconds / tokens for tokens, seconds in found if tokens >= _FEWEST]
     if not long:
@@ -110,23 +104,19 @@ def measure(decode: Decode, prompts: Sequence[str]) -> dict[str, float]:
         "answers": len(long),
         "tokens": sum(tokens for tokens, _ in found),
         "resident_bytes": resident,
-        "peak_bytes": _peak(),
+        "peak_bytes": peak_bytes(),
     }
 
 
 def weight_bytes(*models: torch.nn.Module) -> int:
-    """Bytes of the parameters of models, each counted once."""
-    parameters = {p.data_ptr(): p for model in models for p in model.parameters()}
-    return sum(p.numel() * p.element_size() for p in parameters.values())
+    """Bytes of the parameters of models, each counted once; of quantized ones codes and scales."""
+    parameters = [tensor for model in models for p in model.parameters() for tensor in _parts(p)]
+    stored = {tensor.data_ptr(): tensor for tensor in parameters}
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
 
 
-def _give_back() -> None:
-    """Have the allocator return what it holds but does not use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def _parts(tensor: Any) -> list[Tensor]:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]

@@ -1,0 +1,139 @@
+"""Which base and which heads are decoded with; weights are random where there are none to load."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import tokenizers
+import torch
+import transformers
+from transformers import GenerationConfig
+
+from benchmarks.baselines.decoding import weight_bytes
+from pipeline.aligned_lm import AlignedLM
+from pipeline.base_model import BaseModel, Placement, load_source, preview_base
+from pipeline.base_source import resolve_base
+from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.int8_head import quantize_head
+from pipeline.layers import select_layers
+
+DTYPE: Final = torch.bfloat16
+_LLAMA_7B: Final = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "tie_word_embeddings": False,
+}
+
+
+class EndlessBase(BaseModel):
+    """A base none of whose tokens ends an answer."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseShape:
+    """Which base is decoded with.
+
+    Attributes:
+        name: Hub id, folder or `.gguf` file; None for random weights of 7B shapes.
+        layers: Decoder layers of the random one.
+    """
+
+    name: str | None
+    layers: int
+
+    def preview(self) -> BaseModel:
+        """Return it without weights."""
+        if self.name is not None:
+            return preview_base(resolve_base(self.name, None, None))
+        return self._random(torch.device("meta"))
+
+    def load(self, device: torch.device) -> EndlessBase:
+        """Load it in bfloat16, or make it."""
+        if self.name is not None:
+            placement = Placement(dtype=DTYPE, device=str(device))
+            found = load_source(resolve_base(self.name, None, None), placement)
+        else:
+            found = self._random(device)
+        # What the model's own settings name would fill whatever a caller leaves open.
+        found.model.generation_config = GenerationConfig(pad_token_id=0)
+        return EndlessBase(model=found.model, tokenizer=found.tokenizer, source=found.source)
+
+    def _random(self, device: torch.device) -> BaseModel:
+        config = transformers.LlamaConfig(**_LLAMA_7B, num_hidden_layers=self.layers)
+        torch.manual_seed(0)
+        with device:
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+        vocabulary = {str(token): token for token in range(config.vocab_size)}
+        end = "0"
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=end))
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end)
+        return BaseModel(model=model, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """Which head is put on it, three layers read as `auto` chooses them.
+
+    Attributes:
+        pooled_size: Width each layer's state is pooled to.
+        expansion_size: Width of its widest layer.
+        int8: Whether its weights take a byte each.
+    """
+
+    pooled_size: int
+    expansion_size: int
+    int8: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its sizes, for people."""
+        return f"{self.pooled_size}x{self.expansion_size}{' int8' if self.int8 else ''}"
+
+    def parameters(self, vocab_size: int) -> int:
+        """Number of its parameters."""
+        with torch.device("meta"):
+            return AlignmentHead(self._config(vocab_size)).total_parameters()
+
+    def making_bytes(self, vocab_size: int) -> int:
+        """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""
+        return (10 if self.int8 else 2) * self.parameters(vocab_size)
+
+    def joined(self, base: BaseModel) -> AlignedLM:
+        """Return it on a base, with random weights; nothing is hooked yet."""
+        with torch.device("meta"):
+            head = AlignmentHead(self._config(base.vocab_size)).to(DTYPE).eval()
+        head = head.to_empty(device=base.logits_device).requires_grad_(False)
+        torch.manual_seed(0)
+        for parameter in head.parameters():
+            parameter.normal_(std=0.02)
+        layers = select_layers("auto", 3, base.num_hidden_layers)
+        if self.int8:
+            quantize_head(head)
+        return AlignedLM(base, head, layers)
+
+    def _config(self, vocab_size: int) -> HeadConfig:
+        return HeadConfig(
+            num_layers=3,
+            pooled_size=self.pooled_size,
+            expansion_size=self.expansion_size,
+            vocab_size=vocab_size,
+        )
+
+
+def read_bytes(base: BaseModel, head: AlignmentHead | None = None) -> int:
+    """Return the bytes of weights one token needs, if each is read once.
+
+    All of the base and of the head count but an input embedding that is not the output's too: of
+    it a row is read.
+    """
+    read = weight_bytes(base.model, *([head] if head else []))
+    inputs = base.model.get_input_embeddings().weight
+    tied = inputs is base.model.get_output_embeddings().weight
+    return read - (0 if tied else inputs.numel() * inputs.element_size())
