@@ -1,0 +1,143 @@
+"""A Python that has imported everything, and forks to run `mav`, or a script, in a moment.
+
+The pages run dozens of commands, each of which would import torch for seconds. So this imports
+once and listens on a socket; the programs that `write_programs` makes hand their arguments, folder,
+environment and open files over, and wait. To a shell they are programs like any other: pipes,
+redirections, signals and exit codes work.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_IMPORTED: Final = (
+    "accelerate.tracking",
+    "cli",
+    "mav",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "pipeline.answers_file",
+    "pipeline.chat",
+    "pipeline.demo",
+    "pipeline.html_report",
+    "pipeline.preflight",
+    "pipeline.serving.app",
+    "pipeline.serving.http_server",
+    "pipeline.serving.worker",
+    "pipeline.switching_demo",
+    "pipeline.verification",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "transformers.quantizers.auto",
+)
+"""What commands import when they run."""
+
+_CLIENT: Final = """\
+#!{python} -SE
+import json, os, signal, socket, sys
+with socket.socket(socket.AF_UNIX) as warm:
+    warm.connect({socket!r})
+    asked = [{program!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]
+    asked = json.dumps(asked).encode()
+    socket.send_fds(warm, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+    warm.sendall(asked)
+    child = int.from_bytes(warm.recv(8), "big")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    code = warm.recv(1)
+sys.exit(code[0] if code else 70)
+"""
+
+
+def write_programs(folder: Path, address: Path) -> None:
+    """Write the programs `mav` and `python` that are run by the process at an address."""
+    for program in ("mav", "python"):
+        path = folder / program
+        text = _CLIENT.format(python=sys.executable, socket=str(address), program=program)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+
+
+def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, object]]) -> int:
+    """Run a program in this process; return its exit code.
+
+    Args:
+        program: `mav`, or `python` with a script.
+        args: What follows it.
+        defaults: Command of `mav` -> option -> value where none is given.
+    """
+    import cli
+
+    try:
+        if program == "mav":
+            cli.main(args, prog_name="mav", default_map=defaults)
+        else:
+            sys.argv = args
+            sys.path[0] = str(Path(args[0]).parent)
+            runpy.run_path(args[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+            return 1
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _child(connection: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raw, files, _, _ = socket.recv_fds(connection, 8, 3)
+    connection.sendall(os.getpid().to_bytes(8, "big"))
+    size, body = int.from_bytes(raw, "big"), b""
+    while len(body) < size:
+        body += connection.recv(size - len(body))
+    program, args, folder, environment = json.loads(body)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    defaults = json.loads(environment.get("MAV_TEST_DEFAULTS", "{}"))
+    code = run(program, args, defaults)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = 1
+    connection.sendall(bytes([code]))
+
+
+def main(address: str) -> None:
+    """Import what commands use, then serve until killed."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        # Children are not waited for; what they answer is their exit code.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                try:
+                    _child(connection)
+                finally:
+                    os._exit(0)
+            connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

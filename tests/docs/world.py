@@ -1,0 +1,246 @@
+"""The folder that the pages' commands are run in: what they name is there, and small."""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import tokenizers
+import transformers
+
+from pipeline.base_model import BaseModel
+from tests.docs.warm_python import write_programs
+from tests.tiny import save_base, tiny_base, write_rows
+
+ROOT: Final = Path(__file__).parents[2]
+VOCAB: Final = 2048
+OF_ANOTHER_VOCABULARY: Final = "Qwen/Qwen2.5-0.5B-Instruct"
+BASES: Final = (
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "HuggingFaceTB/SmolLM2-135M",
+    "meta-llama/Llama-2-7b-hf",
+    "meta-llama/Llama-2-7b-chat-hf",
+)
+"""Ids on the hub that stand for folders of random models here."""
+
+_FROM_HERE: Final = (
+    "benchmarks",
+    "configs",
+    "constraints",
+    "examples",
+    "pipeline",
+    "pyproject.toml",
+    "Makefile",
+)
+_CHAT_TEMPLATE: Final = (
+    "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_PIP: Final = """\
+#!/bin/bash
+# Installs nothing, but knows which extras there are.
+for extra in $(sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' <<< "$*" | tr , ' '); do
+    grep -qE "^$extra = \\[" pyproject.toml || { echo "no extra $extra" >&2; exit 1; }
+done
+"""
+_MAKE: Final = """\
+#!/bin/bash
+exec /usr/bin/env -u MAKEFLAGS PATH=/usr/bin:/bin make --dry-run "$@" > /dev/null
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A folder to run commands in.
+
+    Attributes:
+        folder: The folder.
+        programs: Folder of `mav`, `python`, `pip` and `make`.
+    """
+
+    folder: Path
+    programs: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands find in their environment."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        return {
+            **kept,
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "MAV_TEST_DEFAULTS": '{"extract": {"device": "cpu"}}',
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def run(self, text: str, **environment: str) -> Ran:
+        """Run a script in bash, which stops at the first command that fails."""
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return Ran(code=found.returncode, out=found.stdout, err=found.stderr)
+
+    @contextmanager
+    def running(self, text: str, until: str) -> Iterator[None]:
+        """Run a script beside the others, once an address answers, until the context is left."""
+        log = self.folder / "background.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", text],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            _wait_until(until, process, log)
+            yield
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+    def copy(self, folder: Path) -> "World":
+        """Return another folder with the same in it."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return World(folder=folder, programs=self.programs)
+
+
+def make_world(folder: Path, programs: Path) -> World:
+    """Make what every page may name: bases, data, the repository's own folders."""
+    folder.mkdir()
+    for seed, name in enumerate(BASES):
+        save_base(small_base(seed), folder / name)
+    save_base(tiny_base(), folder / OF_ANOTHER_VOCABULARY)
+    for name in _FROM_HERE:
+        (folder / name).symlink_to(ROOT / name)
+    _save_dataset(folder / "Anthropic" / "hh-rlhf")
+    return World(folder=folder, programs=programs)
+
+
+def small_base(seed: int) -> BaseModel:
+    """A random model with a vocabulary that suits the shipped pairs, and a chat template."""
+    base = tiny_base(seed=seed, vocab_size=VOCAB, max_position_embeddings=2048)
+    return BaseModel(model=base.model, tokenizer=_tokenizer())
+
+
+@contextmanager
+def warm_python(folder: Path) -> Iterator[Path]:
+    """Start the process that runs commands; yield the folder of its programs."""
+    programs, address, log = folder / "bin", folder / "warm", folder / "warm.log"
+    programs.mkdir(parents=True)
+    write_programs(programs, address)
+    for name, text in (("pip", _PIP), ("make", _MAKE)):
+        (programs / name).write_text(text, encoding="utf-8")
+        (programs / name).chmod(stat.S_IRWXU)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.docs.warm_python", str(address)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A group of its own, to be ended with all that was forked from it.
+            start_new_session=True,
+        )
+    try:
+        _wait_for(address, process, log)
+        yield programs
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def _wait_until(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with opener.open(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
+
+
+def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(1200):
+        if address.exists():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
+
+
+@cache
+def _tokenizer() -> Any:
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<eos>", "<bos>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sample = sorted((ROOT / "pipeline" / "sample").glob("*-train.jsonl"))
+    model.train([str(path) for path in sample], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token="<eos>", bos_token="<bos>"
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def _save_dataset(folder: Path) -> None:
+    """Save pairs under the name of a data set on the hub."""
+    folder.parent.mkdir()
+    file = write_rows(folder.parent / "rows.jsonl", 60)
+    train = datasets.Dataset.from_json(str(file), cache_dir=str(folder.parent / "cache"))
+    datasets.DatasetDict({"train": train}).save_to_disk(folder)
