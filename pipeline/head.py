@@ -71,12 +71,13 @@ class AlignmentHead(nn.Module):
             states: [..., K, width]; pooled here to W where the width is another.
         """
         pooled = pool_states(states, self.config.pooled_size).flatten(-2)
-        fused = F.relu(_linear(self.fusion, pooled.to(self.fusion.weight.dtype)))
-        return F.relu(_linear(self.expand, self.dropout(fused)))
+        fused = F.relu(self.fusion(pooled.to(self.fusion.weight.dtype)))
+        return F.relu(self.expand(self.dropout(fused)))
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the alignment vector [..., V] for states [..., K, width]."""
-        return _linear(self.project, self.features(states))
+        vector: Tensor = self.project(self.features(states))
+        return vector
 
     def alignment_parameters(self) -> int:
         """Number of parameters of the alignment network, the figure a head is named by."""
@@ -121,12 +122,3 @@ class AlignmentHead(nn.Module):
         from pipeline.head_files import load_head
 
         return load_head(path_or_hub_id, dtype=dtype, device=device).head
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a layer; for one token on a CPU as a matrix times a vector, which is quicker there."""
-    is_row = x.numel() == x.shape[-1]
-    if is_row and x.device.type == "cpu" and type(layer.weight.data) is Tensor:
-        return torch.addmv(layer.bias, layer.weight, x.flatten()).view(*x.shape[:-1], -1)
-    many: Tensor = layer(x)
-    return many

@@ -1,20 +1,16 @@
-"""The page in headless Chromium: columns, colours, keyboard, errors, phones, the key.
+"""The page in headless Chromium: columns, colours, keyboard, errors, phones, the key."""
 
-`MAV_SCREENSHOT=docs/page.png pytest tests/serving/test_page.py` also writes what it looks like.
-"""
-
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from pipeline.serving.http_server import HttpServer
 from tests.serving.running import http, running, wait_for
+from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM: Final = Path("/usr/bin/chromium")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}"),
@@ -25,8 +21,8 @@ NARROW: Final = {"width": 360, "height": 740}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with sync_playwright() as started:
+        found = launch(started)
         yield found
         found.close()
 
@@ -230,8 +226,6 @@ def test_what_the_page_may_do_is_little(server: HttpServer) -> None:
 
 
 def test_a_picture_of_it(browser: Any, opened: Opened, tmp_path: Path) -> None:
-    target = Path(os.environ.get("MAV_SCREENSHOT", tmp_path / "page.png"))
-    opened.ask(tokens=40)
-    opened.page.locator(".answer").last.locator(".token[title]").first.hover()
-    opened.page.screenshot(path=target, full_page=True)
+    target = tmp_path / "page.png"
+    ask_and_shoot(opened.page, target, "How do I mend a kite?", "0, 2", 40)
     assert 10_000 < target.stat().st_size < 300_000

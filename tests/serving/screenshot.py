@@ -1,0 +1,53 @@
+"""A picture of the page: `python -m tests.serving.screenshot runs/demo/head docs/page.png`."""
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from playwright.sync_api import sync_playwright
+
+from tests.serving.running import running
+
+CHROMIUM: Final = Path("/usr/bin/chromium")
+SIZE: Final = {"width": 1200, "height": 760}
+
+
+def launch(playwright: Any) -> Any:
+    """Start Chromium as the tests of the page do."""
+    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+
+
+def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int) -> None:
+    """Ask for answers at alpha 1 and others; picture them, one token being pointed at.
+
+    Args:
+        page: The page, opened.
+        target: File of the picture.
+        prompt: What to ask.
+        alphas: The other strengths.
+        tokens: Most tokens of an answer.
+    """
+    page.wait_for_selector("#base option", state="attached")
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("beside").fill(alphas)
+    page.get_by_label("Tokens").fill(str(tokens))
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("#send:enabled")
+    page.locator(".answer").last.locator(".token[title]").first.hover()
+    page.screenshot(path=target, full_page=True)
+
+
+def main(head: str, target: Path) -> None:
+    """Serve a head, and picture its page."""
+    with running(head=head, dtype="bfloat16") as server, sync_playwright() as started:
+        browser = launch(started)
+        page = browser.new_page(viewport=SIZE)
+        page.set_default_timeout(120_000)
+        page.goto(server.url)
+        page.get_by_label("Temperature").fill("0")
+        ask_and_shoot(page, target, "How do I keep basil alive on a windowsill?", "0, 2", 48)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
