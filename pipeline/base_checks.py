@@ -2,7 +2,7 @@
 
 Every base model is its own code. Three facts that everything rests on are therefore not assumed
 but compared on real pairs: that the taps see transformers' own hidden states, that the factored
-logits are the model's own, and that a shared prompt changes nothing.
+logits are the model's own, and that packing changes nothing.
 """
 
 import math
@@ -17,7 +17,8 @@ from torch import Tensor
 from cache_schema.errors import BaseModelError
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
-from pipeline.packing import ForwardBatch, pack_separate, pack_shared
+from pipeline.forward import run_decoder, run_whole
+from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack
 from pipeline.tokenizing import TokenizedPairs
 
 # Relative errors (Frobenius norm) above which two results count as different. The same tensor
@@ -37,12 +38,12 @@ class BaseVerdict:
     Attributes:
         errors: Relative errors that were measured, by what was compared.
         factored: Whether its logits are a function of the final state.
-        shared_prompt: Whether two answers may share one run of their prompt.
+        packing: How pairs may be packed: the quickest way that changes nothing.
     """
 
     errors: dict[str, float]
     factored: bool
-    shared_prompt: bool
+    packing: Packing
 
 
 def check_base(
@@ -70,7 +71,7 @@ def check_base(
     longest_first = np.argsort(-pairs.shared_length, kind="stable")
     spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
     chosen = [int(longest_first[place]) for place in spread]
-    batch = pack_separate(pairs, chosen).to(base.device)
+    batch = pack(pairs, chosen, "apart", base.dtype).to(base.device)
     errors = {"layers": check_layers(base, layers, batch)}
     factored = True
     try:
@@ -80,19 +81,23 @@ def check_base(
             raise
         factored = False
         say(f"{cause} They are taken from the whole model.")
-    difference = check_shared_prompt(base, layers, pairs, chosen)
-    shared = honours_shared_prompt(base, difference, max_length)
+    packing, difference = choose_packing(base, layers, pairs, chosen, max_length)
     if math.isfinite(difference):
         errors["shared_prompt"] = difference
     listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
     say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
-    if not shared:
+    if packing == "padded":
+        say(
+            f"{base.config.model_type}: its attention cannot be replaced, so each pair is run in a "
+            f"sequence of its own, padded, which takes about 1.2 times as long"
+        )
+    elif packing == "apart":
         say(
             f"{base.config.model_type}: sharing a prompt between two answers changes its states "
             f"(relative error {difference:.2g}) or its attention window is shorter than the "
-            f"maximum length; each answer is run apart, which takes about 1.7 times as long"
+            f"maximum length; each answer is run apart, which takes about twice as long"
         )
-    return BaseVerdict(errors=errors, factored=factored, shared_prompt=shared)
+    return BaseVerdict(errors=errors, factored=factored, packing=packing)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -141,7 +146,7 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
     """
     last = base.num_hidden_layers
     with base.taps((last,)) as taps:
-        own = base.model(**batch.inputs, use_cache=False).logits
+        own = run_whole(base, batch)
         final = taps.states[last]
     flat = own.reshape(-1, own.shape[-1])[batch.predict]
     error = relative_error(unembedding(final.reshape(-1, final.shape[-1])[batch.predict]), flat)
@@ -155,29 +160,41 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
 
 
 @torch.inference_mode()
-def check_shared_prompt(
-    base: BaseModel, layers: tuple[int, ...], pairs: TokenizedPairs, chosen: Sequence[int]
-) -> float:
-    """Compare one packed pass over pairs with the plain pass, each answer apart.
+def choose_packing(
+    base: BaseModel,
+    layers: tuple[int, ...],
+    pairs: TokenizedPairs,
+    chosen: Sequence[int],
+    max_length: int,
+) -> tuple[Packing, float]:
+    """Find the quickest way of packing that changes no state.
 
     Returns:
-        The largest relative error over the layers; infinity where the model refuses the packing.
+        The way, and its largest relative error over the layers; of the last one that was tried
+        where every answer must be run apart, infinite where the model refuses it.
     """
-    shared = pack_shared(pairs, chosen, base.dtype).to(base.device)
-    plain = pack_separate(pairs, chosen).to(base.device)
-    want = _predicting_states(base, layers, plain)
-    try:
-        got = _predicting_states(base, layers, shared)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return float("inf")
-    return max(relative_error(got[layer], want[layer]) for layer in layers)
+    want = _predicting_states(base, layers, pack(pairs, chosen, "apart", base.dtype))
+    error = math.inf
+    for packing in PACKINGS[:-1]:
+        batch = pack(pairs, chosen, packing, base.dtype)
+        try:
+            got = _predicting_states(base, layers, batch)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            # NotImplementedError, which is a RuntimeError, is one of them.
+            continue
+        error = max(relative_error(got[layer], want[layer]) for layer in layers)
+        if error <= OTHER_ORDER[base.dtype] and (
+            packing == "packed" or window_fits(base, max_length)
+        ):
+            return packing, error
+    return "apart", error
 
 
-def honours_shared_prompt(base: BaseModel, error: float, max_length: int) -> bool:
-    """Tell whether a model may run with shared prompts.
+def window_fits(base: BaseModel, max_length: int) -> bool:
+    """Tell whether a model attends to all of a text of the maximum length.
 
-    The mask of a packed sequence says what is hidden, in place of the model's sliding window, so
-    the longest text must fit in one. GPT-Neo counts its window in the packed sequence besides,
+    The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
+    the longest text must fit in one. GPT-Neo counts its window in the padded sequence besides,
     which must fit as a whole.
     """
     limits = [
@@ -185,16 +202,16 @@ def honours_shared_prompt(base: BaseModel, error: float, max_length: int) -> boo
         (getattr(base.config, "window_size", None), 2 * max_length),
     ]
     # A window of 0 is none.
-    fits = all(not window or needed <= window for window, needed in limits)
-    return error <= OTHER_ORDER[base.dtype] and fits
+    return all(not window or needed <= window for window, needed in limits)
 
 
 def _predicting_states(
     base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch
 ) -> dict[int, Tensor]:
+    placed = batch.to(base.device)
     with base.taps(layers) as taps:
-        base.decoder(**batch.inputs, use_cache=False)
+        run_decoder(base, placed)
         return {
-            layer: taps.states[layer].flatten(0, 1).index_select(0, batch.predict)
+            layer: taps.states[layer].flatten(0, 1).index_select(0, placed.predict)
             for layer in layers
         }

@@ -1,6 +1,5 @@
 """The frozen base model: loading it, and finding in it what extraction and decoding need."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +19,7 @@ from pipeline.base_source import (
     tokenizer_digest,
 )
 from pipeline.devices import pick_device
+from pipeline.quiet import QuietLibraries
 from pipeline.taps import StateTaps
 
 IN_MEMORY: Final = "memory:"
@@ -213,7 +213,7 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
     try:
-        with _QuietLibraries():
+        with QuietLibraries():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source.folder,
                 dtype=placement.dtype,
@@ -239,7 +239,7 @@ def preview_base(source: BaseSource) -> BaseModel:
     """
     source.weight_files()
     try:
-        with _QuietLibraries(), torch.device("meta"):
+        with QuietLibraries(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(
                 source.folder, trust_remote_code=False, **_gguf(source)
             )
@@ -256,7 +256,7 @@ def load_tokenizer(source: BaseSource) -> Any:
         BaseModelError: There is none, or it cannot be read.
     """
     try:
-        with _QuietLibraries():
+        with QuietLibraries():
             return transformers.AutoTokenizer.from_pretrained(
                 source.folder, trust_remote_code=False, **_gguf(source)
             )
@@ -278,20 +278,3 @@ def _weights_format(source: BaseSource) -> dict[str, Any]:
     if packed is not None:
         options["quantization_config"] = packed(dequantize=True)
     return options
-
-
-class _QuietLibraries:
-    """Holds back the progress bars and advice of transformers while it loads."""
-
-    def __enter__(self) -> None:
-        log = transformers.utils.logging
-        self._level = log.get_verbosity()
-        self._bars = log.is_progress_bar_enabled()
-        log.set_verbosity(logging.ERROR)
-        log.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        log = transformers.utils.logging
-        log.set_verbosity(self._level)
-        if self._bars:
-            log.enable_progress_bar()

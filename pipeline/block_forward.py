@@ -4,7 +4,7 @@ Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from cache_schema.plan import BlockPlan
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
 from pipeline.block_rows import quantized_rows, vocabulary_rows
-from pipeline.packing import ForwardBatch, batches_by_length, pack_separate, pack_shared
+from pipeline.forward import run_decoder, run_whole
+from pipeline.packing import ForwardBatch, Packing, batches, pack
 from pipeline.pooling import pool_states
 from pipeline.stored import TORCH_DTYPES, to_stored
 from pipeline.tokenizing import TokenizedPairs
@@ -28,7 +29,7 @@ class BlockForward:
     """Computes the arrays of one block after another.
 
     Attributes:
-        shared_prompt: Whether both answers share one run of the prompt.
+        packing: How pairs are packed.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class BlockForward:
         manifest: Manifest,
         unembedding: Unembedding | None,
         *,
-        shared_prompt: bool,
+        packing: Packing,
         batch_tokens: int,
     ) -> None:
         """Prepare; see `run`.
@@ -51,10 +52,10 @@ class BlockForward:
             manifest: What to store.
             unembedding: The base's output embedding, or None for a base whose logits are no
                 function of it; the whole model is run then.
-            shared_prompt: Pack both answers behind one prompt, or run each apart.
-            batch_tokens: Most padded tokens in one forward pass.
+            packing: How to pack pairs.
+            batch_tokens: Most tokens in one forward pass, padding included.
         """
-        self.shared_prompt = shared_prompt
+        self.packing = packing
         self._base = base
         self._pairs = pairs
         self._plan = plan
@@ -82,15 +83,12 @@ class BlockForward:
             if layout.spec.kind == "block"
         }
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
-        # A sequence of its own for each answer costs the prompt twice.
-        budget = self._batch_tokens if self.shared_prompt else self._batch_tokens // 2
+        lengths = self._pairs.shared_length
         with self._base.taps(tapped) as taps:
-            for batch_pairs in batches_by_length(pairs, self._pairs.shared_length, budget):
-                batch = (
-                    pack_shared(self._pairs, batch_pairs, self._base.dtype)
-                    if self.shared_prompt
-                    else pack_separate(self._pairs, batch_pairs)
-                ).to(self._base.device)
+            for batch_pairs in batches(pairs, lengths, self._batch_tokens, self.packing):
+                batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(
+                    self._base.device
+                )
                 own_NV = self._forward(batch)
                 at = self._rows_of(batch_pairs) - start
                 for path, values in self._arrays(taps.states, batch, own_NV).items():
@@ -103,12 +101,11 @@ class BlockForward:
     def _forward(self, batch: ForwardBatch) -> Tensor | None:
         """Run the base; return its logits where only the whole model can tell them."""
         if self._unembedding is not None:
-            self._base.decoder(**batch.inputs, use_cache=False)
+            run_decoder(self._base, batch)
             return None
-        logits: Tensor = self._base.model(**batch.inputs, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, batch.predict).float()
+        return run_whole(self._base, batch).flatten(0, 1).index_select(0, batch.predict).float()
 
-    def _rows_of(self, batch_pairs: list[int]) -> NDArray[np.int64]:
+    def _rows_of(self, batch_pairs: Sequence[int]) -> NDArray[np.int64]:
         # A pair's rows are consecutive: rejected follows chosen.
         start, length = self._plan.response_start, self._plan.response_length
         return np.concatenate(

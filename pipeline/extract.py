@@ -29,6 +29,7 @@ from pipeline.extract_work import (
     read_and_tokenize,
     unembedding_arrays,
 )
+from pipeline.packing import Packing
 from pipeline.preflight import require_room
 from pipeline.progress import progress_bar
 
@@ -41,14 +42,14 @@ class ExtractReport:
         manifest: The cache's manifest.
         pairs_done: Pairs run by this call; fewer than all when it resumed.
         seconds: Time of those forward passes and writes.
-        shared_prompt: Whether prompts were shared, or None if nothing was run.
+        packing: How pairs were packed, or None if nothing was run.
         stored_bytes: Size of the cache on disk.
     """
 
     manifest: Manifest
     pairs_done: int
     seconds: float
-    shared_prompt: bool | None
+    packing: Packing | None
     stored_bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class ExtractReport:
             "pairs_done": self.pairs_done,
             "seconds": self.seconds,
             "pairs_per_second": self.pairs_done / self.seconds if self.pairs_done else None,
-            "shared_prompt": self.shared_prompt,
+            "packing": self.packing,
             "checks": manifest.checks,
             "stored_bytes": self.stored_bytes,
             "stored_bytes_per_token": self.stored_bytes / manifest.plan.tokens,
@@ -140,7 +141,7 @@ def extract(
             read_manifest(objects),
             done,
             perf_counter() - started,
-            work.forward.shared_prompt,
+            work.forward.packing,
         )
 
 
@@ -207,12 +208,12 @@ def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:
 
 
 def _report(
-    objects: Objects, manifest: Manifest, done: int, seconds: float, shared: bool | None
+    objects: Objects, manifest: Manifest, done: int, seconds: float, packing: Packing | None
 ) -> ExtractReport:
     return ExtractReport(
         manifest=manifest,
         pairs_done=done,
         seconds=seconds,
-        shared_prompt=shared,
+        packing=packing,
         stored_bytes=sum(size for key, size in objects.sizes().items() if key != LOCK),
     )

@@ -162,7 +162,7 @@ def load(
         plan,
         manifest,
         unembedding if verdict.factored else None,
-        shared_prompt=verdict.shared_prompt,
+        packing=verdict.packing,
         batch_tokens=options.batch_tokens
         or (_CPU_BATCH_TOKENS if base.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS),
     )

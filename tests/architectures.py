@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.packing import PACKINGS, Packing
 from tests.peculiarities import (
     ALIBI,
     BIASED,
@@ -21,6 +22,7 @@ from tests.peculiarities import (
     LINEAR_ATTENTION,
     MIXED,
     NO_LIMIT,
+    OWN_ATTENTION,
     QUERY_NORMS,
     ROOMY,
     SCALED_EMBEDDINGS,
@@ -65,9 +67,9 @@ class Variant:
     peculiarities: tuple[Peculiarity, ...]
 
     @property
-    def shares_prompt(self) -> bool:
-        """Whether two answers may share one run of their prompt."""
-        return not any(peculiarity.apart for peculiarity in self.peculiarities)
+    def packing(self) -> Packing:
+        """The quickest way its pairs may be run in."""
+        return max((it.packing for it in self.peculiarities), key=PACKINGS.index)
 
 
 _COMMON: Final[dict[str, Any]] = {
@@ -276,10 +278,11 @@ _ALL: Final = (
         },
         LEARNED,
         Peculiarity(words="local and global layers", shown=layer_kinds("local", "global")),
-        window("window_size"),
+        OWN_ATTENTION,
+        window("window_size", "apart"),
         common={},
     ),
-    _variant("gptj", "GPT-J", {"rotary_dim": 4}, BIASED, common=_GPT),
+    _variant("gptj", "GPT-J", {"rotary_dim": 4}, BIASED, OWN_ATTENTION, common=_GPT),
     _variant(
         "gpt_neox",
         "Pythia, GPT-NeoX",
@@ -299,6 +302,7 @@ _ALL: Final = (
         "Falcon 40B",
         {"new_decoder_architecture": True, "num_kv_heads": 2},
         Peculiarity(words="two norms side by side", shown=weighs("ln_mlp")),
+        OWN_ATTENTION,
         common=_FALCON,
     ),
     _variant("falcon-alibi", "Falcon-RW", {"alibi": True}, ALIBI, common=_FALCON),
@@ -356,16 +360,22 @@ def table(variants: Iterable[Variant]) -> str:
     for variant in variants:
         by_type.setdefault(variant.model_type, []).append(variant)
     lines = [
-        "| `model_type` | such as | its peculiarities | prompt run once for both answers |",
+        "| `model_type` | such as | its peculiarities | pairs are run |",
         "| --- | --- | --- | --- |",
     ]
     for model_type, kinds in by_type.items():
         examples = [example for kind in kinds for example in kind.examples]
         found = [peculiarity for kind in kinds for peculiarity in kind.peculiarities]
-        apart = [peculiarity for peculiarity in found if peculiarity.apart]
-        shared = f"not with {_listed(it.words for it in apart)}" if apart else "yes"
+        ways = {
+            packing: [it.words for it in found if it.packing == packing] for packing in PACKINGS
+        }
+        run = "padded" if ways["padded"] else "packed"
+        if ways["apart"]:
+            run = f"each answer apart with {_listed(ways['apart'])}"
+            if any(kind.packing != "apart" for kind in kinds):
+                run = f"{'padded' if ways['padded'] else 'packed'}; {run}"
         listed = _listed(it.words for it in found)
-        lines.append(f"| `{model_type}` | {', '.join(examples)} | {listed} | {shared} |")
+        lines.append(f"| `{model_type}` | {', '.join(examples)} | {listed} | {run} |")
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.base_model import BaseModel
+from pipeline.packed_attention import PackedLayout, packed_attention
+from pipeline.packing import Packing
 
 WINDOW: Final = 8
 """Shorter than every text: even the states of layer L do not see the first tokens of most."""
@@ -25,12 +27,12 @@ class Peculiarity:
     Attributes:
         words: For the table.
         shown: Tells whether a model has it.
-        apart: Whether it forbids that two answers share one run of their prompt.
+        packing: The quickest way it lets pairs be run in.
     """
 
     words: str
     shown: Callable[[Build], bool]
-    apart: bool = False
+    packing: Packing = "packed"
 
 
 @torch.no_grad()
@@ -137,8 +139,19 @@ def has_vision_tower(build: Build) -> bool:
     return any("vision_tower" in name for name, _ in build().model.named_modules())
 
 
-def window(setting: str = "sliding_window") -> Peculiarity:
-    return Peculiarity(words="a short window", shown=matters(**{setting: NO_LIMIT}), apart=True)
+def _own_attention(build: Build) -> bool:
+    """Its attention cannot be replaced."""
+    try:
+        with packed_attention(build().decoder, PackedLayout(segments=())):
+            return False
+    except NotImplementedError:
+        return True
+
+
+def window(setting: str = "sliding_window", packing: Packing = "packed") -> Peculiarity:
+    return Peculiarity(
+        words="a short window", shown=matters(**{setting: NO_LIMIT}), packing=packing
+    )
 
 
 ROOMY: Final = Peculiarity(words="a roomy window", shown=_roomy)
@@ -154,10 +167,13 @@ MIXED: Final = Peculiarity(
 )
 EXPERTS: Final = Peculiarity(words="experts", shown=matters(num_experts_per_tok=1))
 QUERY_NORMS: Final = Peculiarity(words="normed queries and keys", shown=weighs("q_norm"))
-ALIBI: Final = Peculiarity(words="ALiBi", shown=_no_positions, apart=True)
+ALIBI: Final = Peculiarity(words="ALiBi", shown=_no_positions, packing="apart")
 LINEAR_ATTENTION: Final = Peculiarity(
     words="linear attention",
     shown=layer_kinds("linear_attention", "full_attention"),
-    apart=True,
+    packing="apart",
+)
+OWN_ATTENTION: Final = Peculiarity(
+    words="attention of its own", shown=_own_attention, packing="padded"
 )
 LEARNED: Final = Peculiarity(words="learned positions", shown=_learned_positions)

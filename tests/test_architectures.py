@@ -13,7 +13,8 @@ from cache_schema.errors import BaseModelError
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_checks import check_base
 from pipeline.base_model import BaseModel
-from pipeline.packing import ForwardBatch, pack_separate, pack_shared
+from pipeline.forward import run_decoder
+from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 from tests.architectures import CATALOGUE, README, table, table_in, with_table
 from tests.live import relative
@@ -65,25 +66,38 @@ def test_taps_are_hidden_states_and_logits_come_from_the_last(name: str) -> None
 
 def predicting_states(base: BaseModel, batch: ForwardBatch) -> dict[int, torch.Tensor]:
     with base.taps(ALL_LAYERS) as taps:
-        base.model(**batch.inputs, use_cache=False)
+        run_decoder(base, batch)
         return {
             layer: taps.states[layer].flatten(0, 1)[batch.predict].clone() for layer in ALL_LAYERS
         }
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name, it in CATALOGUE.items() if it.shares_prompt])
-def test_a_shared_prompt_changes_no_state(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        (name, packing)
+        for name, it in CATALOGUE.items()
+        for packing in PACKINGS[PACKINGS.index(it.packing) : -1]
+        # A mask takes the place of a window, so a padded pair must fit in one.
+        if packing == it.packing or not any("short window" in p.words for p in it.peculiarities)
+    ],
+)
+def test_packing_changes_no_state(name: str, packing: Packing) -> None:
     base, pairs = tiny_base(name), some_pairs()
-    shared, plain = pack_shared(pairs, range(4), base.dtype), pack_separate(pairs, range(4))
-    assert shared.labels.tolist() == plain.labels.tolist()
-    want, got = predicting_states(base, plain), predicting_states(base, shared)
+    batch, plain = pack(pairs, range(4), packing, base.dtype), pack_separate(pairs, range(4))
+    assert batch.labels.tolist() == plain.labels.tolist()
+    want, got = predicting_states(base, plain), predicting_states(base, batch)
     for layer in ALL_LAYERS:
         assert relative(got[layer], want[layer]) < 1e-5, layer
+    again = predicting_states(base, plain)
+    assert all(torch.equal(again[layer], want[layer]) for layer in ALL_LAYERS)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_the_checks_before_an_extraction_find_out_whether_a_prompt_may_be_shared(name: str) -> None:
+def test_the_checks_before_an_extraction_find_the_quickest_way_that_changes_nothing(
+    name: str,
+) -> None:
     verdict = check_base(
         tiny_base(name),
         some_pairs(),
@@ -92,7 +106,7 @@ def test_the_checks_before_an_extraction_find_out_whether_a_prompt_may_be_shared
         must_factor=True,
         say=lambda _: None,
     )
-    assert verdict.shared_prompt is CATALOGUE[name].shares_prompt
+    assert verdict.packing == CATALOGUE[name].packing
 
 
 def aligned_steps(

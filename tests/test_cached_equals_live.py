@@ -108,7 +108,7 @@ def test_a_model_that_does_not_honour_packing_runs_each_answer_apart(
     assert_equals_live(root, base)
 
 
-def test_a_window_shorter_than_the_texts_runs_each_answer_apart(tmp_path: Path) -> None:
+def test_a_window_shorter_than_the_texts(tmp_path: Path) -> None:
     base = tiny_base("mistral", sliding_window=16)
     assert_equals_live(make_cache(tmp_path, base, pairs=8), base)
 

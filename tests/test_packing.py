@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from cache_schema.errors import BaseModelError
 from pipeline import tokenizing
-from pipeline.packing import batches_by_length, pack_separate, pack_shared
+from pipeline.packing import (
+    ForwardBatch,
+    batches_by_length,
+    even_batches,
+    pack_separate,
+    pack_shared,
+    pack_together,
+)
 from pipeline.preferences import PreferencePair
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 from pipeline.transcripts import ASSISTANT, split_transcript
@@ -365,6 +372,88 @@ def test_a_batch_on_another_device_is_the_same_batch() -> None:
     )
     assert moved.predict.device.type == "meta"
     assert moved.labels is batch.labels
+
+
+def seen_by_segment(batch: ForwardBatch, window: int | None = None) -> list[list[list[int]]]:
+    """For each segment and each token of it, the places it sees, by way of the mask."""
+    layout = batch.layout
+    assert layout is not None
+    places = torch.split(layout.key_places, [one.keys for one in layout.segments])
+    found = []
+    for one, keys in zip(layout.segments, places, strict=True):
+        mask = layout.mask(one, window, torch.device("cpu"))
+        if mask is None:
+            mask = torch.ones(one.length, one.keys, dtype=torch.bool).tril()
+        found.append([keys[row].tolist() for row in mask])
+    return found
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+def test_packed_together_a_token_sees_what_it_would_see_alone(window: int | None) -> None:
+    pairs = mixed_pairs()
+    numbers = [2, 0, 5, 8, 1, 3, 4, 6, 7]
+    batch = pack_together(pairs, numbers)
+    ids, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
+    segments = iter(seen_by_segment(batch, window))
+    last: list[int] = []
+    for prompt, *answers in (map(np.ndarray.tolist, pairs.parts(number)) for number in numbers):
+        for which, answer in enumerate(answers):
+            text = [*prompt, *answer[:-1]]
+            begins = 0 if which == 0 else len(prompt)
+            if begins == len(text):
+                continue  # an answer of one token, which the prompt predicts
+            for place, seen in enumerate(next(segments), begins):
+                first = 0 if window is None else max(0, place - window + 1)
+                assert ids[seen].tolist() == text[first : place + 1]
+                assert positions[seen].tolist() == list(range(first, place + 1))
+                last.append(seen[-1])
+    assert last == list(range(len(ids)))
+    assert next(segments, None) is None
+
+
+def test_packed_together_the_same_tokens_are_predicted() -> None:
+    pairs = mixed_pairs()
+    numbers = [3, 1, 8, 0, 2]
+    together, plain = pack_together(pairs, numbers), pack_separate(pairs, numbers)
+    assert together.labels.tolist() == plain.labels.tolist()
+    ids = together.inputs["input_ids"][0]
+    assert len(ids) == sum(pairs.shared_length[number] for number in numbers)
+    seen = {tokens[-1]: ids[tokens].tolist() for one in seen_by_segment(together) for tokens in one}
+    predicted = [
+        [*seen[place], label]
+        for place, label in zip(together.predict.tolist(), together.labels.tolist(), strict=True)
+    ]
+    assert predicted == expected_predictions(pairs, numbers)
+
+
+def test_edges_are_where_segments_begin() -> None:
+    layout = pack_together(mixed_pairs(), range(4)).layout
+    assert layout is not None
+    assert layout.query_edges.tolist() == [
+        *(one.start for one in layout.segments),
+        layout.segments[-1].start + layout.segments[-1].length,
+    ]
+    assert layout.key_edges.diff().tolist() == [one.keys for one in layout.segments]
+    assert layout.key_edges[-1] == len(layout.key_places)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200), st.data())
+def test_even_batches(lengths: list[int], budget: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(lengths)))
+    pairs = range(start, len(lengths))
+
+    def filled(most: int) -> list[list[int]]:
+        """Each batch as full as can be, which makes the fewest."""
+        batches: list[list[int]] = []
+        for pair in pairs:
+            if not batches or sum(lengths[p] for p in batches[-1]) + lengths[pair] > most:
+                batches.append([])
+            batches[-1].append(pair)
+        return batches
+
+    smallest = next(most for most in range(budget + 1) if len(filled(most)) == len(filled(budget)))
+    found = even_batches(pairs, np.array(lengths, np.int64), budget)
+    assert [list(batch) for batch in found] == filled(smallest)
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200), st.data())
