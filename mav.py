@@ -9,13 +9,13 @@ Example:
 
 from cache_schema import CacheReader as FeatureCache
 from cache_schema import Manifest, MAVError
+from pipeline.data_sources import DataSource
 from pipeline.decoding import Decoding, Generation
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.generate import MAVInference, create_mav
 from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.preferences import DataSource
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 

@@ -30,13 +30,14 @@ from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.base_model import BaseModel, load_base
 from pipeline.batch import CachedBase
+from pipeline.data_sources import DataSource
 from pipeline.demo import installed_base
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.head import AlignmentHead
 from pipeline.held_out import PairSubset
 from pipeline.order import StepShape
-from pipeline.preferences import DataSource, ReadCounts, read_pairs
+from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 from pipeline.train_options import TrainOptions

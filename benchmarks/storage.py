@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
+from numpy.typing import NDArray
 
 from cache_schema.arrays import layouts, shard_key
 from cache_schema.codecs import Compression
@@ -26,15 +27,13 @@ from cache_schema.objects import open_objects
 from cache_schema.quantization import StatesStorage
 from cache_schema.reader import CacheReader
 from cache_schema.writer import CacheWriter
-from pipeline.base_logits import Unembedding
 from pipeline.batch import CachedBase, collate
 from pipeline.block_rows import quantized_rows
+from pipeline.data_sources import DataSource
 from pipeline.demo import installed_base
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.preferences import DataSource
-from pipeline.stored import from_stored
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 
@@ -56,10 +55,10 @@ def rewrite(
         ),
     )
     stored = plain.read_unembedding()
-    unembedding = Unembedding(weight=from_stored(stored["weight"], manifest.states.dtype))
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "pair_id": plain.pair_id,
         "prompt_id": plain.prompt_id,
+        "source": plain.read_sources(),
         "source_row": plain.read_source_rows(),
     }
     objects = open_objects(root)
@@ -69,7 +68,7 @@ def rewrite(
             block = plain.read_block(number)
             rows = block.rows
             if storage != "computed":
-                rows = quantized_rows(rows, manifest, unembedding, _CPU)
+                rows = quantized_rows(rows, manifest, _CPU)
             writer.write_block(number, len(block.pairs), rows)
         writer.complete()
     return CacheReader(root)

@@ -33,6 +33,7 @@ from cache_schema.manifest import (
     LogitsRecord,
     Manifest,
     PlanRecord,
+    SourceRecord,
     StatesRecord,
     StorageRecord,
     TextRecord,
@@ -42,8 +43,7 @@ from cache_schema.plan import BlockPlan, plan_blocks
 from cache_schema.quantization import StatesStorage
 from cache_schema.reader import CacheReader
 from cache_schema.writer import CacheWriter
-from pipeline.base_logits import Unembedding
-from pipeline.block_rows import quantized_rows, vocabulary_rows
+from pipeline.block_rows import quantized_rows
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.stored import to_stored
 from pipeline.train_options import TrainOptions
@@ -86,7 +86,7 @@ class CacheShape:
         """Bytes of a response token's values, as training gets them."""
         stored = min(self.hidden_size, self.pooled_size)
         final = 0 if stored == self.hidden_size else self.hidden_size
-        return 2 * (len(LAYERS) * stored + final) + 8
+        return 2 * (len(LAYERS) * stored + final) + 4
 
 
 def answer_lengths(pairs: int, mean: float, block_tokens: int) -> NDArray[np.int32]:
@@ -108,11 +108,11 @@ def write_cache(root: Path, lengths: NDArray[np.int32], shape: CacheShape) -> Ca
     manifest = _manifest(plan, shape)
     torch.manual_seed(0)
     weight = _normal(shape.vocab_size, shape.hidden_size).div_(math.sqrt(shape.hidden_size))
-    unembedding = Unembedding(weight=weight)
-    rows = _random_rows(manifest, unembedding, max(map(plan.used_rows, range(plan.blocks))))
-    columns = {
+    rows = _random_rows(manifest, max(map(plan.used_rows, range(plan.blocks))))
+    columns: dict[str, NDArray[Any]] = {
         "pair_id": np.arange(plan.pairs, dtype=np.uint64),
         "prompt_id": np.random.default_rng(1).integers(2**64, size=plan.pairs, dtype=np.uint64),
+        "source": np.zeros(plan.pairs, dtype=np.uint16),
         "source_row": np.arange(plan.pairs, dtype=np.int64),
     }
     objects = open_objects(root)
@@ -123,26 +123,20 @@ def write_cache(root: Path, lengths: NDArray[np.int32], shape: CacheShape) -> Ca
         for block in range(plan.blocks):
             used = {path: values[: plan.used_rows(block)] for path, values in rows.items()}
             if shape.storage != "computed":
-                used = quantized_rows(used, manifest, unembedding, _CPU)
+                used = quantized_rows(used, manifest, _CPU)
             writer.write_block(block, len(plan.pairs_of(block)), used)
         writer.complete()
     return CacheReader(root)
 
 
-def _random_rows(
-    manifest: Manifest, unembedding: Unembedding, tokens: int
-) -> dict[str, NDArray[Any]]:
-    """Return the rows of a block of so many tokens; log-probabilities are those of its states."""
+def _random_rows(manifest: Manifest, tokens: int) -> dict[str, NDArray[Any]]:
+    """Return the rows of a block of so many tokens."""
     states = _normal(tokens, len(LAYERS), manifest.states.stored_width)
     labels = torch.randint(manifest.base.vocab_size, (tokens,), dtype=torch.int32).numpy()
     rows = {"hidden_states": to_stored(states), "labels": labels}
-    layer = manifest.final_state_layer
-    if layer is None:
-        final = _normal(tokens, manifest.base.hidden_size)
-        rows["final_hidden_state"] = to_stored(final)
-    else:
-        final = states[:, layer]
-    return rows | vocabulary_rows(manifest, final, labels, unembedding, None)
+    if manifest.final_state_layer is None:
+        rows["final_hidden_state"] = to_stored(_normal(tokens, manifest.base.hidden_size))
+    return rows
 
 
 def _normal(*shape: int) -> torch.Tensor:
@@ -157,6 +151,7 @@ def _manifest(plan: BlockPlan, shape: CacheShape) -> Manifest:
             id="synthetic",
             revision=None,
             gguf_file=None,
+            quantization=None,
             architecture="none",
             weights_digest="",
             config_digest="",
@@ -180,14 +175,20 @@ def _manifest(plan: BlockPlan, shape: CacheShape) -> Manifest:
             prompt_template="{prompt}", max_length=0, truncation="keep_response_and_prompt_end"
         ),
         data=DataRecord(
-            id="synthetic",
-            data_dir=None,
-            split="none",
-            limit=None,
+            sources=(
+                SourceRecord(
+                    id="synthetic",
+                    data_dir=None,
+                    split="none",
+                    limit=None,
+                    weight=None,
+                    held_out=False,
+                    rows=plan.pairs,
+                    pairs=plan.pairs,
+                    dropped={},
+                ),
+            ),
             fingerprint="",
-            rows=plan.pairs,
-            pairs=plan.pairs,
-            dropped={},
             prompts_truncated=0,
             responses_cut=0,
         ),

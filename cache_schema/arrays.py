@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from cache_schema import version_1
 from cache_schema.codecs import Compression
 from cache_schema.dtypes import STORED_AS
 from cache_schema.manifest import Manifest
@@ -102,7 +103,7 @@ TABLE: Final[tuple[ArraySpec, ...]] = (
         dims=("token",),
         dtype="float32",
         kind="block",
-        meaning="Natural log-probability of the label under the base model",
+        meaning="Natural log-probability of the label under the base model (encodings dense, topk)",
     ),
     ArraySpec(
         path="base_logits",
@@ -168,11 +169,18 @@ TABLE: Final[tuple[ArraySpec, ...]] = (
         meaning="Hash of the prompt text; decides which pairs are held out",
     ),
     ArraySpec(
+        path="pairs/source",
+        dims=("pair",),
+        dtype="uint16",
+        kind="plan",
+        meaning="Which of the manifest's data sets the pair came from",
+    ),
+    ArraySpec(
         path="pairs/source_row",
         dims=("pair",),
         dtype="int64",
         kind="plan",
-        meaning="Row of the data set the pair came from",
+        meaning="Row of that data set",
     ),
     ArraySpec(
         path="unembedding/weight",
@@ -192,8 +200,8 @@ TABLE: Final[tuple[ArraySpec, ...]] = (
 
 _ENCODED: Final[dict[str, tuple[str, ...]]] = {
     "factored": ("final_hidden_state", "unembedding/weight", "unembedding/bias"),
-    "dense": ("base_logits",),
-    "topk": ("topk_logits", "topk_ids", "rest_logsumexp"),
+    "dense": ("base_logits", "base_logprobs"),
+    "topk": ("topk_logits", "topk_ids", "rest_logsumexp", "base_logprobs"),
 }
 
 
@@ -261,6 +269,11 @@ def is_stored(spec: ArraySpec, manifest: Manifest) -> bool:
         return False
     if path == "unembedding/bias" and not manifest.logits.has_bias:
         return False
+    if manifest.format_version == version_1.VERSION:
+        if path == "pairs/source":
+            return False
+        if path == "base_logprobs":
+            return True
     owners = [name for name, paths in _ENCODED.items() if path in paths]
     return not owners or encoding in owners
 

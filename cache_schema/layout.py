@@ -29,7 +29,7 @@ def laid_out(
     Args:
         manifest: The cache's manifest.
         plan: Its block plan.
-        pair_columns: `pair_id`, `prompt_id` and `source_row`, each [pairs].
+        pair_columns: `pair_id`, `prompt_id`, `source` and `source_row`, each [pairs].
         unembedding: `weight` [vocab, hidden] and `bias` [vocab] as stored; empty unless the
             encoding is `factored`.
     """

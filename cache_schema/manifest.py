@@ -10,15 +10,19 @@ import hashlib
 import json
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
+from cache_schema import version_1
 from cache_schema.codecs import Compression
 from cache_schema.errors import CacheError, ManifestError
 from cache_schema.quantization import StatesStorage
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Of the caches that are written."""
+READ_VERSIONS: Final = (version_1.VERSION, FORMAT_VERSION)
 ATTRIBUTE: Final = "mav"
 
 LogitsEncoding = Literal["factored", "dense", "topk"]
@@ -37,6 +41,9 @@ class BaseModelRecord:
     """Commit of a hub repository; none for local files."""
     gguf_file: str | None
     """File inside the repository or folder, where the weights came from GGUF."""
+    quantization: str | None
+    """What its weights were stored in that is coarser than the states' type, such as `GGUF Q4_K` or
+    `bitsandbytes nf4`; none for a base in full precision."""
     architecture: str
     """Class name of the causal language model."""
     weights_digest: str
@@ -90,27 +97,62 @@ class TextRecord:
     max_length: int
     """Most tokens of prompt plus one response."""
     truncation: str
-    """Always `keep_response_and_prompt_end` in format 1."""
+    """Always `keep_response_and_prompt_end`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """One data set that pairs were read from, and what became of its rows."""
+
+    id: str
+    """Hub id, folder or file as the user named it."""
+    data_dir: str | None
+    split: str
+    limit: int | None
+    weight: float | None
+    """Its part of the mixture, relative to other data sets with a weight; none to keep all."""
+    held_out: bool
+    """Whether its pairs, and all pairs with a prompt of it, are for evaluation alone."""
+    rows: int
+    """Rows read."""
+    pairs: int
+    """Pairs kept; `rows` = `pairs` + the sum of `dropped`."""
+    dropped: dict[str, int]
+    """Rows left out, by cause."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return source_name(self.id, self.data_dir, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """Which preference pairs were read, and what became of them."""
 
-    id: str
-    data_dir: str | None
-    split: str
-    limit: int | None
+    sources: tuple[SourceRecord, ...]
     fingerprint: str
     """SHA-256 over the ids of the kept pairs in stored order."""
-    rows: int
-    """Rows read from the data set."""
-    pairs: int
-    """Pairs kept; `rows` = `pairs` + the sum of `dropped`."""
-    dropped: dict[str, int]
-    """Rows left out, by cause."""
     prompts_truncated: int
     responses_cut: int
+
+    @property
+    def rows(self) -> int:
+        """Rows read from all data sets."""
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs kept of all data sets."""
+        return sum(source.pairs for source in self.sources)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows left out, by cause, in alphabetical order."""
+        counts: Counter[str] = Counter()
+        for source in self.sources:
+            counts.update(source.dropped)
+        return dict(sorted(counts.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +205,13 @@ class Manifest:
 
     def identity(self) -> str:
         """Return a SHA-256 over what decides the values a cache holds, and where they lie."""
+        # Version 1 had no quantized bases, and nothing in place of them.
+        quantization = () if self.format_version == version_1.VERSION else (self.base.quantization,)
         deciding = (
             self.base.weights_digest,
             self.base.config_digest,
             self.base.tokenizer_digest,
+            *quantization,
             dataclasses.asdict(self.states),
             dataclasses.asdict(self.logits),
             self.data.fingerprint,
@@ -179,7 +224,8 @@ class Manifest:
         """Return plain lists, dicts, strings, numbers and None."""
         plain: dict[str, Any] = dataclasses.asdict(self)
         plain["states"]["layers"] = list(self.states.layers)
-        return plain
+        plain["data"]["sources"] = list(plain["data"]["sources"])
+        return version_1.downgraded(plain) if self.format_version == version_1.VERSION else plain
 
     @classmethod
     def from_json(cls, value: object, subject: str) -> "Manifest":
@@ -196,11 +242,14 @@ class Manifest:
         if not isinstance(value, Mapping):
             raise ManifestError(subject, [f"got {type(value).__name__}, expected an object"])
         version = value.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS:
+            readable = " and ".join(map(str, READ_VERSIONS))
             raise CacheError(
-                f"{subject}: format version {version!r}, but this MAV reads version "
-                f"{FORMAT_VERSION}. Install the MAV that wrote it, or extract again."
+                f"{subject}: format version {version!r}, but this MAV reads versions {readable}. "
+                f"Install the MAV that wrote it, or extract again."
             )
+        if version == version_1.VERSION:
+            value = version_1.upgraded(value)
         problems: list[str] = []
         manifest = _build(cls, value, "", problems)
         if not problems:
@@ -208,6 +257,13 @@ class Manifest:
         if problems:
             raise ManifestError(subject, problems)
         return manifest
+
+
+def source_name(name: str, data_dir: str | None, split: str) -> str:
+    """Return what to call a data set: its id, and its subset and split where they say something."""
+    return " ".join(
+        [name, *([data_dir] if data_dir else []), *([split] if split != "train" else [])]
+    )
 
 
 def differences(stored: object, asked: object, prefix: str = "") -> dict[str, str]:
@@ -220,6 +276,9 @@ def differences(stored: object, asked: object, prefix: str = "") -> dict[str, st
         a, b = getattr(stored, field.name), getattr(asked, field.name)
         if dataclasses.is_dataclass(a):
             found |= differences(a, b, f"{path}.")
+        elif _holds_records(a) and len(a) == len(b):
+            for number, pair in enumerate(zip(a, b, strict=True)):
+                found |= differences(*pair, f"{path}[{number}].")
         elif a != b:
             found[path] = f"stored {a!r}, asked for {b!r}"
     return found
@@ -240,12 +299,20 @@ def _contradictions(manifest: Manifest) -> list[str]:
         )
     if (logits.top_k is None) == (logits.encoding == "topk"):
         problems.append(f"logits.top_k: got {logits.top_k!r} with encoding {logits.encoding!r}")
-    if data.rows != data.pairs + sum(data.dropped.values()):
-        problems.append(
-            f"data.rows: got {data.rows}, expected pairs + dropped = "
-            f"{data.pairs + sum(data.dropped.values())}"
-        )
+    if not data.sources:
+        problems.append("data.sources: got none, expected at least one")
+    for number, source in enumerate(data.sources):
+        expected = source.pairs + sum(source.dropped.values())
+        if source.rows != expected:
+            problems.append(
+                f"data.sources[{number}].rows: got {source.rows}, expected pairs + dropped = "
+                f"{expected}"
+            )
     return problems
+
+
+def _holds_records(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
 
 
 def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
@@ -263,12 +330,25 @@ def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
             fields[name] = _build(
                 typing.cast("type", hint), value[name], f"{path}{name}.", problems
             )
+        elif (record := _record_of(hint)) and isinstance(value[name], list | tuple):
+            fields[name] = tuple(
+                _build(record, item, f"{path}{name}[{number}].", problems)
+                for number, item in enumerate(value[name])
+            )
         else:
             fields[name] = _convert(hint, value[name])
             if not _fits(hint, fields[name]):
                 wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else hint
                 problems.append(f"{path}{name}: got {value[name]!r}, expected {wanted}")
     return cls(**fields) if not problems else typing.cast("_T", None)
+
+
+def _record_of(hint: object) -> type | None:
+    """Return the dataclass that a hint `tuple[dataclass, ...]` names."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    record = typing.get_args(hint)[0]
+    return record if isinstance(record, type) and dataclasses.is_dataclass(record) else None
 
 
 def _convert(hint: object, value: object) -> object:

@@ -76,6 +76,7 @@ class CacheReader:
         plan: Where each pair lies.
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
+        set_apart: bool [pairs], which came from a data set that is for evaluation alone.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -111,6 +112,8 @@ class CacheReader:
         )
         self.pair_id: NDArray[np.uint64] = self._read_whole("pairs/pair_id")
         self.prompt_id: NDArray[np.uint64] = self._read_whole("pairs/prompt_id")
+        held_out = np.array([source.held_out for source in self.manifest.data.sources])
+        self.set_apart: NDArray[np.bool_] = held_out[self.read_sources()]
 
     def read_block(self, block: int, memory: BlockMemory | None = None) -> Block:
         """Read the used rows of all arrays of a block. May be called from several threads.
@@ -144,6 +147,12 @@ class CacheReader:
         """Read `weight` [vocab, hidden] and, where there is one, `bias` [vocab], as stored."""
         paths = [path for path in self._layouts if path.startswith("unembedding/")]
         return {path.removeprefix("unembedding/"): self._read_whole(path) for path in paths}
+
+    def read_sources(self) -> NDArray[np.uint16]:
+        """Read which of the manifest's data sets each pair came from, uint16 [pairs]."""
+        if "pairs/source" not in self._layouts:
+            return np.zeros(len(self.pair_id), np.uint16)  # version 1 had one
+        return self._read_whole("pairs/source")
 
     def read_source_rows(self) -> NDArray[np.int64]:
         """Read the row of the data set that each pair came from, int64 [pairs]."""

@@ -4,7 +4,7 @@ import json
 from typing import Any, Final
 
 from cache_schema.errors import CacheError
-from cache_schema.manifest import ATTRIBUTE, FORMAT_VERSION, Manifest
+from cache_schema.manifest import ATTRIBUTE, READ_VERSIONS, Manifest
 from cache_schema.objects import Objects
 from cache_schema.sealed import UNSEALED, seal, unseal
 
@@ -43,7 +43,7 @@ def read_manifest(objects: Objects) -> Manifest:
     try:
         manifest: Any = json.loads(data.tobytes())["attributes"][ATTRIBUTE]
         # Another version may be sealed in another way.
-        if manifest["format_version"] == FORMAT_VERSION:
+        if manifest["format_version"] in READ_VERSIONS:
             unseal(data.data)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any, Final
@@ -45,10 +46,7 @@ _NOT_COMPARED: Final = (
     "base.id",
     "base.revision",
     "base.gguf_file",
-    "data.id",
-    "data.data_dir",
-    "data.split",
-    "data.limit",
+    *(f"data.sources[].{name}" for name in ("id", "data_dir", "split", "limit")),
 )
 """Manifest fields that may differ between the run that began a cache and the one that resumes."""
 
@@ -64,10 +62,16 @@ def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
     Raises:
         MismatchError: Naming each difference.
     """
+    if stored.format_version != asked.format_version:
+        raise MismatchError(
+            f"{location}: this cache is of format version {stored.format_version}, which this MAV "
+            f"reads but does not write. Use it as it is if it is complete, or name another "
+            f"--output to extract anew."
+        )
     found = {
         path: text
         for path, text in differences(stored, asked).items()
-        if not path.startswith(_NOT_COMPARED)
+        if not re.sub(r"\[\d+\]", "[]", path).startswith(_NOT_COMPARED)
     }
     if found:
         listed = "".join(f"\n  - {path}: {text}" for path, text in found.items())

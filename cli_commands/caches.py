@@ -16,9 +16,16 @@ from cli_commands.running import command, print_result, say
 )
 @click.option("--base-model", required=True, help="Hub id, folder, or .gguf file.")
 @BASE
-@click.option("--dataset", required=True, help="File, saved data set, or hub id.")
-@click.option("--data-dir", help="Subset folder of a hub data set, such as harmless-base.")
-@click.option("--split", default="train", help="Split of a hub or saved data set.")
+@click.option(
+    "--dataset",
+    "datasets",
+    required=True,
+    multiple=True,
+    help="File, folder, or hub id; may be given again. After commas it takes data_dir=, split=, "
+    "limit=, weight= and held_out= of its own.",
+)
+@click.option("--data-dir", help="Subset folder of data sets, such as harmless-base.")
+@click.option("--split", default="train", help="Split of data sets; of a test split none trains.")
 @click.option("--output", required=True, help="Cache to write: a folder, or a URL such as s3://….")
 @click.option(
     "--layer-selection",
@@ -54,9 +61,9 @@ from cli_commands.running import command, print_result, say
     default="computed",
     help="How states are stored: as computed, or lossy in one byte a value.",
 )
-@click.option("--limit", type=int, help="Read only the first N rows.")
+@click.option("--limit", type=int, help="Read only the first N rows of each data set.")
 @click.option(
-    "--batch-tokens", type=int, help="Most tokens in a forward pass.  [default: by device]"
+    "--batch-tokens", type=int, help="Most tokens in a forward pass.  [default: by free memory]"
 )
 @click.option(
     "--dry-run",
@@ -68,7 +75,7 @@ from cli_commands.running import command, print_result, say
 def extract_command(
     *,
     dry_run: bool,
-    dataset: str,
+    datasets: tuple[str, ...],
     data_dir: str | None,
     split: str,
     limit: int | None,
@@ -80,12 +87,13 @@ def extract_command(
     Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
     as several processes (accelerate launch, torchrun), they share the work.
     """
+    from pipeline.data_sources import DataSource, parse_source
     from pipeline.extract import extract
     from pipeline.extract_options import ExtractOptions
-    from pipeline.preferences import DataSource
     from pipeline.preflight import preflight, screen
 
-    data = DataSource(id=dataset, data_dir=data_dir, split=split, limit=limit)
+    defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit)
+    data = tuple(parse_source(dataset, defaults) for dataset in datasets)
     asked = ExtractOptions(data=data, **options)
     if dry_run:
         expected = preflight(asked, say=say)
@@ -120,7 +128,12 @@ def extract_command(
     "--against-base", type=int, metavar="N", help="Also run N pairs through the live base again."
 )
 @click.option("--base-model", help="Where the base is now.  [default: where it was]")
-@click.option("--dataset", help="Where the data set is now.  [default: where it was]")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    help="Where the data sets are now, each in turn.  [default: where they were]",
+)
 @click.option(
     "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
 )
@@ -132,7 +145,7 @@ def verify_command(
     full: bool,
     against_base: int | None,
     base_model: str | None,
-    dataset: str | None,
+    datasets: tuple[str, ...],
     repair: bool,
     device: str,
     as_json: bool,
@@ -145,7 +158,7 @@ def verify_command(
         full=full,
         pairs=against_base,
         base_model=base_model,
-        dataset=dataset,
+        datasets=datasets,
         mend=repair,
         device=device,
         say=say,

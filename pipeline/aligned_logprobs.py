@@ -78,8 +78,9 @@ def aligned_logprobs(
     base: BaseLogits,
     labels: Tensor,
     *,
+    base_logprobs: Tensor | None = None,
     tiling: Tiling | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities of the labels, and squared norms of the alignment vectors.
 
     Args:
@@ -87,21 +88,25 @@ def aligned_logprobs(
         projection: That layer.
         base: The base's logits for the same N tokens; no gradient flows into them.
         labels: Integer [N].
+        base_logprobs: Log-probabilities of the labels under the base alone, [N], where they are
+            known; they are computed from its logits otherwise.
         tiling: How to cut the work; what suits the device if None.
 
     Returns:
-        `logp` [N] and `squared_norm` [N], float32 (float64 for a float64 weight).
+        `logp` [N], `squared_norm` [N], and the base's own `logp` [N], through which no gradient
+        flows; float32 (float64 for a float64 weight).
     """
-    logp, norm = _AlignedLogprobs.apply(  # type: ignore[no-untyped-call]
+    logp, norm, base_logp = _AlignedLogprobs.apply(  # type: ignore[no-untyped-call]
         features,
         projection.weight,
         projection.bias,
         projection,
         base,
         labels.long(),
+        base_logprobs is None,
         tiling or Tiling.fitting(features),
     )
-    return logp, norm
+    return logp, norm, base_logp if base_logprobs is None else base_logprobs
 
 
 class _AlignedLogprobs(torch.autograd.Function):
@@ -114,20 +119,26 @@ class _AlignedLogprobs(torch.autograd.Function):
         projection: Projection,
         base: BaseLogits,
         labels: Tensor,
+        wants_base: bool,
         tiling: Tiling,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(weight.dtype, torch.float32)
         total = torch.full((len(features),), -torch.inf, dtype=wide, device=features.device)
         picked, norm = torch.zeros_like(total), torch.zeros_like(total)
+        base_total, base_picked = total.clone(), torch.zeros_like(total)
         kept, room = [], tiling.kept_elements if any(ctx.needs_input_grad) else 0
         # The autocast that may be on would cast what is chosen with care here.
         with torch.autocast(features.device.type, enabled=False):
             cast = projection.narrow()
             work = _Work(features.to(cast.dtype), cast, bias, base, wide)
             for rows, columns in tiling.tiles(len(features), len(weight)):
-                tile = work.compute(rows, columns)
-                norm[rows] += tile.squared_norm
                 here, place = _labels_in(labels[rows], columns)
+                logits_CD = base.chunk(rows.start, rows.stop, columns)
+                if wants_base:
+                    base_picked[rows] += logits_CD.gather(-1, place).squeeze(-1) * here
+                    base_total[rows] = torch.logaddexp(base_total[rows], logits_CD.logsumexp(-1))
+                tile = work.compute(rows, columns, logits_CD)
+                norm[rows] += tile.squared_norm
                 picked[rows] += tile.logits.gather(-1, place).squeeze(-1) * here
                 total[rows] = torch.logaddexp(total[rows], tile.logits.logsumexp(-1))
                 room -= tile.logits.numel()
@@ -136,10 +147,14 @@ class _AlignedLogprobs(torch.autograd.Function):
         ctx.save_for_backward(labels, total)
         ctx.work, ctx.kept, ctx.tiling, ctx.projection = work, kept, tiling, projection
         ctx.features_type = features.dtype
-        return picked - total, norm
+        base_logp = base_picked - base_total
+        ctx.mark_non_differentiable(base_logp)
+        return picked - total, norm, base_logp
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logp: Tensor, grad_norm: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         labels, total = ctx.saved_tensors
         work: _Work = ctx.work
         # What is kept is written over here; a second backward pass computes it again.
@@ -156,7 +171,7 @@ class _AlignedLogprobs(torch.autograd.Function):
                 here, place = _labels_in(labels[rows], columns)
                 grad.scatter_add_(-1, place, (grad_logp[rows] * here)[:, None])
                 grads.add(rows, columns, grad)
-        return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 4
+        return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 5
 
 
 @dataclass(frozen=True)
@@ -178,11 +193,14 @@ class _Work:
     base: BaseLogits
     wide: torch.dtype
 
-    def compute(self, rows: slice, columns: slice) -> _Tile:
+    def compute(self, rows: slice, columns: slice, base_CD: Tensor | None = None) -> _Tile:
+        """Compute a tile, of the base's logits if they are at hand."""
+        if base_CD is None:
+            base_CD = self.base.chunk(rows.start, rows.stop, columns)
         product = F.linear(self.features[rows], self.weight[columns])
         vector = self.vector(product, columns)
         squared_norm = torch.linalg.vector_norm(vector, dim=-1).square_()
-        logits = vector.add_(self.base.chunk(rows.start, rows.stop, columns))
+        logits = vector.add_(base_CD)
         return _Tile(product, logits, squared_norm)
 
     def vector(self, product: Tensor, columns: slice) -> Tensor:

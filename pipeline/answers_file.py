@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from cache_schema.errors import DataError, MAVError
 from cache_schema.local_objects import sync_directory
 from pipeline.alpha import AlphaSchedule
 from pipeline.decoding import Decoding, Generation
 from pipeline.generate import MAVInference
+from pipeline.memory import free_memory, is_out_of_memory
 from pipeline.progress import progress_bar
 from pipeline.prompts import PromptLine, read_prompts
 
@@ -154,11 +153,10 @@ def _decoded(
         return mav.generate_batch(
             [line.prompt for line in group], [line.alpha or alpha for line in group], decoding
         )
-    except torch.OutOfMemoryError:
-        if len(group) == 1:
+    except Exception as error:
+        if len(group) == 1 or not is_out_of_memory(error):
             raise
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    free_memory()
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding

@@ -11,6 +11,7 @@ from torch import nn
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import BaseModelRecord
 from pipeline.base_logits import Unembedding
+from pipeline.base_quantization import Quantize, loading_options, quantization_of
 from pipeline.base_source import (
     BaseSource,
     config_digest,
@@ -38,11 +39,13 @@ class Placement:
         device: `auto`, or a torch device such as `cuda:1`.
         device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
             `sequential`, or a device by module), in place of `device`; None for one device.
+        quantize: How the base's weights are quantized when they are loaded.
     """
 
     dtype: torch.dtype = torch.bfloat16
     device: str = "auto"
     device_map: DeviceMap | None = None
+    quantize: Quantize | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,13 @@ class BaseModel:
         model: The transformers model.
         tokenizer: Its tokenizer.
         source: Its files, or None for a model built in memory.
+        quantize: How it was quantized when it was loaded.
     """
 
     model: Any
     tokenizer: Any
     source: BaseSource | None = None
+    quantize: Quantize | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -79,6 +84,12 @@ class BaseModel:
         # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
         hook = getattr(self.model, "_hf_hook", None)
         return device if device.type != "meta" or hook is None else hook.execution_device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All devices it computes on; several where it is spread."""
+        placed = {parameter.device for parameter in self.model.parameters()}
+        return sorted({self.device, *(one for one in placed if one.type != "meta")}, key=str)
 
     @property
     def logits_device(self) -> torch.device:
@@ -155,6 +166,7 @@ class BaseModel:
             id=self.id,
             revision=source.revision if source else None,
             gguf_file=source.gguf_file if source else None,
+            quantization=quantization_of(source, self.quantize) if source else None,
             architecture=type(self.model).__name__,
             weights_digest=(
                 source.weights_digest() if source else tensors_digest(self.model.state_dict())
@@ -188,6 +200,7 @@ def load_base(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "auto",
     device_map: DeviceMap | None = None,
+    quantize: Quantize | None = None,
 ) -> BaseModel:
     """Load a base model and its tokenizer, running no code from the checkpoint.
 
@@ -198,13 +211,15 @@ def load_base(
         dtype: See `Placement`.
         device: Likewise.
         device_map: Likewise.
+        quantize: Likewise.
 
     Raises:
         BaseModelError: It cannot be found or loaded.
         UsageError: The device is not there.
     """
     source = resolve_base(base_model, gguf_file, revision)
-    return load_source(source, Placement(dtype=dtype, device=device, device_map=device_map))
+    placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
+    return load_source(source, placement)
 
 
 def load_source(source: BaseSource, placement: Placement) -> BaseModel:
@@ -212,6 +227,11 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
     source.weight_files()
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
+    quantization_of(source, placement.quantize)
+    quantizing = loading_options(placement.quantize, placement.dtype)
+    if quantizing and spread is None:
+        # Quantized weights are made where they stay.
+        spread, placed = {"": str(placed)}, None
     try:
         with QuietLibraries():
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -219,6 +239,7 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
                 dtype=placement.dtype,
                 trust_remote_code=False,
                 **_weights_format(source),
+                **quantizing,
                 **({} if spread is None else {"device_map": spread}),
             )
         tokenizer = load_tokenizer(source)
@@ -227,7 +248,10 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
     except Exception as error:
         raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
     return BaseModel(
-        model=model if placed is None else model.to(placed), tokenizer=tokenizer, source=source
+        model=model if placed is None else model.to(placed),
+        tokenizer=tokenizer,
+        source=source,
+        quantize=placement.quantize,
     )
 
 

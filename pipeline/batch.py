@@ -49,9 +49,9 @@ class Batch:
         return self.rows["labels"]
 
     @property
-    def base_logprobs(self) -> Tensor:
-        """Log-probabilities of the labels under the base, float32 [N]."""
-        return self.rows["base_logprobs"]
+    def base_logprobs(self) -> Tensor | None:
+        """Log-probabilities of the labels under the base, float32 [N], where they are stored."""
+        return self.rows.get("base_logprobs")
 
     @property
     def pairs(self) -> int:

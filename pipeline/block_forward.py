@@ -4,8 +4,10 @@ Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,16 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.arrays import layouts
+from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
+from pipeline.batch_budget import BatchBudget
 from pipeline.block_rows import quantized_rows, vocabulary_rows
 from pipeline.forward import run_decoder, run_whole
+from pipeline.host_copies import HostCopies
+from pipeline.memory import free_memory, is_out_of_memory
 from pipeline.packing import ForwardBatch, Packing, batches, pack
 from pipeline.pooling import pool_states
-from pipeline.stored import TORCH_DTYPES, to_stored
+from pipeline.stored import TORCH_DTYPES
+from pipeline.taps import StateTaps
 from pipeline.tokenizing import TokenizedPairs
+
+_FINITE: Final = "whether all states are finite"
+"""Travels with a batch's arrays, so that asking for it does not hold up the device."""
 
 
 class BlockForward:
@@ -30,6 +40,7 @@ class BlockForward:
 
     Attributes:
         packing: How pairs are packed.
+        budget: Most tokens in one forward pass, padding included.
     """
 
     def __init__(
@@ -41,7 +52,7 @@ class BlockForward:
         unembedding: Unembedding | None,
         *,
         packing: Packing,
-        batch_tokens: int,
+        budget: BatchBudget,
     ) -> None:
         """Prepare; see `run`.
 
@@ -53,15 +64,15 @@ class BlockForward:
             unembedding: The base's output embedding, or None for a base whose logits are no
                 function of it; the whole model is run then.
             packing: How to pack pairs.
-            batch_tokens: Most tokens in one forward pass, padding included.
+            budget: Most tokens in one forward pass, padding included.
         """
         self.packing = packing
+        self.budget = budget
         self._base = base
         self._pairs = pairs
         self._plan = plan
         self._manifest = manifest
         self._unembedding = unembedding
-        self._batch_tokens = batch_tokens
         computed = dataclasses.replace(manifest.storage, states="computed")
         self._computed = dataclasses.replace(manifest, storage=computed)
         self._dtype = TORCH_DTYPES[manifest.states.dtype]
@@ -71,9 +82,14 @@ class BlockForward:
     def run(self, pairs: range, progress: Callable[[int], None]) -> dict[str, NDArray[Any]]:
         """Return the rows of consecutive pairs of one block, for every per-token array, as stored.
 
+        While the device computes a batch, the rows of the one before are put in their place.
+
         Args:
             pairs: The pairs, all of a block or a part of them.
             progress: Called with the number of pairs after each batch.
+
+        Raises:
+            BaseModelError: Memory does not suffice for a single pair, or a state is not finite.
         """
         start = int(self._plan.response_start[pairs.start, 0])
         used = int(self._plan.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
@@ -83,55 +99,127 @@ class BlockForward:
             if layout.spec.kind == "block"
         }
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
-        lengths = self._pairs.shared_length
+        left = deque(batches(pairs, self._pairs.shared_length, self.budget.tokens, self.packing))
+        before: _BatchRows | None = None
         with self._base.taps(tapped) as taps:
-            for batch_pairs in batches(pairs, lengths, self._batch_tokens, self.packing):
-                batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(
-                    self._base.device
-                )
-                own_NV = self._forward(batch)
-                at = self._rows_of(batch_pairs) - start
-                for path, values in self._arrays(taps.states, batch, own_NV).items():
-                    rows[path][at] = values
-                progress(len(batch_pairs))
+            while left:
+                batch_pairs = left.popleft()
+                fits = len(batch_pairs) == 1 or self._tokens(batch_pairs) <= self.budget.tokens
+                found = self._attempt(batch_pairs, taps) if fits else None
+                if found is None:
+                    half = len(batch_pairs) // 2
+                    left.extendleft((batch_pairs[half:], batch_pairs[:half]))
+                    continue
+                if before is not None:
+                    self._place(rows, start, before, progress)
+                before = found
+        if before is not None:
+            self._place(rows, start, before, progress)
         if self._manifest.storage.states == "computed":
             return rows
-        return quantized_rows(rows, self._manifest, self._unembedding, self._base.device)
+        return quantized_rows(rows, self._manifest, self._base.logits_device)
 
-    def _forward(self, batch: ForwardBatch) -> Tensor | None:
-        """Run the base; return its logits where only the whole model can tell them."""
-        if self._unembedding is not None:
-            run_decoder(self._base, batch)
-            return None
-        return run_whole(self._base, batch).flatten(0, 1).index_select(0, batch.predict).float()
+    def _attempt(self, batch_pairs: Sequence[int], taps: StateTaps) -> "_BatchRows | None":
+        """Run a batch; None where memory does not suffice, and smaller ones are to be tried."""
+        try:
+            return self._run(batch_pairs, taps)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch_pairs) == 1:
+                raise BaseModelError(
+                    f"{self._manifest.base.id}: memory does not suffice to run a single pair of "
+                    f"{int(self._pairs.shared_length[batch_pairs[0]])} tokens. Use a smaller "
+                    f"--max-length, --quantize, or --device-map auto on a machine with more."
+                ) from error
+        # Not where the error is caught: its frames hold what is to be freed.
+        taps.states.clear()
+        free_memory()
+        self.budget.shrink()
+        return None
 
-    def _rows_of(self, batch_pairs: Sequence[int]) -> NDArray[np.int64]:
-        # A pair's rows are consecutive: rejected follows chosen.
-        start, length = self._plan.response_start, self._plan.response_length
-        return np.concatenate(
-            [start[pair, 0] + np.arange(int(length[pair].sum())) for pair in batch_pairs]
-        )
+    def _run(self, batch_pairs: Sequence[int], taps: StateTaps) -> "_BatchRows":
+        batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(self._base.device)
+        own_NV = self._forward(batch)
+        device = self._base.logits_device
 
-    def _arrays(
-        self, states: dict[int, Tensor], batch: ForwardBatch, own_NV: Tensor | None
-    ) -> dict[str, NDArray[Any]]:
         def predicting(layer: int) -> Tensor:
-            return states[layer].flatten(0, 1).index_select(0, batch.predict)
+            states_TH = taps.states[layer].flatten(0, 1)
+            return states_TH.index_select(0, batch.predict.to(states_TH.device)).to(device)
 
         final_NH = predicting(self._last)
         width = self._manifest.states.stored_width
         states_NKW = torch.stack(
             [pool_states(predicting(layer), width) for layer in self._manifest.states.layers],
             dim=1,
+        ).to(self._dtype)
+        copied = {"hidden_states": states_NKW, _FINITE: states_NKW.isfinite().all()}
+        if "final_hidden_state" in layouts(self._computed):
+            copied["final_hidden_state"] = final_NH.to(self._dtype)
+            copied[_FINITE] = copied[_FINITE] & final_NH.isfinite().all()
+        return _BatchRows(
+            pairs=batch_pairs,
+            known={
+                "labels": batch.labels,
+                **vocabulary_rows(
+                    self._manifest, final_NH, batch.labels, self._unembedding, own_NV
+                ),
+            },
+            copied=HostCopies(copied),
         )
-        arrays = {
-            "hidden_states": to_stored(states_NKW.to(self._dtype)),
-            "labels": batch.labels,
-            **vocabulary_rows(self._manifest, final_NH, batch.labels, self._unembedding, own_NV),
-        }
-        if (
-            self._manifest.logits.encoding == "factored"
-            and self._manifest.final_state_layer is None
-        ):
-            arrays["final_hidden_state"] = to_stored(final_NH.to(self._dtype))
-        return arrays
+
+    def _forward(self, batch: ForwardBatch) -> Tensor | None:
+        """Run the base; return its logits where only the whole model can tell them."""
+        if self._unembedding is not None:
+            run_decoder(self._base, batch)
+            return None
+        logits_TV = run_whole(self._base, batch).flatten(0, 1)
+        return logits_TV.index_select(0, batch.predict.to(logits_TV.device)).float()
+
+    def _place(
+        self,
+        rows: dict[str, NDArray[Any]],
+        start: int,
+        found: "_BatchRows",
+        progress: Callable[[int], None],
+    ) -> None:
+        """Put the rows of a batch where they belong among those from `start` on."""
+        arrays = {**found.known, **found.copied.arrays()}
+        if not arrays.pop(_FINITE):
+            raise BaseModelError(
+                f"{self._manifest.base.id}: its hidden states are not finite in "
+                f"{self._manifest.states.dtype}. Use --dtype bfloat16 or float32."
+            )
+        at = self._rows_of(found.pairs, start)
+        for path, values in arrays.items():
+            rows[path][at] = values
+        progress(len(found.pairs))
+
+    def _tokens(self, batch_pairs: Sequence[int]) -> int:
+        lengths = self._pairs.shared_length[batch_pairs]
+        if self.packing == "packed":
+            return int(lengths.sum())
+        return int(lengths.max()) * len(batch_pairs) * (1 if self.packing == "padded" else 2)
+
+    def _rows_of(self, batch_pairs: Sequence[int], start: int) -> slice | NDArray[np.int64]:
+        # A pair's rows are consecutive: rejected follows chosen.
+        begins, length = self._plan.response_start, self._plan.response_length
+        if isinstance(batch_pairs, range):
+            last = batch_pairs[-1]
+            end = int(begins[last, 1] + length[last, 1])
+            return slice(int(begins[batch_pairs[0], 0]) - start, end - start)
+        return (
+            np.concatenate(
+                [begins[pair, 0] + np.arange(int(length[pair].sum())) for pair in batch_pairs]
+            )
+            - start
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BatchRows:
+    """The rows of a batch, in the order of its pairs: what is known, and what is being copied."""
+
+    pairs: Sequence[int]
+    known: Mapping[str, NDArray[Any]]
+    copied: HostCopies

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
-from cache_schema.quantization import QUANTIZED, restore
+from cache_schema.quantization import QUANTIZED
 from pipeline.base_logits import Unembedding, encode_topk
 from pipeline.quantize import quantize
 from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
@@ -29,7 +29,7 @@ def vocabulary_rows(
     unembedding: Unembedding | None,
     own_NV: Tensor | None,
 ) -> dict[str, NDArray[Any]]:
-    """Return `base_logprobs` and what the encoding keeps of the logits, a part at a time.
+    """Return what encodings other than `factored` keep of the logits, a part at a time.
 
     Args:
         manifest: The cache's manifest.
@@ -41,6 +41,8 @@ def vocabulary_rows(
     Raises:
         BaseModelError: A log-probability is not finite.
     """
+    if manifest.logits.encoding == "factored":
+        return {}
     labels_N1 = torch.from_numpy(labels_N).to(final_NH.device).long()[:, None]
     at_once = max(1, _LOGITS_AT_ONCE // manifest.base.vocab_size)
     parts: dict[str, list[NDArray[Any]]] = {}
@@ -68,30 +70,18 @@ def vocabulary_rows(
 
 
 def quantized_rows(
-    rows: Mapping[str, NDArray[Any]],
-    manifest: Manifest,
-    unembedding: Unembedding | None,
-    device: torch.device,
+    rows: Mapping[str, NDArray[Any]], manifest: Manifest, device: torch.device
 ) -> dict[str, NDArray[Any]]:
     """Return the rows of a whole block with its states quantized as the manifest says.
 
     Args:
         rows: Its rows, the states as computed.
         manifest: The cache's manifest.
-        unembedding: The base's output embedding; only with factored logits.
         device: Where to compute.
     """
-    dtype = manifest.states.dtype
     found = dict(rows)
     for path in QUANTIZED:
         if path in rows:
-            states = from_stored(rows[path], dtype).to(device)
+            states = from_stored(rows[path], manifest.states.dtype).to(device)
             found |= quantize(path, states, manifest.storage.states)
-    if manifest.logits.encoding == "factored":
-        # Of the base as the cache has it, so that an untrained head starts at no margin.
-        kept = restore(found, dtype)
-        layer = manifest.final_state_layer
-        final = kept["final_hidden_state"] if layer is None else kept["hidden_states"][:, layer]
-        final_NH = from_stored(final, dtype).to(device)
-        found |= vocabulary_rows(manifest, final_NH, rows["labels"], unembedding, None)
     return found

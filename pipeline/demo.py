@@ -10,12 +10,12 @@ from time import perf_counter
 from typing import Final
 
 from cache_schema.errors import BaseModelError
+from pipeline.data_sources import DataSource
 from pipeline.decoding import Decoding
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.generate import MAVInference
-from pipeline.preferences import DataSource
 from pipeline.report import table
 from pipeline.side_by_side import side_by_side
 from pipeline.train import train

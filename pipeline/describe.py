@@ -89,7 +89,8 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
     base, data = manifest.base, manifest.data
     return {
         "base": f"{base.id} ({base.architecture}, {base.num_hidden_layers} layers, hidden "
-        f"{base.hidden_size}, vocabulary {base.vocab_size})",
+        f"{base.hidden_size}, vocabulary {base.vocab_size})"
+        + (f", quantized: {base.quantization}" if base.quantization else ""),
         "base_digests": {
             "weights": base.weights_digest[:12],
             "tokenizer": base.tokenizer_digest[:12],
@@ -97,9 +98,11 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
         "states": f"layers {list(manifest.states.layers)} ({manifest.states.layer_selection}), "
         f"pooled to {manifest.states.pooled_size}, {manifest.states.dtype}",
         "logits": manifest.logits.encoding,
-        "data": f"{data.id}"
-        + (f" ({data.data_dir})" if data.data_dir else "")
-        + f", split {data.split}",
+        "data": [
+            f"{one.name}: {one.pairs} of {one.rows} rows"
+            + (", for evaluation alone" if one.held_out else "")
+            for one in data.sources
+        ],
         "pairs": f"{data.pairs} of {data.rows} rows",
         "dropped": data.dropped,
         "prompts_truncated": data.prompts_truncated,
@@ -111,6 +114,8 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(_text, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.2g}" if isinstance(value, float) else str(value)

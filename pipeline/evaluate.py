@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from cache_schema.errors import DataError
+from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.belonging import require_same_features
 from pipeline.by_length import LengthBin, LongerGroup, by_length, by_longer
@@ -102,7 +103,8 @@ def evaluate(
         cache: Folder or URL of the cache.
         alphas: Strengths.
         which: Part of the cache's pairs. If None, those held out from training where the cache
-            holds the data the head was trained on, else all.
+            has pairs of a data set the head was trained on, or one that is for evaluation alone;
+            else all.
         device: `auto` or a torch device.
 
     Raises:
@@ -113,7 +115,7 @@ def evaluate(
     reader = CacheReader(cache)
     require_same_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
     subset = _subset(stored, reader, which)
-    wanted = in_subset(reader.prompt_id, subset)
+    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
     if not wanted.any():
         raise DataError(
             f"{cache}: none of its pairs is {subset.which} (the head held out "
@@ -146,9 +148,17 @@ def evaluate(
 def _subset(stored: StoredHead, reader: CacheReader, which: Which | None) -> PairSubset:
     fraction = stored.origin.held_out_fraction
     if which is None:
-        trained_on = stored.origin.manifest.data.fingerprint == reader.manifest.data.fingerprint
-        which = "held-out" if trained_on and fraction > 0 else "all"
+        may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
+        which = "held-out" if may_know or reader.set_apart.any() else "all"
     return PairSubset(which=which, fraction=fraction)
+
+
+def _share_data(trained_on: Manifest, other: Manifest) -> bool:
+    """Tell whether a cache has pairs that a head may have been trained on."""
+    if trained_on.data.fingerprint == other.data.fingerprint:
+        return True
+    known = {(one.id, one.data_dir, one.split) for one in trained_on.data.sources}
+    return any((one.id, one.data_dir, one.split) in known for one in other.data.sources)
 
 
 def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor) -> AlphaResult:

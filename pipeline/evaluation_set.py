@@ -38,6 +38,6 @@ def evaluation_set(options: TrainOptions, reader: CacheReader) -> EvaluationSet 
         )
         return EvaluationSet(reader=other, subset=PairSubset(which="all"))
     subset = PairSubset(which="held-out", fraction=options.eval_fraction)
-    if not in_subset(reader.prompt_id, subset).any():
+    if not in_subset(reader.prompt_id, subset, reader.set_apart).any():
         return None
     return EvaluationSet(reader=reader, subset=subset)

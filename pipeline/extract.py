@@ -1,13 +1,12 @@
 """Stage one: run the frozen base once over preference pairs and write the cache."""
 
 import dataclasses
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import Any, Final
 
 from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
@@ -26,12 +25,15 @@ from pipeline.extract_work import (
     Work,
     load,
     prepare,
-    read_and_tokenize,
+    read,
     unembedding_arrays,
 )
 from pipeline.packing import Packing
 from pipeline.preflight import require_room
 from pipeline.progress import progress_bar
+
+_BLOCKS_WAITING: Final = 2
+"""Blocks that are written or wait to be; a disk that is slow for a moment holds up nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +107,15 @@ def extract(
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
-        pairs, counts = read_and_tokenize(options, request.tokenizer, say)
+        data = read(options, request.tokenizer, say)
         if stored is not None:
             found = base.record() if base else _as_stored(stored, request)
-            asked, _ = draft_manifest(options, found, stored.logits, pairs, counts)
+            asked, _ = draft_manifest(options, found, stored.logits, data)
             require_same(objects.location, stored, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 say(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
-        work = load(options, request, pairs, counts, say)
+        work = load(options, request, data, say)
         if stored is not None:
             # Now with what only the loaded base tells.
             require_same(objects.location, stored, work.manifest)
@@ -171,38 +173,33 @@ def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
 def _create(objects: Objects, run: str, work: Work) -> None:
     require_room(objects, work, list(range(work.plan.blocks)), begun=False)
     CacheWriter.create(
-        objects, run, work.manifest, work.plan, _pair_columns(work), unembedding_arrays(work)
+        objects, run, work.manifest, work.plan, work.data.columns(), unembedding_arrays(work)
     )
 
 
 def _restore(writer: CacheWriter, work: Work) -> list[str]:
-    return writer.restore_layout(work.plan, _pair_columns(work), unembedding_arrays(work))
-
-
-def _pair_columns(work: Work) -> dict[str, NDArray[Any]]:
-    pairs = work.pairs
-    return {
-        "pair_id": pairs.pair_id,
-        "prompt_id": pairs.prompt_id,
-        "source_row": pairs.source_row,
-    }
+    return writer.restore_layout(work.plan, work.data.columns(), unembedding_arrays(work))
 
 
 def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:
-    """Compute and write blocks, one while the one before is written; return their pairs."""
+    """Compute and write blocks, some while those before are written; return their pairs.
+
+    One block is computed, one is written and one waits: three are in memory at most, and the bytes
+    of one array of the one that is written.
+    """
     pairs = sum(len(work.plan.pairs_of(block)) for block in blocks)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="writer") as pool,
         progress_bar(pairs, "Extracting", "pair") as bar,
     ):
-        writing: Future[None] | None = None
+        waiting: deque[Future[None]] = deque()
         for block in blocks:
             in_block = work.plan.pairs_of(block)
             rows = work.forward.run(in_block, bar.update)
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(writer.write_block, block, len(in_block), rows)
-        if writing is not None:
+            if len(waiting) == _BLOCKS_WAITING:
+                waiting.popleft().result()
+            waiting.append(pool.submit(writer.write_block, block, len(in_block), rows))
+        for writing in waiting:
             writing.result()
     return pairs
 

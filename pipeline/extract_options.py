@@ -12,7 +12,6 @@ from cache_schema.errors import UsageError
 from cache_schema.manifest import (
     FORMAT_VERSION,
     BaseModelRecord,
-    DataRecord,
     LogitsEncoding,
     LogitsRecord,
     Manifest,
@@ -24,10 +23,13 @@ from cache_schema.manifest import (
 )
 from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
 from cache_schema.quantization import StatesStorage
+from pipeline.base_model import DeviceMap
+from pipeline.base_quantization import Quantize
+from pipeline.data_sources import DataSource, require_weights
 from pipeline.layers import parse_indices, select_layers
-from pipeline.preferences import DataSource, ReadCounts
 from pipeline.prompt_form import TEMPLATES, Form
-from pipeline.tokenizing import TRUNCATION, TokenizedPairs
+from pipeline.read_data import ReadData
+from pipeline.tokenizing import TRUNCATION
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
 
@@ -38,7 +40,7 @@ class ExtractOptions:
 
     Attributes:
         base_model: Hub id, folder or `.gguf` file.
-        data: The preference pairs.
+        data: The preference pairs: a data set, or several.
         output: Folder or URL of the cache.
         gguf_file: File inside the base's folder or repository.
         revision: Branch, tag or commit of a hub repository.
@@ -51,14 +53,17 @@ class ExtractOptions:
         top_k: Logits kept per token with `topk`.
         dtype: Type the base computes in and states are stored in.
         device: `auto` or a torch device.
-        batch_tokens: Most padded tokens in one forward pass, or None to choose by device.
+        device_map: How the base is spread over several devices; see `Placement`.
+        quantize: How the base's weights are quantized when they are loaded.
+        batch_tokens: Most tokens in one forward pass, padding included, or None for what the
+            memory that is free allows.
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
         storage_dtype: How states are stored: as computed, or lossy in one byte a value.
     """
 
     base_model: str
-    data: DataSource
+    data: DataSource | tuple[DataSource, ...]
     output: str | Path
     gguf_file: str | None = None
     revision: str | None = None
@@ -71,6 +76,8 @@ class ExtractOptions:
     top_k: int = 64
     dtype: StoredDtype = "bfloat16"
     device: str = "auto"
+    device_map: DeviceMap | None = None
+    quantize: Quantize | None = None
     batch_tokens: int | None = None
     block_tokens: int | None = None
     compression: Compression = "none"
@@ -87,14 +94,19 @@ class ExtractOptions:
                 raise UsageError(f"{name}: got {value}, expected at least {least}")
         if self.layer_selection not in ("auto", "uniform"):
             parse_indices(self.layer_selection)
+        require_weights(self.sources)
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """The data sets."""
+        return (self.data,) if isinstance(self.data, DataSource) else self.data
 
 
 def draft_manifest(
     options: ExtractOptions,
     base: BaseModelRecord,
     unembedding: LogitsRecord,
-    pairs: TokenizedPairs,
-    counts: ReadCounts,
+    data: ReadData,
 ) -> tuple[Manifest, BlockPlan]:
     """Return the manifest, not yet complete, and the plan of the cache that was asked for.
 
@@ -102,8 +114,7 @@ def draft_manifest(
         options: The request.
         base: The base model.
         unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is the request's.
-        pairs: The tokenized pairs.
-        counts: Rows read, and those dropped before tokenizing.
+        data: The tokenized pairs, and what became of all rows.
 
     Raises:
         UsageError: The request does not fit the base.
@@ -138,24 +149,13 @@ def draft_manifest(
             max_length=options.max_length,
             truncation=TRUNCATION,
         ),
-        data=DataRecord(
-            id=options.data.id,
-            data_dir=options.data.data_dir,
-            split=options.data.split,
-            limit=options.data.limit,
-            fingerprint=pairs.fingerprint(),
-            rows=counts.rows,
-            pairs=len(pairs),
-            dropped=dict(sorted((counts.dropped + pairs.dropped).items())),
-            prompts_truncated=pairs.prompts_truncated,
-            responses_cut=pairs.responses_cut,
-        ),
-        plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=pairs.digest()),
+        data=data.record(),
+        plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=data.pairs.digest()),
         storage=StorageRecord(compression=options.compression, states=options.storage_dtype),
         checks={},
         complete=False,
     )
-    length = pairs.response_length
+    length = data.pairs.response_length
     longest = int(length.sum(axis=1).max())
     block_tokens = options.block_tokens or default_block_tokens(bytes_per_token(manifest), longest)
     plan = plan_blocks(length, block_tokens)

@@ -3,28 +3,26 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
-from cache_schema.errors import DataError, UsageError
+from cache_schema.errors import UsageError
 from cache_schema.manifest import LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_checks import check_base
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel, Placement, load_source, load_tokenizer
 from pipeline.base_source import BaseSource, resolve_base
+from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.processes import Processes
-from pipeline.progress import progress_bar
+from pipeline.packing import even_batches
+from pipeline.processes import Processes, launched
+from pipeline.read_data import ReadData, read_data
 from pipeline.stored import TORCH_DTYPES, to_stored
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
-
-_CPU_BATCH_TOKENS: Final = 2048
-_ACCELERATOR_BATCH_TOKENS: Final = 16384
 
 Say = Callable[[str], None]
 
@@ -55,14 +53,14 @@ class Work:
     Attributes:
         manifest: The manifest of the cache, not yet complete.
         plan: Its block plan.
-        pairs: The tokenized pairs.
+        data: The tokenized pairs.
         unembedding: The base's output embedding.
         forward: Computes the rows of any pairs.
     """
 
     manifest: Manifest
     plan: BlockPlan
-    pairs: TokenizedPairs
+    data: ReadData
     unembedding: Unembedding
     forward: BlockForward
 
@@ -79,6 +77,11 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
             f"dtype: asked for {options.dtype}, but the base that was given computes in "
             f"{base.dtype}; states are stored as they are computed, so give both the same"
         )
+    if options.device_map is not None and launched() > 1:
+        raise UsageError(
+            f"--device-map: got {options.device_map!r} with {launched()} processes; one process "
+            f"spreads a base over its devices, several each take one whole"
+        )
     device = pick_device(options.device)
     processes = Processes(on_cpu=device.type == "cpu")
     if processes.count > 1 and options.device == "auto" and device.type != "cpu":
@@ -94,43 +97,18 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     )
 
 
-def read_and_tokenize(
-    options: ExtractOptions, tokenizer: Any, say: Say
-) -> tuple[TokenizedPairs, ReadCounts]:
-    """Read the preference pairs and tokenize them, and tell what was left out.
-
-    Raises:
-        DataError: There is no usable pair.
-    """
-    counts = ReadCounts()
-    with progress_bar(None, "Tokenizing", "pair") as bar:
-        pairs = tokenize_pairs(
-            read_pairs(options.data, counts),
-            tokenizer,
-            options.max_length,
-            bar.update,
-            form=options.prompt_form,
-        )
-    dropped = counts.dropped + pairs.dropped
-    causes = ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"
-    say(f"{options.data.id}: {counts.rows} rows, {len(pairs)} pairs kept; dropped: {causes}")
-    if pairs.prompts_truncated or pairs.responses_cut:
-        say(
-            f"The limit of {options.max_length} tokens took the beginning of "
-            f"{pairs.prompts_truncated} prompts and the end of an answer of "
-            f"{pairs.responses_cut} pairs"
-        )
-    if not len(pairs):
-        raise DataError(
-            f"{options.data.id}: no usable pair among {counts.rows} rows (dropped: {causes}). "
-            f"Texts must be transcripts with an 'Assistant:' turn, and the answers must differ."
-        )
-    return pairs, counts
+def read(options: ExtractOptions, tokenizer: Any, say: Say) -> ReadData:
+    """Read and tokenize the preference pairs that are asked for; see `read_data`."""
+    return read_data(
+        options.sources,
+        tokenizer,
+        max_length=options.max_length,
+        form=options.prompt_form,
+        say=say,
+    )
 
 
-def load(
-    options: ExtractOptions, request: Request, pairs: TokenizedPairs, counts: ReadCounts, say: Say
-) -> Work:
+def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) -> Work:
     """Load the base, check it, and plan the cache.
 
     Raises:
@@ -141,15 +119,19 @@ def load(
         assert request.source is not None
         say(f"Loading {request.source.id} in {options.dtype}")
         base = load_source(
-            request.source, Placement(dtype=TORCH_DTYPES[options.dtype], device=request.device)
+            request.source,
+            Placement(
+                dtype=TORCH_DTYPES[options.dtype],
+                device=request.device,
+                device_map=options.device_map,
+                quantize=options.quantize,
+            ),
         )
     unembedding = base.unembedding()
-    manifest, plan = draft_manifest(
-        options, base.record(), _logits_record(unembedding), pairs, counts
-    )
+    manifest, plan = draft_manifest(options, base.record(), _logits_record(unembedding), data)
     verdict = check_base(
         base,
-        pairs,
+        data.pairs,
         manifest.states.layers,
         options.max_length,
         must_factor=options.logits == "factored",
@@ -158,15 +140,27 @@ def load(
     manifest = dataclasses.replace(manifest, checks=verdict.errors)
     forward = BlockForward(
         base,
-        pairs,
+        data.pairs,
         plan,
         manifest,
         unembedding if verdict.factored else None,
         packing=verdict.packing,
-        batch_tokens=options.batch_tokens
-        or (_CPU_BATCH_TOKENS if base.device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS),
+        budget=BatchBudget(options.batch_tokens or CPU_TOKENS),
     )
-    return Work(manifest=manifest, plan=plan, pairs=pairs, unembedding=unembedding, forward=forward)
+    devices = base.devices
+    if options.batch_tokens is None and devices[0].type != "cpu":
+        forward.budget = _measured(forward, plan, data, devices)
+        say(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
+    return Work(manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward)
+
+
+def _measured(
+    forward: BlockForward, plan: BlockPlan, data: ReadData, devices: list[torch.device]
+) -> BatchBudget:
+    """Find how many tokens go through at once by running one batch of the first block."""
+    first = even_batches(plan.pairs_of(0), data.pairs.shared_length, CPU_TOKENS)[0]
+    tokens = int(data.pairs.shared_length[first.start : first.stop].sum())
+    return measured_budget(devices, tokens, lambda: forward.run(first, lambda _: None))
 
 
 def unembedding_arrays(work: Work) -> dict[str, NDArray[Any]]:

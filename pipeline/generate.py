@@ -1,6 +1,5 @@
 """Online decoding: a frozen base and a head together, alpha chosen at each call."""
 
-import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from pipeline.joining import (
     require_fit,
     untrained,
 )
+from pipeline.memory import free_memory
 from pipeline.prompt_form import FormName, Messages
 from pipeline.text_stream import Abandoned, TextStream
 
@@ -306,9 +306,7 @@ class MAVInference:
         if self._joined is not None and before is not None:
             self._joined.close()
             self._joined = None
-            gc.collect()
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
+            free_memory()
         try:
             joined = join(load_source(source, self._placement), self._trained, self._rules, say)
         except BaseException:

@@ -2,6 +2,8 @@
 
 The decision hashes the prompt alone, so it is the same in every cache of the same texts whatever
 base made it, all answers to one prompt fall on the same side, and a pair once held out stays so.
+Besides, a data set may be for evaluation alone; then no pair with a prompt of it is trained on,
+whichever data set that pair is from.
 """
 
 from dataclasses import dataclass
@@ -19,18 +21,28 @@ class PairSubset:
 
     Attributes:
         which: The part.
-        fraction: Share of prompts that are held out, from 0 to 1.
+        fraction: Share of prompts that are held out, from 0 to 1, beside those set apart.
     """
 
     which: Which
     fraction: float = 0.0
 
 
-def in_subset(prompt_id: NDArray[np.uint64], subset: PairSubset) -> NDArray[np.bool_]:
-    """Return, for each pair by its prompt id [pairs], whether it belongs to the subset."""
+def in_subset(
+    prompt_id: NDArray[np.uint64], subset: PairSubset, set_apart: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Return, for each pair, whether it belongs to the subset.
+
+    Args:
+        prompt_id: uint64 [pairs].
+        subset: The subset.
+        set_apart: bool [pairs], those of data sets that are for evaluation alone.
+    """
     if subset.which == "all":
         return np.ones(len(prompt_id), dtype=np.bool_)
     # Prompt ids are uniform over 64 bits; the upper half decides, which float64 holds exactly.
     upper: NDArray[Any] = (prompt_id >> np.uint64(32)).astype(np.float64)
     held_out: NDArray[np.bool_] = upper < subset.fraction * 2.0**32
+    if set_apart is not None and set_apart.any():
+        held_out |= np.isin(prompt_id, prompt_id[set_apart])
     return held_out if subset.which == "held-out" else ~held_out

@@ -18,6 +18,7 @@ from typing import Final
 import torch
 
 from cache_schema.local_objects import sync_directory
+from cache_schema.manifest import DataRecord
 from cache_schema.objects import open_objects
 from cache_schema.root import read_manifest
 from pipeline.charts import STYLE, Chart, Point, Series, plots, require_matplotlib, table, text
@@ -294,7 +295,7 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
     with torch.device("meta"):
         head = AlignmentHead(sizes)
     alignment, total = head.alignment_parameters(), head.total_parameters()
-    trained, base, data = origin.manifest, origin.manifest.base, cache.data
+    trained, base = origin.manifest, origin.manifest.base
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     rows = {
         "head": evaluation.head,
@@ -306,11 +307,9 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
         "steps": f"{origin.steps:,}",
         "held out": f"{origin.held_out_fraction:.3g} of prompts",
         "base": base.id + (f", revision {base.revision}" if base.revision else ""),
-        "trained on": f"{trained.data.id}, {trained.data.pairs:,} pairs, fingerprint "
-        f"{trained.data.fingerprint[:16]}",
+        "trained on": _told(trained.data),
         "cache evaluated": evaluation.cache,
-        "its data": f"{data.id}{f' ({data.data_dir})' if data.data_dir else ''}, split "
-        f"{data.split}, {data.pairs:,} pairs, fingerprint {data.fingerprint[:16]}",
+        "its data": _told(cache.data),
         "its base": f"{cache.base.id}, logits {cache.logits.encoding}, states "
         f"{cache.states.dtype} ({cache.storage.states})",
         "pairs used": f"{evaluation.pairs:,} ({_PARTS[evaluation.which]}), "
@@ -324,6 +323,11 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
 <h2>What was evaluated</h2>
 {table("Head, cache and software", ["", ""], list(map(list, rows.items())))}
 </section>"""
+
+
+def _told(data: DataRecord) -> str:
+    names = ", ".join(source.name for source in data.sources)
+    return f"{names}, {data.pairs:,} pairs, fingerprint {data.fingerprint[:16]}"
 
 
 def _keys(name: str) -> tuple[tuple[str, str], ...]:

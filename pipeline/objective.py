@@ -31,8 +31,8 @@ class Objective:
       Alignment Vectors. Its gradient keeps pushing until the aligned model itself ranks w first,
       also where the base is far off, as it is when l is much the shorter.
     - `dpo`: -log sigmoid(beta * ((log pi(w) - log pi(l)) - (log pi_base(w) - log pi_base(l)))),
-      Rafailov et al. 2023, "Direct Preference Optimization", equation 7. The base's own margin is
-      in the cache, so the reference costs nothing.
+      Rafailov et al. 2023, "Direct Preference Optimization", equation 7. The base's
+      logits are at hand, so the reference costs one more sum over them.
     - Both add lambda_l2 times the mean, over the response tokens of both answers, of ||a_t||^2
       (summed over the vocabulary).
 
@@ -142,9 +142,11 @@ class Scorer(nn.Module):
         with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
             features = self.head.features(batch.states)
         projection = self._projection or last_layer(self.head, bf16=self._bf16)
-        logp, squared_norm = aligned_logprobs(features, projection, base, batch.labels)
+        logp, squared_norm, base_logp = aligned_logprobs(
+            features, projection, base, batch.labels, base_logprobs=batch.base_logprobs
+        )
         chosen, rejected = batch.response_sums(logp)
-        base_chosen, base_rejected = batch.response_sums(batch.base_logprobs)
+        base_chosen, base_rejected = batch.response_sums(base_logp)
         return Scores(
             chosen=chosen,
             rejected=rejected,

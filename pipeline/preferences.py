@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from cache_schema.errors import DataError, UsageError
+from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.transcripts import (
     ASSISTANT,
     as_prompt,
@@ -28,8 +29,9 @@ from pipeline.transcripts import (
     split_transcript,
 )
 
-DEFAULT_SPLIT: Final = "train"
 FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_SAVED: Final = ("dataset_dict.json", "state.json")
+"""Files of which `save_to_disk` leaves one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +54,6 @@ class PreferencePair:
         return _hash64(self.prompt)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSource:
-    """Where pairs are read from, as the user named it.
-
-    Attributes:
-        id: File, folder of a saved data set, or id on the hub.
-        data_dir: Subset folder of a hub data set, such as `harmless-base`.
-        split: Split of a hub or saved data set.
-        limit: Read only this many rows.
-    """
-
-    id: str
-    data_dir: str | None = None
-    split: str = DEFAULT_SPLIT
-    limit: int | None = None
-
-
 @dataclass
 class ReadCounts:
     """What became of the rows, filled while they are read."""
@@ -88,8 +73,6 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
         DataError: It is not there, cannot be read, or a row has none of the known forms.
         UsageError: Options do not go with this kind of source.
     """
-    if source.limit is not None and source.limit < 1:
-        raise UsageError(f"--limit: got {source.limit}, expected at least 1")
     for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
         pair = _to_pair(row, number, place)
@@ -107,8 +90,12 @@ def _hash64(*texts: str) -> int:
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     """Yield (where it stands, row)."""
     path = Path(source.id)
-    if source.data_dir is not None and path.exists():
-        raise UsageError(f"--data-dir goes with a hub data set, but {path} is here")
+    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    if source.data_dir is not None and (path.is_file() or saved):
+        raise UsageError(
+            f"data_dir={source.data_dir} goes with a data set that has subset folders, but {path} "
+            f"is {'one file' if path.is_file() else 'a saved data set'}"
+        )
     if path.is_file():
         if source.split != DEFAULT_SPLIT:
             raise UsageError(
@@ -116,9 +103,9 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
             )
         yield from _file_rows(path)
     else:
-        rows = _saved_rows(path, source) if path.is_dir() else _hub_rows(source)
+        rows = _saved_rows(path, source) if saved else _loaded_rows(source, is_here=path.is_dir())
         for number, row in enumerate(rows):
-            yield f"{source.id}, row {number}", row
+            yield f"{source.name}, row {number}", row
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -171,9 +158,7 @@ def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise DataError(
-            f"{path}: a folder, but not a data set saved by `datasets.save_to_disk`: {error}"
-        ) from error
+        raise DataError(f"{path}: a saved data set that cannot be read: {error}") from error
     if not isinstance(saved, datasets.DatasetDict):
         return saved  # type: ignore[no-any-return]
     if source.split not in saved:
@@ -181,16 +166,17 @@ def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
     return saved[source.split]  # type: ignore[no-any-return]
 
 
-def _hub_rows(source: DataSource) -> Iterable[Any]:
+def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
+    """Load a data set as the hub has them: from there, or from a folder that is a copy of it."""
     looks_local = (
         source.id.lower().endswith(FILE_FORMATS)
         or source.id.startswith(("/", ".", "~"))
         or source.id.count("/") != 1
     )
-    if looks_local:
+    if looks_local and not is_here:
         raise DataError(
-            f"{source.id}: no such file or folder. Name a {', '.join(FILE_FORMATS)} file, a saved "
-            f"data set, or a hub id such as Anthropic/hh-rlhf."
+            f"{source.id}: no such file or folder. Name a {', '.join(FILE_FORMATS)} file, a folder "
+            f"with a data set, or a hub id such as Anthropic/hh-rlhf."
         )
     import datasets
 
@@ -199,9 +185,9 @@ def _hub_rows(source: DataSource) -> Iterable[Any]:
             source.id, data_dir=source.data_dir, split=source.split
         )
     except Exception as error:
+        where = "is no folder of a data set" if is_here else "is not to be had from the hub"
         raise DataError(
-            f"{source.id}: neither a local file or folder, nor to be had from the hub "
-            f"(data_dir {source.data_dir!r}, split {source.split!r}): {error}"
+            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {error}"
         ) from error
 
 

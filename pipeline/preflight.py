@@ -21,7 +21,7 @@ from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
 from cache_schema.writer import require_same
 from pipeline.base_model import BaseModel
 from pipeline.extract_options import ExtractOptions
-from pipeline.extract_work import Say, Work, load, prepare, read_and_tokenize, unembedding_arrays
+from pipeline.extract_work import Say, Work, load, prepare, read, unembedding_arrays
 from pipeline.progress import progress_bar
 
 Rows = dict[str, NDArray[Any]]
@@ -102,8 +102,7 @@ def preflight(
     """
     request, objects = prepare(options, base), open_objects(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
-    pairs, counts = read_and_tokenize(options, request.tokenizer, say)
-    work = load(options, request, pairs, counts, say)
+    work = load(options, request, read(options, request.tokenizer, say), say)
     if stored is not None:
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)

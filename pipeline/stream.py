@@ -92,7 +92,7 @@ class PreferenceStream(IterableDataset[Batch]):
         reader = CacheReader(self.location)
         order = order_epoch(
             reader.plan,
-            in_subset(reader.prompt_id, self._subset),
+            in_subset(reader.prompt_id, self._subset, reader.set_apart),
             self._shape,
             seed=self._seed,
             epoch=self._epoch,

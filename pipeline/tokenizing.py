@@ -31,9 +31,9 @@ class TokenizedPairs:
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
         source_row: int64 [pairs].
-        dropped: Pairs left out because of what the tokenizer made of them, by cause.
-        prompts_truncated: Pairs whose prompt lost its beginning to the length limit.
-        responses_cut: Pairs with an answer that lost its end to the length limit.
+        prompt_is_truncated: bool [pairs], whose prompt lost its beginning to the length limit.
+        response_is_cut: bool [pairs], with an answer that lost its end to the length limit.
+        dropped: Pairs left out, by cause.
     """
 
     tokens: NDArray[np.int32]
@@ -41,12 +41,22 @@ class TokenizedPairs:
     pair_id: NDArray[np.uint64]
     prompt_id: NDArray[np.uint64]
     source_row: NDArray[np.int64]
+    prompt_is_truncated: NDArray[np.bool_]
+    response_is_cut: NDArray[np.bool_]
     dropped: Counter[str]
-    prompts_truncated: int
-    responses_cut: int
 
     def __len__(self) -> int:
         return len(self.bounds)
+
+    @property
+    def prompts_truncated(self) -> int:
+        """Number of pairs whose prompt lost its beginning."""
+        return int(self.prompt_is_truncated.sum())
+
+    @property
+    def responses_cut(self) -> int:
+        """Number of pairs with an answer that lost its end."""
+        return int(self.response_is_cut.sum())
 
     @property
     def response_length(self) -> NDArray[np.int32]:
@@ -111,8 +121,8 @@ def tokenize_pairs(
     parts: list[NDArray[np.int32]] = []
     lengths: list[tuple[int, int, int]] = []
     ids: list[tuple[int, int, int]] = []
+    limited: list[tuple[bool, bool]] = []
     dropped: Counter[str] = Counter()
-    prompts_truncated = responses_cut = 0
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
         rendered = _rendered(group, seen, dropped)
         encoded = _encode([text for _, text in rendered], seen)
@@ -122,9 +132,8 @@ def tokenize_pairs(
             if cut[0] == cut[1]:
                 dropped["identical_responses"] += 1
                 continue
-            responses_cut += cut != answers
             room = max_length - max(map(len, cut))
-            prompts_truncated += len(prompt) > room
+            limited.append((len(prompt) > room, cut != answers))
             kept = _truncate_prompt(prompt, room, tokenizer.bos_token_id)
             lengths.append((len(kept), len(cut[0]), len(cut[1])))
             parts.append(np.array(kept + cut[0] + cut[1], dtype=np.int32))
@@ -136,15 +145,16 @@ def tokenize_pairs(
     bounds = np.concatenate([ends[:, :1] - length[:, :1], ends], axis=1)
     pair_id = np.array([entry[0] for entry in ids], dtype=np.uint64)
     order = np.argsort(pair_id, kind="stable")
+    truncated, is_cut = np.array(limited, dtype=np.bool_).reshape(-1, 2)[order].T
     return TokenizedPairs(
         tokens=np.concatenate(parts) if parts else np.empty(0, np.int32),
         bounds=bounds[order],
         pair_id=pair_id[order],
         prompt_id=np.array([entry[1] for entry in ids], dtype=np.uint64)[order],
         source_row=np.array([entry[2] for entry in ids], dtype=np.int64)[order],
+        prompt_is_truncated=truncated,
+        response_is_cut=is_cut,
         dropped=dropped,
-        prompts_truncated=prompts_truncated,
-        responses_cut=responses_cut,
     )
 
 

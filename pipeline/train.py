@@ -134,7 +134,7 @@ class _Run:
     def _plan(self, reader: CacheReader) -> Schedule:
         """Count pairs, tokens and steps; refuse to train on nothing."""
         options = self._options
-        wanted = in_subset(reader.prompt_id, self._subset)
+        wanted = in_subset(reader.prompt_id, self._subset, reader.set_apart)
         self._pairs = int(wanted.sum())
         self._tokens = int(reader.plan.response_length[wanted].sum())
         if not self._pairs:

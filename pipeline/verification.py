@@ -1,5 +1,6 @@
 """`mav verify`: the digests of a cache, the live base, and what to do about damage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ def run_verification(
     full: bool,
     pairs: int | None,
     base_model: str | None,
-    dataset: str | None,
+    datasets: Sequence[str],
     mend: bool,
     device: str,
     say: Say,
@@ -55,7 +56,7 @@ def run_verification(
         full: Compare all digests, not sizes alone.
         pairs: Pairs to run through the live base again, or None.
         base_model: Where the base is now; by default where it was.
-        dataset: Where the data set is now; by default where it was.
+        datasets: Where the cache's data sets are now, in its order; by default where they were.
         mend: Mark damaged blocks for extraction.
         device: Where the base runs.
         say: Called with each line worth telling the user.
@@ -80,7 +81,7 @@ def run_verification(
                 f"{listed(_problems(stored))}"
             )
         base = verify_against_base(
-            cache, pairs, base_model=base_model, dataset=dataset, device=device, say=say
+            cache, pairs, base_model=base_model, datasets=datasets, device=device, say=say
         )
     return Verification(stored=stored, base=base)
 

@@ -7,6 +7,7 @@ Shape legend: N tokens of an answer, K stored layers, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +21,13 @@ from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.base_checks import OTHER_ORDER, relative_error
 from pipeline.base_model import BaseModel, Placement, load_source
+from pipeline.base_quantization import quantize_as
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
+from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
 from pipeline.pooling import pool_states
-from pipeline.preferences import DataSource, PreferencePair, ReadCounts, read_pairs
+from pipeline.preferences import PreferencePair, ReadCounts, read_pairs
 from pipeline.progress import progress_bar
 from pipeline.prompt_form import form_of
 from pipeline.stored import TORCH_DTYPES
@@ -67,7 +70,7 @@ def verify_against_base(
     count: int,
     *,
     base_model: str | None = None,
-    dataset: str | None = None,
+    datasets: Sequence[str] = (),
     device: str = "auto",
     say: Say = lambda _: None,
     base: BaseModel | None = None,
@@ -78,7 +81,7 @@ def verify_against_base(
         location: The cache.
         count: Most pairs to run.
         base_model: Where the base is now; by default where it was.
-        dataset: Where the data set is now; by default where it was.
+        datasets: Where the cache's data sets are now, in its order; by default where they were.
         device: `auto` or a torch device.
         say: Called with each line worth telling the user.
         base: A loaded base to use in place of `base_model`.
@@ -92,7 +95,7 @@ def verify_against_base(
     manifest = reader.manifest
     base = base or _load(manifest, base_model, device, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
-    pairs = _tokenize(reader, wanted, dataset, base)
+    pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
     cached = CachedBase(reader, torch.device("cpu"))
     tolerance = OTHER_ORDER[TORCH_DTYPES[manifest.states.dtype]] + LOSS[manifest.storage.states]
@@ -133,33 +136,60 @@ def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> 
                 f"--base-model."
             )
     say(f"Loading {source.id} in {manifest.states.dtype}")
-    return load_source(source, Placement(dtype=TORCH_DTYPES[manifest.states.dtype], device=device))
+    placement = Placement(
+        dtype=TORCH_DTYPES[manifest.states.dtype],
+        device=device,
+        quantize=quantize_as(record.quantization, source),
+    )
+    return load_source(source, placement)
 
 
 def _tokenize(
-    reader: CacheReader, wanted: Any, dataset: str | None, base: BaseModel
+    reader: CacheReader, wanted: Any, datasets: Sequence[str], base: BaseModel
 ) -> TokenizedPairs:
-    data = reader.manifest.data
     ids = set(reader.pair_id[wanted].tolist())
-    if dataset is not None and Path(dataset).is_file():
-        source = DataSource(id=dataset)
-    else:
-        source = DataSource(
-            id=dataset or data.id, data_dir=data.data_dir, split=data.split, limit=data.limit
-        )
     found: dict[int, PreferencePair] = {}
-    for pair in read_pairs(source, ReadCounts()):
-        if pair.pair_id in ids:
-            found.setdefault(pair.pair_id, pair)
+    sources = _sources(reader.manifest, datasets)
+    for source in sources:
+        for pair in read_pairs(source, ReadCounts()):
+            if pair.pair_id in ids:
+                found.setdefault(pair.pair_id, pair)
     if len(found) != len(ids):
         raise DataError(
-            f"{source.id}: it has {len(found)} of the {len(ids)} pairs that are to be compared. "
-            f"Name the data set of the cache with --dataset."
+            f"{', '.join(source.name for source in sources)}: of the {len(ids)} pairs that are to "
+            f"be compared {len(found)} are there. Name the data sets of the cache with --dataset."
         )
     text = reader.manifest.text
     return tokenize_pairs(
         found.values(), base.tokenizer, text.max_length, form=form_of(text.prompt_template)
     )
+
+
+def _sources(manifest: Manifest, datasets: Sequence[str]) -> list[DataSource]:
+    """Return the data sets of a cache, where they are now.
+
+    Raises:
+        UsageError: More or fewer are named than the cache has.
+    """
+    records = manifest.data.sources
+    if datasets and len(datasets) != len(records):
+        raise UsageError(
+            f"--dataset: got {len(datasets)}, but the cache has {len(records)} data sets "
+            f"({', '.join(record.name for record in records)}); name all of them, in this order"
+        )
+    found = []
+    for record, place in zip(records, datasets or [record.id for record in records], strict=True):
+        is_file = Path(place).is_file()
+        found.append(
+            DataSource(
+                id=place,
+                data_dir=None if is_file else record.data_dir,
+                split=DEFAULT_SPLIT if is_file else record.split,
+                # A file that stands for the data set may have its rows in another order.
+                limit=record.limit if place == record.id else None,
+            )
+        )
+    return found
 
 
 def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseModel) -> None:
@@ -207,9 +237,10 @@ def _compare(
         same_labels = torch.equal(batch.labels[part].long(), label_N1[:, 0])
         found = {
             "labels": 0.0 if same_labels else float("inf"),
-            "base_logprobs": relative_error(batch.base_logprobs[part], logprobs_N),
             **_by_layer(manifest, batch.states[part], states_NKW),
         }
+        if batch.base_logprobs is not None:
+            found["base_logprobs"] = relative_error(batch.base_logprobs[part], logprobs_N)
         # Of a few largest logits only those can be compared, and the log-probabilities are.
         if manifest.logits.encoding != "topk":
             kept_NV = cached.logits(batch).chunk(part.start, part.stop)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from cache_schema.reader import CacheReader
 from pipeline.base_model import BaseModel
-from pipeline.preferences import DataSource, ReadCounts, read_pairs
+from pipeline.batch import Batch, CachedBase
+from pipeline.data_sources import DataSource
+from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 
@@ -35,11 +37,20 @@ class LiveAnswer:
 
 def cached_pairs(reader: CacheReader, base: BaseModel) -> TokenizedPairs:
     """Tokenize a cache's pairs again."""
-    data = reader.manifest.data
+    (data,) = reader.manifest.data.sources
     source = DataSource(id=data.id, limit=data.limit)
     return tokenize_pairs(
         read_pairs(source, ReadCounts()), base.tokenizer, reader.manifest.text.max_length
     )
+
+
+@torch.no_grad()
+def cached_logprobs(reader: CacheReader, batch: Batch) -> Tensor:
+    """Log-probabilities of a batch's labels under the base as the cache has it, [N]."""
+    if batch.base_logprobs is not None:
+        return batch.base_logprobs
+    logits = CachedBase(reader, torch.device("cpu")).logits(batch).chunk(0, len(batch.labels))
+    return logits.log_softmax(-1).gather(-1, batch.labels.long()[:, None])[:, 0]
 
 
 @torch.no_grad()

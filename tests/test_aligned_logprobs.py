@@ -62,7 +62,8 @@ def score(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     projection = Projection(given.weight, given.bias, dtype)
-    return aligned_logprobs(given.features, projection, base, given.labels, tiling=tiling)
+    logp, norm, _ = aligned_logprobs(given.features, projection, base, given.labels, tiling=tiling)
+    return logp, norm
 
 
 def whole(given: Problem) -> tuple[Tensor, Tensor]:
@@ -278,8 +279,8 @@ def test_gradients_can_be_added_where_they_are_kept() -> None:
     buffers = [leaf.grad for leaf in given.leaves()]
     projection = Projection(given.weight, given.bias, accumulates=True)
     for _ in range(2):
-        found = aligned_logprobs(given.features, projection, base, given.labels, tiling=CUT)
-        loss_of("both", *found).backward()  # type: ignore[no-untyped-call]
+        logp, norm, _ = aligned_logprobs(given.features, projection, base, given.labels, tiling=CUT)
+        loss_of("both", logp, norm).backward()  # type: ignore[no-untyped-call]
     for leaf, buffer, gradient in zip(given.leaves(), buffers, expected, strict=True):
         assert leaf.grad is buffer
         assert buffer is not None

@@ -15,6 +15,7 @@ from pipeline.batch import collate
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.intervals import wilson
 from pipeline.packing import pack_shared
+from tests.live import cached_logprobs
 from tests.tiny import make_cache, tiny_base
 
 FRACTION = 0.3
@@ -44,7 +45,8 @@ def _cached_logprobs(cache: Path) -> torch.Tensor:
         block = reader.read_block(number)
         members = [(block, index) for index in range(len(block.pairs))]
         batch = collate(members, reader.manifest, len(members))
-        found.append(torch.stack(batch.response_sums(batch.base_logprobs.double()), dim=-1))
+        sums = batch.response_sums(cached_logprobs(reader, batch).double())
+        found.append(torch.stack(sums, dim=-1))
     return torch.cat(found)
 
 

@@ -20,12 +20,12 @@ from tests.test_manifest import changed, llama_7b
 _ALWAYS = {
     "hidden_states",
     "labels",
-    "base_logprobs",
     "pairs/response_start",
     "pairs/response_length",
     "pairs/block_start",
     "pairs/pair_id",
     "pairs/prompt_id",
+    "pairs/source",
     "pairs/source_row",
 }
 
@@ -53,9 +53,9 @@ EVERY_KIND = [
         (WITH_BIAS, {"unembedding/weight", "unembedding/bias"}),
         (POOLED, {"unembedding/weight", "final_hidden_state"}),
         (WITHOUT_LAST, {"unembedding/weight", "final_hidden_state"}),
-        (DENSE, {"base_logits"}),
-        (changed("logits", encoding="dense", has_bias=True), {"base_logits"}),
-        (TOPK, {"topk_logits", "topk_ids", "rest_logsumexp"}),
+        (DENSE, {"base_logits", "base_logprobs"}),
+        (changed("logits", encoding="dense", has_bias=True), {"base_logits", "base_logprobs"}),
+        (TOPK, {"topk_logits", "topk_ids", "rest_logsumexp", "base_logprobs"}),
         (
             INT8,
             {"unembedding/weight", "hidden_states_token_scale", "hidden_states_channel_scale"},
@@ -70,7 +70,10 @@ EVERY_KIND = [
         ),
         (
             dataclasses.replace(POOLED_INT8, logits=DENSE.logits),
-            {"base_logits", "hidden_states_token_scale", "hidden_states_channel_scale"},
+            {
+                *["base_logits", "base_logprobs"],
+                *["hidden_states_token_scale", "hidden_states_channel_scale"],
+            },
         ),
     ],
 )
@@ -102,7 +105,7 @@ def test_only_factored_logits_need_the_final_state(encoding: str, layers: tuple[
         (changed("states", dtype="float16"), "hidden_states", "float16", (3, 4096)),
         (changed("states", dtype="float32"), "hidden_states", "float32", (3, 4096)),
         (FACTORED, "labels", "int32", ()),
-        (FACTORED, "base_logprobs", "float32", ()),
+        (DENSE, "base_logprobs", "float32", ()),
         (DENSE, "base_logits", "uint16", (32000,)),
         (TOPK, "topk_logits", "float32", (64,)),
         (TOPK, "topk_ids", "int32", (64,)),
@@ -161,6 +164,15 @@ def test_keys_of_the_objects_of_an_array_differ_in_their_first_number_only() -> 
     )
 
 
+@pytest.mark.parametrize("manifest", EVERY_KIND)
+def test_version_1_always_had_log_probabilities_and_one_data_set(manifest: Manifest) -> None:
+    before = layouts(dataclasses.replace(manifest, format_version=1))
+    assert before.keys() - {"base_logprobs"} == layouts(manifest).keys() - {
+        *["base_logprobs", "pairs/source"]
+    }
+    assert "base_logprobs" in before
+
+
 @pytest.mark.parametrize(
     ("path", "dtype", "shape"),
     [
@@ -169,6 +181,7 @@ def test_keys_of_the_objects_of_an_array_differ_in_their_first_number_only() -> 
         ("pairs/block_start", "int64", (3,)),
         ("pairs/pair_id", "uint64", (20,)),
         ("pairs/prompt_id", "uint64", (20,)),
+        ("pairs/source", "uint16", (20,)),
         ("pairs/source_row", "int64", (20,)),
         ("unembedding/weight", "uint16", (32000, 4096)),
         ("unembedding/bias", "uint16", (32000,)),
@@ -223,15 +236,15 @@ def test_paths_of_the_table_are_distinct_and_explained() -> None:
 @pytest.mark.parametrize(
     ("manifest", "size"),
     [
-        (FACTORED, 24_576 + 8),
+        (FACTORED, 24_576 + 4),
         (DENSE, 24_576 + 8 + 64_000),
         (TOPK, 24_576 + 8 + 64 * 8 + 4),
-        (WITHOUT_LAST, 24_576 + 8 + 8192),
-        (POOLED, 3 * 1024 * 2 + 8 + 8192),
-        (changed("states", dtype="float32"), 2 * 24_576 + 8),
-        (INT8, 12_288 + 3 * 4 + 8),
-        (FP8, 12_288 + 3 * 4 + 8),
-        (POOLED_INT8, 3 * 1024 + 4096 + 4 * 4 + 8),
+        (WITHOUT_LAST, 24_576 + 4 + 8192),
+        (POOLED, 3 * 1024 * 2 + 4 + 8192),
+        (changed("states", dtype="float32"), 2 * 24_576 + 4),
+        (INT8, 12_288 + 3 * 4 + 4),
+        (FP8, 12_288 + 3 * 4 + 4),
+        (POOLED_INT8, 3 * 1024 + 4096 + 4 * 4 + 4),
     ],
 )
 def test_bytes_of_a_token_of_llama_7b(manifest: Manifest, size: int) -> None:
@@ -246,6 +259,6 @@ def test_a_shard_of_llama_7b_is_about_200_mebibytes() -> None:
 
 def test_one_pair_is_enough() -> None:
     value = llama_7b().to_json()
-    value["data"] |= {"rows": 1, "pairs": 1, "dropped": {}}
+    value["data"]["sources"][0] |= {"rows": 1, "pairs": 1, "dropped": {}}
     value["plan"] |= {"block_tokens": 256, "blocks": 1, "tokens": 7}
     assert layouts(Manifest.from_json(value, "x"))["pairs/pair_id"].shape == (1,)

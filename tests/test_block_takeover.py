@@ -71,8 +71,8 @@ def other_rows() -> Rows:
         ("write", commit_key(BLOCK)),
         ("version", "hidden_states/c.1.0.0"),
         ("write", "hidden_states/c.1.0.0"),
-        ("version", "base_logprobs/c.1"),
-        ("write", "base_logprobs/c.1"),
+        ("version", "labels/c.1"),
+        ("write", "labels/c.1"),
         ("replace", commit_key(BLOCK)),
     ],
 )

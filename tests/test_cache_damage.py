@@ -30,13 +30,14 @@ from tests.written_caches import (
     write_one,
 )
 
-BLOCK_ARRAYS = ["hidden_states", "final_hidden_state", "labels", "base_logprobs"]
+BLOCK_ARRAYS = ["hidden_states", "final_hidden_state", "labels"]
 WRITTEN_ONCE = [
     "pairs/block_start",
     "pairs/response_start",
     "pairs/response_length",
     "pairs/pair_id",
     "pairs/prompt_id",
+    "pairs/source",
     "pairs/source_row",
     "unembedding/weight",
     "unembedding/bias",
@@ -224,7 +225,7 @@ def test_the_commit_record_of_another_block_proves_nothing(cache: Path) -> None:
 def test_a_commit_record_without_shards_proves_nothing(cache: Path) -> None:
     fields = json.loads((cache / commit_key(1)).read_text()) | {"objects": {}, "seal": UNSEALED}
     (cache / commit_key(1)).write_bytes(seal(fields))
-    with pytest.raises(CacheError, match=f"{commit_key(1)}: it names 0 objects, expected 4"):
+    with pytest.raises(CacheError, match=f"{commit_key(1)}: it names 0 objects, expected 3"):
         CacheReader(cache)
     assert go_on(cache, has_bias=True) == [1]
     read_all(cache)

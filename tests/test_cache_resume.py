@@ -164,10 +164,10 @@ def test_a_cache_goes_on_with_the_same_settings_only() -> None:
         ("base", "id", "/elsewhere/llama"),
         ("base", "revision", None),
         ("base", "gguf_file", "x.gguf"),
-        ("data", "id", "copy.jsonl"),
-        ("data", "split", "test"),
-        ("data", "data_dir", None),
-        ("data", "limit", 5),
+        ("source", "id", "copy.jsonl"),
+        ("source", "split", "test"),
+        ("source", "data_dir", None),
+        ("source", "limit", 5),
         ("created_by", "mav", "7.0"),
         ("checks", "layers", 0.25),
     ],
@@ -176,8 +176,9 @@ def test_names_of_the_same_contents_may_differ(
     record: str, field: str, value: str | float | None
 ) -> None:
     asked = draft()[0].to_json()
-    assert asked[record][field] != value
-    asked[record][field] = value
+    owner = asked["data"]["sources"][0] if record == "source" else asked[record]
+    assert owner[field] != value
+    owner[field] = value
     require_same("here", draft()[0], Manifest.from_json(asked, "asked"))
 
 

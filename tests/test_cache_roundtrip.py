@@ -272,8 +272,7 @@ def test_a_block_is_claimed_before_its_shards_and_committed_after_them(
 
         monkeypatch.setattr(objects, "write", recorded)
         write_one(writer, manifest, plan, 1)
-    shards = {f"{path}/c.1" for path in ("labels", "base_logprobs")}
-    shards |= {"hidden_states/c.1.0.0", "final_hidden_state/c.1.0"}
+    shards = {"hidden_states/c.1.0.0", "final_hidden_state/c.1.0", "labels/c.1"}
     assert order[0] == (commit_key(1), None)
     assert {key for key, _ in order[1:-1]} == shards
     assert order[-1] == (commit_key(1), versions[0])

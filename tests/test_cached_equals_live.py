@@ -11,7 +11,7 @@ from cache_schema.reader import Block, CacheReader
 from pipeline.base_model import BaseModel
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.pooling import pool_states
-from tests.live import live_answers, relative
+from tests.live import cached_logprobs, live_answers, relative
 from tests.tiny import ARCHITECTURES, HIDDEN, VOCAB, make_cache, tiny_base
 
 
@@ -31,6 +31,7 @@ def assert_equals_live(root: Path, base: BaseModel, tolerance: float = 1e-5) -> 
     batch, rows = whole_cache(reader)
     place = {int(row): at for at, row in enumerate(rows)}
     logits = CachedBase(reader, torch.device("cpu")).logits(batch).chunk(0, len(rows))
+    logprobs = cached_logprobs(reader, batch)
     answers = live_answers(reader, base)
     assert sum(len(answer.labels) for answer in answers) == len(rows)
     layers = list(reader.manifest.states.layers)
@@ -44,9 +45,7 @@ def assert_equals_live(root: Path, base: BaseModel, tolerance: float = 1e-5) -> 
             assert relative(got[:, number], want[:, number]) < tolerance
         assert relative(logits[at], answer.logits) < tolerance
         logp = answer.logits.double().log_softmax(-1).gather(-1, answer.labels[:, None])[:, 0]
-        torch.testing.assert_close(
-            batch.base_logprobs[at].double(), logp, rtol=tolerance, atol=tolerance
-        )
+        torch.testing.assert_close(logprobs[at].double(), logp, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -192,7 +192,7 @@ def test_options_reach_the_extraction(line: Line, tmp_path: Path) -> None:
     assert (manifest.states.layers, manifest.states.layer_selection) == ((0, 3), "explicit")
     assert (manifest.logits.encoding, manifest.logits.top_k) == ("topk", 7)
     assert (manifest.states.pooled_size, manifest.text.max_length) == (8, 64)
-    assert (manifest.data.rows, manifest.data.limit) == (4, 4)
+    assert (manifest.data.rows, manifest.data.sources[0].limit) == (4, 4)
 
 
 def test_uniform_layers_of_another_number(line: Line, tmp_path: Path) -> None:
@@ -206,15 +206,15 @@ def test_uniform_layers_of_another_number(line: Line, tmp_path: Path) -> None:
 
 def test_inspect_shows_a_cache(line: Line) -> None:
     text = done("inspect", line.cache)
-    for part in ("MAV cache, format 1", "complete", str(line.base), "LlamaForCausalLM", "24 of 24"):
+    for part in ("MAV cache, format 2", "complete", str(line.base), "LlamaForCausalLM", "24 of 24"):
         assert part in text
 
 
 def test_inspect_prints_a_cache_as_json(line: Line) -> None:
     found = json.loads(done("inspect", line.cache, "--json"))
-    assert found["kind"] == "MAV cache, format 1"
+    assert found["kind"] == "MAV cache, format 2"
     assert found["complete"] is True
-    assert found["bytes_per_token"] == 3 * HIDDEN * 4 + 8
+    assert found["bytes_per_token"] == 3 * HIDDEN * 4 + 4
     assert found["arrays"]["labels"].startswith("int32 [")
 
 

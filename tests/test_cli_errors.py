@@ -160,7 +160,10 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
         (["--logits", "sparse"], "'sparse' is not one of 'factored', 'dense', 'topk'"),
         (["--dtype", "float64"], "'float64' is not one of 'bfloat16', 'float16', 'float32'"),
         (["--device", "warp"], "--device: got 'warp', which is not to be had"),
-        (["--data-dir", "harmless-base"], "--data-dir goes with a hub data set, but"),
+        (
+            ["--data-dir", "harmless-base"],
+            "data_dir=harmless-base goes with a data set that has subset folders, but",
+        ),
         (["--limit", "many"], "'many' is not a valid integer"),
     ],
 )
@@ -327,7 +330,7 @@ def test_cache_of_another_format_version(
     edit_manifest(cache, lambda manifest: manifest.update(format_version=7))
     before = tree(cache)
     message = refused(DATA, *ALL_READERS[command](world, cache, output))
-    assert message.startswith(f"{cache}: format version 7, but this MAV reads version 1.")
+    assert message.startswith(f"{cache}: format version 7, but this MAV reads versions 1 and 2.")
     assert tree(cache) == before
     assert not output.parent.exists()
 

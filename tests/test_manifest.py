@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from cache_schema.manifest import (
     LogitsRecord,
     Manifest,
     PlanRecord,
+    SourceRecord,
     StatesRecord,
     StorageRecord,
     TextRecord,
@@ -31,6 +33,7 @@ def llama_7b(**changes: Any) -> Manifest:
             id="meta-llama/Llama-2-7b-hf",
             revision="01c7f73d771dfac7d292323805ebc428287df4f9",
             gguf_file=None,
+            quantization=None,
             architecture="LlamaForCausalLM",
             weights_digest="aa" * 32,
             config_digest="ee" * 32,
@@ -56,14 +59,20 @@ def llama_7b(**changes: Any) -> Manifest:
             truncation="keep_response_and_prompt_end",
         ),
         data=DataRecord(
-            id="Anthropic/hh-rlhf",
-            data_dir="harmless-base",
-            split="train",
-            limit=None,
+            sources=(
+                SourceRecord(
+                    id="Anthropic/hh-rlhf",
+                    data_dir="harmless-base",
+                    split="train",
+                    limit=None,
+                    weight=None,
+                    held_out=False,
+                    rows=23,
+                    pairs=20,
+                    dropped={"empty_response": 1, "prompts_differ": 2},
+                ),
+            ),
             fingerprint="cc" * 32,
-            rows=23,
-            pairs=20,
-            dropped={"empty_response": 1, "prompts_differ": 2},
             prompts_truncated=1,
             responses_cut=0,
         ),
@@ -83,6 +92,14 @@ def changed(record: str, **fields: Any) -> Manifest:
     )
 
 
+def of_sources(*changes: dict[str, Any]) -> Manifest:
+    """LLaMA-2-7B's manifest with a data set for each of some changes to its own."""
+    (source,) = llama_7b().data.sources
+    return changed(
+        "data", sources=tuple(dataclasses.replace(source, **fields) for fields in changes)
+    )
+
+
 @pytest.mark.parametrize(
     "manifest",
     [
@@ -90,7 +107,10 @@ def changed(record: str, **fields: Any) -> Manifest:
         llama_7b(complete=False, checks={}),
         changed("logits", encoding="topk", top_k=64, softcap=30.0, has_bias=True),
         changed("base", revision=None, gguf_file="model.gguf"),
-        changed("data", data_dir=None, limit=23, rows=20, dropped={}),
+        changed("base", quantization="bitsandbytes nf4"),
+        of_sources({"data_dir": None, "limit": 23, "rows": 20, "dropped": {}}),
+        of_sources({"weight": 0.5}, {"weight": 2.0, "id": "other"}, {"held_out": True}),
+        dataclasses.replace(llama_7b(), format_version=1),
     ],
 )
 def test_round_trip_through_json(manifest: Manifest) -> None:
@@ -104,7 +124,34 @@ def test_to_json_holds_plain_values_only() -> None:
     assert plain == json.loads(json.dumps(plain))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, "absent"])
+def test_what_all_data_sets_have_together() -> None:
+    data = of_sources({}, {"rows": 9, "pairs": 4, "dropped": {"duplicate": 5}}).data
+    assert (data.rows, data.pairs) == (32, 24)
+    assert data.dropped == {"duplicate": 5, "empty_response": 1, "prompts_differ": 2}
+
+
+def test_a_manifest_of_version_1_is_read_and_written_as_it_was() -> None:
+    value = llama_7b().to_json() | {"format_version": 1}
+    (source,) = value["data"].pop("sources")
+    del value["base"]["quantization"], source["weight"], source["held_out"]
+    value["data"] |= source
+    manifest = Manifest.from_json(value, "x")
+    assert manifest == dataclasses.replace(llama_7b(), format_version=1)
+    assert manifest.to_json() == value
+    assert manifest.identity() == "7a90d21a707dc3506e5cb6953bd4e339f929ea20ecea4f9dabdea44bc47acbcf"
+    for name in ("rows", "fingerprint", "split"):
+        with pytest.raises(ManifestError, match=f"{name}: missing"):
+            without = {k: v for k, v in value["data"].items() if k != name}
+            Manifest.from_json(value | {"data": without}, "x")
+    with pytest.raises(ManifestError, match="data: got int"):
+        Manifest.from_json(value | {"data": 3}, "x")
+
+
+def test_quantization_is_part_of_what_a_cache_is() -> None:
+    assert changed("base", quantization="GGUF Q4_K").identity() != llama_7b().identity()
+
+
+@pytest.mark.parametrize("version", [0, 3, "1", None, "absent"])
 def test_other_format_version_is_refused_with_both_versions(version: object) -> None:
     value = llama_7b().to_json() | {"format_version": version}
     if version == "absent":
@@ -114,12 +161,12 @@ def test_other_format_version_is_refused_with_both_versions(version: object) -> 
         Manifest.from_json(value, "some/cache")
     assert not isinstance(caught.value, ManifestError)
     assert str(caught.value).startswith(f"some/cache: format version {version!r}, ")
-    assert f"reads version {FORMAT_VERSION}" in str(caught.value)
+    assert "reads versions 1 and 2" in str(caught.value)
 
 
 def test_other_version_is_told_before_unknown_fields() -> None:
-    with pytest.raises(CacheError, match="format version 2"):
-        Manifest.from_json({"format_version": 2, "brand_new": 1}, "x")
+    with pytest.raises(CacheError, match="format version 3"):
+        Manifest.from_json({"format_version": 3, "brand_new": 1}, "x")
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 1])
@@ -134,8 +181,8 @@ def test_all_problems_are_listed_at_once_with_their_paths() -> None:
     value["base"]["colour"] = "red"
     value["states"]["layers"] = [1, "16"]
     value["states"]["dtype"] = "float64"
-    value["data"]["dropped"] = {"empty_response": "one"}
-    value["data"]["limit"] = 1.5
+    value["data"]["sources"][0]["dropped"] = {"empty_response": "one"}
+    value["data"]["sources"][0]["limit"] = 1.5
     value["plan"] = []
     value["complete"] = 1
     value["text"] = None
@@ -149,8 +196,8 @@ def test_all_problems_are_listed_at_once_with_their_paths() -> None:
         "states.layers",
         "states.dtype",
         "text",
-        "data.limit",
-        "data.dropped",
+        "data.sources[0].limit",
+        "data.sources[0].dropped",
         "plan",
         "complete",
     ]
@@ -164,6 +211,10 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
     for name, item in value.items():
         if isinstance(item, dict) and name not in ("created_by", "dropped", "checks"):
             found += _leaves(item, f"{prefix}{name}.")
+        elif name == "sources":
+            found.append(prefix + name)
+            for number, source in enumerate(item):
+                found += _leaves(source, f"{prefix}{name}[{number}].")
         else:
             found.append(prefix + name)
     return found
@@ -172,7 +223,8 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
 def _owner(value: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     *records, name = path.split(".")
     for record in records:
-        value = value[record]
+        part, _, number = record.partition("[")
+        value = value[part][int(number[:-1])] if number else value[part]
     return value, name
 
 
@@ -193,19 +245,21 @@ def test_every_field_is_required(path: str) -> None:
 def test_every_field_has_its_type_checked(path: str) -> None:
     value = llama_7b().to_json()
     owner, name = _owner(value, path)
-    owner[name] = [{"of no": "type"}]
+    owner[name] = wrong = {"of no": ["type"]}
     with pytest.raises(ManifestError) as caught:
         Manifest.from_json(value, "x")
     (problem,) = caught.value.problems
-    assert problem.startswith(f"{path}: got [{{'of no': 'type'}}], expected ")
+    assert problem.startswith(f"{path}: got {wrong}, expected ")
 
 
-@pytest.mark.parametrize("path", ["base.vocab_size", "data.pairs", "data.limit"])
+@pytest.mark.parametrize(
+    "path", ["base.vocab_size", "data.sources[0].pairs", "data.sources[0].limit"]
+)
 def test_true_is_no_integer(path: str) -> None:
     value = llama_7b().to_json()
     owner, name = _owner(value, path)
     owner[name] = True
-    with pytest.raises(ManifestError, match=f"{path}: got True"):
+    with pytest.raises(ManifestError, match=f"{re.escape(path)}: got True"):
         Manifest.from_json(value, "x")
 
 
@@ -229,7 +283,9 @@ def test_whole_floats_may_be_written_without_a_point() -> None:
         (changed("states", pooled_size=1024), "states.stored_width"),
         (changed("logits", top_k=64), "logits.top_k"),
         (changed("logits", encoding="topk"), "logits.top_k"),
-        (changed("data", rows=20), "data.rows"),
+        (of_sources({"rows": 20}), "data.sources[0].rows"),
+        (of_sources({}, {"pairs": 21}), "data.sources[1].rows"),
+        (of_sources(), "data.sources"),
     ],
 )
 def test_contradictions_are_refused(manifest: Manifest, problem: str) -> None:
@@ -242,7 +298,7 @@ def test_all_contradictions_are_listed_at_once() -> None:
     value = llama_7b().to_json()
     value["states"]["layers"] = [40]
     value["logits"]["top_k"] = 3
-    value["data"]["rows"] = 1
+    value["data"]["sources"][0]["rows"] = 1
     with pytest.raises(ManifestError) as caught:
         Manifest.from_json(value, "x")
     assert len(caught.value.problems) == 3
@@ -295,6 +351,8 @@ def test_no_field_differs_unseen(path: str) -> None:
     }
     owner[name] = other[type(owner[name])](owner[name])
     manifest = _unchecked(Manifest, value)
+    if path == "data.sources":
+        manifest = of_sources({}, {})
     assert set(differences(llama_7b(), manifest)) == {path}
 
 
@@ -305,5 +363,7 @@ def _unchecked(cls: type[Any], value: dict[str, Any]) -> Any:
         item: Any = tuple(value[name]) if name == "layers" else value[name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             item = _unchecked(hint, item)
+        if name == "sources":
+            item = tuple(_unchecked(SourceRecord, source) for source in item)
         fields[name] = item
     return cls(**fields)

@@ -12,6 +12,7 @@ from pipeline.base_logits import DenseLogits
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.objective import Objective, ObjectiveName, Scorer, Scores
+from tests.live import cached_logprobs
 
 LENGTHS = (3, 1, 2, 4, 1, 1)
 """Tokens of chosen and rejected of three pairs."""
@@ -126,11 +127,12 @@ def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
     )
     base = CachedBase(reader, torch.device("cpu"))
     scores = Scorer(head, bf16=False)(batch, base.logits(batch))
-    chosen, rejected = batch.response_sums(batch.base_logprobs)
+    chosen, rejected = batch.response_sums(cached_logprobs(reader, batch))
     torch.testing.assert_close(scores.chosen, chosen)
     torch.testing.assert_close(scores.rejected, rejected)
-    assert torch.equal(scores.base_chosen, chosen)
-    assert torch.equal(scores.base_rejected, rejected)
+    # Exactly, so that every pair begins at no margin.
+    assert torch.equal(scores.base_chosen, scores.chosen)
+    assert torch.equal(scores.base_rejected, scores.rejected)
     assert not scores.squared_norm.any()
     dpo = Objective(name="dpo", beta=0.1, lambda_l2=1.0)
     loss = scores.pair_sum_loss(dpo, batch)
@@ -139,6 +141,7 @@ def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
 
 def test_dpo_of_a_policy_that_is_the_base_is_log_two_exactly() -> None:
     batch, _ = made_up_batch()
+    assert batch.base_logprobs is not None
     chosen, rejected = batch.response_sums(batch.base_logprobs)
     scores = Scores(
         chosen=chosen,

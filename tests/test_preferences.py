@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from cache_schema.errors import DataError, UsageError
+from pipeline.data_sources import DataSource
 from pipeline.preferences import (
     FILE_FORMATS,
-    DataSource,
     PreferencePair,
     ReadCounts,
     read_pairs,
@@ -389,7 +389,7 @@ def test_a_hub_id_offline_is_a_data_error() -> None:
     with pytest.raises(DataError) as caught:
         read("mav-tests/no-such-data", data_dir="helpful-base")
     message = str(caught.value)
-    assert message.startswith("mav-tests/no-such-data: neither a local file or folder, nor")
+    assert message.startswith("mav-tests/no-such-data: is not to be had from the hub")
     assert "data_dir 'helpful-base', split 'train'" in message
 
 
@@ -468,7 +468,7 @@ def test_a_missing_split_lists_those_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a folder, but not a data set saved by"):
+    with pytest.raises(DataError, match="is no folder of a data set"):
         read(tmp_path)
 
 
@@ -510,5 +510,7 @@ def test_a_json_file_must_hold_a_list(tmp_path: Path, value: object) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_data_dir_goes_with_the_hub_only(tmp_path: Path, name: str) -> None:
     SOURCES[name](tmp_path / name, [transcripts(0)])
-    with pytest.raises(UsageError, match="--data-dir goes with a hub data set"):
+    with pytest.raises(
+        UsageError, match="data_dir=harmless-base goes with a data set that has subset folders"
+    ):
         read(tmp_path / name, data_dir="harmless-base")

@@ -24,9 +24,9 @@ from cache_schema.reader import CacheReader
 from cache_schema.sizes import METADATA, ExpectedSize, compressed_share, expected_size
 from pipeline.base_model import BaseModel
 from pipeline.block_forward import BlockForward
+from pipeline.data_sources import DataSource
 from pipeline.extract import ExtractReport, extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.preferences import DataSource
 from pipeline.preflight import Preflight, preflight, screen
 from tests.test_cli import done, mav
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows

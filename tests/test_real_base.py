@@ -11,10 +11,10 @@ import torch
 from cache_schema.errors import BaseModelError
 from cache_schema.reader import CacheReader
 from pipeline.base_model import BaseModel, load_base
+from pipeline.data_sources import DataSource
 from pipeline.demo import installed_base
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.preferences import DataSource
 from tests.test_cached_equals_live import assert_equals_live
 
 HH = Path(__file__).parents[2] / "shared" / "hh-rlhf" / "harmless-base-dev.jsonl.gz"

@@ -301,5 +301,5 @@ def test_a_commit_names_just_the_shards_of_its_block() -> None:
             dataclasses.replace(whole, objects=named_objects), arrays, sizes
         )
         assert problem.startswith(
-            f"commits/00000001.json: it names {len(named_objects)} objects, expected 4: "
+            f"commits/00000001.json: it names {len(named_objects)} objects, expected 3: "
         )

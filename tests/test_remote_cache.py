@@ -27,11 +27,11 @@ from cache_schema.reader import CacheReader
 from cache_schema.records import commit_key
 from pipeline.base_model import BaseModel
 from pipeline.block_forward import BlockForward
+from pipeline.data_sources import DataSource
 from pipeline.extract import ExtractReport, extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.held_out import PairSubset
 from pipeline.order import StepShape
-from pipeline.preferences import DataSource
 from pipeline.stream import PreferenceStream, read_ahead
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
@@ -359,7 +359,7 @@ def test_zarr_reads_it(world: World) -> None:
     store = obstore.store.from_url(world.url, client_options={"allow_http": True})
     remote = zarr.open_group(ObjectStore(store, read_only=True), mode="r")
     local = zarr.open_group(world.local, mode="r")
-    for path in ("hidden_states", "labels", "base_logprobs", "pairs/pair_id", "unembedding/weight"):
+    for path in ("hidden_states", "labels", "pairs/pair_id", "unembedding/weight"):
         found, expected = remote[path], local[path]
         assert isinstance(found, zarr.Array) and isinstance(expected, zarr.Array)
         assert np.array_equal(found[:], expected[:])

@@ -42,10 +42,12 @@ def test_zarr_sees_the_manifest_as_attributes_of_a_group(tmp_path: Path) -> None
 
 def test_a_sealed_manifest_that_contradicts_itself_is_refused(cache: Path) -> None:
     root = json.loads((cache / ROOT).read_text())
-    root["attributes"]["mav"]["data"]["rows"] += 1
+    root["attributes"]["mav"]["data"]["sources"][0]["rows"] += 1
     root["attributes"]["seal"] = UNSEALED
     (cache / ROOT).write_bytes(seal(root))
-    with pytest.raises(ManifestError, match=r"data\.rows: got 6, expected pairs \+ dropped = 5"):
+    with pytest.raises(
+        ManifestError, match=r"data\.sources\[0\]\.rows: got 6, expected pairs \+ dropped = 5"
+    ):
         CacheReader(cache)
 
 

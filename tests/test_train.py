@@ -210,9 +210,12 @@ def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
         shape = StepShape(batch_size=4, grad_accum=1)
         for batch in PreferenceStream(tiny_cache, subset, shape, seed=4, epoch=epoch):
             vector = head(batch.states)
-            logits = batch.states[:, 2] @ unembedding.t() + vector
-            logp = logits.log_softmax(-1).gather(1, batch.labels.long()[:, None])[:, 0]
-            answers = (logp - batch.base_logprobs).split(batch.offsets.diff().tolist())
+            base = batch.states[:, 2] @ unembedding.t()
+            label = batch.labels.long()[:, None]
+            logp, base_logp = (
+                logits.log_softmax(-1).gather(1, label)[:, 0] for logits in (base + vector, base)
+            )
+            answers = (logp - base_logp).split(batch.offsets.diff().tolist())
             gains = torch.stack([answer.sum() for answer in answers]).view(-1, 2)
             lengths = batch.offsets.diff().view(-1, 2).sum(1).tolist()
             norms = torch.stack([part.mean() for part in (vector**2).sum(-1).split(lengths)])

@@ -228,9 +228,9 @@ def test_shards_that_changed_places(cache: Path) -> None:
 def test_a_shard_that_another_attempt_left(cache: Path) -> None:
     """Whole, of the right size and for the right block, but not what the record was made for."""
     manifest, _ = draft()
-    layout = of_kind(manifest, "block")["base_logprobs"]
-    shard = encode_shard(layout, np.ones((10,), "float32"))
-    file = stored_objects(cache, "base_logprobs")[0]
+    layout = of_kind(manifest, "block")["labels"]
+    shard = encode_shard(layout, np.ones((10,), "int32"))
+    file = stored_objects(cache, "labels")[0]
     assert file.stat().st_size == len(shard.data)
     file.write_bytes(shard.data.tobytes())
     assert check(cache, full=False).sound

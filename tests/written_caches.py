@@ -55,7 +55,11 @@ def draft(
         "has_bias": has_bias,
         "top_k": 3 if encoding == "topk" else None,
     }
-    value["data"] |= {"rows": len(lengths), "pairs": len(lengths), "dropped": {}}
+    value["data"]["sources"][0] |= {
+        "rows": len(lengths),
+        "pairs": len(lengths),
+        "dropped": {},
+    }
     value["plan"] |= {"block_tokens": block_tokens, "blocks": plan.blocks, "tokens": plan.tokens}
     value["storage"] = {"compression": compression, "states": storage}
     return Manifest.from_json(value, "draft"), plan
@@ -72,6 +76,7 @@ def pair_columns(plan: BlockPlan) -> Rows:
     return {
         "pair_id": random_values("uint64", (plan.pairs,), 1),
         "prompt_id": random_values("uint64", (plan.pairs,), 2),
+        "source": np.zeros(plan.pairs, np.uint16),
         "source_row": np.arange(plan.pairs)[::-1].astype(np.int64),
     }
 
@@ -159,6 +164,7 @@ def read_all(root: str | Path) -> Rows:
     found: Rows = {
         "pair_id": reader.pair_id,
         "prompt_id": reader.prompt_id,
+        "source": reader.read_sources(),
         "source_row": reader.read_source_rows(),
         **reader.read_unembedding(),
     }

@@ -20,11 +20,11 @@ from benchmarks.baselines.lora import Trained
 from benchmarks.baselines.scoring import Scores
 from benchmarks.baselines.split import DataSettings
 from cache_schema.reader import CacheReader
+from pipeline.data_sources import DataSource
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.head_files import load_head
 from pipeline.held_out import PairSubset, in_subset
-from pipeline.preferences import DataSource
 from pipeline.tally import tally_pairs
 from pipeline.train import train
 from pipeline.train_options import TrainOptions

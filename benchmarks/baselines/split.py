@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data_sources import DataSource
 from pipeline.held_out import PairSubset, in_subset
-from pipeline.preferences import DataSource, ReadCounts, read_pairs
+from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 

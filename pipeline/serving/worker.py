@@ -1,16 +1,14 @@
 """The one thread that owns the model: it takes jobs from the queue and decodes them together."""
 
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
-import torch
-
 from cache_schema.errors import BaseModelError, MAVError
 from pipeline.generate import MAVInference
 from pipeline.in_flight import InFlightDecoder, NewToken
+from pipeline.memory import free_memory
 from pipeline.serving.api_errors import ApiError, shutting_down
 from pipeline.serving.jobs import Begun, Event, Job, Piece
 from pipeline.serving.metrics import Metrics
@@ -240,7 +238,7 @@ class Worker:
         if found is None:
             # Not where the error is caught: its frames hold what is to be freed.
             self._decoder = InFlightDecoder(self._mav.joined)
-            _free_memory()
+            free_memory()
         self._rows = len(self._decoder.rows)
         self._tell(found or (), joining, perf_counter() - started)
 
@@ -266,13 +264,6 @@ class Worker:
             finish=new.finish,
             detail=None if told is None else token_detail(base.tokenizer, new.token, told),
         )
-
-
-def _free_memory() -> None:
-    """Give back what no tensor holds any more."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
 
 
 def _choice(request: object) -> Choice:

@@ -144,13 +144,13 @@ def created_after(location: Path) -> int:
     return found["created"]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(5))
 def test_a_run_that_lost_its_lock_fails_to_write(
     number: int, forks: ForkServer, undisturbed: Whole, place: Path
 ) -> None:
     """One of several processes, whose first one was killed, finds the disk full.
 
-    Its writes are the claim of a block, the four objects, and the commit.
+    Its writes are the claim of a block, the three objects, and the commit.
     """
     created = forks.value(created_after, place / "counted")
     assert forks.run(run_killed, place / "cache", created).signal == SIGKILL

@@ -25,9 +25,9 @@ from cache_schema.root import ROOT, encode_root, read_manifest
 from cache_schema.writer import CacheWriter
 from cli import main
 from pipeline.base_model import BaseModel
+from pipeline.data_sources import DataSource
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.preferences import DataSource
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.written_caches import quick_disk
 
@@ -132,7 +132,9 @@ def check_refused(begun: Begun, other: Other, folder: Path) -> None:
 
 def named_in(message: str) -> set[str]:
     """The fields that a refusal names, each with what is stored and what was asked for."""
-    return set(re.findall(r"^  - ([a-z_.]+): stored .+, asked for .+$", message, re.MULTILINE))
+    return set(
+        re.findall(r"^  - ([a-z_.\[\]0-9]+): stored .+, asked for .+$", message, re.MULTILINE)
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,7 +165,10 @@ OTHERS: Final = {
         },
     ),
     "tokenizer": Other(base=other_tokenizer, named={"base.tokenizer_digest"}),
-    "data": Other(rows=PAIRS - 1, named={"data.fingerprint", "data.rows", "data.pairs", *PLAN}),
+    "data": Other(
+        rows=PAIRS - 1,
+        named={"data.fingerprint", *(f"data.sources[0].{it}" for it in ("rows", "pairs")), *PLAN},
+    ),
     "layers": Other(
         changes={"layer_selection": "0,4"}, named={"states.layer_selection", "states.layers"}
     ),
@@ -226,9 +231,11 @@ def test_another_format_version_is_refused(begun: Begun, tmp_path: Path) -> None
     file = begun.root / ROOT
     whole = file.read_bytes()
     manifest = read_manifest(open_objects(begun.root))
-    file.write_bytes(encode_root(dataclasses.replace(manifest, format_version=2)))
+    file.write_bytes(encode_root(dataclasses.replace(manifest, format_version=3)))
     before = files_of(begun.root)
-    with pytest.raises(CacheError, match=r"format version 2, but this MAV reads version 1\b"):
+    with pytest.raises(
+        CacheError, match=r"format version 3, but this MAV reads versions 1 and 2\b"
+    ):
         extract(begun.options, base=the_base())
     assert files_of(begun.root) == before
     file.write_bytes(whole)

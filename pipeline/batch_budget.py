@@ -1,0 +1,81 @@
+"""How many tokens go through the base at once: what memory allows, and less when it did not."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+CPU_TOKENS: Final = 2048
+"""More than a few hundred tokens make products no quicker on a CPU, only buffers larger."""
+_MOST_TOKENS: Final = 1 << 16
+_LEAST_TOKENS: Final = 256
+_SPARE: Final = 0.8
+"""Part of the free memory that is used: allocators need some room besides."""
+
+
+@dataclass
+class BatchBudget:
+    """Most tokens of a batch, padding included; a pair that is longer is a batch of its own.
+
+    Attributes:
+        tokens: The bound.
+    """
+
+    tokens: int
+
+    def shrink(self) -> None:
+        """Go on with half, after memory did not suffice."""
+        self.tokens = max(1, self.tokens // 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Memory of one device, in bytes.
+
+    Attributes:
+        free: What is to be had before a trial.
+        taken: The most that a trial took besides what was there before.
+    """
+
+    free: int
+    taken: int
+
+
+def measured_budget(
+    devices: Sequence[torch.device], tokens: int, trial: Callable[[], object]
+) -> BatchBudget:
+    """Find the budget of accelerators by a trial.
+
+    Args:
+        devices: The accelerators that compute.
+        tokens: Tokens of the trial.
+        trial: Runs a batch.
+    """
+    for device in devices:
+        torch.accelerator.synchronize(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+    before = {device: torch.accelerator.memory_allocated(device) for device in devices}
+    trial()
+    found = []
+    for device in devices:
+        torch.accelerator.synchronize(device)
+        free, _ = torch.accelerator.get_memory_info(device)
+        # What PyTorch keeps for itself is as good as free.
+        kept = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(
+            device
+        )
+        taken = torch.accelerator.max_memory_allocated(device) - before[device]
+        found.append(DeviceMemory(free=free + kept, taken=taken))
+    return budget_for(found, tokens)
+
+
+def budget_for(memory: Sequence[DeviceMemory], tokens: int) -> BatchBudget:
+    """Return the budget that the scarcest device allows.
+
+    Args:
+        memory: Of each device, what a trial found.
+        tokens: Tokens of the trial.
+    """
+    fitting = min(_SPARE * one.free * tokens / max(1, one.taken) for one in memory)
+    return BatchBudget(int(min(max(fitting, _LEAST_TOKENS), _MOST_TOKENS)))
