@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, DEVICE, DTYPE, Number, Numbers, Strength, options
+from cli_commands.parsing import BASE, PLACEMENT, Number, Numbers, Strength, options
 from cli_commands.running import command, print_result, say
 
 _JOINED = options(
@@ -28,13 +28,7 @@ _JOINED = options(
     click.option(
         "--int8-head", is_flag=True, help="Keep the head in a byte a weight; needs torchao."
     ),
-    DTYPE,
-    DEVICE,
-    click.option(
-        "--device-map",
-        type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
-        help="Spread the base over several devices, in place of --device.",
-    ),
+    PLACEMENT,
 )
 _BASE_MODEL = click.option(
     "--base-model", help="Base to decode with.  [default: the one it was trained on]"

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, DEVICE, DTYPE, JSON
+from cli_commands.parsing import BASE, DEVICE, JSON, PLACEMENT
 from cli_commands.running import command, print_result, say
 
 
@@ -48,7 +48,6 @@ from cli_commands.running import command, print_result, say
     help="How base logits are stored; factored is exact and smallest.",
 )
 @click.option("--top-k", default=64, help="Logits kept per token with --logits topk.")
-@DTYPE
 @click.option(
     "--compression",
     type=click.Choice(["none", "zstd", "blosc"]),
@@ -70,7 +69,7 @@ from cli_commands.running import command, print_result, say
     is_flag=True,
     help="Write nothing; tell bytes, free space and hours, from a short timed sample.",
 )
-@DEVICE
+@PLACEMENT
 @JSON
 def extract_command(
     *,

@@ -76,6 +76,20 @@ DTYPE = click.option(
     default="bfloat16",
     help="Element type the base computes in.",
 )
+PLACEMENT = options(
+    DTYPE,
+    DEVICE,
+    click.option(
+        "--device-map",
+        type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+        help="Spread the base over several devices, in place of --device.",
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["nf4", "int8"]),
+        help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
+    ),
+)
 BASE = options(
     click.option("--gguf-file", help="GGUF file inside the base's folder or repository."),
     click.option("--revision", help="Branch, tag or commit of the base on the hub."),

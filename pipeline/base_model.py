@@ -222,8 +222,16 @@ def load_base(
     return load_source(source, placement)
 
 
-def load_source(source: BaseSource, placement: Placement) -> BaseModel:
-    """Load a base model whose files are found already; see `load_base`."""
+def load_source(
+    source: BaseSource, placement: Placement, tokenizer: Any | None = None
+) -> BaseModel:
+    """Load a base model whose files are found already; see `load_base`.
+
+    Args:
+        source: Its files.
+        placement: In what type and where.
+        tokenizer: Its tokenizer, where that is loaded already.
+    """
     source.weight_files()
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
@@ -242,7 +250,7 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
                 **quantizing,
                 **({} if spread is None else {"device_map": spread}),
             )
-        tokenizer = load_tokenizer(source)
+        tokenizer = tokenizer or load_tokenizer(source)
     except BaseModelError:
         raise
     except Exception as error:
@@ -255,8 +263,12 @@ def load_source(source: BaseSource, placement: Placement) -> BaseModel:
     )
 
 
-def preview_base(source: BaseSource) -> BaseModel:
+def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
     """Return a base without its weights, to tell what it is before they are loaded.
+
+    Args:
+        source: Its files.
+        quantize: How its weights will be quantized.
 
     Raises:
         BaseModelError: Its configuration or tokenizer cannot be read.
@@ -270,7 +282,9 @@ def preview_base(source: BaseSource) -> BaseModel:
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
-    return BaseModel(model=model, tokenizer=load_tokenizer(source), source=source)
+    return BaseModel(
+        model=model, tokenizer=load_tokenizer(source), source=source, quantize=quantize
+    )
 
 
 def load_tokenizer(source: BaseSource) -> Any:

@@ -1,15 +1,18 @@
 """What the weights of a base are stored in, where that is coarser than the type it computes in."""
 
 import json
-from collections import Counter
+import logging
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
+from gguf import LlamaFileType
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.base_source import BaseSource
+from pipeline.gguf_header import gguf_file_type
 
 Quantize = Literal["nf4", "int8"]
 _PLAIN: Final = ("F32", "F16", "BF16", "F64")
@@ -67,6 +70,8 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
         raise UsageError("--quantize needs bitsandbytes: pip install 'mav[quantized]'") from error
     from transformers import BitsAndBytesConfig
 
+    # It tells of every product that it casts.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = (
         BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
@@ -97,17 +102,17 @@ def _of_config(path: Path) -> str | None:
 
 
 def _of_gguf(path: Path) -> str | None:
-    """Return the type most values of a GGUF file are of; a file has several."""
-    from gguf import GGUFReader
-
+    """Return what a GGUF file says most of its tensors are, such as Q4_K_M."""
     try:
-        tensors = GGUFReader(path).tensors
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        with path.open("rb") as file:
+            found = gguf_file_type(file)
+    except (OSError, ValueError, struct.error) as error:
         raise BaseModelError(f"{path}: cannot be read as GGUF: {error}") from error
-    values: Counter[str] = Counter()
-    for tensor in tensors:
-        values[tensor.tensor_type.name] += int(tensor.n_elements)
-    if not values:
-        raise BaseModelError(f"{path}: a GGUF file without tensors")
-    ((most, _),) = values.most_common(1)
-    return None if most in _PLAIN else f"GGUF {most}"
+    if found is None:
+        return "GGUF"
+    try:
+        name = LlamaFileType(found).name
+    except ValueError:
+        name = f"type {found}"
+    name = name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    return None if name in _PLAIN else f"GGUF {name}"

@@ -17,6 +17,7 @@ from cache_schema.reader import CacheReader
 from cache_schema.root import read_manifest
 from cache_schema.writer import CacheWriter, require_same
 from pipeline.base_model import BaseModel
+from pipeline.base_quantization import Quantize, quantization_of
 from pipeline.base_source import tokenizer_digest
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.extract_work import (
@@ -109,7 +110,7 @@ def extract(
         run = processes.from_first(lock) if begun else None
         data = read(options, request.tokenizer, say)
         if stored is not None:
-            found = base.record() if base else _as_stored(stored, request)
+            found = base.record() if base else _as_stored(stored, request, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data)
             require_same(objects.location, stored, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
@@ -159,7 +160,7 @@ def _sound(objects: Objects) -> bool:
     return True
 
 
-def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
+def _as_stored(manifest: Manifest, request: Request, quantize: Quantize | None) -> BaseModelRecord:
     """Describe a base without loading it: the same weights have the stored shapes."""
     assert request.source is not None
     return dataclasses.replace(
@@ -167,6 +168,7 @@ def _as_stored(manifest: Manifest, request: Request) -> BaseModelRecord:
         weights_digest=request.source.weights_digest(),
         config_digest=request.source.config_digest(),
         tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
+        quantization=quantization_of(request.source, quantize),
     )
 
 

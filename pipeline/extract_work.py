@@ -126,6 +126,7 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
                 device_map=options.device_map,
                 quantize=options.quantize,
             ),
+            request.tokenizer,
         )
     unembedding = base.unembedding()
     manifest, plan = draft_manifest(options, base.record(), _logits_record(unembedding), data)

@@ -19,6 +19,7 @@ from pipeline.base_model import (
     load_source,
     preview_base,
 )
+from pipeline.base_quantization import Quantize
 from pipeline.base_source import BaseSource, resolve_base
 from pipeline.decode import decode, finished
 from pipeline.decoding import Decoding, Generation
@@ -61,6 +62,7 @@ class MAVInference:
         dtype: torch.dtype = torch.bfloat16,
         device: str = "auto",
         device_map: DeviceMap | None = None,
+        quantize: Quantize | None = None,
         prompt_form: FormName = "auto",
         allow_tokenizer_mismatch: bool = False,
         int8_head: bool = False,
@@ -77,6 +79,7 @@ class MAVInference:
             dtype: Element type of both, unless the base is loaded already.
             device: `auto` or a torch device, likewise.
             device_map: How the base is spread over several devices; see `Placement`.
+            quantize: How its weights are quantized when it is loaded.
             prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
                 head was trained in.
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
@@ -91,7 +94,7 @@ class MAVInference:
             prompt_form=prompt_form,
             int8_head=int8_head,
         )
-        placement = Placement(dtype=dtype, device=device, device_map=device_map)
+        placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
         if isinstance(base, BaseModel):
             placement = Placement(dtype=base.dtype, device=str(base.device))
         trained = load_trained(head, rules, placement.dtype)
@@ -326,11 +329,11 @@ def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVI
         base_model: Hub id, folder or `.gguf` file.
         head: Folder or hub id of a trained head, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
-            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device` and
-            `device_map`.
+            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device`,
+            `device_map` and `quantize`.
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
-    names = ("gguf_file", "revision", "dtype", "device", "device_map")
+    names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize")
     loading = {name: options.pop(name) for name in names if name in options}
     return MAVInference.untrained(load_base(base_model, **loading), **options)

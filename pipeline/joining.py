@@ -207,12 +207,21 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
             f"{record.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
+    if record.quantization != trained.base.quantization:
+        say(
+            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
+            f"was {_told(trained.base.quantization)}: its states differ a little"
+        )
     if record.weights_digest != trained.base.weights_digest:
         say(
             f"{record.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
         )
     return layers
+
+
+def _told(quantization: str | None) -> str:
+    return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
 def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joined:

@@ -50,7 +50,7 @@ def cached_logprobs(reader: CacheReader, batch: Batch) -> Tensor:
     if batch.base_logprobs is not None:
         return batch.base_logprobs
     logits = CachedBase(reader, torch.device("cpu")).logits(batch).chunk(0, len(batch.labels))
-    return logits.log_softmax(-1).gather(-1, batch.labels.long()[:, None])[:, 0]
+    return logits.double().log_softmax(-1).gather(-1, batch.labels.long()[:, None])[:, 0]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from cache_schema.errors import UsageError
+from pipeline.base_quantization import Quantize
 from pipeline.prompt_form import FormName
 from pipeline.stored import TORCH_DTYPES
 
@@ -27,6 +28,7 @@ class ServeOptions:
         dtype: Element type bases and head compute in.
         device: `auto` or a torch device.
         device_map: How a base is spread over several devices, in place of `device`.
+        quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
         allow_tokenizer_mismatch: Take bases whose tokenizer is another one of the same size.
         int8_head: Keep the head's weights in a byte each; needs torchao.
@@ -47,6 +49,7 @@ class ServeOptions:
     dtype: str = "bfloat16"
     device: str = "auto"
     device_map: str | None = None
+    quantize: Quantize | None = None
     prompt_form: FormName = "auto"
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False

@@ -53,7 +53,7 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
             prompt_form=options.prompt_form,
             int8_head=options.int8_head,
         )
-        require_all_fit(options.head, sources[1:], rules, say)
+        require_all_fit(options.head, sources[1:], rules, options.quantize, say)
     mav = MAVInference(
         options.head,
         options.bases[0] if options.bases else None,
@@ -62,6 +62,7 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
         dtype=TORCH_DTYPES[options.dtype],
         device=options.device,
         device_map=options.device_map,
+        quantize=options.quantize,
         prompt_form=options.prompt_form,
         allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
         int8_head=options.int8_head,

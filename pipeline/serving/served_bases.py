@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cache_schema.errors import UsageError
 from pipeline.base_model import preview_base
+from pipeline.base_quantization import Quantize
 from pipeline.base_source import BaseSource
 from pipeline.joining import JoinRules, load_trained, require_fit
 
@@ -63,16 +64,20 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
 
 
 def require_all_fit(
-    head: str, sources: Sequence[BaseSource], rules: JoinRules, say: Callable[[str], None]
+    head: str,
+    sources: Sequence[BaseSource],
+    rules: JoinRules,
+    quantize: Quantize | None,
+    say: Callable[[str], None],
 ) -> None:
-    """Check that bases belong to a head, without loading their weights.
+    """Check that bases, quantized as they will be, belong to a head, without loading their weights.
 
     Raises:
         MAVError: One does not, or is not a base.
     """
     trained = load_trained(head)
     for source in sources:
-        require_fit(preview_base(source), trained, rules, say)
+        require_fit(preview_base(source, quantize), trained, rules, say)
 
 
 def _parts(source: BaseSource) -> tuple[str, ...]:
