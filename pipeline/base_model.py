@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import torch
 import transformers
+from accelerate.utils import align_module_device
 from torch import nn
 
 from cache_schema.errors import BaseModelError
@@ -83,7 +84,9 @@ class BaseModel:
         device = torch.device(self.model.device)
         # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
         hook = getattr(self.model, "_hf_hook", None)
-        return device if device.type != "meta" or hook is None else hook.execution_device
+        if device.type == "meta" and hook is not None:
+            return torch.device(hook.execution_device)
+        return device
 
     @property
     def devices(self) -> list[torch.device]:
@@ -150,11 +153,17 @@ class BaseModel:
     def unembedding(self) -> Unembedding:
         """Return the output embedding with the scale and soft-cap its configuration names."""
         head = self.model.get_output_embeddings()
+        weight, bias = head.weight.detach(), getattr(head, "bias", None)
+        if weight.device.type == "meta" and hasattr(head, "_hf_hook"):
+            # Left on disk by accelerate; it is brought once and kept.
+            with align_module_device(head, execution_device=self.device):
+                weight = head.weight.detach().clone()
+                bias = None if bias is None else head.bias.detach().clone()
         scale = getattr(self.config, "logit_scale", None)
         divisor = getattr(self.config, "logits_scaling", None)
         return Unembedding(
-            weight=head.weight.detach(),
-            bias=None if getattr(head, "bias", None) is None else head.bias.detach(),
+            weight=weight,
+            bias=None if bias is None else bias.detach(),
             scale=float(scale) if scale else 1.0 / divisor if divisor else 1.0,
             softcap=getattr(self.config, "final_logit_softcapping", None),
         )
