@@ -20,7 +20,7 @@ from pipeline.block_forward import BlockForward
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.packing import even_batches
-from pipeline.processes import Processes, launched
+from pipeline.processes import Processes, launched_here
 from pipeline.read_data import ReadData, read_data
 from pipeline.stored import TORCH_DTYPES, to_stored
 
@@ -77,10 +77,10 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
             f"dtype: asked for {options.dtype}, but the base that was given computes in "
             f"{base.dtype}; states are stored as they are computed, so give both the same"
         )
-    if options.device_map is not None and launched() > 1:
+    if options.device_map is not None and launched_here() > 1:
         raise UsageError(
-            f"--device-map: got {options.device_map!r} with {launched()} processes; one process "
-            f"spreads a base over its devices, several each take one whole"
+            f"--device-map: got {options.device_map!r} with {launched_here()} processes on this "
+            f"machine, which would all spread a base over the same devices; launch one a machine"
         )
     device = pick_device(options.device)
     processes = Processes(on_cpu=device.type == "cpu")

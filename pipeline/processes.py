@@ -97,6 +97,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_here() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(launched())))
+
+
 def leave_at_exit() -> None:
     """Take leave of the other processes before the interpreter ends, or it may abort instead."""
     import torch.distributed

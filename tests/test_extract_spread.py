@@ -93,9 +93,10 @@ def test_in_bfloat16_the_kernel_for_texts_of_many_lengths_is_used(
     assert calls
 
 
-def test_several_processes_each_take_a_base_whole(
+def test_several_processes_of_a_machine_do_not_spread_over_the_same_devices(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--device-map: got 'auto' with 2 processes"):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--device-map: got 'auto' with 2 processes on this"):
         run(folder, tmp_path, device_map="auto")

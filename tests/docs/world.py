@@ -1,5 +1,6 @@
 """The folder that the pages' commands are run in: what they name is there, and small."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,13 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import datasets
 import tokenizers
 import transformers
 
 from pipeline.base_model import BaseModel
 from tests.docs.warm_python import write_programs
-from tests.tiny import save_base, tiny_base, write_rows
+from tests.tiny import rows, save_base, tiny_base
 
 ROOT: Final = Path(__file__).parents[2]
 VOCAB: Final = 2048
@@ -144,7 +144,7 @@ def make_world(folder: Path, programs: Path) -> World:
     save_base(tiny_base(), folder / OF_ANOTHER_VOCABULARY)
     for name in _FROM_HERE:
         (folder / name).symlink_to(ROOT / name)
-    _save_dataset(folder / "Anthropic" / "hh-rlhf")
+    _copy_dataset(folder / "Anthropic" / "hh-rlhf")
     return World(folder=folder, programs=programs)
 
 
@@ -238,9 +238,14 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
-def _save_dataset(folder: Path) -> None:
-    """Save pairs under the name of a data set on the hub."""
-    folder.parent.mkdir()
-    file = write_rows(folder.parent / "rows.jsonl", 60)
-    train = datasets.Dataset.from_json(str(file), cache_dir=str(folder.parent / "cache"))
-    datasets.DatasetDict({"train": train}).save_to_disk(folder)
+def _copy_dataset(folder: Path) -> None:
+    """Write a data set as the hub has it, subsets and splits as folders and files."""
+    for file, first, count in (
+        ("helpful-base/train", 0, 40),
+        ("harmless-base/train", 40, 60),
+        ("harmless-base/test", 100, 10),
+    ):
+        path = folder / f"{file}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = [json.dumps(row) + "\n" for row in rows(first + count)[first:]]
+        path.write_text("".join(written), encoding="utf-8")
