@@ -36,7 +36,14 @@ _BASE_MODEL = click.option(
 _SAMPLING = options(
     click.option("--max-new-tokens", default=128, help="Most tokens of an answer."),
     click.option("--temperature", type=Number(), default=0.0, help="0 is greedy."),
+    click.option("--top-k", default=0, help="Most probable tokens to sample from; 0 is all."),
     click.option("--top-p", type=Number(), default=1.0, help="Nucleus to sample from."),
+    click.option(
+        "--min-p", type=Number(), default=0.0, help="Least probability, relative to the largest."
+    ),
+    click.option(
+        "--repetition-penalty", type=Number(), default=1.0, help="1 leaves repetition alone."
+    ),
     click.option("--seed", type=int, help="Of the sampling."),
 )
 _ALPHA = click.option(
@@ -116,7 +123,7 @@ def generate_command(
         raise click.UsageError("--output takes --prompts and one --alpha, without --stream")
     if batch_size < 1:
         raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
-    if demo_switching is not None and (prompts_file or stream or as_json):
+    if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
     from pipeline.alpha import as_schedule
     from pipeline.prompts import read_prompts, require_sound
@@ -156,7 +163,8 @@ def generate_command(
                 click.echo()
                 continue
             answer = mav.generate(one, strength, decoding)
-            click.echo(json.dumps(answer.to_json()) if as_json else answer.response)
+            told = {**lines[number].fields, "line": lines[number].number} if lines else {}
+            click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
 
 
 @command(
@@ -210,6 +218,7 @@ def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
 @click.option("--max-rows", default=16, help="Answers decoded at once.")
 @click.option("--max-queue", default=64, help="Requests that may wait.")
 @click.option("--max-new-tokens", default=1024, help="Most tokens a request may ask for.")
+@click.option("--max-prompt-tokens", default=8192, help="Most tokens of a prompt.")
 def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
     from pipeline.serving.options import ServeOptions
@@ -225,7 +234,11 @@ def _decoding(others: dict[str, Any]) -> Any:
     from pipeline.decoding import Decoding
 
     names = [field.name for field in fields(Decoding) if field.name in others]
-    return Decoding(**{name: others.pop(name) for name in names})
+    decoding = Decoding(**{name: others.pop(name) for name in names})
+    if decoding.unused:
+        unused = ", ".join(decoding.unused)
+        say(f"Without --temperature nothing is sampled, so {unused} changes nothing")
+    return decoding
 
 
 def _shown(prompt: Any) -> str:
@@ -281,6 +294,8 @@ def _converse(chat: Any) -> None:
         try:
             line = input("> " if terminal else "")
         except EOFError:
+            if terminal:
+                click.echo()
             break
         except KeyboardInterrupt:
             say("\n/quit or Ctrl-D leaves")

@@ -17,25 +17,16 @@ class ReportsErrors(click.Command):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(
-                "\nInterrupted. mav extract goes on where it was when run again, and so does "
-                "mav generate --output; mav train with --resume.",
-                err=True,
-            )
+            goes_on = _goes_on(ctx)
+            click.echo(f"\nInterrupted.{f' {goes_on}' if goes_on else ''}", err=True)
             ctx.exit(130)
         except BrokenPipeError:
             raise  # click ends quietly when its reader has gone
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = f". The disk is full; free some space. {_goes_on(ctx) or ''}" if full else ""
             raise _Failure(
-                f"{error.filename or 'output'}: {error.strerror or error}"
-                + (
-                    ". The disk is full; free some space and run the same command again, what is "
-                    "finished is kept."
-                    if full
-                    else ""
-                ),
-                1,
+                f"{error.filename or 'output'}: {error.strerror or error}{remedy}".rstrip(), 1
             ) from error
         except Exception as error:
             from cache_schema.errors import MAVError
@@ -43,6 +34,17 @@ class ReportsErrors(click.Command):
             if isinstance(error, MAVError):
                 raise _Failure(str(error), error.exit_code) from error
             raise
+
+
+def _goes_on(ctx: click.Context) -> str | None:
+    """Return how a command that was interrupted goes on, if it does."""
+    if ctx.info_name == "train":
+        return "The same command with --resume goes on from the last checkpoint."
+    if ctx.info_name in ("extract", "demo") or (
+        ctx.params.get("prompts_file") and ctx.params.get("output")
+    ):
+        return "The same command goes on where it was; what is finished is kept."
+    return None
 
 
 class _Failure(click.ClickException):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from cache_schema.errors import UsageError
 from pipeline.base_model import BaseModel
 from pipeline.head import AlignmentHead
 
@@ -82,8 +83,13 @@ class AlignedLM:
             alpha: One for all; or one a request, [R], where B is R or, with beams or several
                 answers a request, a multiple of it; or one a request and position, [R, T].
                 Where all are 0 the head is not computed, and the base's logits are untouched.
+
+        Raises:
+            UsageError: One is no finite number.
         """
         values = torch.as_tensor(alpha, dtype=torch.float32)
+        if not values.isfinite().all():
+            raise UsageError(f"alpha: got {alpha}, expected finite numbers")
         self._taps.paused = self._off = not bool(values.any())
         by_token_and_entry = values.reshape(*values.shape, *[1] * (3 - values.dim()))
         self._alpha = by_token_and_entry.to(self.head.device)
@@ -111,7 +117,12 @@ class AlignedLM:
         )
         self._taps.states.clear()
         vector = self.vector(states_BTKH)
-        alpha = self._alpha.repeat_interleave(max(1, len(vector) // len(self._alpha)), dim=0)
+        if len(vector) % len(self._alpha):
+            raise UsageError(
+                f"alpha: got {len(self._alpha)} strengths, but {len(vector)} rows are decoded; "
+                f"give one for all, or one for each request"
+            )
+        alpha = self._alpha.repeat_interleave(len(vector) // len(self._alpha), dim=0)
         # In float32: a small alpha must not be rounded away against a large logit.
         output.logits = output.logits.float() + (alpha * vector).to(output.logits.device)
         return output

@@ -1,8 +1,9 @@
 """The strength of the alignment: one number, or a schedule over the tokens of an answer."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 from cache_schema.errors import UsageError
 
@@ -79,10 +80,42 @@ def _written(strength: float) -> str:
     return short if float(short) == strength else repr(strength)
 
 
-Alpha = float | AlphaSchedule
-"""What callers may give."""
+Alpha = float | str | AlphaSchedule
+"""What callers may give: a number, a schedule, or the text of either."""
 
 
 def as_schedule(alpha: Alpha) -> AlphaSchedule:
-    """Return a schedule; a number is one that never changes."""
-    return alpha if isinstance(alpha, AlphaSchedule) else AlphaSchedule(((0, float(alpha)),))
+    """Return a schedule; a number is one that never changes.
+
+    Raises:
+        UsageError: It is none of what callers may give.
+    """
+    if isinstance(alpha, AlphaSchedule):
+        return alpha
+    if isinstance(alpha, str):
+        return AlphaSchedule.parse(alpha)
+    try:
+        # Numbers of NumPy and tensors of one element are numbers too.
+        strength = float(alpha)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise UsageError(f"alpha: got {str(alpha)[:60]}, expected a finite number") from error
+    return AlphaSchedule(((0, strength),))
+
+
+def for_each(alpha: Alpha | Sequence[Alpha], count: int) -> list[AlphaSchedule]:
+    """Return a schedule for each of several prompts.
+
+    Args:
+        alpha: One for all, or one for each.
+        count: Number of prompts.
+
+    Raises:
+        UsageError: There are more or fewer alphas than prompts.
+    """
+    several = not isinstance(alpha, str | AlphaSchedule) and getattr(alpha, "ndim", 1) == 1
+    if not (several and hasattr(alpha, "__len__")):
+        return [as_schedule(cast("Alpha", alpha))] * count
+    each = [as_schedule(one) for one in cast("Sequence[Alpha]", alpha)]
+    if len(each) != count:
+        raise UsageError(f"alpha: got {len(each)}, expected one for each of {count}")
+    return each

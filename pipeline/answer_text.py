@@ -9,6 +9,7 @@ class AnswerText:
 
     Attributes:
         stopped: Whether a stop string has come; nothing follows it.
+        offset: Where in the answer's text the latest token begins.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], *, strip: bool = False) -> None:
@@ -20,6 +21,7 @@ class AnswerText:
             strip: Leave out white space at the beginning.
         """
         self.stopped = False
+        self.offset = 0
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._strip = strip
@@ -27,9 +29,11 @@ class AnswerText:
         # Text of the tokens before `given` is certain, and so are `ahead` characters after it.
         self._context = self._given = self._ahead = 0
         self._held = ""
+        self._out_length = 0
 
     def push(self, token: int) -> str:
         """Take a token; return the text that is now certain, which may be empty."""
+        begin, follows_part = self._length, self._given < len(self._tokens)
         self._tokens.append(token)
         new = self._undelivered()
         # Bytes of a character that is not complete come out as replacement characters.
@@ -39,7 +43,18 @@ class AnswerText:
         elif new:
             # Tokens without text, such as special ones, are no context to decode others in.
             self._context, self._given, self._ahead = self._given, len(self._tokens), 0
-        return self._release(certain)
+        out = self._release(certain)
+        self.offset = begin
+        if follows_part:
+            # Its text came together with that of the tokens before it.
+            own = self._decode([token]).strip("\N{REPLACEMENT CHARACTER}")
+            self.offset = max(begin, self._length - len(own))
+        return out
+
+    @property
+    def _length(self) -> int:
+        """Length of the text so far, what is held back included."""
+        return self._out_length + len(self._held)
 
     def finish(self) -> str:
         """Return what was held back, when no token follows."""
@@ -65,6 +80,7 @@ class AnswerText:
         found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True
+            self._held = ""
             return self._out(held[: min(found)])
         keep = max(
             (
@@ -83,4 +99,5 @@ class AnswerText:
         if self._strip:
             text = text.lstrip()
             self._strip = not text
+        self._out_length += len(text)
         return text

@@ -5,24 +5,30 @@ are collected in `OUTPUT.partial` as they come, whose first line says what made 
 there, they are put in the order of the prompts and take the name OUTPUT at once.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from cache_schema.errors import DataError, MAVError
 from cache_schema.local_objects import sync_directory
 from pipeline.alpha import AlphaSchedule
+from pipeline.context import tokens_beyond
 from pipeline.decoding import Decoding, Generation
 from pipeline.generate import MAVInference
+from pipeline.int8_head import is_quantized
 from pipeline.memory import free_memory, is_out_of_memory
 from pipeline.progress import progress_bar
 from pipeline.prompts import PromptLine, read_prompts
 
 Say = Callable[[str], None]
+
+OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error")
+"""What a line of the output says of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,9 @@ def answer_file(
 ) -> AnswersReport:
     """Answer every prompt of a file, or those that an interrupted run left.
 
-    A line of the output is that of the prompt with `line`, and `response`, `new_tokens`, `finish`
-    and `alpha`; or `error` in their place.
+    A line of the output has the fields of the prompt's, and `line`, `response`, `new_tokens`,
+    `finish` and `alpha`, or `error` in their place; what the prompt's line had under these names
+    is left out.
 
     Args:
         mav: Head and base.
@@ -75,25 +82,26 @@ def answer_file(
     lines = read_prompts(prompts)
     made_by = _made_by(mav, lines, alpha, decoding, batch_size)
     partial = output.with_name(f"{output.name}.partial")
-    found = _read_partial(partial, made_by)
-    if found:
-        say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
-    mode = "a" if partial.exists() else "w"
-    with partial.open(mode, encoding="utf-8") as file:
-        if mode == "w":
+    with partial.open("a+", encoding="utf-8") as file:
+        _lock(file, partial)
+        found = _read_partial(partial, made_by)
+        if found is None:
+            found = {}
             _append(file, [made_by])
+        if found:
+            say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
             for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
                 _append(file, answers)
                 found |= {answer["line"]: answer for answer in answers}
                 bar.update(len(answers))
-    ordered = [found[line.number] for line in lines]
-    whole = output.with_name(f"{output.name}.whole")
-    with whole.open("w", encoding="utf-8") as file:
-        _append(file, ordered)
-    whole.replace(output)
-    sync_directory(output.parent)
-    partial.unlink()
+        ordered = [found[line.number] for line in lines]
+        whole = output.with_name(f"{output.name}.whole")
+        with whole.open("w", encoding="utf-8") as finished:
+            _append(finished, ordered)
+        whole.replace(output)
+        sync_directory(output.parent)
+        partial.unlink()
     return AnswersReport(
         output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)
     )
@@ -126,7 +134,7 @@ def _answer(
         if checked.error is None:
             sized.append((tokens, checked))
         elif line.number not in found:
-            wrong.append(_line_out(checked, error=checked.error))
+            wrong.append(_line_out(checked, checked.error))
     if wrong:
         yield wrong
     # The longest first: what does not fit into memory shows at once.
@@ -139,7 +147,7 @@ def _answer(
         if decoding.seed is not None:
             seeded = replace(decoding, seed=decoding.seed + batch)
         yield [
-            _line_out(line, generation=answer)
+            _line_out(line, answer)
             for line, answer in zip(group, _decoded(mav, group, alpha, seeded), strict=True)
             if line.number not in found
         ]
@@ -147,16 +155,20 @@ def _answer(
 
 def _decoded(
     mav: MAVInference, group: Sequence[PromptLine], alpha: AlphaSchedule, decoding: Decoding
-) -> list[Generation]:
-    """Decode a batch; in halves where memory does not suffice for the whole."""
+) -> list[Generation | str]:
+    """Decode a batch, in halves where memory does not suffice; or tell what it does not allow."""
     try:
-        return mav.generate_batch(
-            [line.prompt for line in group], [line.alpha or alpha for line in group], decoding
-        )
+        return [
+            *mav.generate_batch(
+                [line.prompt for line in group], [line.alpha or alpha for line in group], decoding
+            )
+        ]
     except Exception as error:
-        if len(group) == 1 or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     free_memory()
+    if len(group) == 1:
+        return ["memory does not suffice for this prompt alone; shorten it, or --max-new-tokens"]
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding
@@ -172,28 +184,22 @@ def _checked(mav: MAVInference, line: PromptLine, decoding: Decoding) -> tuple[P
         tokens = len(form.tokens(form.render(line.prompt)))
     except MAVError as error:
         return replace(line, error=str(error)), 0
-    most = mav.base.context_length
-    if most is not None and tokens + decoding.max_new_tokens > most:
-        wrong = (
-            f"got {tokens} tokens and {decoding.max_new_tokens} new ones, expected at most {most} "
-            f"together, which the base can read"
-        )
-        return replace(line, error=wrong), 0
-    return line, tokens
+    wrong = tokens_beyond(mav.base, tokens, decoding.max_new_tokens)
+    return (line if wrong is None else replace(line, error=wrong)), tokens
 
 
-def _line_out(
-    line: PromptLine, *, generation: Generation | None = None, error: str | None = None
-) -> dict[str, Any]:
-    values = {**line.fields, "line": line.number}
-    if generation is None:
-        return {**values, "error": error}
+def _line_out(line: PromptLine, answer: Generation | str | None) -> dict[str, Any]:
+    """Return a line of the output, for an answer or for what is wrong."""
+    values = {name: value for name, value in line.fields.items() if name not in OWN_FIELDS}
+    values["line"] = line.number
+    if not isinstance(answer, Generation):
+        return {**values, "error": answer}
     return {
         **values,
-        "alpha": generation.alpha,
-        "response": generation.response,
-        "new_tokens": len(generation.tokens),
-        "finish": generation.finish,
+        "alpha": answer.alpha,
+        "response": answer.response,
+        "new_tokens": len(answer.tokens),
+        "finish": answer.finish,
     }
 
 
@@ -211,7 +217,9 @@ def _made_by(
     batch_size: int,
 ) -> dict[str, Any]:
     """Return what decides every answer of a run."""
-    digest = hashlib.sha256(json.dumps([line.fields for line in lines]).encode()).hexdigest()
+    # By number and text: an answer belongs to its line.
+    named = json.dumps([[line.number, line.text] for line in lines])
+    digest = hashlib.sha256(named.encode()).hexdigest()
     settings = json.loads(json.dumps(asdict(decoding)))
     return {
         "prompts": digest,
@@ -219,34 +227,53 @@ def _made_by(
         "base": mav.base.record().weights_digest,
         "form": mav.joined.form.name,
         "dtype": str(mav.base.dtype).removeprefix("torch."),
+        "quantization": mav.base.record().quantization,
+        "int8_head": is_quantized(mav.head),
         "alpha": str(alpha),
         "batch_size": batch_size,
         **settings,
     }
 
 
-def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any]:
-    """Return the answers an interrupted run left, by line; a torn last line is cut off.
+def _lock(file: IO[str], path: Path) -> None:
+    """Keep other runs from the answers while the file is open.
 
     Raises:
-        DataError: Another run left them.
+        DataError: Another run has them.
     """
-    if not path.exists():
-        return {}
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            f"{path}: another run is writing answers there; wait for it, or name another --output"
+        ) from error
+
+
+def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
+    """Return the answers an interrupted run left, by line, or None if it left nothing.
+
+    A torn last line is cut off.
+
+    Raises:
+        DataError: Another run left them, or they are not answers.
+    """
     raw = path.read_bytes()
+    if not raw:
+        return None
     whole = raw[: raw.rfind(b"\n") + 1]
-    if not whole:
-        path.unlink()
-        return {}
-    os.truncate(path, len(whole))
     try:
         header, *answers = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DataError(f"{path}: damaged: {error}. Remove it to begin anew.") from error
-    other = [name for name, value in made_by.items() if header.get(name) != value]
+        found = {int(answer["line"]): answer for answer in answers}
+        other = [name for name, value in made_by.items() if header.get(name) != value]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
+            f"begin anew, or name another --output."
+        ) from error
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
             f"{path}: answers of a run with other settings ({shown}). Remove it to begin anew."
         )
-    return {answer["line"]: answer for answer in answers}
+    os.truncate(path, len(whole))
+    return found

@@ -16,7 +16,8 @@ HELP: Final = """\
 /tokens 256       most tokens of an answer
 /again            answer the last message once more
 /reset            begin a new conversation
-/quit             leave; so does Ctrl-D. Ctrl-C ends an answer"""
+/quit             leave; so does Ctrl-D. Ctrl-C ends an answer
+//text            a message that begins with a slash"""
 
 Say = Callable[[str], None]
 
@@ -46,7 +47,9 @@ class Chat:
         if not line:
             return
         try:
-            if line.startswith("/"):
+            if line.startswith("//"):
+                yield from self._answer(line[1:])
+            elif line.startswith("/"):
                 yield from self._command(*line[1:].split(maxsplit=1))
             else:
                 yield from self._answer(line)
@@ -64,7 +67,7 @@ class Chat:
             self.decoding = replace(self.decoding, temperature=_number(argument))
             self.say(f"temperature {self.decoding.temperature:g}")
         elif name == "tokens" and argument:
-            self.decoding = replace(self.decoding, max_new_tokens=int(_number(argument)))
+            self.decoding = replace(self.decoding, max_new_tokens=_count(argument))
             self.say(f"at most {self.decoding.max_new_tokens} tokens")
         elif name == "again" and self._turns:
             yield from self._answer(self._turns[-2]["content"], begun=self._turns[:-2])
@@ -74,6 +77,8 @@ class Chat:
         elif name in ("quit", "exit"):
             self.over = True
         else:
+            if name not in ("help", "again"):
+                self.say(f"/{name}: no such command, or it lacks what follows; nothing was sent")
             self.say(HELP)
 
     def _answer(self, message: str, begun: list[dict[str, str]] | None = None) -> Iterator[str]:
@@ -108,6 +113,13 @@ class Chat:
         if len(kept) < len(turns):
             self.say(f"({(len(turns) - len(kept)) // 2} earlier turns no longer fit)")
         return kept
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"got {text!r}, expected a whole number") from None
 
 
 def _number(text: str) -> float:

@@ -117,14 +117,19 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
     if decoding.compile:
         compiled = CompileConfig()
         compiled._compile_all_devices = True
-    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    sampling = {
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        **({"min_p": decoding.min_p} if decoding.min_p else {}),
+    }
     return GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
-        do_sample=decoding.temperature > 0,
-        **(sampling if decoding.temperature > 0 else {}),
-        # The base's own settings would otherwise fill this gap.
-        repetition_penalty=1.0,
+        do_sample=decoding.samples,
+        **(sampling if decoding.samples else {}),
+        # Said in any case, or the base's own settings would fill the gap.
+        repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(joined.base.end_tokens),
         pad_token_id=joined.base.pad_token,
         use_cache=decoding.kv_cache != "none",

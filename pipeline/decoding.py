@@ -1,10 +1,16 @@
 """How an answer is asked for, and what comes back."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cache_schema.errors import UsageError
+
+_COLDEST: Final = 1e-4
+"""Lower temperatures choose the most probable token in any case, and would overflow."""
+_HOTTEST: Final = 1e4
+_LARGEST_SEED: Final = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +20,12 @@ class Decoding:
     Attributes:
         max_new_tokens: Most tokens of an answer.
         temperature: 0 takes the most probable token; more samples.
+        top_k: Sample from so many of the most probable tokens; 0 from all.
         top_p: Nucleus to sample from.
-        seed: Seed of the sampling; None leaves the random state alone.
+        min_p: Sample only tokens at least so probable, relative to the most probable one.
+        repetition_penalty: What logits of tokens that came before are divided or multiplied by; 1
+            leaves them alone.
+        seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
         num_beams: Beams to search with; 1 searches none.
         stop: Strings that end an answer and are no part of it.
         kv_cache: `dynamic` grows with the answer, `static` has its full size from the start, which
@@ -26,7 +36,10 @@ class Decoding:
 
     max_new_tokens: int = 128
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
     num_beams: int = 1
     stop: tuple[str, ...] = ()
@@ -34,18 +47,51 @@ class Decoding:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        stop: Any = self.stop
+        if isinstance(stop, str):
+            object.__setattr__(self, "stop", (stop,))
         if self.max_new_tokens < 1:
             raise UsageError(f"--max-new-tokens: got {self.max_new_tokens}, expected at least 1")
-        if self.temperature < 0:
-            raise UsageError(f"--temperature: got {self.temperature}, expected 0 or more")
+        if not 0 <= self.temperature <= _HOTTEST:
+            raise UsageError(f"--temperature: got {self.temperature}, expected 0 to {_HOTTEST:g}")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k: got {self.top_k}, expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p: got {self.top_p}, expected more than 0, at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"--min-p: got {self.min_p}, expected 0 to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UsageError(
+                f"--repetition-penalty: got {self.repetition_penalty}, expected more than 0"
+            )
+        if self.seed is not None and abs(self.seed) > _LARGEST_SEED:
+            raise UsageError(
+                f"--seed: got {self.seed}, expected {-_LARGEST_SEED} to {_LARGEST_SEED}"
+            )
         if self.num_beams < 1:
             raise UsageError(f"--num-beams: got {self.num_beams}, expected at least 1")
         if "" in self.stop:
             raise UsageError("--stop: got an empty string, expected text that ends an answer")
         if self.compile and self.kv_cache != "static":
             raise UsageError(f"--compile: got --kv-cache {self.kv_cache}, expected static")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn; so near to 0 the most probable one comes in any case."""
+        return self.temperature >= _COLDEST
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Options that say how to sample and change nothing, as nothing is sampled."""
+        if self.samples:
+            return ()
+        said = {
+            "--top-k": self.top_k != 0,
+            "--top-p": self.top_p != 1,
+            "--min-p": self.min_p != 0,
+            "--seed": self.seed is not None,
+        }
+        return tuple(option for option, given in said.items() if given)
 
 
 @dataclass(frozen=True, kw_only=True)

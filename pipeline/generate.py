@@ -10,7 +10,7 @@ import torch
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.aligned_lm import AlignedLM
-from pipeline.alpha import Alpha, AlphaSchedule, as_schedule
+from pipeline.alpha import Alpha, AlphaSchedule, as_schedule, for_each
 from pipeline.base_model import (
     BaseModel,
     DeviceMap,
@@ -21,6 +21,7 @@ from pipeline.base_model import (
 )
 from pipeline.base_quantization import Quantize
 from pipeline.base_source import BaseSource, resolve_base
+from pipeline.context import require_within
 from pipeline.decode import decode, finished
 from pipeline.decoding import Decoding, Generation
 from pipeline.head import AlignmentHead
@@ -112,6 +113,7 @@ class MAVInference:
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
         self._one_at_a_time = threading.RLock()
+        self._lent_to: int | None = None
         self._joined: Joined | None = join(base, trained, rules, say)
 
     @classmethod
@@ -185,19 +187,17 @@ class MAVInference:
 
         Raises:
             UsageError: There are more or fewer alphas than prompts.
+            DataError: A prompt is too long for the base, or not as it should be.
         """
-        each = (
-            [as_schedule(alpha)] * len(prompts)
-            if isinstance(alpha, int | float | AlphaSchedule)
-            else [as_schedule(one) for one in alpha]
-        )
-        if len(each) != len(prompts):
-            raise UsageError(f"alpha: got {len(each)}, expected one for each of {len(prompts)}")
+        each = for_each(alpha, len(prompts))
+        self._require_not_lent()
         with self._one_at_a_time:
             joined = self.joined
             texts = [joined.form.render(prompt) for prompt in prompts]
+            tokens = [joined.form.tokens(text) for text in texts]
+            require_within(joined.base, tokens, decoding.max_new_tokens)
             started = perf_counter()
-            rows = decode(joined, [joined.form.tokens(text) for text in texts], each, decoding)
+            rows = decode(joined, tokens, each, decoding)
             seconds = perf_counter() - started
         return [
             finished(joined, text, schedule, row, decoding, seconds)
@@ -218,6 +218,10 @@ class MAVInference:
         """
         if decoding.num_beams > 1:
             raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
+        self._require_not_lent()
+        return self._stream(prompt, as_schedule(alpha), decoding)
+
+    def _stream(self, prompt: Prompt, alpha: AlphaSchedule, decoding: Decoding) -> Iterator[str]:
         stream, abandoned = TextStream(), threading.Event()
 
         def run() -> None:
@@ -226,10 +230,12 @@ class MAVInference:
                     # Only now: while it waited, the base may have been switched.
                     joined = self.joined
                     stream.begin(joined.answer_text(decoding))
+                    tokens = [joined.form.tokens(joined.form.render(prompt))]
+                    require_within(joined.base, tokens, decoding.max_new_tokens)
                     decode(
                         joined,
-                        [joined.form.tokens(joined.form.render(prompt))],
-                        [as_schedule(alpha)],
+                        tokens,
+                        [alpha],
                         decoding,
                         stopping=[Abandoned(abandoned)],
                         streamer=stream,
@@ -253,18 +259,39 @@ class MAVInference:
         Args:
             alpha: Strength, one for all rows or one for each.
 
+        Raises:
+            UsageError: It is open already, or an alpha is no finite number.
+
         Example:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._one_at_a_time, self.joined.aligned.steering(alpha):
+        with self._lent(), self.joined.aligned.steering(alpha):
             yield self.base.model
 
     @contextmanager
     def exclusively(self) -> Iterator[AlignedLM]:
         """Yield base and head for a decoder of one's own, while nothing else decodes."""
-        with self._one_at_a_time:
+        with self._lent():
             yield self.joined.aligned
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """Keep others from decoding, this thread included, which would steer in its own way."""
+        self._require_not_lent()
+        with self._one_at_a_time:
+            self._lent_to = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._lent_to = None
+
+    def _require_not_lent(self) -> None:
+        if self._lent_to == threading.get_ident():
+            raise UsageError(
+                "Base and head are lent out by `steering` or `exclusively`; use what that yields, "
+                "or leave it first"
+            )
 
     def switch_base_model(
         self,

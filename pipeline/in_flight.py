@@ -38,7 +38,7 @@ class Request:
     Attributes:
         prompt: Token ids.
         alpha: Strengths.
-        decoding: How tokens are chosen; beams, caches and compiling are none of it.
+        decoding: How tokens are chosen, by temperature and nucleus.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
         strip: Leave out white space at the answer's beginning.
@@ -74,6 +74,7 @@ class NewToken:
         row: The row.
         token: Id of the token.
         text: Text that is certain now; may be empty.
+        offset: Where in the answer's text the token begins.
         finish: Why the answer ends here, or None.
         logprobs: Where they were asked for.
     """
@@ -81,6 +82,7 @@ class NewToken:
     row: "Row"
     token: int
     text: str
+    offset: int
     finish: Literal["stop", "length"] | None
     logprobs: LogProbs | None
 
@@ -207,7 +209,14 @@ class InFlightDecoder:
             finish = "length"
         if finish:
             text += row.text.finish()
-        return NewToken(row=row, token=token, text=text, finish=finish, logprobs=logprobs)
+        return NewToken(
+            row=row,
+            token=token,
+            text=text,
+            offset=row.text.offset,
+            finish=finish,
+            logprobs=logprobs,
+        )
 
     def _append(self, rows: Sequence[Row], mask: Tensor, cache: DynamicCache) -> None:
         """Put rows that have read their prompts below the others, all ending together."""

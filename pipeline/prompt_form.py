@@ -53,8 +53,10 @@ class PromptForm:
         Raises:
             DataError: The messages are not as they should be.
         """
-        if isinstance(prompt, str) and self.name == "hh":
-            return as_prompt(prompt)
+        if isinstance(prompt, str):
+            _require_text(prompt, "prompt")
+            if self.name == "hh":
+                return as_prompt(prompt)
         messages = parse_transcript(as_prompt(prompt)) if isinstance(prompt, str) else prompt
         _check(messages)
         if self.name == "hh":
@@ -103,6 +105,14 @@ def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
     return PromptForm(name=name, tokenizer=tokenizer)
 
 
+def _require_text(text: str, name: str) -> None:
+    """Refuse what Python holds as text but no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: got bytes that are no Unicode text: {error}") from error
+
+
 def _check(messages: Messages) -> None:
     if not messages:
         raise DataError("messages: got none, expected at least one")
@@ -114,5 +124,6 @@ def _check(messages: Messages) -> None:
             )
         if not isinstance(turn.get("content"), str):
             raise DataError(f"messages[{number}]: got no text as its content")
+        _require_text(turn["content"], f"messages[{number}]")
     if messages[-1]["role"] != "user":
         raise DataError(f"messages: the last is the {messages[-1]['role']}'s, expected the user's")

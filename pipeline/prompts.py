@@ -1,14 +1,14 @@
 """Prompts to decode, from a file: one a line, or JSON lines with an object each."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cache_schema.errors import DataError, UsageError
 from pipeline.alpha import AlphaSchedule, as_schedule
 from pipeline.prompt_form import Messages
+from pipeline.strict_json import strict_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class PromptLine:
 
     Attributes:
         number: Of the line, from 1.
+        text: The line.
         fields: What it says; a plain text line has the one field `prompt`.
         prompt: The message, messages or transcript.
         alpha: Its own strength, or None.
@@ -24,6 +25,7 @@ class PromptLine:
     """
 
     number: int
+    text: str
     fields: dict[str, Any]
     prompt: str | Messages = ""
     alpha: AlphaSchedule | None = None
@@ -40,14 +42,17 @@ def read_prompts(path: Path) -> list[PromptLine]:
         DataError: The file cannot be read or has no line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise DataError(f"{path}: no prompt in it")
     if path.suffix != ".jsonl":
-        return [PromptLine(number=n, fields={"prompt": line}, prompt=line) for n, line in numbered]
+        return [
+            PromptLine(number=n, text=line, fields={"prompt": line}, prompt=line)
+            for n, line in numbered
+        ]
     return [_parse(number, line) for number, line in numbered]
 
 
@@ -63,34 +68,36 @@ def require_sound(lines: Sequence[PromptLine], path: Path) -> None:
 
 
 def _parse(number: int, line: str) -> PromptLine:
+    begun = PromptLine(number=number, text=line, fields={})
     try:
-        fields = json.loads(line)
+        fields = strict_json(line)
     except ValueError as error:
-        wrong = f"got {line[:60]!r}, expected JSON: {error}"
-        return PromptLine(number=number, fields={}, error=wrong)
+        return replace(begun, error=f"got {_shown(line)}, expected JSON: {error}")
     if not isinstance(fields, dict):
-        return PromptLine(number=number, fields={}, error=f"got {line[:60]!r}, expected an object")
+        return replace(begun, error=f"got {_shown(line)}, expected an object")
+    begun = replace(begun, fields=fields)
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if isinstance(prompt, str) == isinstance(messages, list):
-        wrong = f"got {line[:60]!r}, expected either 'prompt', a text, or 'messages', a list"
-        return PromptLine(number=number, fields=fields, error=wrong)
+        wrong = f"got {_shown(line)}, expected either 'prompt', a text, or 'messages', a list"
+        return replace(begun, error=wrong)
     if messages is not None and not all(isinstance(turn, dict) for turn in messages):
-        wrong = "messages: expected objects with 'role' and 'content'"
-        return PromptLine(number=number, fields=fields, error=wrong)
+        return replace(begun, error="messages: expected objects with 'role' and 'content'")
     try:
         alpha = _alpha(fields.get("alpha"))
     except UsageError as error:
-        return PromptLine(number=number, fields=fields, error=str(error))
+        return replace(begun, error=str(error))
     asked = prompt if isinstance(prompt, str) else messages
     assert asked is not None
-    return PromptLine(number=number, fields=fields, prompt=asked, alpha=alpha)
+    return replace(begun, prompt=asked, alpha=alpha)
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) <= 60 else f"{line[:59]}…")
 
 
 def _alpha(value: Any) -> AlphaSchedule | None:
-    if isinstance(value, str):
-        return AlphaSchedule.parse(value)
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
         return as_schedule(value)
     raise UsageError(f"alpha: got {value!r}, expected a number or a schedule such as '0:2,64:0.5'")

@@ -1,8 +1,10 @@
 """Libraries that keep to themselves what our users did not ask about."""
 
 import logging
+from typing import Any
 
 import transformers
+from transformers import modeling_gguf_pytorch_utils
 
 
 class QuietLibraries:
@@ -14,9 +16,13 @@ class QuietLibraries:
         self._bars = log.is_progress_bar_enabled()
         log.set_verbosity(logging.ERROR)
         log.disable_progress_bar()
+        # Dequantizing GGUF files has a bar that does not go by that setting.
+        self._gguf_bar: Any = getattr(modeling_gguf_pytorch_utils, "tqdm", None)
+        modeling_gguf_pytorch_utils.tqdm = log.tqdm
 
     def __exit__(self, *_: object) -> None:
         log = transformers.utils.logging
+        modeling_gguf_pytorch_utils.tqdm = self._gguf_bar
         log.set_verbosity(self._level)
         if self._bars:
             log.enable_progress_bar()

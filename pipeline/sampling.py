@@ -23,7 +23,7 @@ class RowSampler:
         """
         self._decoding = decoding
         self._generator: torch.Generator | None = None
-        if decoding.temperature > 0:
+        if decoding.samples:
             self._generator = torch.Generator(device)
             if decoding.seed is None:
                 self._generator.seed()

@@ -1,13 +1,16 @@
 """Strengths over an answer: what is read, what is written, and what lies between the points."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_schema.errors import UsageError
-from pipeline.alpha import AlphaSchedule, as_schedule
+from pipeline.alpha import AlphaSchedule, as_schedule, for_each
 
 STRENGTHS = st.floats(-1e6, 1e6)
 SCHEDULES = st.dictionaries(st.integers(0, 10_000), STRENGTHS, min_size=1, max_size=6).map(
@@ -101,3 +104,31 @@ def test_a_number_is_a_schedule_that_never_changes(alpha: float | AlphaSchedule)
     assert schedule.is_constant
     assert str(schedule) == "2"
     assert {schedule.at(token) for token in (0, 1, 999)} == {2.0}
+
+
+@pytest.mark.parametrize(
+    "alpha", ["1.5", np.float32(1.5), np.array(1.5), torch.tensor(1.5), torch.tensor([1.5])]
+)
+def test_numbers_of_other_libraries_are_numbers(alpha: Any) -> None:
+    assert as_schedule(alpha) == AlphaSchedule(((0, 1.5),))
+
+
+@pytest.mark.parametrize(
+    "alpha", [None, [1.0, 2.0], {}, "much", torch.tensor([1.0, 2.0]), 10**400, object()]
+)
+def test_what_is_no_alpha(alpha: Any) -> None:
+    with pytest.raises(UsageError, match="alpha: got"):
+        as_schedule(alpha)
+
+
+@pytest.mark.parametrize("several", [[1.0, 2.0], (1, "2"), np.array([1, 2]), torch.tensor([1, 2])])
+def test_one_for_each(several: Any) -> None:
+    assert [one.at(0) for one in for_each(several, 2)] == [1.0, 2.0]
+    with pytest.raises(UsageError, match="got 2, expected one for each of 3"):
+        for_each(several, 3)
+
+
+@pytest.mark.parametrize("one", [2, 2.0, "2", np.float32(2), torch.tensor(2.0)])
+def test_one_for_all(one: Any) -> None:
+    assert [alpha.at(0) for alpha in for_each(one, 3)] == [2.0] * 3
+    assert for_each("0:2,4:1", 2) == [AlphaSchedule(((0, 2.0), (4, 1.0)))] * 2

@@ -188,3 +188,18 @@ def test_a_space_after_a_special_token_is_kept() -> None:
     tokens = ids(tokenizer, "▁a", "<bos>", "▁a")
     text = AnswerText(tokenizer, [])
     assert "".join(text.push(token) for token in tokens) + text.finish() == "a a"
+
+
+def test_tokens_begin_where_their_text_does() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    text = AnswerText(tokenizer, ["\n\nHub"])
+    tokens = ids(
+        tokenizer, "a", "ð", "Ł", "ĺ", "Ģ", "b", "ĊĊ", "Hu", "a", "ð", "R", "ĊĊ", "Hu", "b"
+    )
+    offsets = []
+    for token in tokens:
+        text.push(token)
+        offsets.append(text.offset)
+    #                   a 😀          b \n\n Hu a  �  R  \n\n Hu b
+    assert offsets == [0, 1, 1, 1, 2, 2, 3, 5, 7, 8, 9, 10, 12, 14]
+    assert text.stopped

@@ -1,5 +1,6 @@
 """Answers to a file of prompts: one line out for each line in, whole or not at all, resumable."""
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.alpha import AlphaSchedule, as_schedule
 from pipeline.answers_file import AnswersReport, answer_file
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
+from pipeline.prompts import read_prompts
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
 
@@ -37,6 +39,11 @@ WRONG: list[Any] = [
     {"prompt": "a", "alpha": "much"},
     {"prompt": "a", "alpha": True},
     {"prompt": "word " * 300},
+    '{"prompt": "\\ud800 a"}',
+    '{"prompt": "a", "id": "\\ud800"}',
+    '{"prompt": "a", "id": NaN}',
+    '{"prompt": "a", "alpha": 1' + "0" * 400 + "}",
+    '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
 ]
 GREEDY = Decoding(max_new_tokens=6)
 ONE = as_schedule(1.0)
@@ -99,7 +106,7 @@ def test_each_line_gets_its_own_answer_in_the_order_of_the_prompts(
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.whole"))
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong)[:40])
 def test_a_wrong_line_has_an_error_and_no_text(
     mav: MAVInference, tmp_path: Path, wrong: Any
 ) -> None:
@@ -243,3 +250,76 @@ def test_switching_is_shown_on_two_bases(folder: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert told in result.stdout
         assert result.stdout.count("alpha 0") == 2
+
+
+@pytest.mark.parametrize("changed", ["a line more", "a line less", "a wrong line mended"])
+def test_answers_of_other_lines_are_not_gone_on_with(
+    mav: MAVInference, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["plain", *PROMPTS]
+    with monkeypatch.context() as patch:
+        interrupted_after(1, mav, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(mav, tmp_path, lines)
+    other = {
+        "a line more": ["", *lines],
+        "a line less": [*lines[:-2], lines[-1]],
+        "a wrong line mended": [{"prompt": "plain"}, *PROMPTS],
+    }[changed]
+    with pytest.raises(DataError, match="answers of a run with other settings"):
+        run(mav, tmp_path, other)
+
+
+def test_what_the_answer_has_takes_the_place_of_what_the_line_had(
+    mav: MAVInference, tmp_path: Path
+) -> None:
+    line = {"prompt": "Hi", "error": "old", "line": "x", "response": "old", "finish": 3, "id": 1}
+    report, (good, bad) = run(mav, tmp_path, [line, {**line, "prompt": 3}])
+    assert report.failed == 1
+    assert "error" not in good
+    assert (good["line"], good["id"]) == (1, 1)
+    assert good["response"] == mav.generate("Hi", 1.0, GREEDY).response
+    assert set(bad) == {"prompt", "id", "line", "error"}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(mav: MAVInference, tmp_path: Path) -> None:
+    text = "\r\n".join(json.dumps(line) for line in PROMPTS[:2])
+    (tmp_path / "prompts.jsonl").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "prompts.txt").write_text("Hi\n", encoding="utf-8-sig")
+    assert [line.error for line in read_prompts(tmp_path / "prompts.jsonl")] == [None, None]
+    assert read_prompts(tmp_path / "prompts.txt")[0].prompt == "Hi"
+
+
+@pytest.mark.parametrize("text", ["[1,2]\n", "my notes", '"a"\n', '{"a": 1}\n[3]\n', "\n"])
+def test_a_file_that_is_anothers_is_left_alone(
+    mav: MAVInference, tmp_path: Path, text: str
+) -> None:
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_text(text)
+    with pytest.raises(DataError, match=r"not the answers of an interrupted run|other settings"):
+        run(mav, tmp_path, PROMPTS)
+    assert partial.read_text() == text
+
+
+def test_two_runs_do_not_write_to_one_output(mav: MAVInference, tmp_path: Path) -> None:
+    with (tmp_path / "answers.jsonl.partial").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another run is writing answers there"):
+            run(mav, tmp_path, PROMPTS)
+    assert run(mav, tmp_path, PROMPTS)[0].lines == 5
+
+
+def test_a_prompt_that_memory_does_not_suffice_for_is_an_error_line(
+    mav: MAVInference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = mav.generate_batch
+
+    def scarce(prompts: Any, *more: Any) -> Any:
+        if any(isinstance(prompt, str) and prompt.startswith("bread") for prompt in prompts):
+            raise torch.OutOfMemoryError
+        return whole(prompts, *more)
+
+    monkeypatch.setattr(mav, "generate_batch", scarce)
+    report, found = run(mav, tmp_path, PROMPTS)
+    assert report.failed == 1
+    assert "memory does not suffice" in found[3]["error"]

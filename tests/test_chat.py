@@ -89,10 +89,46 @@ def test_the_base_changes_on_the_fly(chat: Chat, said: list[str], tmp_path: Path
     assert "".join(chat.take("Hello")), "the conversation goes on with the base in use"
 
 
-@pytest.mark.parametrize("line", ["/help", "/", "/alpha", "/dance", "/base"])
-def test_anything_else_shows_the_commands(chat: Chat, said: list[str], line: str) -> None:
+@pytest.mark.parametrize("line", ["/help", "/again"])
+def test_help_shows_the_commands(chat: Chat, said: list[str], line: str) -> None:
     assert not list(chat.take(line))
     assert said == [HELP]
+
+
+@pytest.mark.parametrize("line", ["/", "/alpha", "/dance", "/base", "/home/me is what?"])
+def test_what_is_no_command_is_not_sent_and_shows_them(
+    chat: Chat, said: list[str], line: str
+) -> None:
+    assert not list(chat.take(line))
+    assert said[-1] == HELP
+    assert said[0].startswith(f"{line.split()[0]}: no such command")
+    assert chat._turns == []
+
+
+def test_a_message_may_begin_with_a_slash(chat: Chat) -> None:
+    list(chat.take("//home is what?"))
+    assert chat._turns[0]["content"] == "/home is what?"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["/tokens inf", "/tokens nan", "/tokens 2.7", "/temperature nan", "/temperature inf", "\udcff"],
+)
+def test_what_cannot_be_is_said_and_the_conversation_goes_on(
+    chat: Chat, said: list[str], line: str
+) -> None:
+    before = chat.decoding
+    assert not list(chat.take(line))
+    assert any("expected" in text or "no Unicode text" in text for text in said)
+    assert chat.decoding == before
+    assert "".join(chat.take("Hello"))
+
+
+def test_a_temperature_next_to_nothing_is_none(chat: Chat) -> None:
+    want = "".join(chat.take("Hello"))
+    list(chat.take("/reset"))
+    list(chat.take("/temperature 1e-40"))
+    assert "".join(chat.take("Hello")) == want
 
 
 def test_settings_are_checked(chat: Chat, said: list[str]) -> None:

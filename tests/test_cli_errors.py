@@ -552,7 +552,18 @@ def test_alpha_that_is_no_number(world: World, alpha: str) -> None:
         (["--prompt", "Hi", "--prompts", "x.txt"], "give either --prompt or --prompts"),
         (["--prompt", "Hi", "--stream", "--json"], "--stream prints text as it comes"),
         (["--prompt", "Hi", "--max-new-tokens", 0], "--max-new-tokens: got 0, expected at least 1"),
-        (["--prompt", "Hi", "--temperature", -1], "--temperature: got -1.0, expected 0 or more"),
+        (["--prompt", "Hi", "--temperature", -1], "--temperature: got -1.0, expected 0 to 10000"),
+        (["--prompt", "Hi", "--temperature", "nan"], "expected a finite number"),
+        (["--prompt", "Hi", "--top-k", "-1"], "--top-k: got -1, expected 0 or more"),
+        (["--prompt", "Hi", "--min-p", "2"], "--min-p: got 2.0, expected 0 to 1"),
+        (
+            ["--prompt", "Hi", "--repetition-penalty", "0"],
+            "--repetition-penalty: got 0.0, expected more than 0",
+        ),
+        (
+            ["--prompt", "Hi", "--seed", "99999999999999999999"],
+            "--seed: got 99999999999999999999, expected -4611",
+        ),
         (["--prompt", "Hi", "--top-p", 0], "--top-p: got 0.0, expected more than 0, at most 1"),
         (["--prompt", "Hi", "--top-p", 1.5], "--top-p: got 1.5, expected more than 0, at most 1"),
         (["--prompt", "Hi", "--device", "warp"], "--device: got 'warp'"),
@@ -719,7 +730,7 @@ def test_disk_that_is_full_while_extracting(
     with monkeypatch.context() as patch:
         fill_disk(patch, round(share * (extract_writes - 1)))
         message = refused(DATA, *extract_args(world, root))
-    assert "No space left on device. The disk is full; free some space and run" in message
+    assert "No space left on device. The disk is full; free some space. The same" in message
     assert leftovers(tmp_path) == []
     assert mav(*extract_args(world, root)).exit_code == 0
     assert len(CacheReader(root).pair_id) == 12
@@ -733,7 +744,7 @@ def test_disk_that_is_full_while_training(
     with monkeypatch.context() as patch:
         fill_disk(patch, works)
         message = refused(DATA, *train_args(world.cache, run))
-    assert "The disk is full; free some space and run the same command again" in message
+    assert "The disk is full; free some space. The same command with --resume goes on" in message
     assert leftovers(tmp_path) == []
     assert mav(*train_args(world.cache, run), "--resume").exit_code == 0
     weights = "last/model.safetensors"

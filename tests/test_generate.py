@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import MAVError, MismatchError, UsageError
+from cache_schema.errors import DataError, MAVError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_model import BaseModel
@@ -231,3 +231,77 @@ def test_a_stop_string_that_begins_in_the_prompt_ends_nothing(head: str) -> None
     assert text[0] == whole.response[0], "white space comes first, so this test shows nothing"
     stopped = mav.generate("Hi", 3.0, Decoding(max_new_tokens=10, stop=(stop,)))
     assert (stopped.tokens, stopped.finish) == (whole.tokens, "length")
+
+
+def test_a_text_is_the_only_stop(head: str) -> None:
+    decoding: Any = {"stop": "sist"}
+    assert Decoding(**decoding).stop == ("sist",)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_base_cannot_read_is_refused(head: str, stream: bool) -> None:
+    mav = MAVInference(head, tiny_base("gpt2"))
+
+    def answer(prompt: str, new: int) -> str:
+        if stream:
+            return "".join(mav.stream_response(prompt, 1.0, max_new_tokens=new))
+        return mav.generate_response(prompt, 1.0, max_new_tokens=new)
+
+    prompt = len(mav.joined.form.tokens(mav.joined.form.render("Hi")))
+    assert answer("Hi", 256 - prompt)
+    for text, new in (("Hi", 257 - prompt), ("word " * 200, 4)):
+        with pytest.raises(DataError, match=r"expected at most 256 together"):
+            answer(text, new)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), [1.0, float("nan")]])
+def test_a_strength_that_is_no_number_steers_nothing(head: str, alpha: Any) -> None:
+    mav = MAVInference(head, tiny_base())
+    with pytest.raises(UsageError, match="expected finite numbers"), mav.steering(alpha):
+        pytest.fail("it steers")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_strengths_for_other_rows_than_there_are(head: str, rows: int) -> None:
+    mav = MAVInference(head, tiny_base())
+    with mav.steering([1.0, 2.0]) as model:
+        assert len(model(torch.ones(4, 3, dtype=torch.int64)).logits) == 4
+        with pytest.raises(UsageError, match=f"got 2 strengths, but {rows} rows"):
+            model(torch.ones(rows, 3, dtype=torch.int64))
+
+
+def test_bytes_that_are_no_text_are_refused(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    for prompt in ("bad \udcff", [{"role": "user", "content": "\ud800"}]):
+        with pytest.raises(DataError, match="no Unicode text"):
+            mav.generate_response(prompt)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.5, "top_k": 1},
+        {"temperature": 1.5, "min_p": 1.0},
+        {"temperature": 1e-40},
+    ],
+    ids=str,
+)
+def test_one_token_left_to_draw_from_is_the_most_probable(
+    head: str, settings: dict[str, Any]
+) -> None:
+    mav = MAVInference(head, tiny_base())
+    want = mav.generate("Hi", 3.0, Decoding(max_new_tokens=12)).tokens
+    assert mav.generate("Hi", 3.0, Decoding(max_new_tokens=12, **settings)).tokens == want
+
+
+def test_repetition_can_be_punished(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    tokens = mav.generate("Hi", 0.0, Decoding(max_new_tokens=20, repetition_penalty=1e6)).tokens
+    assert len(set(tokens)) == len(tokens)
+    assert len(set(mav.generate("Hi", 0.0, Decoding(max_new_tokens=20)).tokens)) < 20
+
+
+def test_what_changes_nothing_is_told() -> None:
+    assert Decoding(top_p=0.5, seed=3).unused == ("--top-p", "--seed")
+    assert Decoding(top_p=0.5, seed=3, temperature=1.0).unused == ()
+    assert Decoding().unused == ()

@@ -127,7 +127,7 @@ def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
     )
     base = CachedBase(reader, torch.device("cpu"))
     scores = Scorer(head, bf16=False)(batch, base.logits(batch))
-    chosen, rejected = batch.response_sums(cached_logprobs(reader, batch))
+    chosen, rejected = batch.response_sums(cached_logprobs(reader, batch).float())
     torch.testing.assert_close(scores.chosen, chosen)
     torch.testing.assert_close(scores.rejected, rejected)
     # Exactly, so that every pair begins at no margin.

@@ -87,7 +87,7 @@ def test_an_error_of_the_listener_ends_the_answer(mav: MAVInference) -> None:
 
 def test_beams_cannot_be_streamed(mav: MAVInference) -> None:
     with pytest.raises(UsageError, match="--num-beams"):
-        list(mav.stream_response("Hi", 1.0, num_beams=2))
+        mav.stream_response("Hi", 1.0, num_beams=2)  # at once, not when it is first listened to
 
 
 def test_threads_that_decode_at_once_keep_their_own_strength(mav: MAVInference) -> None:
@@ -138,3 +138,24 @@ def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
         mav.switch_base_model(tiny_base(seed=3))
     listener.join()
     assert found[0].rstrip() in wanted
+
+
+def test_who_has_borrowed_base_and_head_decodes_with_those(mav: MAVInference) -> None:
+    """Anything else would wait for itself for ever, or end what was borrowed."""
+    ids = torch.tensor([[5, 6, 7]])
+    for borrow in (lambda: mav.steering(2.0), mav.exclusively):
+        with borrow():
+            for use in (
+                lambda: mav.stream_response("x", 1.0, max_new_tokens=3),
+                lambda: mav.generate_response("x", 1.0, max_new_tokens=3),
+                lambda: mav.steering(1.0).__enter__(),
+            ):
+                with pytest.raises(UsageError, match="lent out"):
+                    use()
+    with mav.steering(2.0) as model:
+        before = model(ids).logits
+        with pytest.raises(UsageError):
+            mav.generate_response("x")
+        assert torch.equal(model(ids).logits, before)
+    assert mav.generate_response("x", max_new_tokens=3)
+    assert_untouched(mav)

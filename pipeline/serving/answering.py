@@ -7,19 +7,16 @@ at the end, so that no row goes on for nobody.
 import asyncio
 import json
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pipeline.serving.api_errors import ApiError
 from pipeline.serving.forms import AnswerForm, Written
 from pipeline.serving.jobs import Asked, Begun, Job, Outbox, Piece
 from pipeline.serving.worker import Worker
-
-SEND_SECONDS: Final = 60.0
-"""How long a client may read nothing of its answer before it counts as gone."""
 
 
 class Answer(Response):
@@ -36,15 +33,10 @@ class Answer(Response):
         Raises:
             ApiError: There is no answer, and nothing was sent yet.
         """
-
-        async def patiently(message: Message) -> None:
-            async with asyncio.timeout(SEND_SECONDS):
-                await send(message)
-
         job = Job(asked=self._asked, outbox=Outbox())
         self._worker.waiting.put(job)
         try:
-            await _until_gone(receive, self._answer(job, scope, receive, patiently))
+            await _until_gone(receive, self._answer(job, scope, receive, send))
         finally:
             self._worker.waiting.cancel(job)
 
@@ -80,8 +72,7 @@ class Answer(Response):
             parts: list[dict[str, Any] | None] = []
             for piece in found:
                 answer = answers[piece.choice]
-                parts.append(form.piece(piece, len(answer.text)))
-                answer.take(piece)
+                parts.append(form.piece(piece, answer.take(piece)))
                 if piece.finish:
                     parts.append(form.closing(piece.choice, piece.finish))
             await say(*parts)

@@ -57,28 +57,37 @@ def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
 
     def known(asked: Asked) -> Asked:
         if asked.model is not None and asked.model not in worker.bases:
-            raise ApiError(
-                404,
-                f"model: got {asked.model!r}, expected one of {', '.join(worker.bases)}",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(asked.model)
         return asked
+
+    def no_such_model(name: str) -> ApiError:
+        return ApiError(
+            404,
+            f"model: got {name!r}, expected one of {', '.join(worker.bases)}",
+            param="model",
+            code="model_not_found",
+        )
+
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "mav",
+            "in_use": name == worker.base,
+        }
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name not in worker.bases:
+            raise no_such_model(name)
+        return described(name)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {
             "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": started,
-                    "owned_by": "mav",
-                    "in_use": name == worker.base,
-                }
-                for name in worker.bases
-            ],
+            "data": [described(name) for name in worker.bases],
             "alpha": options.alpha,
             "max_tokens": options.max_new_tokens,
         }

@@ -1,11 +1,11 @@
 """Reading the body of a request: JSON, an object, and text that can be encoded again."""
 
-import json
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import Request
 
 from pipeline.serving.api_errors import ApiError
+from pipeline.strict_json import strict_json
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -22,11 +22,7 @@ async def json_body(request: Request) -> dict[str, Any]:
         )
     content = await request.body()
     try:
-        body = json.loads(content, parse_constant=_no_constant)
-        # Halves of surrogate pairs are JSON but no text.
-        json.dumps(body, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ApiError(400, "The body is nested too deeply.", code="not_json") from None
+        body = strict_json(content)
     except ValueError as error:
         raise ApiError(400, f"The body is not JSON: {error}", code="not_json") from error
     if not isinstance(body, dict):
@@ -34,7 +30,3 @@ async def json_body(request: Request) -> dict[str, Any]:
             400, f"The body: got {type(body).__name__}, expected an object", code="not_json"
         )
     return body
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")

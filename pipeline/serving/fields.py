@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cache_schema.errors import UsageError
 from pipeline.alpha import AlphaSchedule, as_schedule
 from pipeline.serving.api_errors import ApiError
-from pipeline.serving.jobs import Asked, ChatPrompt
+from pipeline.serving.jobs import Asked, ChatPrompt, TokenPrompt
 from pipeline.serving.options import MAX_ALPHA
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
@@ -40,14 +40,15 @@ _IGNORED: Final = (
     "store",
     "user",
 )
-_COLDEST: Final = 1e-4
-"""Lower temperatures choose the most probable token in any case, and would overflow."""
 _LATEST: Final = 1_000_000
 """Last token that a schedule of strengths may name."""
 
 _F = TypeVar("_F", bound="_Fields")
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A list of much that is wrong must not take long to refuse.
+_LIST: Final = Field(min_length=1, max_length=2048, fail_fast=True)
+_TOKENS: Final = Field(min_length=1, max_length=1 << 20, fail_fast=True)
 
 
 class _Fields(BaseModel):
@@ -79,21 +80,26 @@ class _TextPart(_Fields):
 
 class _Message(_Fields):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart]
-    name: str | None = None
+    content: str | Annotated[list[_TextPart], _LIST]
+    name: None = None
     refusal: None = None
 
 
 class _Chat(_Shared):
-    messages: Annotated[list[_Message], Field(min_length=1)]
+    messages: Annotated[list[_Message], _LIST]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class _Completion(_Shared):
-    prompt: str | Annotated[list[str], Field(min_length=1)]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt: (
+        str
+        | Annotated[list[str], _LIST]
+        | Annotated[list[int], _TOKENS]
+        | Annotated[list[Annotated[list[int], _TOKENS]], _LIST]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
 
 
 class FieldLimits(BaseModel):
@@ -138,21 +144,29 @@ def chat_asked(body: dict[str, Any], limits: FieldLimits) -> Asked:
 def completion_asked(body: dict[str, Any], limits: FieldLimits) -> Asked:
     """Read a request to go on with a text; see `chat_asked`."""
     fields = _read(_Completion, body)
-    prompts = (fields.prompt,) if isinstance(fields.prompt, str) else tuple(fields.prompt)
     return _asked(
         fields,
         limits,
-        prompts=prompts,
+        prompts=_prompts(fields.prompt),
         max_tokens=fields.max_tokens,
-        top_logprobs=fields.logprobs,
+        top_logprobs=None if fields.logprobs is False else fields.logprobs,
     )
+
+
+def _prompts(given: Any) -> tuple[str | TokenPrompt, ...]:
+    """Return the prompts of a text, of tokens, or of a list of either."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given[0], int):
+        return (tuple(given),)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in given)
 
 
 def _asked(
     fields: _Shared,
     limits: FieldLimits,
     *,
-    prompts: tuple[str | ChatPrompt, ...],
+    prompts: tuple[str | TokenPrompt | ChatPrompt, ...],
     max_tokens: int | None,
     top_logprobs: int | None,
 ) -> Asked:
@@ -165,14 +179,13 @@ def _asked(
     if fields.stream_options is not None and not fields.stream:
         raise ApiError(400, "stream_options: needs stream to be true", param="stream_options")
     stop = fields.stop or ()
-    heat = 1.0 if fields.temperature is None else fields.temperature
     asked = Asked(
         model=fields.model,
         prompts=prompts,
         n=fields.n or 1,
         max_tokens=max_tokens,
         alpha=_alpha(limits.alpha if fields.alpha is None else fields.alpha),
-        temperature=heat if heat >= _COLDEST else 0.0,
+        temperature=1.0 if fields.temperature is None else fields.temperature,
         top_p=1.0 if fields.top_p is None else fields.top_p,
         seed=fields.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),

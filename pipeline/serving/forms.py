@@ -6,6 +6,7 @@ base alone gave it.
 
 import uuid
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import time
@@ -31,15 +32,24 @@ class Written:
     finish: str | None = None
     details: list[TokenDetail] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    _held: deque[tuple[TokenDetail, int]] = field(default_factory=deque)
 
-    def take(self, piece: Piece) -> None:
-        """Add a token."""
+    def take(self, piece: Piece) -> list[tuple[TokenDetail, int]]:
+        """Add a token; return what can be told now of it and those before: detail and offset.
+
+        A token is told of with its text. One that was part of a stop string has none.
+        """
         if piece.detail is not None:
-            self.details.append(piece.detail)
-            self.offsets.append(len(self.text))
+            self._held.append((piece.detail, piece.offset))
         self.text += piece.text
         self.tokens += 1
         self.finish = piece.finish
+        told = []
+        while self._held and (self._held[0][1] < len(self.text) or piece.finish == "length"):
+            told.append(self._held.popleft())
+        self.details += [detail for detail, _ in told]
+        self.offsets += [offset for _, offset in told]
+        return told
 
 
 class AnswerForm(ABC):
@@ -97,17 +107,17 @@ class AnswerForm(ABC):
         """Return the part of a stream that ends it with the count of tokens."""
         return {**self._head(self._CHUNK), "choices": [], "usage": self.usage(answers)}
 
-    def piece(self, piece: Piece, offset: int) -> dict[str, Any] | None:
+    def piece(self, piece: Piece, told: Sequence[tuple[TokenDetail, int]]) -> dict[str, Any] | None:
         """Return the part of a stream for a token, or None where there is nothing to tell yet.
 
         Args:
             piece: The token.
-            offset: Length of the text before it.
+            told: What `Written.take` returned for it.
         """
-        if not piece.text and piece.detail is None:
+        if not piece.text and not told:
             return None
-        details = [] if piece.detail is None else [piece.detail]
-        return self.chunk(piece.choice, self._delta(piece.text), self._logprobs(details, [offset]))
+        logprobs = self._logprobs([one for one, _ in told], [offset for _, offset in told])
+        return self.chunk(piece.choice, self._delta(piece.text), logprobs)
 
     @abstractmethod
     def opening(self, number: int) -> dict[str, Any] | None:
@@ -197,12 +207,21 @@ class CompletionForm(AnswerForm):
         if not self.wants_logprobs:
             return None
         return {
-            "tokens": [one.token for one in details],
+            "tokens": [_named(one) for one in details],
             "token_logprobs": [one.logprob for one in details],
             "base_logprobs": [one.base_logprob for one in details],
-            "top_logprobs": [{other.token: other.logprob for other in one.top} for one in details],
+            "top_logprobs": [
+                {_named(other): other.logprob for other in one.top} for one in details
+            ],
             "text_offset": list(offsets[: len(details)]),
         }
+
+
+def _named(one: Candidate) -> str:
+    """Return a token's text, or its bytes where these are part of a character, as OpenAI does."""
+    if "\N{REPLACEMENT CHARACTER}" not in one.token or one.bytes is None:
+        return one.token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
 
 
 def _candidate(one: Candidate) -> dict[str, Any]:

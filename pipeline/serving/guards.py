@@ -81,6 +81,27 @@ class Counted:
             self._answered(scope["path"], status)
 
 
+class Crowded:
+    """Answers that there are too many, while there are."""
+
+    def __init__(self, app: ASGIApp, connections: Callable[[], int], most: int) -> None:
+        """Guard an application; `connections` tells how many there are."""
+        self._app, self._connections, self._most = app, connections, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] == "http" and self._connections() > self._most:
+            error = ApiError(
+                503,
+                f"More than {self._most} clients are connected; try again soon.",
+                code="overloaded",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )
+            await respond(error, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class LocalHost:
     """Takes only requests that name this machine.
 
@@ -111,13 +132,14 @@ class ApiKey:
     def __init__(self, app: ASGIApp, key: str) -> None:
         """Guard an application."""
         self._app = app
-        self._wanted = f"Bearer {key}".encode()
+        self._wanted = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] == "http" and scope["path"].startswith(("/v1/", "/metrics")):
-            given = Headers(scope=scope).get("authorization", "").encode()
-            if not hmac.compare_digest(given, self._wanted):
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            known = hmac.compare_digest(given.strip().encode(), self._wanted)
+            if not (known and scheme.lower() == "bearer"):
                 error = ApiError(
                     401,
                     "Authorization: expected `Bearer` and the server's API key",

@@ -1,4 +1,4 @@
-"""The HTTP server: its socket, its signals, its end."""
+"""The HTTP server: its signals, its end."""
 
 import contextlib
 import signal
@@ -10,13 +10,16 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from cache_schema.errors import UsageError
-from pipeline.serving.options import ServeOptions
+from pipeline.serving.address import Address
+from pipeline.serving.connections import ImpatientProtocol
+from pipeline.serving.guards import Crowded
 from pipeline.serving.worker import Worker
 
 GRACE_SECONDS: Final = 5.0
 """How long answers may still be written after the server was told to stop."""
 _MOST_CONNECTIONS: Final = 512
+_MORE_CONNECTIONS: Final = 2 * _MOST_CONNECTIONS
+"""Of these, those above the first number are told so as clients understand it."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -29,38 +32,34 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(
-        self, options: ServeOptions, app: ASGIApp, worker: Worker, say: Callable[[str], None]
+        self, address: Address, app: ASGIApp, worker: Worker, say: Callable[[str], None]
     ) -> None:
-        """Take the address.
+        """Prepare; `run` serves.
 
         Args:
-            options: Settings of the server.
+            address: Where.
             app: What answers.
             worker: What decodes; it starts and stops with the server.
             say: Told the URL once the server listens.
-
-        Raises:
-            UsageError: The address is taken or not this machine's.
         """
         super().__init__(
             uvicorn.Config(
-                app,
+                Crowded(app, lambda: len(self.server_state.connections), _MOST_CONNECTIONS),
                 # What there is to say is said here; the rest goes to Python's logging.
                 log_config=None,
                 access_log=False,
-                http="h11",
+                http=ImpatientProtocol,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=_MOST_CONNECTIONS,
+                limit_concurrency=_MORE_CONNECTIONS,
                 timeout_graceful_shutdown=round(GRACE_SECONDS) + 2,
             )
         )
-        self._socket = _bound(options.host, options.port)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._socket = address.socket
+        self.url = address.url
         self.worker, self._say = worker, say
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,23 +95,3 @@ class HttpServer(uvicorn.Server):
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        found = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"--host: got {host!r}, which is no address here: {error}") from error
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        found.close()
-        raise UsageError(
-            f"--port: {host}:{port} cannot be listened on: {error.strerror}; choose another, or "
-            f"0 for any that is free"
-        ) from error
-    return found

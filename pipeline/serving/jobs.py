@@ -10,6 +10,9 @@ from pipeline.alpha import AlphaSchedule
 from pipeline.serving.api_errors import ApiError
 
 ChatPrompt = tuple[Mapping[str, str], ...]
+"""Turns of a conversation."""
+TokenPrompt = tuple[int, ...]
+"""Ids of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Asked:
 
     Attributes:
         model: Id of the base, or None for the one in use.
-        prompts: Texts to go on with as they are, or the one conversation.
+        prompts: Texts or tokens to go on with as they are, or the one conversation.
         n: Answers to each prompt.
         max_tokens: Most tokens of an answer, or None for what there is room for.
         alpha: Strengths.
@@ -32,7 +35,7 @@ class Asked:
     """
 
     model: str | None
-    prompts: tuple[str | ChatPrompt, ...]
+    prompts: tuple[str | TokenPrompt | ChatPrompt, ...]
     n: int
     max_tokens: int | None
     alpha: AlphaSchedule
@@ -98,12 +101,14 @@ class Piece:
     Attributes:
         choice: Number of the answer.
         text: Text that is certain now; may be empty.
+        offset: Where in the answer's text the token begins.
         finish: Why the answer ends here, or None.
         detail: Where log-probabilities were asked for and the token is part of the answer.
     """
 
     choice: int
     text: str
+    offset: int
     finish: Literal["stop", "length"] | None
     detail: TokenDetail | None
 

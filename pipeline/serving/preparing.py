@@ -1,13 +1,15 @@
 """From what is asked to what is decoded: prompts become tokens of the base that is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from cache_schema.errors import DataError
 from pipeline.decoding import Decoding
 from pipeline.in_flight import Request
 from pipeline.joining import Joined
 from pipeline.serving.api_errors import ApiError
-from pipeline.serving.jobs import Asked, ChatPrompt, Job
+from pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
                     alpha=asked.alpha,
                     decoding=decoding,
                     top_logprobs=asked.top_logprobs,
-                    strip=not isinstance(prompt, str),
+                    strip=bool(prompt) and isinstance(prompt[0], Mapping),
                     job=job,
                     number=number,
                 )
@@ -71,20 +73,16 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
     return found
 
 
-def context_length(joined: Joined) -> int | None:
-    """Return how many tokens the base can read, or None where it names no limit."""
-    length = getattr(joined.base.config, "max_position_embeddings", None)
-    return None if length is None else int(length)
-
-
-def _tokens(joined: Joined, prompt: str | ChatPrompt) -> list[int]:
+def _tokens(joined: Joined, prompt: str | TokenPrompt | ChatPrompt) -> list[int]:
+    if isinstance(prompt[0] if prompt else "", int):
+        return _known(joined, cast("TokenPrompt", prompt))
     if isinstance(prompt, str):
         tokens: list[int] = joined.base.tokenizer(prompt)["input_ids"]
         param = "prompt"
     else:
         param = "messages"
         try:
-            tokens = joined.form.tokens(joined.form.render(prompt))
+            tokens = joined.form.tokens(joined.form.render(cast("ChatPrompt", prompt)))
         except DataError as error:
             raise ApiError(400, str(error), param=param) from error
     if not tokens:
@@ -92,12 +90,22 @@ def _tokens(joined: Joined, prompt: str | ChatPrompt) -> list[int]:
     return tokens
 
 
+def _known(joined: Joined, prompt: TokenPrompt) -> list[int]:
+    size = joined.base.vocab_size
+    for token in prompt:
+        if not 0 <= token < size:
+            raise ApiError(
+                400, f"prompt: got the token {token}, expected 0 to {size - 1}", param="prompt"
+            )
+    return [*prompt]
+
+
 def _answer_length(asked: Asked, prompt: int, joined: Joined, limits: Limits) -> int:
     if prompt > limits.max_prompt_tokens:
         raise _too_long(
             f"The prompt has {prompt} tokens, this server takes {limits.max_prompt_tokens}"
         )
-    context = context_length(joined)
+    context = joined.base.context_length
     wanted = limits.max_new_tokens if asked.max_tokens is None else asked.max_tokens
     if context is None or prompt + wanted <= context:
         return wanted

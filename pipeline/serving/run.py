@@ -7,6 +7,7 @@ from cache_schema.errors import UsageError
 from pipeline.serving.options import ServeOptions
 
 if TYPE_CHECKING:
+    from pipeline.serving.address import Address
     from pipeline.serving.http_server import HttpServer
 
 
@@ -24,22 +25,37 @@ def serve(options: ServeOptions, *, say: Callable[[str], None]) -> None:
 
 
 def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpServer":
-    """Load head and first base, take the address, and return the server, which `run` starts.
+    """Take the address, load head and first base, and return the server, which `run` starts.
 
     Raises:
         MAVError: As `serve` has it.
     """
+    from pipeline.serving.address import take_address
+
     try:
-        from pipeline.serving.app import build_app
-        from pipeline.serving.http_server import HttpServer
-        from pipeline.serving.metrics import Metrics
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(
             f"mav serve needs {error.name}, which is not installed: pip install 'mav[serve]'"
         ) from error
+    # Before anything is loaded, which may take minutes.
+    address = take_address(options.host, options.port)
+    try:
+        return _load_on(address, options, say)
+    except BaseException:
+        address.socket.close()
+        raise
+
+
+def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], None]) -> "HttpServer":
     from pipeline.base_source import resolve_base
     from pipeline.generate import MAVInference
     from pipeline.joining import JoinRules
+    from pipeline.serving.app import build_app
+    from pipeline.serving.http_server import HttpServer
+    from pipeline.serving.metrics import Metrics
     from pipeline.serving.preparing import Limits
     from pipeline.serving.served_bases import require_all_fit, served_bases
     from pipeline.serving.worker import Worker
@@ -83,4 +99,4 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
         metrics=metrics,
         say=say,
     )
-    return HttpServer(options, build_app(options, worker, metrics), worker, say)
+    return HttpServer(address, build_app(options, worker, metrics), worker, say)

@@ -261,6 +261,7 @@ class Worker:
         return Piece(
             choice=choice.number,
             text=new.text,
+            offset=new.offset,
             finish=new.finish,
             detail=None if told is None else token_detail(base.tokenizer, new.token, told),
         )

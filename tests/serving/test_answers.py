@@ -218,3 +218,82 @@ def test_requests_for_two_bases_at_once_are_all_answered_by_theirs(ai: openai.Op
     with ThreadPoolExecutor(len(names)) as pool:
         found = list(pool.map(lambda name: content(ai, model=name), names))
     assert found == [want[name] for name in names]
+
+
+def test_a_base_is_told_of_by_name(ai: openai.OpenAI) -> None:
+    assert ai.models.retrieve("second").id == "second"
+    with pytest.raises(openai.NotFoundError, match="expected one of first, second"):
+        ai.models.retrieve("third")
+
+
+def test_a_prompt_may_be_tokens(ai: openai.OpenAI, mav: MAVInference) -> None:
+    tokens = mav.base.tokenizer(TEXT)["input_ids"]
+    options: dict[str, Any] = {"model": "first", "max_tokens": 8, "temperature": 0}
+    want = ai.completions.create(prompt=TEXT, **options).choices[0].text
+    assert ai.completions.create(prompt=tokens, **options).choices[0].text == want
+    several = ai.completions.create(prompt=[tokens, tokens[:3]], **options)
+    assert several.choices[0].text == want
+    assert len(several.choices) == 2
+    with pytest.raises(openai.BadRequestError, match="got the token 300, expected 0 to 299"):
+        ai.completions.create(prompt=[1, 300], **options)
+
+
+def test_alternatives_are_as_many_as_were_asked_for(ai: openai.OpenAI) -> None:
+    """Also where several of them are bytes, which all show alike."""
+    answer = ai.completions.create(
+        model="first", prompt=TEXT, max_tokens=40, temperature=0, logprobs=5
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert {len(one or {}) for one in logprobs.top_logprobs or []} == {5}
+    assert any(name.startswith("bytes:") for one in logprobs.top_logprobs or [] for name in one)
+
+
+@pytest.mark.parametrize("alpha", [0, 5, 20])
+def test_a_token_is_where_its_text_is(ai: openai.OpenAI, alpha: int) -> None:
+    answer = ai.completions.create(
+        model="first", prompt=TEXT, max_tokens=40, temperature=0, logprobs=0,
+        extra_body={"alpha": alpha},
+    )  # fmt: skip
+    text, logprobs = answer.choices[0].text, answer.choices[0].logprobs
+    assert logprobs is not None
+    offsets = logprobs.text_offset or []
+    assert offsets == sorted(offsets)
+    whole = [
+        (token, at)
+        for token, at in zip(logprobs.tokens or [], offsets, strict=True)
+        if not token.startswith(("bytes:", "<"))
+    ]
+    assert whole
+    assert all(text[at : at + len(token)] == token for token, at in whole)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_a_stop_string_is_not_told_of(ai: openai.OpenAI, stream: bool) -> None:
+    whole = content(ai, alpha=20)
+    at = len(whole) // 2
+    stop = whole[at : at + 4]
+    options: dict[str, Any] = {
+        **ASK,
+        "logprobs": True,
+        "stop": [stop],
+        "extra_body": {"alpha": 20},
+    }
+    if stream:
+        text, told = "", list[Any]()
+        with ai.chat.completions.create(**options, stream=True) as chunks:
+            for chunk in chunks:
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    told += choice.logprobs.content or [] if choice.logprobs else []
+    else:
+        (choice,) = ai.chat.completions.create(**options).choices
+        assert choice.logprobs is not None
+        text, told = choice.message.content or "", choice.logprobs.content or []
+    assert text == whole[: whole.index(stop)]
+    joined = b"".join(bytes(one.bytes or []) for one in told).replace(b"<bos>", b"")
+    # The last token may begin in the answer and end in the stop string.
+    assert joined.decode(errors="replace").lstrip().startswith(text)
+    assert len(told) <= len(text)
+    last = bytes(told[-1].bytes or []).decode(errors="replace")
+    assert len(joined.decode(errors="replace").lstrip()) - len(text) < max(1, len(last))

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import httpx2
@@ -11,7 +12,8 @@ import openai
 import pytest
 
 from cache_schema.errors import MismatchError, UsageError
-from pipeline.serving import guards
+from pipeline.serving import fields, guards
+from pipeline.serving.api_errors import ApiError
 from pipeline.serving.http_server import HttpServer
 from pipeline.serving.options import ServeOptions
 from tests.serving.running import chat_body, client, http, running
@@ -72,6 +74,8 @@ def refusal(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"colour": "red"}, "colour"),
+        ({"messages": [{"role": "user", "content": "Hi", "name": "Ann"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "Hi"}] * 3000}, "messages"),
     ],
     ids=str,
 )
@@ -276,3 +280,39 @@ def test_a_refused_switch_leaves_the_base_that_is_loaded(
         assert (after["model"], after["choices"]) == ("first", before)
         assert 'mav_base_switches_total{result="refused"} 1.0' in web.get("/metrics").text
         assert web.get("/health").json()["base"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{}] * 200_000}),
+        (CHAT, {"messages": [0] * 300_000}),
+        (CHAT, {"messages": [{"role": "user", "content": [{}] * 200_000}]}),
+        (COMPLETE, {"prompt": ["", 0] * 100_000}),
+        (COMPLETE, {"prompt": [[0.5]] * 100_000}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_much_that_is_wrong_is_refused_at_its_first_fault(
+    web: httpx2.Client, path: str, body: Any
+) -> None:
+    limits = fields.FieldLimits(alpha=1.0, max_new_tokens=16, max_rows=8)
+    started = perf_counter()
+    json.dumps(body)
+    writing = perf_counter() - started
+    started = perf_counter()
+    with pytest.raises(ApiError):
+        (fields.chat_asked if path == CHAT else fields.completion_asked)(body, limits)
+    # Against what it takes to write such a body, for machines are quick and slow.
+    assert perf_counter() - started < max(0.05, 3 * writing)
+    refusal(web.post(path, json=body), 400)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_schemes_name_may_be_written_in_any_way(
+    head: str, bases: tuple[str, str], scheme: str
+) -> None:
+    with running(head=head, bases=bases[:1], api_key="sesame") as server, http(server) as one:
+        assert one.get("/v1/models", headers={"Authorization": f"{scheme} sesame"}).is_success
+        refusal(one.get("/v1/models", headers={"Authorization": f"{scheme} sesam"}), 401)
+        refusal(one.get("/v1/models", headers={"Authorization": "sesame"}), 401)

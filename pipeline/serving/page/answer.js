@@ -27,9 +27,15 @@ export class Answer {
     this.element.append(title, this.rate, this.text);
   }
 
-  // A part of the stream: text that is certain now, and its token's log-probabilities.
-  add(text, logprob) {
-    this.count += 1;
+  // A part of the stream: text that is certain now, and its tokens' log-probabilities. Several
+  // tokens come together where their text was held back, or is one character; they are one here.
+  add(text, told) {
+    this.count += Math.max(1, told.length);
+    const logprob = told.length < 2 ? told[0] : {
+      token: text,
+      logprob: told.reduce((sum, one) => sum + one.logprob, 0),
+      base_logprob: told.reduce((sum, one) => sum + one.base_logprob, 0),
+    };
     this.started ??= performance.now();
     const seconds = (performance.now() - this.started) / 1000;
     const rate = this.count > 1 ? `, ${((this.count - 1) / seconds).toFixed(1)} a second` : "";

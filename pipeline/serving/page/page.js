@@ -92,8 +92,8 @@ async function ask(alpha, answer, signal) {
     if (!choice) continue;
     finish = choice.finish_reason ?? finish;
     const content = choice.delta.content;
-    const logprob = choice.logprobs?.content[0];
-    if (logprob || content) answer.add(content ?? "", logprob);
+    const told = choice.logprobs?.content ?? [];
+    if (told.length || content) answer.add(content ?? "", told);
   }
   if (!whole) throw new Error("The server's answer broke off.");
   return finish;

@@ -1,0 +1,106 @@
+"""Clients that do nothing: who sends no request, or reads no answer, is let go."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from cache_schema.errors import UsageError
+from pipeline.serving import connections, http_server
+from pipeline.serving.http_server import HttpServer
+from pipeline.serving.options import ServeOptions
+from pipeline.serving.run import load_server
+from tests.serving.running import chat_body, http, running, wait_for
+from tests.tiny import save_base, tiny_base
+
+
+@pytest.fixture
+def server(
+    head: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HttpServer]:
+    """A server that waits for a second at most, of a base that can talk for long."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr(http_server, "_MOST_CONNECTIONS", 20)
+    base = tiny_base(max_position_embeddings=4096)
+    folder = save_base(base, tmp_path_factory.mktemp("long") / "base")
+    with running(head=head, bases=(str(folder),), max_rows=8) as one:
+        yield one
+
+
+def connected(server: HttpServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+
+
+def open_sockets() -> int:
+    return len(psutil.Process().net_connections("tcp"))
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: loc",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
+    ],
+)
+def test_who_sends_no_whole_request_is_let_go(server: HttpServer, begun: bytes) -> None:
+    with connected(server) as client:
+        client.settimeout(10)
+        client.sendall(begun)
+        received = b""
+        try:
+            while part := client.recv(1 << 16):
+                received += part
+        except ConnectionResetError:
+            pass
+    assert (b"200 OK" in received) == (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" in begun)
+
+
+def test_who_reads_nothing_is_let_go(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    body = json.dumps(
+        chat_body(stream=True, n=8, max_tokens=1000, logprobs=True, top_logprobs=20, alpha=0)
+    ).encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    with client:
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        wait_for(lambda: server.worker.rows)
+        wait_for(lambda: not server.server_state.connections)
+        wait_for(lambda: not server.worker.rows)
+    assert [record for record in caplog.records if record.exc_info] == []
+    with http(server) as web:
+        assert web.get("/health").json()["status"] == "ok"
+
+
+def test_a_crowd_is_told_so(server: HttpServer) -> None:
+    crowd = [connected(server) for _ in range(30)]
+    try:
+        wait_for(lambda: len(server.server_state.connections) == 30)
+        with http(server) as web:
+            answer = web.get("/health")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "overloaded"
+        # None of them sends anything, so they do not stay.
+        wait_for(lambda: not server.server_state.connections)
+        with http(server) as web:
+            assert web.get("/health").status_code == 200
+    finally:
+        for one in crowd:
+            one.close()
+
+
+def test_an_address_that_is_taken_is_told_before_anything_is_loaded(server: HttpServer) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(UsageError, match=f"127.0.0.1:{port} cannot be listened on"):
+        load_server(ServeOptions(head="nowhere", port=port), say=lambda _: None)
+    before = open_sockets()
+    with pytest.raises(Exception, match="nowhere"):
+        load_server(ServeOptions(head="/nowhere", bases=("/nowhere",), port=0), say=lambda _: None)
+    assert open_sockets() == before, "the address is still taken"
