@@ -43,6 +43,7 @@ from transformers import DynamicCache
 
 from benchmarks.synthetic import machine, require_positive, run_in_folder, say, timed, wait
 from cache_schema.arrays import bytes_per_token, layouts, shard_key
+from cache_schema.dtypes import itemsize
 from cache_schema.manifest import Manifest
 from cache_schema.objects import open_objects
 from cache_schema.reader import CacheReader
@@ -63,7 +64,7 @@ from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 _MATMUL: Final = 4096
 _MATMULS: Final = 3
-_DENSE_7B: Final = 3 * 4096 * 2 + 32000 * 2
+_DENSE_VALUES_7B: Final = 3 * 4096 + 32000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,8 @@ class Task:
     def sizes_at_7b(self) -> dict[str, float]:
         """Return the size of a cache of LLaMA-7B over one with dense logits, by compression."""
         reader = CacheReader(self.options.output)
-        plain = bytes_per_token(_like_7b(reader.manifest)) / _DENSE_7B
+        dense = _DENSE_VALUES_7B * itemsize(reader.manifest.states.dtype)
+        plain = bytes_per_token(_like_7b(reader.manifest)) / dense
         rows = {"hidden_states": reader.read_block(0).rows["hidden_states"]}
         found = {"none": plain}
         for compression in ("zstd", "blosc"):
