@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, PLACEMENT, Number, Numbers, Strength, options
+from cli_commands.parsing import BASE, PLACEMENT, Number, Numbers, OneOnly, Strength, options
 from cli_commands.running import command, print_result, say
 
 _JOINED = options(
-    click.option("--head", required=True, help="Folder or hub id of a head."),
+    click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
     BASE,
     click.option(
         "--prompt-form",
@@ -31,7 +31,9 @@ _JOINED = options(
     PLACEMENT,
 )
 _BASE_MODEL = click.option(
-    "--base-model", help="Base to decode with.  [default: the one it was trained on]"
+    "--base-model",
+    cls=OneOnly,
+    help="Base to decode with.  [default: the one it was trained on]",
 )
 _SAMPLING = options(
     click.option("--max-new-tokens", default=128, help="Most tokens of an answer."),
@@ -48,6 +50,7 @@ _SAMPLING = options(
 )
 _ALPHA = click.option(
     "--alpha",
+    cls=OneOnly,
     type=Strength(),
     help="Strength; 0 is the base itself, 0:2,64:0.5 a schedule over tokens.  [default: 1.0]",
 )
@@ -62,10 +65,11 @@ _ALPHA = click.option(
 )
 @_JOINED
 @_BASE_MODEL
-@click.option("--prompt", help="A message, or a transcript that ends in 'Assistant:'.")
+@click.option("--prompt", cls=OneOnly, help="A message, or a transcript that ends in 'Assistant:'.")
 @click.option(
     "--prompts",
     "prompts_file",
+    cls=OneOnly,
     type=click.Path(path_type=Path),
     help="File of prompts, one a line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
 )
@@ -76,7 +80,9 @@ _ALPHA = click.option(
 )
 @click.option("--batch-size", default=8, help="Prompts decoded together, with --output.")
 @_ALPHA
-@click.option("--alphas", type=Numbers(), help="Several strengths, in place of --alpha.")
+@click.option(
+    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, in place of --alpha."
+)
 @_SAMPLING
 @click.option("--num-beams", default=1, help="Beams to search with.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import DEVICE, JSON, Number, Numbers
+from cli_commands.parsing import DEVICE, JSON, Number, Numbers, OneOnly
 from cli_commands.running import command, print_result, say
 
 
@@ -16,11 +16,11 @@ from cli_commands.running import command, print_result, say
   mav train --cache llama.cache --output-dir runs/head --resume
 """
 )
-@click.option("--cache", required=True, help="Cache to train from: folder or URL.")
+@click.option("--cache", cls=OneOnly, required=True, help="Cache to train from: folder or URL.")
 @click.option(
     "--output-dir", type=click.Path(path_type=Path), required=True, help="Where heads are written."
 )
-@click.option("--eval-cache", help="Another cache to evaluate on.")
+@click.option("--eval-cache", cls=OneOnly, help="Another cache to evaluate on.")
 @click.option("--eval-fraction", type=Number(), default=0.05, help="Share of prompts held out.")
 @click.option("--expansion-size", default=16384, help="Width of the head's widest layer.")
 @click.option("--dropout", type=Number(), default=0.1, help="Dropout after the fusion layer.")
@@ -90,9 +90,9 @@ def train_command(*, as_json: bool, **options: Any) -> None:
   mav evaluate --head runs/head --cache llama.cache --report report.html
 """
 )
-@click.option("--head", required=True, help="Folder or hub id of a head.")
-@click.option("--cache", required=True, help="Cache to use: folder or URL.")
-@click.option("--alphas", type=Numbers(), default="0,0.5,1,1.5,2", help="Strengths.")
+@click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head.")
+@click.option("--cache", cls=OneOnly, required=True, help="Cache to use: folder or URL.")
+@click.option("--alphas", cls=OneOnly, type=Numbers(), default="0,0.5,1,1.5,2", help="Strengths.")
 @click.option(
     "--pairs",
     "which",

@@ -57,6 +57,14 @@ class Strength(click.ParamType[Any]):
             self.fail(str(error).removeprefix("alpha: "), param, ctx)
 
 
+class OneOnly(click.Option):
+    """An option that is refused when given again.
+
+    The last value of an option counts, so that a script's choice can be overridden. Of caches,
+    heads, prompts and strengths a second one asks for both, and the first would be lost unseen.
+    """
+
+
 def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return one decorator for several options."""
 

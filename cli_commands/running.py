@@ -3,14 +3,31 @@
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from cli_commands.parsing import OneOnly
+
 
 class ReportsErrors(click.Command):
     """A command that turns the errors users can cause into one message and an exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; see `click.Command.parse_args`.
+
+        Raises:
+            click.UsageError: An option that takes one value only is given again.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            if isinstance(option, OneOnly) and times > 1 and not ctx.resilient_parsing:
+                raise click.UsageError(
+                    f"{option.opts[0]} is given {times} times, and takes one value", ctx
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Command.invoke`."""

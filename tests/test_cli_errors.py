@@ -550,6 +550,8 @@ def test_alpha_that_is_no_number(world: World, alpha: str) -> None:
     [
         ([], "give either --prompt or --prompts"),
         (["--prompt", "Hi", "--prompts", "x.txt"], "give either --prompt or --prompts"),
+        (["--prompt", "Hi", "--prompt", "Ho"], "--prompt is given 2 times, and takes one value"),
+        (["--prompt", "Hi", "--alpha", 0, "--alpha", 1], "--alpha is given 2 times"),
         (["--prompt", "Hi", "--stream", "--json"], "--stream prints text as it comes"),
         (["--prompt", "Hi", "--max-new-tokens", 0], "--max-new-tokens: got 0, expected at least 1"),
         (["--prompt", "Hi", "--temperature", -1], "--temperature: got -1.0, expected 0 to 10000"),
@@ -614,6 +616,7 @@ def test_plot_into_no_folder(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
+        ("--cache", "other", "--cache is given 2 times, and takes one value"),
         ("--eval-fraction", 1.5, "got 1.5, expected 0 or more and less than 1"),
         ("--eval-fraction", -0.1, "got -0.1, expected 0 or more and less than 1"),
         ("--eval-fraction", "nan", "got 'nan', expected a finite number such as 0.5"),
