@@ -185,6 +185,7 @@ def _manifest(plan: BlockPlan, shape: CacheShape) -> Manifest:
                     held_out=False,
                     rows=plan.pairs,
                     pairs=plan.pairs,
+                    fingerprint="",
                     dropped={},
                 ),
             ),

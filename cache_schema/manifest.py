@@ -117,6 +117,8 @@ class SourceRecord:
     """Rows read."""
     pairs: int
     """Pairs kept; `rows` = `pairs` + the sum of `dropped`."""
+    fingerprint: str
+    """SHA-256 over the ids of these pairs in stored order."""
     dropped: dict[str, int]
     """Rows left out, by cause."""
 
@@ -279,6 +281,8 @@ def differences(stored: object, asked: object, prefix: str = "") -> dict[str, st
         elif _holds_records(a) and len(a) == len(b):
             for number, pair in enumerate(zip(a, b, strict=True)):
                 found |= differences(*pair, f"{path}[{number}].")
+        elif _holds_records(a) or _holds_records(b):
+            found[path] = f"stored {len(a)}, asked for {len(b)}"
         elif a != b:
             found[path] = f"stored {a!r}, asked for {b!r}"
     return found

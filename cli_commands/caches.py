@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, DEVICE, JSON, PLACEMENT
+from cli_commands.parsing import BASE, DEVICE, DEVICE_MAP, JSON, PLACEMENT
 from cli_commands.running import command, print_result, say
 
 
@@ -137,6 +137,7 @@ def extract_command(
     "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
 )
 @DEVICE
+@DEVICE_MAP
 @JSON
 def verify_command(
     *,
@@ -147,6 +148,7 @@ def verify_command(
     datasets: tuple[str, ...],
     repair: bool,
     device: str,
+    device_map: str | None,
     as_json: bool,
 ) -> None:
     """Check that a cache is whole; exit code 1 if it is not."""
@@ -160,6 +162,7 @@ def verify_command(
         datasets=datasets,
         mend=repair,
         device=device,
+        device_map=device_map,
         say=say,
     )
     print_result(as_json, found.to_json(), screen(found))

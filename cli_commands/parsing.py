@@ -84,14 +84,15 @@ DTYPE = click.option(
     default="bfloat16",
     help="Element type the base computes in.",
 )
+DEVICE_MAP = click.option(
+    "--device-map",
+    type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+    help="Spread the base over several devices, in place of --device.",
+)
 PLACEMENT = options(
     DTYPE,
     DEVICE,
-    click.option(
-        "--device-map",
-        type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
-        help="Spread the base over several devices, in place of --device.",
-    ),
+    DEVICE_MAP,
     click.option(
         "--quantize",
         type=click.Choice(["nf4", "int8"]),

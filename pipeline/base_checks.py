@@ -6,7 +6,7 @@ logits are the model's own, and that packing changes nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,8 @@ from cache_schema.errors import BaseModelError
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
 from pipeline.forward import run_decoder, run_whole
-from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack
+from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
+from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
 from pipeline.tokenizing import TokenizedPairs
 
 # Relative errors (Frobenius norm) above which two results count as different. The same tensor
@@ -26,9 +27,9 @@ from pipeline.tokenizing import TokenizedPairs
 # which depth multiplies. A wrong layer or mask gives 0.1 to 1.
 SAME_PASS: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 OTHER_ORDER: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
-
-
 _CHECKED_PAIRS: Final = 4
+_REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError)
+"""What models raise that cannot be run as a batch is packed; NotImplementedError is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ def check_base(
     longest_first = np.argsort(-pairs.shared_length, kind="stable")
     spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
     chosen = [int(longest_first[place]) for place in spread]
-    batch = pack(pairs, chosen, "apart", base.dtype).to(base.device)
+    # All hidden states and logits of a text of middling length take little memory.
+    batch = pack_alone(pairs, int(longest_first[len(pairs) // 2]))[0].to(base.device)
     errors = {"layers": check_layers(base, layers, batch)}
     factored = True
     try:
@@ -81,9 +83,8 @@ def check_base(
             raise
         factored = False
         say(f"{cause} They are taken from the whole model.")
-    packing, difference = choose_packing(base, layers, pairs, chosen, max_length)
-    if math.isfinite(difference):
-        errors["shared_prompt"] = difference
+    packing, by_packing = choose_packing(base, layers, pairs, chosen, max_length)
+    errors["packing"] = by_packing[packing]
     listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
     say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
     if packing == "padded":
@@ -94,8 +95,8 @@ def check_base(
     elif packing == "apart":
         say(
             f"{base.config.model_type}: sharing a prompt between two answers changes its states "
-            f"(relative error {difference:.2g}) or its attention window is shorter than the "
-            f"maximum length; each answer is run apart, which takes about twice as long"
+            f"(relative error {by_packing['padded']:.2g}) or its attention window is shorter than "
+            f"the maximum length; each answer is run apart, which takes about twice as long"
         )
     return BaseVerdict(errors=errors, factored=factored, packing=packing)
 
@@ -166,28 +167,78 @@ def choose_packing(
     pairs: TokenizedPairs,
     chosen: Sequence[int],
     max_length: int,
-) -> tuple[Packing, float]:
+) -> tuple[Packing, dict[Packing, float]]:
     """Find the quickest way of packing that changes no state.
 
+    Every way is compared with each answer run alone, with nothing beside it in the batch.
+
     Returns:
-        The way, and its largest relative error over the layers; of the last one that was tried
-        where every answer must be run apart, infinite where the model refuses it.
+        The way, and the largest relative error over the layers of every way that was tried;
+        infinite where the model refuses it.
+
+    Raises:
+        BaseModelError: Memory does not suffice for a single pair, or none of the ways gives the
+            states of an answer alone.
     """
-    want = _predicting_states(base, layers, pack(pairs, chosen, "apart", base.dtype))
-    error = math.inf
-    for packing in PACKINGS[:-1]:
-        batch = pack(pairs, chosen, packing, base.dtype)
+    alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
+    errors: dict[Packing, float] = {}
+    for packing in PACKINGS:
+        errors[packing] = _packing_error(base, layers, pairs, alone, packing)
+        fits = packing != "padded" or window_fits(base, max_length)
+        if fits and errors[packing] <= OTHER_ORDER[base.dtype]:
+            return packing, errors
+    # Rounding that is a little more than usual is no reason to refuse what nothing can replace.
+    if errors["apart"] <= 2 * OTHER_ORDER[base.dtype]:
+        return "apart", errors
+    raise BaseModelError(
+        f"{base.config.model_type}: the states of a text change with what else is in its batch "
+        f"(relative error {errors['apart']:.2g}), so what extraction stores would not be what "
+        f"decoding sees. Try --dtype float32; if that changes nothing, please report this "
+        f"architecture."
+    )
+
+
+def _packing_error(
+    base: BaseModel,
+    layers: tuple[int, ...],
+    pairs: TokenizedPairs,
+    alone: Mapping[int, dict[int, Tensor]],
+    packing: Packing,
+) -> float:
+    """Return the largest relative error of the pairs together, or of as many as memory allows."""
+    together = list(alone)
+    while True:
+        batch = pack(pairs, together, packing, base.dtype)
         try:
             got = _predicting_states(base, layers, batch)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            # NotImplementedError, which is a RuntimeError, is one of them.
-            continue
-        error = max(relative_error(got[layer], want[layer]) for layer in layers)
-        if error <= OTHER_ORDER[base.dtype] and (
-            packing == "packed" or window_fits(base, max_length)
-        ):
-            return packing, error
-    return "apart", error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                if packing != "apart" and isinstance(error, _REFUSALS):
+                    return math.inf
+                raise
+            if len(together) == 1:
+                length = int(pairs.shared_length[together[0]])
+                raise too_long_for_memory(base.id, length) from error
+        else:
+            return max(
+                relative_error(got[layer], torch.cat([alone[pair][layer] for pair in together]))
+                for layer in layers
+            )
+        # Not where the error is caught: its frames hold what is to be freed.
+        free_memory()
+        together = together[len(together) // 2 :]
+
+
+def _alone_states(
+    base: BaseModel, layers: tuple[int, ...], pairs: TokenizedPairs, pair: int
+) -> dict[int, Tensor]:
+    try:
+        answers = [_predicting_states(base, layers, batch) for batch in pack_alone(pairs, pair)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise too_long_for_memory(base.id, int(pairs.shared_length[pair])) from error
+    return {layer: torch.cat([answer[layer] for answer in answers]) for layer in layers}
 
 
 def window_fits(base: BaseModel, max_length: int) -> bool:

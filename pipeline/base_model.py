@@ -12,7 +12,12 @@ from torch import nn
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import BaseModelRecord
 from pipeline.base_logits import Unembedding
-from pipeline.base_quantization import Quantize, loading_options, quantization_of
+from pipeline.base_quantization import (
+    Quantize,
+    loading_options,
+    quantization_in,
+    quantization_of,
+)
 from pipeline.base_source import (
     BaseSource,
     config_digest,
@@ -175,7 +180,11 @@ class BaseModel:
             id=self.id,
             revision=source.revision if source else None,
             gguf_file=source.gguf_file if source else None,
-            quantization=quantization_of(source, self.quantize) if source else None,
+            quantization=(
+                quantization_of(source, self.quantize)
+                if source
+                else quantization_in(self.model.config)
+            ),
             architecture=type(self.model).__name__,
             weights_digest=(
                 source.weights_digest() if source else tensors_digest(self.model.state_dict())
@@ -285,15 +294,26 @@ def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseMo
     source.weight_files()
     try:
         with QuietLibraries(), torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(
-                source.folder, trust_remote_code=False, **_gguf(source)
-            )
+            config = _read_config(source)
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
     return BaseModel(
         model=model, tokenizer=load_tokenizer(source), source=source, quantize=quantize
     )
+
+
+def load_config(source: BaseSource) -> Any:
+    """Load the configuration of a base's text decoder.
+
+    Raises:
+        BaseModelError: It cannot be read.
+    """
+    try:
+        with QuietLibraries():
+            return _read_config(source).get_text_config()
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: its configuration cannot be read: {error}") from error
 
 
 def load_tokenizer(source: BaseSource) -> Any:
@@ -309,6 +329,12 @@ def load_tokenizer(source: BaseSource) -> Any:
             )
     except Exception as error:
         raise BaseModelError(f"{source.id}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _read_config(source: BaseSource) -> Any:
+    return transformers.AutoConfig.from_pretrained(
+        source.folder, trust_remote_code=False, **_gguf(source)
+    )
 
 
 def _gguf(source: BaseSource) -> dict[str, str]:

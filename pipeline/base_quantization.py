@@ -82,11 +82,23 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
     return {"quantization_config": config}
 
 
+def quantization_in(config: Any) -> str | None:
+    """Return how the weights of a loaded model are quantized.
+
+    Args:
+        config: Its configuration.
+    """
+    found = getattr(config, "quantization_config", None)
+    return named(found if found is None or isinstance(found, Mapping) else found.to_dict())
+
+
 def named(config: Mapping[str, Any] | None) -> str | None:
     """Return what a configuration's `quantization_config` is called."""
     if not config:
         return None
-    method = str(config.get("quant_method", "unknown"))
+    method = config.get("quant_method", "unknown")
+    # A configuration file has the name, a loaded model a member of an enumeration.
+    method = str(getattr(method, "value", method))
     if method == "bitsandbytes":
         kind = config.get("bnb_4bit_quant_type") if config.get("load_in_4bit") else "int8"
         return f"{method} {kind}"

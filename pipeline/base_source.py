@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from cache_schema.errors import BaseModelError
+from cache_schema.errors import BaseModelError, UsageError
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
@@ -103,8 +103,16 @@ def resolve_base(
 
     Raises:
         BaseModelError: Nothing is there.
+        UsageError: What is there has no revisions, or is a file and a file in it is named.
     """
     path = Path(base_model)
+    if revision is not None and path.exists():
+        raise UsageError(
+            f"--revision {revision}: {path} is here and has no revisions; leave it out, or name "
+            f"the base by its hub id"
+        )
+    if gguf_file is not None and path.is_file():
+        raise UsageError(f"--gguf-file {gguf_file}: {path} is a file itself; leave it out")
     if path.suffix == ".gguf" and path.is_file():
         return BaseSource(
             id=str(path.resolve()), folder=path.parent, gguf_file=path.name, revision=None

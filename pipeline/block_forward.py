@@ -24,7 +24,7 @@ from pipeline.batch_budget import BatchBudget
 from pipeline.block_rows import quantized_rows, vocabulary_rows
 from pipeline.forward import run_decoder, run_whole
 from pipeline.host_copies import HostCopies
-from pipeline.memory import free_memory, is_out_of_memory
+from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
 from pipeline.packing import ForwardBatch, Packing, batches, pack
 from pipeline.pooling import pool_states
 from pipeline.stored import TORCH_DTYPES
@@ -127,10 +127,8 @@ class BlockForward:
             if not is_out_of_memory(error):
                 raise
             if len(batch_pairs) == 1:
-                raise BaseModelError(
-                    f"{self._manifest.base.id}: memory does not suffice to run a single pair of "
-                    f"{int(self._pairs.shared_length[batch_pairs[0]])} tokens. Use a smaller "
-                    f"--max-length, --quantize, or --device-map auto on a machine with more."
+                raise too_long_for_memory(
+                    self._manifest.base.id, int(self._pairs.shared_length[batch_pairs[0]])
                 ) from error
         # Not where the error is caught: its frames hold what is to be freed.
         taps.states.clear()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +11,7 @@ from cache_schema.errors import UsageError
 from cache_schema.manifest import source_name
 
 DEFAULT_SPLIT: Final = "train"
+_LIKE_A_FIELD: Final = re.compile(r"\w+=")
 _FOR_EVALUATION: Final = ("test", "eval", "valid", "dev", "held")
 
 
@@ -35,16 +37,28 @@ class DataSource:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit: got {self.limit}, expected at least 1")
+            raise UsageError(f"limit: got {self.limit}, expected at least 1")
         if self.weight is not None and not (math.isfinite(self.weight) and self.weight > 0):
             raise UsageError(f"weight of {self.id}: got {self.weight}, expected more than 0")
+        if self.held_out is None and len(self._uses) > 1:
+            raise UsageError(
+                f"split of {self.id}: got {self.split!r}, of which a part is for training and a "
+                f"part for evaluation; name each as a data set of its own, or say held_out=true or "
+                f"held_out=false for all of it"
+            )
 
     @property
     def is_held_out(self) -> bool:
         """Whether its pairs are for evaluation alone: as it was said, or by the split's name."""
-        if self.held_out is None:
-            return self.split.startswith(_FOR_EVALUATION)
-        return self.held_out
+        return self._uses == {True} if self.held_out is None else self.held_out
+
+    @property
+    def _uses(self) -> set[bool]:
+        """Of the splits that are put together, as in `train+test[:10%]`: whether for evaluation."""
+        return {
+            any(word.startswith(_FOR_EVALUATION) for word in re.split("[^a-z]+", part.lower()))
+            for part in self.split.split("+")
+        }
 
     @property
     def name(self) -> str:
@@ -63,9 +77,11 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
         UsageError: A field has a value that it cannot have, or is there twice.
     """
     name, *fields = text.split(",")
-    # A comma that no field follows is part of a name.
-    while fields and fields[0].partition("=")[0] not in _FIELDS:
+    # A comma that nothing like a field follows is part of a name.
+    while fields and not _LIKE_A_FIELD.match(fields[0]):
         name = f"{name},{fields.pop(0)}"
+    if not name:
+        raise UsageError(f"--dataset: got {text!r}, expected a file, a folder or a hub id")
     found: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from cache_schema.arrays import bytes_per_token
 from cache_schema.codecs import Compression
@@ -92,14 +92,40 @@ class ExtractOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name}: got {value}, expected at least {least}")
+        for name, chosen, known in (
+            ("--prompt-form", self.prompt_form, get_args(Form)),
+            ("--logits", self.logits, get_args(LogitsEncoding)),
+            ("--dtype", self.dtype, get_args(StoredDtype)),
+            ("--quantize", self.quantize, (None, *get_args(Quantize))),
+            ("--compression", self.compression, get_args(Compression)),
+            ("--storage-dtype", self.storage_dtype, get_args(StatesStorage)),
+        ):
+            if chosen not in known:
+                listed = ", ".join(str(one) for one in known if one is not None)
+                raise UsageError(f"{name}: got {chosen!r}, expected one of {listed}")
+        if not str(self.output):
+            raise UsageError("--output: got nothing, expected a folder or a URL")
         if self.layer_selection not in ("auto", "uniform"):
             parse_indices(self.layer_selection)
+        if not self.sources:
+            raise UsageError("--dataset: got none, expected at least one data set")
         require_weights(self.sources)
 
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """The data sets."""
         return (self.data,) if isinstance(self.data, DataSource) else self.data
+
+    def require_top_k(self, vocab_size: int) -> None:
+        """Refuse to keep as many logits as there are.
+
+        Raises:
+            UsageError: With the vocabulary.
+        """
+        if self.logits == "topk" and self.top_k >= vocab_size:
+            raise UsageError(
+                f"--top-k: got {self.top_k}, expected less than the vocabulary, {vocab_size}"
+            )
 
 
 def draft_manifest(
@@ -120,10 +146,7 @@ def draft_manifest(
         UsageError: The request does not fit the base.
     """
     layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
-    if options.logits == "topk" and options.top_k >= base.vocab_size:
-        raise UsageError(
-            f"--top-k: got {options.top_k}, expected less than the vocabulary, {base.vocab_size}"
-        )
+    options.require_top_k(base.vocab_size)
     stored_width = min(base.hidden_size, options.pooled_size)
     named = options.layer_selection in ("auto", "uniform")
     manifest = Manifest(

@@ -12,8 +12,15 @@ from cache_schema.errors import UsageError
 from cache_schema.manifest import LogitsRecord, Manifest
 from cache_schema.plan import BlockPlan
 from pipeline.base_checks import check_base
+from pipeline.base_limits import require_allowed, require_readable
 from pipeline.base_logits import Unembedding
-from pipeline.base_model import BaseModel, Placement, load_source, load_tokenizer
+from pipeline.base_model import (
+    BaseModel,
+    Placement,
+    load_config,
+    load_source,
+    load_tokenizer,
+)
 from pipeline.base_source import BaseSource, resolve_base
 from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
@@ -37,6 +44,7 @@ class Request:
         base: The base, where the caller has loaded it.
         source: Where to load it from otherwise.
         tokenizer: The base's tokenizer.
+        config: The base's configuration, or None where it takes as long to read as the base.
     """
 
     processes: Processes
@@ -44,6 +52,7 @@ class Request:
     base: BaseModel | None
     source: BaseSource | None
     tokenizer: Any
+    config: Any | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,21 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
         UsageError: The options do not fit each other, the base or the machine.
         BaseModelError: The base cannot be found.
     """
+    given = [
+        name
+        for name, value in (
+            ("quantize", options.quantize),
+            ("device_map", options.device_map),
+            ("gguf_file", options.gguf_file),
+            ("revision", options.revision),
+        )
+        if value is not None
+    ]
+    if base is not None and given:
+        raise UsageError(
+            f"{given[0]}: the base that was given is loaded already, so load it that way, or leave "
+            f"it to base_model"
+        )
     if base is not None and base.dtype != TORCH_DTYPES[options.dtype]:
         raise UsageError(
             f"dtype: asked for {options.dtype}, but the base that was given computes in "
@@ -89,11 +113,20 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     source = None if base else resolve_base(options.base_model, options.gguf_file, options.revision)
     if base is None:
         assert source is not None
+        # The header of a GGUF file, with all its vocabulary, takes half a minute to read.
+        config = load_config(source) if source.gguf_file is None else None
         tokenizer = load_tokenizer(source)
     else:
-        tokenizer = base.tokenizer
+        tokenizer, config = base.tokenizer, base.config
+    if config is not None:
+        require_allowed(options, config)
     return Request(
-        processes=processes, device=str(device), base=base, source=source, tokenizer=tokenizer
+        processes=processes,
+        device=str(device),
+        base=base,
+        source=source,
+        tokenizer=tokenizer,
+        config=config,
     )
 
 
@@ -115,6 +148,8 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
         MAVError: The base cannot be loaded, or does not behave as extraction needs.
     """
     base = request.base
+    if request.config is not None:
+        require_readable(options.base_model, data.pairs, request.config)
     if base is None:
         assert request.source is not None
         say(f"Loading {request.source.id} in {options.dtype}")
@@ -128,6 +163,9 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
             ),
             request.tokenizer,
         )
+    if request.config is None:
+        require_allowed(options, base.config)
+        require_readable(options.base_model, data.pairs, base.config)
     unembedding = base.unembedding()
     manifest, plan = draft_manifest(options, base.record(), _logits_record(unembedding), data)
     verdict = check_base(

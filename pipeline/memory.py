@@ -4,6 +4,8 @@ import gc
 
 import torch
 
+from cache_schema.errors import BaseModelError
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory did not suffice, on an accelerator or on the CPU."""
@@ -18,3 +20,16 @@ def free_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+
+
+def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
+    """Return what to raise where memory does not suffice for a single pair.
+
+    Args:
+        base: What the base is called.
+        tokens: Tokens of the pair.
+    """
+    return BaseModelError(
+        f"{base}: memory does not suffice to run a single pair of {tokens} tokens. Use a smaller "
+        f"--max-length, --quantize, or --device-map auto on a machine with more."
+    )

@@ -1,20 +1,22 @@
 """Pairs of several data sets put together: each pair once, in the proportions that are wanted.
 
 What is left out is decided by the pairs' ids, which are hashes of their texts: the same pairs are
-kept whatever order the data sets come in, and with more of a data set, those kept before stay.
+kept whatever order the data sets come in.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_schema.errors import DataError
 from pipeline.data_sources import DataSource
-from pipeline.tokenizing import TokenizedPairs
+from pipeline.tokenizing import TokenizedPairs, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,31 @@ class MixedPairs:
         """Return how many pairs of a source there are."""
         return int((self.source == source).sum())
 
+    def fingerprint(self, source: int) -> str:
+        """Return a SHA-256 of which pairs there are of a source."""
+        return fingerprint(self.pairs.pair_id[self.source == source])
 
-def mix(parts: Sequence[TokenizedPairs], sources: Sequence[DataSource]) -> MixedPairs:
+
+def mix(
+    parts: Sequence[TokenizedPairs],
+    sources: Sequence[DataSource],
+    held_out_prompts: AbstractSet[int],
+) -> MixedPairs:
     """Put the pairs of several sources together.
 
     A pair that is in several sources, or twice in one, is kept once: in a source that is held out
-    if there is one, else in the first. Of sources with weights as many pairs are kept as can be in
+    if there is one, else in the first. Where a prompt is held out, all pairs with it of sources
+    that are for training are left out. Of sources with weights as many pairs are kept as can be in
     proportion to these.
 
     Args:
         parts: The pairs of each source.
         sources: The sources.
+        held_out_prompts: Ids of the prompts of sources that are held out, also of rows of which no
+            pair came.
+
+    Raises:
+        DataError: The weights leave nothing of a source.
     """
     source = np.repeat(np.arange(len(parts), dtype=np.uint16), [len(part) for part in parts])
     pair_id = np.concatenate([part.pair_id for part in parts])
@@ -56,6 +72,12 @@ def mix(parts: Sequence[TokenizedPairs], sources: Sequence[DataSource]) -> Mixed
     dropped = tuple(Counter[str]() for _ in sources)
     _count(dropped, source[order[~first]], "duplicate")
     order = order[first]
+    if held_out_prompts:
+        prompt_id = np.concatenate([part.prompt_id for part in parts])
+        apart = np.isin(prompt_id, np.array(sorted(held_out_prompts), dtype=np.uint64))
+        leaks = (apart & for_training)[order]
+        _count(dropped, source[order[leaks]], "held_out_prompt")
+        order = order[~leaks]
     within = _within_weights(source[order], sources)
     _count(dropped, source[order[~within]], "beyond_weight")
     order = order[within]
@@ -72,7 +94,14 @@ def _within_weights(source: NDArray[np.uint16], sources: Sequence[DataSource]) -
     for number, weight in weights.items():
         places = np.flatnonzero(source == number)
         # Rounded: a product that should be a whole number may be a hair below it.
-        keep[places[round(unit * weight) :]] = False
+        most = round(unit * weight)
+        if most == 0:
+            raise DataError(
+                f"weight of {sources[number].id}: got {weight}, of which nothing is left beside "
+                f"the other data sets, the scarcest of which has {unit:.3g} pairs for a weight of "
+                f"1; give weights that are closer to each other, or more data"
+            )
+        keep[places[most:]] = False
     return keep
 
 
@@ -94,7 +123,9 @@ def _taken(
     truncated, cut = column("prompt_is_truncated"), column("response_is_cut")
     return dataclasses.replace(
         parts[0],
-        tokens=np.concatenate([part.tokens for part in parts]),
+        tokens=parts[0].tokens
+        if len(parts) == 1
+        else np.concatenate([part.tokens for part in parts]),
         bounds=np.concatenate(moved)[order],
         pair_id=column("pair_id"),
         prompt_id=column("prompt_id"),

@@ -157,6 +157,19 @@ def pack_separate(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> Forward
     )
 
 
+def pack_alone(pairs: TokenizedPairs, pair: int) -> list[ForwardBatch]:
+    """Give each answer of a pair a batch of its own: what every way of packing is measured by."""
+    prompt, *answers = pairs.parts(pair)
+    return [
+        ForwardBatch(
+            inputs={"input_ids": _tensor(prompt, answer[:-1])[None]},
+            predict=torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1),
+            labels=answer,
+        )
+        for answer in answers
+    ]
+
+
 def _predicting(first: int, prompt: int, chosen: int, rejected: int) -> list[Tensor]:
     """Return the places that predict both answers of a pair that begins at `first`."""
     last = first + prompt - 1

@@ -25,11 +25,15 @@ from pipeline.transcripts import (
     ASSISTANT,
     as_prompt,
     as_response,
+    canonical,
+    is_transcript,
     render_messages,
     split_transcript,
 )
 
 FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_ENCODING: Final = "utf-8-sig"
+"""UTF-8, without the mark that some editors begin a file with."""
 _SAVED: Final = ("dataset_dict.json", "state.json")
 """Files of which `save_to_disk` leaves one."""
 
@@ -51,15 +55,23 @@ class PreferencePair:
     @property
     def prompt_id(self) -> int:
         """64-bit hash of the prompt, by which pairs are held out."""
-        return _hash64(self.prompt)
+        return prompt_id(self.prompt)
 
 
 @dataclass
 class ReadCounts:
-    """What became of the rows, filled while they are read."""
+    """What became of the rows, filled while they are read.
+
+    Attributes:
+        rows: Rows read.
+        dropped: Those that hold no usable pair, by cause.
+        held_out_prompts: Ids of all prompts of a data set for evaluation alone, those of dropped
+            rows too.
+    """
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    held_out_prompts: set[int] = field(default_factory=set)
 
 
 def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePair]:
@@ -75,11 +87,23 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
     """
     for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
-        pair = _to_pair(row, number, place)
+        answers = _read_answers(row, place)
+        if source.is_held_out:
+            counts.held_out_prompts.update(prompt_id(prompt) for prompt, _ in answers)
+        pair = _to_pair(answers, number)
         if isinstance(pair, str):
             counts.dropped[pair] += 1
         else:
             yield pair
+
+
+def prompt_id(prompt: str) -> int:
+    """Return a 64-bit hash of a prompt, the same whatever white space its turns begin or end with.
+
+    Args:
+        prompt: A transcript that ends in `Assistant:`.
+    """
+    return _hash64(canonical(prompt))
 
 
 def _hash64(*texts: str) -> int:
@@ -112,13 +136,13 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     name = path.name.lower()
     try:
         if name.endswith(".jsonl.gz"):
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path, "rt", encoding=_ENCODING) as file:
                 yield from _json_lines(path, file)
         elif name.endswith(".jsonl"):
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding=_ENCODING) as file:
                 yield from _json_lines(path, file)
         elif name.endswith(".json"):
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding=_ENCODING))
             if not isinstance(rows, list):
                 raise DataError(
                     f"{path}: got a JSON {type(rows).__name__}, expected a list of rows"
@@ -136,6 +160,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(
                 f"{path}: unknown kind of file, expected one of {', '.join(FILE_FORMATS)}"
             )
+    except RecursionError as error:
+        raise DataError(f"{path}: cannot be read: its JSON is nested too deep") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         # Covers truncated gzip, undecodable text, bad JSON and pyarrow's ArrowInvalid.
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -160,10 +186,22 @@ def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
     except Exception as error:
         raise DataError(f"{path}: a saved data set that cannot be read: {error}") from error
     if not isinstance(saved, datasets.DatasetDict):
+        _require_split(path, None if saved.split is None else str(saved.split), source.split)
         return saved  # type: ignore[no-any-return]
     if source.split not in saved:
         raise DataError(f"{path}: no split {source.split!r}, it has {', '.join(saved)}")
     return saved[source.split]  # type: ignore[no-any-return]
+
+
+def _require_split(path: Path, saved: str | None, asked: str) -> None:
+    """Refuse a split that a data set without a choice of splits is not known to be."""
+    if saved is None and asked != DEFAULT_SPLIT:
+        raise UsageError(
+            f"split {asked!r}: {path} was saved without the name of a split; leave split out, and "
+            f"say held_out=true where its pairs are for evaluation alone"
+        )
+    if saved is not None and saved != asked:
+        raise UsageError(f"split: got {asked!r}, but {path} holds {saved!r}; say split={saved}")
 
 
 def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
@@ -191,10 +229,10 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
         ) from error
 
 
-def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
-    """Return the pair a row holds, or the cause for which it is dropped."""
+def _read_answers(row: Any, place: str) -> list[tuple[str, str]]:
+    """Return (prompt, response) of both answers of a row; fewer where one is no assistant's."""
     try:
-        answers = _answers(row)
+        return _answers(row)
     except (KeyError, TypeError, AttributeError) as error:
         got = sorted(row) if isinstance(row, Mapping) else type(row).__name__
         raise DataError(
@@ -202,7 +240,11 @@ def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
             f"{{role, content}} messages under 'chosen' and 'rejected', with or without 'prompt' "
             f"({type(error).__name__}: {error})."
         ) from error
-    if answers is None:
+
+
+def _to_pair(answers: list[tuple[str, str]], number: int) -> PreferencePair | str:
+    """Return the pair a row holds, or the cause for which it is dropped."""
+    if len(answers) < 2:
         return "no_assistant_turn"
     (prompt, chosen), (other_prompt, rejected) = answers
     if prompt != other_prompt:
@@ -219,25 +261,24 @@ def _to_pair(row: Any, number: int, place: str) -> PreferencePair | str:
     return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
 
 
-def _answers(row: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] | None:
-    """Return (prompt, response) of both answers, or None where one is no assistant's turn."""
+def _answers(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (prompt, response) of each answer that is an assistant's turn."""
     prompt = row.get("prompt")
-    split = []
+    found = []
     for key in ("chosen", "rejected"):
         answer = row[key]
-        if answer is None:
-            raise TypeError(f"{key!r} is null")
         if isinstance(answer, str):
-            if prompt is None:
+            if prompt is None or is_transcript(answer):
                 parts = split_transcript(answer)
             else:
                 parts = (_prompt_text(prompt), as_response(answer))
-        else:
+        elif isinstance(answer, list):
             parts = _split_messages(prompt, answer)
-        if parts is None:
-            return None
-        split.append(parts)
-    return split[0], split[1]
+        else:
+            raise TypeError(f"{key!r} is {'null' if answer is None else type(answer).__name__}")
+        if parts is not None:
+            found.append(parts)
+    return found
 
 
 def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, str] | None:

@@ -83,7 +83,7 @@ def read_data(
                 f"{_listed(count.dropped + part.dropped)}). Texts must be transcripts with an "
                 f"'Assistant:' turn, and the answers must differ."
             )
-    mixed = mix(parts, sources)
+    mixed = mix(parts, sources, set[int]().union(*(count.held_out_prompts for count in counts)))
     records = []
     for number, (source, count, part) in enumerate(zip(sources, counts, parts, strict=True)):
         dropped = count.dropped + part.dropped + mixed.dropped[number]
@@ -97,6 +97,7 @@ def read_data(
                 held_out=source.is_held_out,
                 rows=count.rows,
                 pairs=mixed.kept(number),
+                fingerprint=mixed.fingerprint(number),
                 dropped=dict(sorted(dropped.items())),
             )
         )

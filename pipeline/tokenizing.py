@@ -75,7 +75,7 @@ class TokenizedPairs:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of which pairs these are, whatever the tokenizer."""
-        return hashlib.sha256(self.pair_id.astype("<u8").tobytes()).hexdigest()
+        return fingerprint(self.pair_id)
 
     def digest(self) -> str:
         """Return a SHA-256 of all tokens and lengths in stored order."""
@@ -83,6 +83,15 @@ class TokenizedPairs:
         for a, _, _, d in self.bounds:
             digest.update(self.tokens[a:d].astype("<i4").tobytes())
         return digest.hexdigest()
+
+
+def fingerprint(pair_id: NDArray[np.uint64]) -> str:
+    """Return a SHA-256 of which pairs these are.
+
+    Args:
+        pair_id: uint64 [pairs], in stored order.
+    """
+    return hashlib.sha256(pair_id.astype("<u8").tobytes()).hexdigest()
 
 
 def tokenize_pairs(

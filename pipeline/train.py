@@ -138,6 +138,12 @@ class _Run:
         self._pairs = int(wanted.sum())
         self._tokens = int(reader.plan.response_length[wanted].sum())
         if not self._pairs:
+            if reader.set_apart.all():
+                raise DataError(
+                    f"{options.cache}: all of its {len(wanted)} pairs are of data sets for "
+                    f"evaluation alone; name it with --eval-cache, and with --cache one that has "
+                    f"pairs to train on"
+                )
             raise DataError(
                 f"{options.cache}: --eval-fraction {options.eval_fraction} holds out all of its "
                 f"{len(wanted)} pairs; use a smaller one"

@@ -18,6 +18,7 @@ CHAT_TEMPLATE: Final = "chat_template"
 
 _TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}
 _TURN: Final = re.compile("|".join(map(re.escape, _TURNS.values())))
+_SPACED_TURN: Final = re.compile(rf"\s*({_TURN.pattern})\s*")
 
 
 def split_transcript(transcript: str) -> tuple[str, str] | None:
@@ -29,15 +30,27 @@ def split_transcript(transcript: str) -> tuple[str, str] | None:
     return transcript[:end], transcript[end:]
 
 
+def is_transcript(text: str) -> bool:
+    """Tell whether a text is a conversation with a turn of the assistant, as HH-RLHF writes it."""
+    return text.lstrip().startswith((HUMAN.lstrip(), SYSTEM.lstrip())) and ASSISTANT in text
+
+
+def canonical(transcript: str) -> str:
+    """Return a transcript with one space before each turn's text, and none behind it."""
+    return _SPACED_TURN.sub(r"\1 ", transcript).rstrip()
+
+
 def as_prompt(text: str) -> str:
     """Return a prompt ending in `Assistant:`; a bare user message is put into the template."""
     whole = text.rstrip()
     if whole.endswith(ASSISTANT):
         return whole
     begun = whole.lstrip()
-    if begun.startswith((HUMAN.lstrip(), SYSTEM.lstrip())):
-        return f"\n\n{begun}{ASSISTANT}"
-    return TEMPLATE.format(prompt=begun)
+    # A system's turn alone asks for nothing, so a message may begin like one.
+    is_begun = begun.startswith(HUMAN.lstrip()) or (
+        begun.startswith(SYSTEM.lstrip()) and HUMAN in begun
+    )
+    return f"\n\n{begun}{ASSISTANT}" if is_begun else TEMPLATE.format(prompt=begun)
 
 
 def as_response(text: str) -> str:

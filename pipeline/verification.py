@@ -8,6 +8,7 @@ from cache_schema.errors import CacheError
 from cache_schema.objects import open_objects
 from cache_schema.reader import listed
 from cache_schema.verify import VerifyReport, repair, verify
+from pipeline.base_model import DeviceMap
 from pipeline.extract_work import Say
 from pipeline.progress import progress_bar
 from pipeline.verify_base import BaseComparison, verify_against_base
@@ -47,6 +48,7 @@ def run_verification(
     datasets: Sequence[str],
     mend: bool,
     device: str,
+    device_map: DeviceMap | None,
     say: Say,
 ) -> Verification:
     """Verify a cache.
@@ -59,6 +61,7 @@ def run_verification(
         datasets: Where the cache's data sets are now, in its order; by default where they were.
         mend: Mark damaged blocks for extraction.
         device: Where the base runs.
+        device_map: How it is spread over several devices, in place of `device`.
         say: Called with each line worth telling the user.
 
     Raises:
@@ -81,7 +84,13 @@ def run_verification(
                 f"{listed(_problems(stored))}"
             )
         base = verify_against_base(
-            cache, pairs, base_model=base_model, datasets=datasets, device=device, say=say
+            cache,
+            pairs,
+            base_model=base_model,
+            datasets=datasets,
+            device=device,
+            device_map=device_map,
+            say=say,
         )
     return Verification(stored=stored, base=base)
 

@@ -20,7 +20,7 @@ from cache_schema.errors import DataError, MismatchError, UsageError
 from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.base_checks import OTHER_ORDER, relative_error
-from pipeline.base_model import BaseModel, Placement, load_source
+from pipeline.base_model import BaseModel, DeviceMap, Placement, load_source
 from pipeline.base_quantization import quantize_as
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
@@ -72,6 +72,7 @@ def verify_against_base(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     say: Say = lambda _: None,
     base: BaseModel | None = None,
 ) -> BaseComparison:
@@ -83,6 +84,7 @@ def verify_against_base(
         base_model: Where the base is now; by default where it was.
         datasets: Where the cache's data sets are now, in its order; by default where they were.
         device: `auto` or a torch device.
+        device_map: How the base is spread over several devices; see `Placement`.
         say: Called with each line worth telling the user.
         base: A loaded base to use in place of `base_model`.
 
@@ -93,7 +95,7 @@ def verify_against_base(
         raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
     reader = CacheReader(location)
     manifest = reader.manifest
-    base = base or _load(manifest, base_model, device, say)
+    base = base or _load(manifest, base_model, (device, device_map), say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
@@ -120,11 +122,15 @@ def verify_against_base(
     )
 
 
-def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> BaseModel:
+def _load(
+    manifest: Manifest, base_model: str | None, where: tuple[str, DeviceMap | None], say: Say
+) -> BaseModel:
     record = manifest.base
-    # A file is named whole, so it needs no name inside a folder.
-    inside = None if record.id.endswith(".gguf") else record.gguf_file
-    source = resolve_base(base_model or record.id, inside, record.revision)
+    named = base_model or record.id
+    # A file is named whole, so it needs no name inside a folder; and what is here has no revision.
+    inside = None if named.endswith(".gguf") else record.gguf_file
+    revision = None if Path(named).exists() else record.revision
+    source = resolve_base(named, inside, revision)
     for what, found, stored in (
         ("weights", source.weights_digest(), record.weights_digest),
         ("configuration", source.config_digest(), record.config_digest),
@@ -138,7 +144,8 @@ def _load(manifest: Manifest, base_model: str | None, device: str, say: Say) -> 
     say(f"Loading {source.id} in {manifest.states.dtype}")
     placement = Placement(
         dtype=TORCH_DTYPES[manifest.states.dtype],
-        device=device,
+        device=where[0],
+        device_map=where[1],
         quantize=quantize_as(record.quantization, source),
     )
     return load_source(source, placement)
@@ -226,11 +233,11 @@ def _compare(
             [
                 pool_states(
                     output.hidden_states[layer][0, predicting], manifest.states.stored_width
-                )
+                ).cpu()
                 for layer in manifest.states.layers
             ],
             dim=1,
-        ).cpu()
+        )
         logits_NV = output.logits[0, predicting].float().cpu()
         label_N1 = ids[len(prompt) :, None]
         logprobs_N = logits_NV.log_softmax(-1).gather(-1, label_N1)[:, 0]

@@ -98,12 +98,11 @@ def test_bfloat16_within_its_precision(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_honour_packing_runs_each_answer_apart(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     # Bloom's ALiBi counts keys, whatever the positions that are given.
     base = tiny_base("bloom")
     root = make_cache(tmp_path, base, pairs=8)
-    assert CacheReader(root).manifest.checks.get("shared_prompt", 1.0) > 1e-3
     assert_equals_live(root, base)
 
 

@@ -169,7 +169,7 @@ def test_extract_prints_figures_as_json(line: Line, tmp_path: Path) -> None:
     assert (found["pairs_done"], found["layers"]) == (24, [1, 2, 4])
     assert found["pairs_per_second"] > 0
     assert found["packing"] == "packed"
-    assert set(found["checks"]) == {"layers", "factored_logits", "shared_prompt"}
+    assert set(found["checks"]) == {"layers", "factored_logits", "packing"}
     manifest = CacheReader(tmp_path / "cache").manifest
     assert (found["response_tokens"], found["blocks"]) == (
         manifest.plan.tokens,

@@ -146,7 +146,7 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
         (["--max-length", 0], "--max-length: got 0, expected at least 8"),
         (["--pooled-size", 0], "--pooled-size: got 0, expected at least 1"),
         (["--batch-tokens", 0], "--batch-tokens: got 0, expected at least 1"),
-        (["--limit", 0], "--limit: got 0, expected at least 1"),
+        (["--limit", 0], "limit: got 0, expected at least 1"),
         (["--num-layers", 0], "--num-layers: got 0, but `auto` takes the first, the middle"),
         (["--layer-selection", "uniform", "--num-layers", 0], "--num-layers: got 0, expected 1"),
         (["--layer-selection", "uniform", "--num-layers", 5], "got 5, expected 1 to 4"),
@@ -196,6 +196,17 @@ def test_unknown_model_folder(world: World, output: Path, name: str) -> None:
     assert not output.parent.exists()
 
 
+@pytest.mark.parametrize("option", ["--revision", "--gguf-file"])
+def test_base_that_is_here_has_no_revision_and_a_file_no_file(
+    world: World, output: Path, tmp_path: Path, option: str
+) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"")
+    message = refused(USAGE, *with_base(world, output, file), option, "main")
+    assert f"{option} main: {file} is " in message
+    assert "leave it out" in message
+
+
 def test_model_that_only_the_hub_could_have(world: World, output: Path) -> None:
     message = refused(DATA, *with_base(world, output, "mav-tests/no-such-model"))
     assert message.startswith("mav-tests/no-such-model: no such folder here, and the hub did not")
@@ -243,7 +254,7 @@ def test_folder_with_pickled_weights_only(world: World, output: Path, tmp_path: 
     [
         ("model.safetensors", "cannot be loaded as a causal LM"),
         ("tokenizer.json", "its tokenizer cannot be loaded"),
-        ("config.json", "cannot be loaded"),
+        ("config.json", "its configuration cannot be read"),
     ],
 )
 def test_base_with_a_damaged_file(

@@ -26,7 +26,7 @@ PLAIN = DataSource(id="")
         ),
         ("x/y,held_out=false", DataSource(id="x/y", held_out=False)),
         ("pairs, mine.jsonl", DataSource(id="pairs, mine.jsonl")),
-        ("a,b=c.jsonl,limit=2", DataSource(id="a,b=c.jsonl", limit=2)),
+        ("a,b c=d.jsonl,limit=2", DataSource(id="a,b c=d.jsonl", limit=2)),
         ("x/y,split=train[:10%]", DataSource(id="x/y", split="train[:10%]")),
     ],
 )
@@ -37,7 +37,12 @@ def test_what_is_read(text: str, source: DataSource) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("x,limit=0", "--limit: got 0"),
+        ("", "--dataset: got '', expected a file, a folder or a hub id"),
+        (",split=test", "--dataset: got ',split=test', expected a file"),
+        ("x,splt=test", "got 'splt=test', expected one of data_dir=, split="),
+        ("x,limit=0", "limit: got 0"),
+        ("x,split=train+test", "split of x: got 'train+test', of which a part is for training"),
+        ("x,split=test[:10%]+train", "say held_out=true or held_out=false for all of it"),
         ("x,limit=many", "limit: got 'many', expected a whole number"),
         ("x,weight=-1", "weight of x: got -1.0, expected more than 0"),
         ("x,weight=nan", "weight of x: got nan"),
@@ -54,7 +59,7 @@ def test_what_cannot_be(text: str, told: str) -> None:
     assert told in str(caught.value)
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters=",")))
+@given(st.text(st.characters(codec="utf-8", exclude_characters=","), min_size=1))
 def test_a_name_without_commas_is_the_name(name: str) -> None:
     assert parse_source(name, PLAIN).id == name
 
@@ -73,6 +78,12 @@ def test_what_it_does_not_say_is_as_for_all() -> None:
         ("train_prefs", None, False),
         ("test", None, True),
         ("test_prefs", None, True),
+        ("prefs_test[:50%]", None, True),
+        ("test+validation", None, True),
+        ("train+extra", None, False),
+        ("latest", None, False),
+        ("train+test", True, True),
+        ("train+test", False, False),
         ("validation", None, True),
         ("dev", None, True),
         ("eval", None, True),

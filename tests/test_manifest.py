@@ -69,6 +69,7 @@ def llama_7b(**changes: Any) -> Manifest:
                     held_out=False,
                     rows=23,
                     pairs=20,
+                    fingerprint="cc" * 32,
                     dropped={"empty_response": 1, "prompts_differ": 2},
                 ),
             ),

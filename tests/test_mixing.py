@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache_schema.errors import DataError, MismatchError
 from cache_schema.reader import CacheReader
 from pipeline.data_sources import DataSource
 from pipeline.extract import extract
@@ -18,6 +19,8 @@ from pipeline.held_out import PairSubset, in_subset
 from pipeline.mixing import MixedPairs, mix
 from pipeline.preferences import PreferencePair
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from pipeline.train import train
+from pipeline.train_options import TrainOptions
 from tests.tiny import tiny_base, tiny_tokenizer
 
 
@@ -39,7 +42,13 @@ def mixed(numbers: Sequence[Sequence[int]], **fields: Sequence[Any]) -> MixedPai
         DataSource(id=str(at), **{name: values[at] for name, values in fields.items()})
         for at in range(len(numbers))
     ]
-    return mix([tokenized(some) for some in numbers], sources)
+    held_out = {
+        PAIRS[number].prompt_id
+        for some, source in zip(numbers, sources, strict=True)
+        if source.is_held_out
+        for number in some
+    }
+    return mix([tokenized(some) for some in numbers], sources, held_out)
 
 
 def by_source(found: MixedPairs, sources: int) -> list[set[int]]:
@@ -60,16 +69,18 @@ def test_every_pair_once_and_those_for_evaluation_there(
     held_out = [data.draw(st.booleans()) for _ in numbers]
     found = mixed(numbers, held_out=held_out)
     kept = by_source(found, len(numbers))
-    assert set().union(*kept) == set().union(*map(set, numbers))
+    apart = {number for at, some in enumerate(numbers) if held_out[at] for number in some}
     assert sum(map(len, kept)) == len(found.pairs)
     assert found.pairs.pair_id.tolist() == sorted(found.pairs.pair_id.tolist())
     for number in set().union(*map(set, numbers)):
         having = [at for at, some in enumerate(numbers) if number in some]
         first = min(having, key=lambda at: (not held_out[at], at))
-        assert number in kept[first]
+        # A pair of numbers has one prompt.
+        leaks = not held_out[first] and bool({number, number ^ 1} & apart)
+        assert [at for at, some in enumerate(kept) if number in some] == [first] * (not leaks)
     for at, some in enumerate(numbers):
         assert len(some) == len(kept[at]) + found.dropped[at].total()
-        assert set(found.dropped[at]) <= {"duplicate"}
+        assert set(found.dropped[at]) <= {"duplicate", "held_out_prompt"}
 
 
 def test_what_is_kept_of_a_pair_is_that_pair() -> None:
@@ -105,7 +116,12 @@ def test_proportions(
     ]
 
 
-def test_more_of_a_data_set_keeps_those_that_were_kept() -> None:
+def test_a_weight_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match=r"weight of 1: got 0\.01, of which nothing is left"):
+        mixed([range(10), range(10, 20)], weight=(10.0, 0.01))
+
+
+def test_more_of_the_scarcest_data_set_keeps_those_that_were_kept() -> None:
     few = by_source(mixed([range(10), range(20, 24)], weight=(1.0, 1.0)), 2)
     more = by_source(mixed([range(20), range(20, 24)], weight=(1.0, 1.0)), 2)
     most = by_source(mixed([range(20), range(20, 30)], weight=(1.0, 1.0)), 2)
@@ -149,10 +165,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_cache_tells_its_data_sets_apart(cache: Path) -> None:
     reader = CacheReader(cache)
     train, test, other = reader.manifest.data.sources
-    assert (train.rows, train.pairs, train.dropped) == (20, 17, {"duplicate": 3})
+    # Pairs 16 and 17 have one prompt.
+    assert (train.rows, train.pairs) == (20, 16)
+    assert train.dropped == {"duplicate": 3, "held_out_prompt": 1}
     assert (test.rows, test.pairs, test.held_out) == (9, 9, True)
     assert (other.pairs, other.held_out) == (4, False)
-    assert (reader.manifest.data.rows, reader.manifest.data.pairs) == (33, 30)
+    assert (reader.manifest.data.rows, reader.manifest.data.pairs) == (33, 29)
     numbers = [IDS[one] for one in reader.pair_id.tolist()]
     source = reader.read_sources()
     for number, at in zip(numbers, source.tolist(), strict=True):
@@ -173,9 +191,8 @@ def test_no_prompt_of_an_evaluation_set_is_trained_on(cache: Path, fraction: flo
         return {IDS[one] for one in reader.pair_id[found].tolist()}
 
     training, held_out = chosen("training"), chosen("held-out")
-    # Pairs 16 and 17 have one prompt.
     assert not training & set(range(16, 26))
-    assert set(range(16, 26)) <= held_out
+    assert set(range(17, 26)) <= held_out
     assert training | held_out == chosen("all")
     assert not training & held_out
     if not fraction:
@@ -189,6 +206,47 @@ def test_the_same_data_sets_go_on_and_others_are_refused(cache: Path) -> None:
         for name, held_out in (("train.jsonl", None), ("test.jsonl", True), ("o.jsonl", None))
     ]
     assert extract(options(root, *sources), base=tiny_base()).pairs_done == 0
-    with pytest.raises(Exception, match=r"data\.sources\[1\]\.held_out: stored True, asked for"):
+    with pytest.raises(
+        MismatchError, match=r"data\.sources\[1\]\.held_out: stored True, asked for"
+    ):
         extract(options(root, sources[0], write(root / "test.jsonl", range(17, 26)), sources[2]),
                 base=tiny_base())  # fmt: skip
+
+
+def test_another_data_set_in_the_place_of_one_is_refused(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a.jsonl", range(10)), write(tmp_path / "b.jsonl", range(10, 20))
+    apart = [DataSource(id=source.id, held_out=True) for source in (one, other)]
+    extract(options(tmp_path, one, apart[1]), base=tiny_base())
+    moved = DataSource(id=str(tmp_path / "moved.jsonl"))
+    (tmp_path / "moved.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert extract(options(tmp_path, moved, apart[1]), base=tiny_base()).pairs_done == 0
+    with pytest.raises(MismatchError, match=r"data\.sources\[0\]\.fingerprint"):
+        extract(options(tmp_path, other, apart[0]), base=tiny_base())
+    with pytest.raises(MismatchError, match=r"data\.sources: stored 2, asked for 1"):
+        extract(options(tmp_path, one), base=tiny_base())
+
+
+def test_prompts_of_rows_that_were_dropped_are_held_out_too(tmp_path: Path) -> None:
+    plain = write(tmp_path / "train.jsonl", range(20))
+    rows = [
+        {"chosen": f"{PAIRS[0].prompt} ", "rejected": f"{PAIRS[0].prompt} no"},
+        {"chosen": f"{PAIRS[2].prompt} no", "rejected": f"{PAIRS[2].prompt} no"},
+        {"chosen": f"{PAIRS[4].prompt} no", "rejected": f"{PAIRS[6].prompt} no"},
+        {"chosen": f"{PAIRS[8].prompt} no", "rejected": "no answer"},
+        {"chosen": f"{PAIRS[10].prompt} yes", "rejected": f"{PAIRS[10].prompt} no"},
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = DataSource(id=str(tmp_path / "test.jsonl"), held_out=True)
+    extract(options(tmp_path, plain, test), base=tiny_base())
+    reader = CacheReader(tmp_path / "cache")
+    found = {IDS.get(one) for one in reader.pair_id[reader.read_sources() == 0].tolist()}
+    assert found == {*range(12, 20)}
+    assert reader.manifest.data.sources[0].dropped == {"held_out_prompt": 12}
+
+
+def test_a_cache_for_evaluation_alone_is_not_trained_on(tmp_path: Path) -> None:
+    test = write(tmp_path / "test.jsonl", range(10))
+    extract(options(tmp_path, DataSource(id=test.id, held_out=True)), base=tiny_base())
+    asked = TrainOptions(cache=tmp_path / "cache", output_dir=tmp_path / "head", expansion_size=8)
+    with pytest.raises(DataError, match=r"all of its 10 pairs are of data sets for evaluation"):
+        train(asked)

@@ -55,6 +55,11 @@ FORMS: dict[str, Row] = {
         "chosen": " Fine.",
         "rejected": "Go away.",
     },
+    "prompt and whole transcripts": {
+        "prompt": "How are you?",
+        "chosen": PROMPT + " Fine.",
+        "rejected": PROMPT + " Go away.",
+    },
     "messages, explicit prompt": {
         "prompt": [user("How are you?")],
         "chosen": [assistant("Fine.")],
@@ -125,8 +130,27 @@ def test_ids_tell_pairs_and_prompts_apart() -> None:
     swapped = PreferencePair(prompt=PROMPT, chosen=" Go away.", rejected=" Fine.", source_row=0)
     assert swapped.pair_id != PAIR.pair_id
     assert swapped.prompt_id == PAIR.prompt_id
-    other = PreferencePair(prompt=PROMPT + " ", chosen=" Fine.", rejected=" x", source_row=0)
+    asked = PROMPT.replace("Human:", "Human: Please,")
+    other = PreferencePair(prompt=asked, chosen=" Fine.", rejected=" x", source_row=0)
     assert other.prompt_id != PAIR.prompt_id
+
+
+@pytest.mark.parametrize("around", ["{} ", "{}\n", " {}", "  {}\t"])
+def test_white_space_of_a_turn_makes_no_other_prompt(tmp_path: Path, around: str) -> None:
+    text = around.format("How are you?")
+    rows: list[Row] = [
+        {"prompt": text, "chosen": "Fine.", "rejected": "Go away."},
+        {"prompt": [user(text)], "chosen": [assistant("Fine.")], "rejected": [assistant("No.")]},
+        {"prompt": f"\n\nHuman: {text}\n\nAssistant: ", "chosen": "Fine.", "rejected": "No."},
+    ]
+    pairs, _ = read(write_jsonl(tmp_path, *rows))
+    assert {pair.prompt_id for pair in pairs} == {PROMPT_ID}
+
+
+def test_a_message_that_begins_like_a_systems_turn(tmp_path: Path) -> None:
+    text = "System: error 5 on boot. What now?"
+    (pair,), _ = read(write_jsonl(tmp_path, {"prompt": text, "chosen": "a", "rejected": "b"}))
+    assert pair.prompt == f"\n\nHuman: {text}\n\nAssistant:"
 
 
 def test_ids_do_not_depend_on_the_place_in_the_data(tmp_path: Path) -> None:
@@ -215,6 +239,41 @@ def test_text_outside_ascii_is_kept(tmp_path: Path) -> None:
     (pair,), _ = read(path)
     assert pair.prompt == f"\n\nHuman: {text}\n\nAssistant:"
     assert pair.chosen == f" {text}"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str) -> None:
+    row = FORMS["bare prompt"]
+    text = json.dumps([row] if name.endswith(".json") else row).encode("utf-8-sig")
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert read(path)[0] == [PAIR]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_json_that_is_nested_too_deep_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(DataError, match=f"{name}: cannot be read: its JSON is nested too deep"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "told"),
+    [
+        ("test", {}, "split: got 'train', but .* holds 'test'; say split=test"),
+        ("test", {"split": "train"}, "say split=test"),
+        ("train", {"split": "test"}, "say split=train"),
+        (None, {"split": "test"}, "was saved without the name of a split"),
+    ],
+)
+def test_a_split_that_a_saved_data_set_is_not_known_to_be(
+    tmp_path: Path, saved: str | None, asked: dict[str, str], told: str
+) -> None:
+    rows = [transcripts(1)]
+    datasets.Dataset.from_list(rows, split=saved).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match=told):
+        read(tmp_path / "saved", **asked)
+    assert len(read(tmp_path / "saved", split=saved or "train")[0]) == 1
 
 
 # Rows that are dropped
@@ -337,7 +396,7 @@ def test_nothing_after_the_limit_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_below_one_is_a_usage_error(tmp_path: Path, limit: int) -> None:
-    with pytest.raises(UsageError, match=f"--limit: got {limit}, expected at least 1"):
+    with pytest.raises(UsageError, match=f"limit: got {limit}, expected at least 1"):
         read(write_jsonl(tmp_path, transcripts(0)), limit=limit)
 
 
@@ -416,6 +475,9 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
         {"chosen": [user("a"), {"role": "assistant", "content": None}], "rejected": "b"},
         {"chosen": [assistant("a")], "rejected": [assistant("b")]},
         {"prompt": 7, "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": {}, "rejected": "b"},
+        {"prompt": "p", "chosen": 0, "rejected": "b"},
+        {"prompt": "p", "chosen": "a", "rejected": False},
         {"prompt": "p", "chosen": {"text": "a"}, "rejected": {"text": "b"}},
     ],
 )

@@ -167,7 +167,11 @@ OTHERS: Final = {
     "tokenizer": Other(base=other_tokenizer, named={"base.tokenizer_digest"}),
     "data": Other(
         rows=PAIRS - 1,
-        named={"data.fingerprint", *(f"data.sources[0].{it}" for it in ("rows", "pairs")), *PLAN},
+        named={
+            "data.fingerprint",
+            *(f"data.sources[0].{it}" for it in ("rows", "pairs", "fingerprint")),
+            *PLAN,
+        },
     ),
     "layers": Other(
         changes={"layer_selection": "0,4"}, named={"states.layer_selection", "states.layers"}
