@@ -1,7 +1,7 @@
 """A base model whose logits a head steers, inside every forward pass.
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
-returns. So all of `generate()` works unchanged, with one forward pass a token, and the head is
+returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token, and the head is
 computed only where logits are. `docs/decisions/` says why the addition follows the model's own
 logits rather than replace its output embedding.
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cache_schema.errors import UsageError
+from pipeline.aligned_loss import aligned_loss
 from pipeline.base_model import BaseModel
 from pipeline.head import AlignmentHead
 
@@ -104,11 +105,18 @@ class AlignedLM:
             self.set_alpha(0.0)
             self.base_logits = None
 
-    def _steer(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _steer(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         if self.keep_base_logits:
             self.base_logits = output.logits
         if self._off:
             return output
+        if isinstance(output, tuple):
+            raise UsageError(
+                "return_dict: got False, expected True, as a steered model tells its logits by "
+                "name; leave it out, or read `output.to_tuple()`"
+            )
         kept = kwargs.get("logits_to_keep", 0)
         places = slice(-kept, None) if isinstance(kept, int) else kept
         device = self.head.device
@@ -124,7 +132,10 @@ class AlignedLM:
             )
         alpha = self._alpha.repeat_interleave(len(vector) // len(self._alpha), dim=0)
         # In float32: a small alpha must not be rounded away against a large logit.
-        output.logits = output.logits.float() + (alpha * vector).to(output.logits.device)
+        logits = output.logits.float() + (alpha * vector).to(output.logits.device)
+        if output.get("loss") is not None:
+            output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
+        output.logits = logits
         return output
 
     def vector(self, states: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""The loss of a pass that was given labels, once its logits have become the aligned ones."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def aligned_loss(
+    model: Any,
+    given: tuple[Sequence[Any], Mapping[str, Any]],
+    base_loss: Tensor,
+    base_logits: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Return what the model's own loss would have been with other logits.
+
+    Args:
+        model: The transformers model.
+        given: Positional and named arguments of its pass, `labels` among them.
+        base_loss: Its loss.
+        base_logits: What that was computed from, [B, T, vocab].
+        logits: The other logits, likewise.
+    """
+    passed = inspect.signature(model.forward).bind(*given[0], **given[1])
+    passed.apply_defaults()
+    # What a pass has no name for is the loss function's, such as `num_items_in_batch`.
+    extra: dict[str, Any] = next(
+        (
+            passed.arguments[name]
+            for name, parameter in passed.signature.parameters.items()
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD
+        ),
+        {},
+    )
+    mine, before = (
+        model.loss_function(
+            logits=one, labels=passed.arguments["labels"], vocab_size=one.shape[-1], **extra
+        )
+        for one in (logits, base_logits)
+    )
+    # What else is in the loss, such as that which balances experts, is no function of the logits.
+    found: Tensor = mine + (base_loss - before)
+    return found
