@@ -1,9 +1,9 @@
 """A base model whose logits a head steers, inside every forward pass.
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
-returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token, and the head is
-computed only where logits are. `docs/decisions/` says why the addition follows the model's own
-logits rather than replace its output embedding.
+returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token,
+and the head is computed only where logits are. `docs/decisions/` says why the addition follows the
+model's own logits rather than replace its output embedding.
 
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """

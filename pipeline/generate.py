@@ -35,6 +35,7 @@ from pipeline.joining import (
     require_fit,
     untrained,
 )
+from pipeline.lending import Lending
 from pipeline.memory import free_memory
 from pipeline.prompt_form import FormName, Messages
 from pipeline.text_stream import Abandoned, TextStream
@@ -112,8 +113,7 @@ class MAVInference:
         self, base: BaseModel, trained: Trained, rules: JoinRules, placement: Placement, say: Say
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
-        self._one_at_a_time = threading.RLock()
-        self._lent_to: int | None = None
+        self._lending = Lending()
         self._joined: Joined | None = join(base, trained, rules, say)
 
     @classmethod
@@ -190,8 +190,7 @@ class MAVInference:
             DataError: A prompt is too long for the base, or not as it should be.
         """
         each = for_each(alpha, len(prompts))
-        self._require_not_lent()
-        with self._one_at_a_time:
+        with self._lending.turn():
             joined = self.joined
             texts = [joined.form.render(prompt) for prompt in prompts]
             tokens = [joined.form.tokens(text) for text in texts]
@@ -218,15 +217,17 @@ class MAVInference:
         """
         if decoding.num_beams > 1:
             raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
-        self._require_not_lent()
+        self._lending.require_not_lent()
         return self._stream(prompt, as_schedule(alpha), decoding)
 
     def _stream(self, prompt: Prompt, alpha: AlphaSchedule, decoding: Decoding) -> Iterator[str]:
+        # Once more, as a stream may be listened to long after it was asked for.
+        self._lending.require_not_lent()
         stream, abandoned = TextStream(), threading.Event()
 
         def run() -> None:
             try:
-                with self._one_at_a_time:
+                with self._lending.turn():
                     # Only now: while it waited, the base may have been switched.
                     joined = self.joined
                     stream.begin(joined.answer_text(decoding))
@@ -266,32 +267,14 @@ class MAVInference:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._lent(), self.joined.aligned.steering(alpha):
+        with self._lending.loan(), self.joined.aligned.steering(alpha):
             yield self.base.model
 
     @contextmanager
     def exclusively(self) -> Iterator[AlignedLM]:
         """Yield base and head for a decoder of one's own, while nothing else decodes."""
-        with self._lent():
+        with self._lending.loan():
             yield self.joined.aligned
-
-    @contextmanager
-    def _lent(self) -> Iterator[None]:
-        """Keep others from decoding, this thread included, which would steer in its own way."""
-        self._require_not_lent()
-        with self._one_at_a_time:
-            self._lent_to = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._lent_to = None
-
-    def _require_not_lent(self) -> None:
-        if self._lent_to == threading.get_ident():
-            raise UsageError(
-                "Base and head are lent out by `steering` or `exclusively`; use what that yields, "
-                "or leave it first"
-            )
 
     def switch_base_model(
         self,
@@ -312,8 +295,9 @@ class MAVInference:
         Raises:
             MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
                 loaded again if need be.
+            UsageError: `steering` or `exclusively` is open.
         """
-        with self._one_at_a_time:
+        with self._lending.turn():
             if isinstance(base_model, BaseModel):
                 joined = join(base_model, self._trained, self._rules, say)
                 if self._joined is not None:
@@ -323,8 +307,12 @@ class MAVInference:
             self._load_other(resolve_base(base_model, gguf_file, revision), say)
 
     def close(self) -> None:
-        """Take the head out of the base, which is as it was before."""
-        with self._one_at_a_time:
+        """Take the head out of the base, which is as it was before.
+
+        Raises:
+            UsageError: `steering` or `exclusively` is open.
+        """
+        with self._lending.turn():
             if self._joined is not None:
                 self._joined.close()
                 self._joined = None

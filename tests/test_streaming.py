@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -129,13 +129,16 @@ def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
     listener = threading.Thread(
         target=lambda: found.append("".join(mav.stream_response("Hi", 18.0, max_new_tokens=8)))
     )
-    with mav.exclusively():
+
+    def listen_amid(_: str) -> None:
+        """Begin to listen while the switch, which tells of the other base, is under way."""
         listener.start()
         deadline = time.monotonic() + 10
         while not generating() and time.monotonic() < deadline:
             time.sleep(0.001)
         assert generating(), "the stream did not begin"
-        mav.switch_base_model(tiny_base(seed=3))
+
+    mav.switch_base_model(tiny_base(seed=3), say=listen_amid)
     listener.join()
     assert found[0].rstrip() in wanted
 
@@ -144,18 +147,24 @@ def test_who_has_borrowed_base_and_head_decodes_with_those(mav: MAVInference) ->
     """Anything else would wait for itself for ever, or end what was borrowed."""
     ids = torch.tensor([[5, 6, 7]])
     for borrow in (lambda: mav.steering(2.0), mav.exclusively):
+        begun = mav.stream_response("x", 1.0, max_new_tokens=3)
+        uses: list[Callable[[], object]] = [
+            lambda: mav.stream_response("x", 1.0, max_new_tokens=3),
+            lambda: mav.generate_response("x", 1.0, max_new_tokens=3),
+            lambda: mav.steering(1.0).__enter__(),
+            lambda: mav.switch_base_model(tiny_base(seed=3)),
+            mav.close,
+            begun.__next__,
+        ]
         with borrow():
-            for use in (
-                lambda: mav.stream_response("x", 1.0, max_new_tokens=3),
-                lambda: mav.generate_response("x", 1.0, max_new_tokens=3),
-                lambda: mav.steering(1.0).__enter__(),
-            ):
+            for use in uses:
                 with pytest.raises(UsageError, match="lent out"):
                     use()
     with mav.steering(2.0) as model:
         before = model(ids).logits
-        with pytest.raises(UsageError):
-            mav.generate_response("x")
+        for use in (lambda: mav.generate_response("x"), mav.close):
+            with pytest.raises(UsageError):
+                use()
         assert torch.equal(model(ids).logits, before)
     assert mav.generate_response("x", max_new_tokens=3)
     assert_untouched(mav)
