@@ -89,7 +89,7 @@ class AlignedLM:
             UsageError: One is no finite number.
         """
         values = torch.as_tensor(alpha, dtype=torch.float32)
-        if not values.isfinite().all():
+        if not values.numel() or not values.isfinite().all():
             raise UsageError(f"alpha: got {alpha}, expected finite numbers")
         self._taps.paused = self._off = not bool(values.any())
         by_token_and_entry = values.reshape(*values.shape, *[1] * (3 - values.dim()))

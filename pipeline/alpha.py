@@ -112,10 +112,41 @@ def for_each(alpha: Alpha | Sequence[Alpha], count: int) -> list[AlphaSchedule]:
     Raises:
         UsageError: There are more or fewer alphas than prompts.
     """
-    several = not isinstance(alpha, str | AlphaSchedule) and getattr(alpha, "ndim", 1) == 1
-    if not (several and hasattr(alpha, "__len__")):
+    several = _several(alpha)
+    if several is None:
         return [as_schedule(cast("Alpha", alpha))] * count
-    each = [as_schedule(one) for one in cast("Sequence[Alpha]", alpha)]
+    each = [as_schedule(one) for one in several]
     if len(each) != count:
         raise UsageError(f"alpha: got {len(each)}, expected one for each of {count}")
     return each
+
+
+def as_numbers(alpha: Alpha | Sequence[Alpha]) -> float | list[float]:
+    """Return strengths for passes that count no tokens of an answer.
+
+    Args:
+        alpha: One for all rows, or one for each.
+
+    Raises:
+        UsageError: One is a schedule, or none of what callers may give.
+    """
+    several = _several(alpha)
+    if several is None:
+        return _as_number(cast("Alpha", alpha))
+    return [_as_number(one) for one in several]
+
+
+def _as_number(alpha: Alpha) -> float:
+    schedule = as_schedule(alpha)
+    if not schedule.is_constant:
+        raise UsageError(
+            f"alpha: got the schedule {schedule}, expected a number; schedules count the tokens "
+            f"that are generated, which a plain forward pass has not. Use `generate`, or `stream`"
+        )
+    return schedule.points[0][1]
+
+
+def _several(alpha: Alpha | Sequence[Alpha]) -> Sequence[Alpha] | None:
+    """Return the strengths where one is given for each of something, or None."""
+    one = isinstance(alpha, str | AlphaSchedule) or getattr(alpha, "ndim", 1) != 1
+    return None if one or not hasattr(alpha, "__len__") else cast("Sequence[Alpha]", alpha)

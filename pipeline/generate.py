@@ -10,7 +10,7 @@ import torch
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.aligned_lm import AlignedLM
-from pipeline.alpha import Alpha, AlphaSchedule, as_schedule, for_each
+from pipeline.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
 from pipeline.base_model import (
     BaseModel,
     DeviceMap,
@@ -254,11 +254,12 @@ class MAVInference:
             thread.join()
 
     @contextmanager
-    def steering(self, alpha: float | Sequence[float]) -> Iterator[Any]:
+    def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
         """Yield the transformers model with the head in place, for anything it can do.
 
         Args:
-            alpha: Strength, one for all rows or one for each.
+            alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
+                own count no tokens of an answer.
 
         Raises:
             UsageError: It is open already, or an alpha is no finite number.
@@ -267,7 +268,7 @@ class MAVInference:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._lending.loan(), self.joined.aligned.steering(alpha):
+        with self._lending.loan(), self.joined.aligned.steering(as_numbers(alpha)):
             yield self.base.model
 
     @contextmanager

@@ -9,6 +9,7 @@ import torch
 from cache_schema.errors import DataError, MAVError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_lm import AlignedLM
+from pipeline.alpha import AlphaSchedule
 from pipeline.base_model import BaseModel
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference, create_mav
@@ -254,11 +255,35 @@ def test_what_the_base_cannot_read_is_refused(head: str, stream: bool) -> None:
             answer(text, new)
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), [1.0, float("nan")]])
+@pytest.mark.parametrize(
+    "alpha",
+    [float("nan"), float("inf"), [1.0, float("nan")], "much", ["1", "much"], None, []],
+    ids=str,
+)
 def test_a_strength_that_is_no_number_steers_nothing(head: str, alpha: Any) -> None:
     mav = MAVInference(head, tiny_base())
-    with pytest.raises(UsageError, match="expected finite numbers"), mav.steering(alpha):
+    with pytest.raises(UsageError, match=r"expected a? ?finite"), mav.steering(alpha):
         pytest.fail("it steers")
+
+
+SCHEDULE = AlphaSchedule.parse("0:2,64:0.5")
+
+
+@pytest.mark.parametrize("alpha", [SCHEDULE, str(SCHEDULE), [1.0, SCHEDULE]], ids=str)
+def test_a_schedule_needs_tokens_to_count(head: str, alpha: Any) -> None:
+    mav = MAVInference(head, tiny_base())
+    with pytest.raises(UsageError, match=r"the schedule 0:2,64:0.5.*Use `generate`"):
+        mav.steering(alpha).__enter__()
+
+
+def test_the_text_of_a_number_steers_as_the_number_does(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    for text, number in (("1.5", 1.5), (["1.5", "-2"], [1.5, -2.0]), ("0:1.5,9:1.5", 1.5)):
+        with mav.steering(text) as model:
+            got = model(ids).logits
+        with mav.steering(number) as model:
+            assert torch.equal(got, model(ids).logits)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
