@@ -71,7 +71,7 @@ def answer_file(
         prompts: The prompts, as `read_prompts` takes them.
         output: JSON lines, written when all answers are there.
         alpha: Strength of prompts that name none.
-        decoding: How tokens are chosen; a seed is added to by the batch's number.
+        decoding: How tokens are chosen; each batch has a seed of its own, `Decoding.numbered`.
         batch_size: Most prompts decoded together.
         say: Called with each line worth telling the user.
 
@@ -143,12 +143,10 @@ def _answer(
         group = [line for _, line in sized[start : start + batch_size]]
         if all(line.number in found for line in group):
             continue
-        seeded = decoding
-        if decoding.seed is not None:
-            seeded = replace(decoding, seed=decoding.seed + batch)
+        answers = _decoded(mav, group, alpha, decoding.numbered(batch))
         yield [
             _line_out(line, answer)
-            for line, answer in zip(group, _decoded(mav, group, alpha, seeded), strict=True)
+            for line, answer in zip(group, answers, strict=True)
             if line.number not in found
         ]
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from numbers import Integral, Real
+from typing import Any, Final, Literal, get_args
 
 from cache_schema.errors import UsageError
 
@@ -11,6 +13,10 @@ _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
 _HOTTEST: Final = 1e4
 _LARGEST_SEED: Final = 2**62
+_WHOLE: Final = ("max_new_tokens", "top_k", "num_beams", "seed")
+_REAL: Final = ("temperature", "top_p", "min_p", "repetition_penalty")
+
+KvCache = Literal["dynamic", "static", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +49,16 @@ class Decoding:
     seed: int | None = None
     num_beams: int = 1
     stop: tuple[str, ...] = ()
-    kv_cache: Literal["dynamic", "static", "none"] = "dynamic"
+    kv_cache: KvCache = "dynamic"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        stop: Any = self.stop
-        if isinstance(stop, str):
-            object.__setattr__(self, "stop", (stop,))
+        for name in _WHOLE:
+            if name != "seed" or self.seed is not None:
+                self._take(name, Integral, int, "a whole number")
+        for name in _REAL:
+            self._take(name, Real, float, "a number")
+        self._take_stop()
         if self.max_new_tokens < 1:
             raise UsageError(f"--max-new-tokens: got {self.max_new_tokens}, expected at least 1")
         if not 0 <= self.temperature <= _HOTTEST:
@@ -70,10 +79,44 @@ class Decoding:
             )
         if self.num_beams < 1:
             raise UsageError(f"--num-beams: got {self.num_beams}, expected at least 1")
-        if "" in self.stop:
-            raise UsageError("--stop: got an empty string, expected text that ends an answer")
+        if self.kv_cache not in get_args(KvCache):
+            known = ", ".join(get_args(KvCache))
+            raise UsageError(f"--kv-cache: got {self.kv_cache!r}, expected one of {known}")
+        if not isinstance(self.compile, bool):
+            raise UsageError(f"--compile: got {self.compile!r}, expected True or False")
         if self.compile and self.kv_cache != "static":
             raise UsageError(f"--compile: got --kv-cache {self.kv_cache}, expected static")
+
+    def _take(self, name: str, kind: type, plain: type, expected: str) -> None:
+        """Keep a number as Python's own, whichever library it is of."""
+        value = getattr(self, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: got {value!r}, expected {expected}")
+        object.__setattr__(self, name, plain(value))
+
+    def _take_stop(self) -> None:
+        given: Any = self.stop
+        stops = (given,) if isinstance(given, str) else given
+        if not isinstance(stops, Sequence) or not all(isinstance(one, str) for one in stops):
+            raise UsageError(f"--stop: got {given!r}, expected a text, or a list of texts")
+        if "" in stops:
+            raise UsageError("--stop: got an empty string, expected text that ends an answer")
+        object.__setattr__(self, "stop", tuple(stops))
+
+    def numbered(self, number: int) -> "Decoding":
+        """Return it for one of several answers, or batches, that one seed is to serve.
+
+        Args:
+            number: Of the answer, from 0. Each has the next seed; the smallest follow the largest.
+        """
+        if self.seed is None:
+            return self
+        seed = self.seed + number
+        if seed > _LARGEST_SEED:
+            # A power of two less: generators that read only the last bits get others all the same.
+            seed -= 2 * _LARGEST_SEED
+        return dataclasses.replace(self, seed=seed)
 
     @property
     def samples(self) -> bool:

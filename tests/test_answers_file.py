@@ -158,6 +158,17 @@ def test_what_goes_on_ends_as_what_was_never_interrupted(
     assert got == want
 
 
+@pytest.mark.parametrize("seed", [7, 2**62])
+def test_each_batch_has_a_seed_of_its_own(mav: MAVInference, tmp_path: Path, seed: int) -> None:
+    lines = [{"prompt": "Hi"}] * 4
+    sampled = replace(GREEDY, temperature=1.5, seed=seed, max_new_tokens=12)
+    _, found = run(mav, tmp_path, lines, sampled)
+    (first, second), (third, fourth) = (
+        [line["response"] for line in found[at : at + 2]] for at in (0, 2)
+    )
+    assert len({first, second, third, fourth}) == 4
+
+
 def test_a_run_with_other_settings_does_not_go_on(mav: MAVInference, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupted_after(1, mav, patch)

@@ -49,21 +49,21 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
     for prompt in asked.prompts:
         tokens = _tokens(joined, prompt)
         length = _answer_length(asked, len(tokens), joined, limits)
+        decoding = Decoding(
+            max_new_tokens=length,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            stop=asked.stop,
+        )
         for again in range(asked.n):
             number = len(found)
-            decoding = Decoding(
-                max_new_tokens=length,
-                temperature=asked.temperature,
-                top_p=asked.top_p,
-                # Answers of one seed would all be the same.
-                seed=None if asked.seed is None else asked.seed + again,
-                stop=asked.stop,
-            )
             found.append(
                 Choice(
                     prompt=tuple(tokens),
                     alpha=asked.alpha,
-                    decoding=decoding,
+                    # Answers of one seed would all be the same.
+                    decoding=decoding.numbered(again),
                     top_logprobs=asked.top_logprobs,
                     strip=bool(prompt) and isinstance(prompt[0], Mapping),
                     job=job,

@@ -168,6 +168,8 @@ def test_several_answers_of_a_seed_differ_and_come_again(ai: openai.OpenAI) -> N
     assert len(set(first)) == 3
     assert texts(5) == first
     assert texts(50) != first
+    # The largest has no next one.
+    assert len(set(texts(2**62))) == 3
 
 
 def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(ai: openai.OpenAI) -> None:

@@ -1,0 +1,81 @@
+"""How an answer is asked for: what is taken, what is refused, and seeds of several answers."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cache_schema.errors import UsageError
+from pipeline.decoding import Decoding
+
+LARGEST = 2**62
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_new_tokens", 2.5, "a whole number"),
+        ("max_new_tokens", "8", "a whole number"),
+        ("max_new_tokens", True, "a whole number"),
+        ("max_new_tokens", None, "a whole number"),
+        ("top_k", 1.0, "a whole number"),
+        ("num_beams", "2", "a whole number"),
+        ("seed", 0.5, "a whole number"),
+        ("seed", "7", "a whole number"),
+        ("seed", LARGEST + 1, f"{-LARGEST} to {LARGEST}"),
+        ("temperature", "0.7", "a number"),
+        ("temperature", float("nan"), "0 to"),
+        ("top_p", None, "a number"),
+        ("min_p", [0.1], "a number"),
+        ("repetition_penalty", False, "a number"),
+        ("kv_cache", "sttic", "one of dynamic, static, none"),
+        ("kv_cache", ["static"], "one of dynamic, static, none"),
+        ("compile", "yes", "True or False"),
+        ("stop", 3, "a text, or a list of texts"),
+        ("stop", None, "a text, or a list of texts"),
+        ("stop", ["a", 3], "a text, or a list of texts"),
+        ("stop", ["a", ""], "text that ends an answer"),
+    ],
+    ids=str,
+)
+def test_what_is_no_setting_is_refused_by_name(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: got .*expected {expected}"):
+        Decoding(**{name: value})
+
+
+def test_numbers_of_other_libraries_become_pythons_own() -> None:
+    settings: dict[str, Any] = {
+        "max_new_tokens": np.int64(4),
+        "temperature": np.float32(0.5),
+        "top_p": 1,
+        "seed": np.int16(3),
+        "stop": ["a", "b"],
+    }
+    decoding = Decoding(**settings)
+    assert decoding == Decoding(
+        max_new_tokens=4, temperature=0.5, top_p=1.0, seed=3, stop=("a", "b")
+    )
+    json.dumps(asdict(decoding))
+    hash(decoding)
+
+
+@pytest.mark.parametrize(
+    ("seed", "number", "want"),
+    [
+        (None, 3, None),
+        (5, 0, 5),
+        (5, 3, 8),
+        (-LARGEST, 1, -LARGEST + 1),
+        (LARGEST, 0, LARGEST),
+        (-LARGEST, 0, -LARGEST),
+        (LARGEST, 1, -LARGEST + 1),
+        (LARGEST - 1, 4, -LARGEST + 3),
+    ],
+)
+def test_each_of_several_answers_has_the_next_seed(
+    seed: int | None, number: int, want: int | None
+) -> None:
+    decoding = Decoding(temperature=1.0, seed=seed)
+    assert decoding.numbered(number) == Decoding(temperature=1.0, seed=want)
