@@ -132,9 +132,14 @@ def generate_command(
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
     from pipeline.alpha import as_schedule
+    from pipeline.prompt_form import require_prompt
     from pipeline.prompts import read_prompts, require_sound
 
     decoding = _decoding(others)
+    if stream:
+        decoding.require_streamable()
+    if prompt is not None:
+        require_prompt(prompt)
     if output is not None:
         assert prompts_file is not None
         _answer_file(prompts_file, output, alpha, decoding, batch_size, as_json, base_model, others)

@@ -202,9 +202,13 @@ def _line_out(line: PromptLine, answer: Generation | str | None) -> dict[str, An
 
 
 def _append(file: IO[str], values: Sequence[dict[str, Any]]) -> None:
-    file.write("".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values))
+    file.write("".join(map(_line, values)))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _line(value: dict[str, Any]) -> str:
+    return f"{json.dumps(value, ensure_ascii=False)}\n"
 
 
 def _made_by(
@@ -250,7 +254,7 @@ def _lock(file: IO[str], path: Path) -> None:
 def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
     """Return the answers an interrupted run left, by line, or None if it left nothing.
 
-    A torn last line is cut off.
+    A torn last line is cut off, be it the first one, which says what made the answers.
 
     Raises:
         DataError: Another run left them, or they are not answers.
@@ -259,6 +263,9 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
     if not raw:
         return None
     whole = raw[: raw.rfind(b"\n") + 1]
+    if not whole and _line(made_by).encode().startswith(raw):
+        os.truncate(path, 0)
+        return None
     try:
         header, *answers = [json.loads(line) for line in whole.splitlines()]
         found = {int(answer["line"]): answer for answer in answers}

@@ -118,6 +118,18 @@ class Decoding:
             seed -= 2 * _LARGEST_SEED
         return dataclasses.replace(self, seed=seed)
 
+    def require_streamable(self) -> None:
+        """Refuse what has no text until its end.
+
+        Raises:
+            UsageError: It searches with beams.
+        """
+        if self.num_beams > 1:
+            raise UsageError(
+                f"--num-beams: got {self.num_beams}, expected 1, as an answer that beams search "
+                f"for cannot be streamed"
+            )
+
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn; so near to 0 the most probable one comes in any case."""

@@ -186,9 +186,10 @@ class MAVInference:
             decoding: How tokens are chosen.
 
         Raises:
-            UsageError: There are more or fewer alphas than prompts.
+            UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
             DataError: A prompt is too long for the base, or not as it should be.
         """
+        _require_several(prompts, "prompts")
         each = for_each(alpha, len(prompts))
         with self._lending.turn():
             joined = self.joined
@@ -215,8 +216,7 @@ class MAVInference:
         Raises:
             UsageError: Beams are asked for, which know no answer until the end.
         """
-        if decoding.num_beams > 1:
-            raise UsageError("--num-beams: an answer that beams search for cannot be streamed")
+        decoding.require_streamable()
         self._lending.require_not_lent()
         return self._stream(prompt, as_schedule(alpha), decoding)
 
@@ -336,6 +336,14 @@ class MAVInference:
         if self._joined is not None:
             self._joined.close()
         self._joined = joined
+
+
+def _require_several(given: object, name: str) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UsageError(
+            f"{name}: got {type(given).__name__}, expected a list with one for each answer; "
+            f"`generate` takes a single one"
+        )
 
 
 def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVInference:

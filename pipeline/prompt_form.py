@@ -52,13 +52,13 @@ class PromptForm:
 
         Raises:
             DataError: The messages are not as they should be.
+            UsageError: It is neither text nor messages.
         """
-        if isinstance(prompt, str):
-            _require_text(prompt, "prompt")
-            if self.name == "hh":
-                return as_prompt(prompt)
+        require_prompt(prompt)
+        if isinstance(prompt, str) and self.name == "hh":
+            return as_prompt(prompt)
         messages = parse_transcript(as_prompt(prompt)) if isinstance(prompt, str) else prompt
-        _check(messages)
+        _require_messages(messages)
         if self.name == "hh":
             return as_prompt(render_messages(messages))
         try:
@@ -105,6 +105,24 @@ def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
     return PromptForm(name=name, tokenizer=tokenizer)
 
 
+def require_prompt(prompt: str | Messages) -> None:
+    """Refuse what no base could answer, whatever the form of its prompts.
+
+    Raises:
+        DataError: Its text cannot be read, or its messages are not as they should be.
+        UsageError: It is neither text nor messages.
+    """
+    if isinstance(prompt, str):
+        _require_text(prompt, "prompt")
+    elif isinstance(prompt, Sequence):
+        _require_messages(prompt)
+    else:
+        raise UsageError(
+            f"prompt: got {type(prompt).__name__}, expected a text, or a list of messages, "
+            f"each with 'role' and 'content'"
+        )
+
+
 def _require_text(text: str, name: str) -> None:
     """Refuse what Python holds as text but no tokenizer can read."""
     try:
@@ -113,17 +131,23 @@ def _require_text(text: str, name: str) -> None:
         raise DataError(f"{name}: got bytes that are no Unicode text: {error}") from error
 
 
-def _check(messages: Messages) -> None:
+def _require_messages(messages: Messages) -> None:
     if not messages:
         raise DataError("messages: got none, expected at least one")
     for number, turn in enumerate(messages):
+        if not isinstance(turn, Mapping):
+            raise DataError(
+                f"messages[{number}]: got {turn!r}, expected an object with 'role' and 'content'"
+            )
         if turn.get("role") not in ("system", "user", "assistant"):
             raise DataError(
                 f"messages[{number}]: got role {turn.get('role')!r}, expected system, user or "
                 f"assistant"
             )
         if not isinstance(turn.get("content"), str):
-            raise DataError(f"messages[{number}]: got no text as its content")
+            raise DataError(
+                f"messages[{number}]: got {turn.get('content')!r} as its content, expected a text"
+            )
         _require_text(turn["content"], f"messages[{number}]")
     if messages[-1]["role"] != "user":
         raise DataError(f"messages: the last is the {messages[-1]['role']}'s, expected the user's")

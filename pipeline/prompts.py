@@ -7,7 +7,7 @@ from typing import Any
 
 from cache_schema.errors import DataError, UsageError
 from pipeline.alpha import AlphaSchedule, as_schedule
-from pipeline.prompt_form import Messages
+from pipeline.prompt_form import Messages, require_prompt
 from pipeline.strict_json import strict_json
 
 
@@ -80,14 +80,13 @@ def _parse(number: int, line: str) -> PromptLine:
     if isinstance(prompt, str) == isinstance(messages, list):
         wrong = f"got {_shown(line)}, expected either 'prompt', a text, or 'messages', a list"
         return replace(begun, error=wrong)
-    if messages is not None and not all(isinstance(turn, dict) for turn in messages):
-        return replace(begun, error="messages: expected objects with 'role' and 'content'")
-    try:
-        alpha = _alpha(fields.get("alpha"))
-    except UsageError as error:
-        return replace(begun, error=str(error))
     asked = prompt if isinstance(prompt, str) else messages
     assert asked is not None
+    try:
+        require_prompt(asked)
+        alpha = _alpha(fields.get("alpha"))
+    except (DataError, UsageError) as error:
+        return replace(begun, error=str(error))
     return replace(begun, prompt=asked, alpha=alpha)
 
 

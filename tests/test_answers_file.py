@@ -36,6 +36,8 @@ WRONG: list[Any] = [
     {"messages": []},
     {"messages": ["a"]},
     {"messages": [{"role": "king", "content": "a"}]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     {"prompt": "a", "alpha": "much"},
     {"prompt": "a", "alpha": True},
     {"prompt": "word " * 300},
@@ -158,6 +160,38 @@ def test_what_goes_on_ends_as_what_was_never_interrupted(
     assert got == want
 
 
+def test_a_torn_line_is_cut_off_before_others_follow(mav: MAVInference, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    _, want = run(mav, tmp_path / "whole", PROMPTS)
+    partial = tmp_path / "answers.jsonl.partial"
+    for batch in (1, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupted_after(batch, mav, patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(mav, tmp_path, PROMPTS)
+        with partial.open("ab") as file:
+            file.write(b'{"line": 3, "resp')
+    assert run(mav, tmp_path, PROMPTS)[1] == want
+
+
+@pytest.mark.parametrize("written", [1, 20, -1])
+def test_a_first_line_that_is_torn_has_nothing_to_lose(
+    mav: MAVInference, tmp_path: Path, written: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_after(0, mav, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(mav, tmp_path, PROMPTS)
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_bytes(partial.read_bytes()[:written])
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_after(1, mav, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(mav, tmp_path, PROMPTS)
+    assert [len(line) > 2 for line in read(partial)] == [True] * 3
+    assert run(mav, tmp_path, PROMPTS)[0].lines == 5
+
+
 @pytest.mark.parametrize("seed", [7, 2**62])
 def test_each_batch_has_a_seed_of_its_own(mav: MAVInference, tmp_path: Path, seed: int) -> None:
     lines = [{"prompt": "Hi"}] * 4
@@ -249,6 +283,26 @@ def test_the_command_tells_of_errors_and_exits_with_1(folder: Path, tmp_path: Pa
 )
 def test_options_that_do_not_go_together(folder: Path, args: list[str]) -> None:
     assert mav_command(folder, *args).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--prompt", "Hi", "--num-beams", "2", "--stream"], "--num-beams: got 2, expected 1"),
+        (["--prompt", "\udcff"], "no Unicode text"),
+        *((["--prompts", line], "p.jsonl, line 3: ") for line in map(json.dumps, WRONG[2:9])),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_told_before_anything_is_loaded(
+    tmp_path: Path, wrong: list[str], told: str
+) -> None:
+    if wrong[0] == "--prompts":
+        wrong[1] = str(write(tmp_path / "p.jsonl", [PROMPTS[2], wrong[1]]))
+    result = CliRunner().invoke(cli.main, ["generate", "--head", "/nowhere", *wrong])
+    assert result.exit_code != 0
+    assert told in result.stderr
+    assert "nowhere" not in result.stderr
 
 
 def test_switching_is_shown_on_two_bases(folder: Path, tmp_path: Path) -> None:

@@ -330,3 +330,18 @@ def test_what_changes_nothing_is_told() -> None:
     assert Decoding(top_p=0.5, seed=3).unused == ("--top-p", "--seed")
     assert Decoding(top_p=0.5, seed=3, temperature=1.0).unused == ()
     assert Decoding().unused == ()
+
+
+@pytest.mark.parametrize("prompts", ["Hi", {"role": "user", "content": "x"}, None, 3], ids=str)
+def test_one_prompt_is_no_batch(head: str, prompts: Any) -> None:
+    mav = MAVInference(head, tiny_base())
+    with pytest.raises(UsageError, match=r"prompts: got .*expected a list.*`generate` takes"):
+        mav.generate_batch(prompts)
+
+
+def test_a_message_alone_is_no_prompt(head: str) -> None:
+    mav = MAVInference(head, tiny_base())
+    message: Any = {"role": "user", "content": "x"}
+    for ask in (mav.generate, lambda prompt: list(mav.stream(prompt))):
+        with pytest.raises(UsageError, match="prompt: got dict, expected a text, or a list of"):
+            ask(message)

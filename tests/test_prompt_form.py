@@ -102,8 +102,12 @@ def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
         ([], "messages: got none"),
         ([HELLO, {"role": "tool", "content": ""}], r"messages\[1\]: got role 'tool'"),
         ([{"content": "Hello"}], r"messages\[0\]: got role None"),
-        ([{"role": "user"}], r"messages\[0\]: got no text"),
-        ([{"role": "user", "content": [{"type": "text"}]}], r"messages\[0\]: got no text"),
+        ([{"role": "user"}], r"messages\[0\]: got None as its content"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            r"messages\[0\]: got \[.* expected a text",
+        ),
+        ([HELLO, "Hello"], r"messages\[1\]: got 'Hello', expected an object"),
         ([HELLO, HI], "the last is the assistant's, expected the user's"),
         ([SYSTEM], "the last is the system's"),
     ],
@@ -114,6 +118,16 @@ def test_messages_that_are_none(
     form: PromptForm = request.getfixturevalue(name)
     with pytest.raises(DataError, match=message):
         form.render(messages)
+
+
+@pytest.mark.parametrize("name", ["hh", "chat"])
+@pytest.mark.parametrize("prompt", [HELLO, None, 3, {}], ids=str)
+def test_what_is_neither_text_nor_messages(
+    request: pytest.FixtureRequest, name: str, prompt: Any
+) -> None:
+    form: PromptForm = request.getfixturevalue(name)
+    with pytest.raises(UsageError, match=r"prompt: got .* expected a text, or a list of messages"):
+        form.render(prompt)
 
 
 def test_messages_that_the_template_refuses(chat: PromptForm) -> None:
