@@ -113,7 +113,22 @@ def load_head(
         head.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise HeadError(f"{folder / WEIGHTS}: not the head {CONFIG} describes: {error}") from error
-    return StoredHead(head=head.to(dtype).eval(), origin=origin, path=folder)
+    head = head.to(dtype).eval()
+    _require_finite(head, folder / WEIGHTS)
+    return StoredHead(head=head, origin=origin, path=folder)
+
+
+def _require_finite(head: AlignmentHead, path: Path) -> None:
+    for name, weight in head.state_dict().items():
+        # One pass that keeps nothing: a mask of 600 million weights would take as long as loading.
+        least, most = weight.aminmax()
+        if not (least.isfinite() and most.isfinite()):
+            raise HeadError(
+                f"{path}: {name} holds values that are no finite numbers in "
+                f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
+                f"diverged, or the type is too narrow: train with a lower --learning-rate, or use "
+                f"--dtype bfloat16."
+            )
 
 
 def find_head(path_or_hub_id: str) -> Path:
@@ -166,10 +181,25 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         origin = HeadOrigin(
             manifest=Manifest.from_json(value["cache"], str(path)), **value["training"]
         )
-        return HeadConfig(**value["head"]), origin
+        config = HeadConfig(**value["head"])
+        _require_same_sizes(config, origin.manifest, path)
+        return config, origin
     except HeadError:
         raise
     except CacheError as error:
         raise HeadError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeadError(f"{path}: not a head's configuration: {error}") from error
+
+
+def _require_same_sizes(head: HeadConfig, cache: Manifest, path: Path) -> None:
+    for name, got, expected in (
+        ("num_layers", head.num_layers, len(cache.states.layers)),
+        ("pooled_size", head.pooled_size, cache.states.pooled_size),
+        ("vocab_size", head.vocab_size, cache.base.vocab_size),
+    ):
+        if got != expected:
+            raise HeadError(
+                f"{path}: head.{name}: got {got}, expected {expected}, as the cache it was trained "
+                f"from has it. The file was changed; copy the head again."
+            )

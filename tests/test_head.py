@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -237,6 +238,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_config(f, lambda c: c["head"].update(dropout=7)),
         r"config\.json.*dropout",
     ),
+    "fewer layers in the cache": (
+        lambda f: change_config(f, lambda c: c["cache"]["states"].update(layers=[1, 2])),
+        r"config\.json: head\.num_layers: got 3, expected 2, as the cache",
+    ),
+    "another pooled size in the cache": (
+        lambda f: change_config(f, lambda c: c["cache"]["states"].update(pooled_size=64)),
+        r"config\.json: head\.pooled_size: got 32, expected 64, as the cache",
+    ),
+    "another vocabulary in the cache": (
+        lambda f: change_config(f, lambda c: c["cache"]["base"].update(vocab_size=301)),
+        r"config\.json: head\.vocab_size: got 300, expected 301, as the cache",
+    ),
     "no origin": (
         lambda f: change_config(f, lambda c: c["training"].pop("beta")),
         r"not a head's configuration.*beta",
@@ -251,6 +264,31 @@ def test_what_is_no_head_is_refused(tmp_path: Path, manifest: Manifest, name: st
     damage(tmp_path / "head")
     with pytest.raises(HeadError, match=f"(?s){message}"):
         load_head(str(tmp_path / "head"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["fusion.weight", "expand.bias", "project.weight"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, manifest: Manifest, name: str, value: float
+) -> None:
+    head = random_head()
+    with torch.no_grad():
+        head.get_parameter(name).view(-1)[-1] = value
+    save_head(head, origin_of(manifest), tmp_path / "head")
+    with pytest.raises(HeadError, match=rf"model\.safetensors: {name} holds values that are no"):
+        load_head(str(tmp_path / "head"))
+
+
+def test_weights_that_are_no_numbers_in_the_type_asked_for(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    head = random_head()
+    with torch.no_grad():
+        head.project.weight[0, 0] = 1e5
+    save_head(head, origin_of(manifest), tmp_path / "head")
+    assert load_head(str(tmp_path / "head"), dtype=torch.bfloat16)
+    with pytest.raises(HeadError, match=r"project\.weight holds .* in float16, expected finite"):
+        load_head(str(tmp_path / "head"), dtype=torch.float16)
 
 
 def test_a_broken_manifest_is_refused_by_the_path_of_the_config(
