@@ -207,12 +207,15 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
             f"{record.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
-    if record.quantization != trained.base.quantization:
+    same_weights = record.weights_digest == trained.base.weights_digest
+    # A manifest of version 1 does not tell how the files of a base are quantized.
+    unknown = same_weights and trained.base.quantization is None and base.quantize is None
+    if record.quantization != trained.base.quantization and not unknown:
         say(
             f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
         )
-    if record.weights_digest != trained.base.weights_digest:
+    if not same_weights:
         say(
             f"{record.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 import pipeline.generate
 from cache_schema.errors import BaseModelError, MismatchError, UsageError
 from pipeline.base_model import BaseModel, load_source
+from pipeline.base_quantization import Quantize
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
+from pipeline.joining import JoinRules, require_fit, untrained
 from tests.steered import plain_generate
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
@@ -242,3 +245,30 @@ def test_a_chat_form_is_asked_of_the_other_base_too(bases: Path, head: str) -> N
     with pytest.raises(UsageError, match="no chat template"):
         MAVInference(head, base, prompt_form="chat")
     assert not base.model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("trained", "stored", "loaded", "told"),
+    [
+        (None, "GGUF Q4_K_M", None, []),
+        (None, "bitsandbytes nf4", "nf4", ["is quantized (bitsandbytes nf4), and the base the"]),
+        ("bitsandbytes nf4", None, None, ["is in full precision, and the base the head was"]),
+        ("GGUF Q4_K_M", "GGUF Q4_K_M", None, []),
+    ],
+)
+def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    trained: str | None,
+    stored: str | None,
+    loaded: Quantize | None,
+    told: list[str],
+) -> None:
+    """A head from a cache of version 1, which tells of no quantization, and its own GGUF base."""
+    base = tiny_base()
+    head, record = untrained(base), base.record()
+    head = replace(head, base=replace(record, quantization=trained))
+    monkeypatch.setattr(BaseModel, "record", lambda _: replace(record, quantization=stored))
+    said: list[str] = []
+    require_fit(replace(base, quantize=loaded), head, JoinRules(), said.append)
+    assert len(said) == len(told)
+    assert all(part in line for part, line in zip(told, said, strict=True))
