@@ -10,6 +10,7 @@ Shape legend: B rows, S positions of the longest row, V vocabulary.
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Final, Literal
 
 import torch
@@ -41,14 +42,15 @@ class Request:
         decoding: How tokens are chosen, by temperature and nucleus.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
-        strip: Leave out white space at the answer's beginning.
+        is_turn: Whether the answer is the next turn of a conversation: it begins without white
+            space, and ends where the prompts' form ends turns. Else it is a text that goes on.
     """
 
     prompt: tuple[int, ...]
     alpha: AlphaSchedule
     decoding: Decoding
     top_logprobs: int | None = None
-    strip: bool = True
+    is_turn: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class NewToken:
         offset: Where in the answer's text the token begins.
         finish: Why the answer ends here, or None.
         logprobs: Where they were asked for.
+        seconds: Since the row's token before, or None for its first.
     """
 
     row: "Row"
@@ -85,6 +88,7 @@ class NewToken:
     offset: int
     finish: Literal["stop", "length"] | None
     logprobs: LogProbs | None
+    seconds: float | None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -94,12 +98,14 @@ class Row:
     Attributes:
         request: The request.
         tokens: Ids of the new tokens so far.
+        latest: When the last of them came, by `perf_counter`, or None.
     """
 
     request: Request
     text: AnswerText
     sampler: RowSampler
     tokens: list[int] = field(default_factory=list)
+    latest: float | None = None
 
 
 class InFlightDecoder:
@@ -166,10 +172,11 @@ class InFlightDecoder:
         self._drop([row])
 
     def _new_row(self, request: Request) -> Row:
-        stops = (*self._joined.form.stops, *request.decoding.stop)
+        of_form = self._joined.form.stops if request.is_turn else ()
+        stops = (*of_form, *request.decoding.stop)
         return Row(
             request=request,
-            text=AnswerText(self._joined.base.tokenizer, stops, strip=request.strip),
+            text=AnswerText(self._joined.base.tokenizer, stops, strip=request.is_turn),
             sampler=RowSampler(request.decoding, self._joined.base.device),
         )
 
@@ -200,6 +207,8 @@ class InFlightDecoder:
         ]
 
     def _advance(self, row: Row, token: int, logprobs: LogProbs | None) -> NewToken:
+        now, before = perf_counter(), row.latest
+        row.latest = now
         row.tokens.append(token)
         text = row.text.push(token)
         finish: Literal["stop", "length"] | None = None
@@ -216,6 +225,7 @@ class InFlightDecoder:
             offset=row.text.offset,
             finish=finish,
             logprobs=logprobs,
+            seconds=None if before is None else now - before,
         )
 
     def _append(self, rows: Sequence[Row], mask: Tensor, cache: DynamicCache) -> None:

@@ -260,7 +260,7 @@ def test_a_stop_string_ends_a_row(mav: MAVInference) -> None:
     whole = alone(mav, Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding()))
     stop = whole.text[4:6]
     request = Request(
-        prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding(stop=(stop,)), strip=False
+        prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding(stop=(stop,)), is_turn=False
     )
     listener = in_company(mav, [request, random_request(random.Random(1))], random.Random(2))
     heard = listener.of(request)
@@ -269,6 +269,26 @@ def test_a_stop_string_ends_a_row(mav: MAVInference) -> None:
     assert stop not in heard.text
     unstripped = mav.base.tokenizer.decode(whole.tokens, skip_special_tokens=True)
     assert heard.text == unstripped[: unstripped.find(stop)]
+
+
+def test_a_row_waits_for_the_prompts_of_others(
+    mav: MAVInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 3.0
+    monkeypatch.setattr("pipeline.in_flight.perf_counter", lambda: clock)
+    decoder = decoder_of(mav)
+    first, second = (
+        Request(prompt=prompt, alpha=as_schedule(1.0), decoding=Decoding())
+        for prompt in ((5, 6, 7), (8, 9))
+    )
+    waited = [[new.seconds for new in decoder.add([first])]]
+    clock = 4.0
+    waited.append([new.seconds for new in decoder.step()])
+    clock = 9.0
+    waited.append([new.seconds for new in decoder.add([second])])
+    clock = 11.0
+    waited.append([new.seconds for new in decoder.step()])
+    assert waited == [[None], [1.0], [None], [7.0, 2.0]]
 
 
 def test_memory_goes_with_the_longest_row(mav: MAVInference) -> None:

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pipeline.serving.address import Address
-from pipeline.serving.connections import ImpatientProtocol
+from pipeline.serving.connections import HEADER_SECONDS, ImpatientProtocol
 from pipeline.serving.guards import Crowded
 from pipeline.serving.worker import Worker
 
@@ -55,6 +55,7 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 limit_concurrency=_MORE_CONNECTIONS,
+                timeout_keep_alive=round(HEADER_SECONDS),
                 timeout_graceful_shutdown=round(GRACE_SECONDS) + 2,
             )
         )

@@ -65,7 +65,7 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
                     # Answers of one seed would all be the same.
                     decoding=decoding.numbered(again),
                     top_logprobs=asked.top_logprobs,
-                    strip=bool(prompt) and isinstance(prompt[0], Mapping),
+                    is_turn=bool(prompt) and isinstance(prompt[0], Mapping),
                     job=job,
                     number=number,
                 )

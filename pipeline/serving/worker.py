@@ -227,7 +227,6 @@ class Worker:
     ) -> None:
         """Run the base; where that fails, all rows do, for what they hold may be half changed."""
         assert self._decoder is not None
-        started = perf_counter()
         found: Sequence[NewToken] | None = None
         try:
             found = run(self._decoder)
@@ -240,15 +239,15 @@ class Worker:
             self._decoder = InFlightDecoder(self._mav.joined)
             free_memory()
         self._rows = len(self._decoder.rows)
-        self._tell(found or (), joining, perf_counter() - started)
+        self._tell(found or (), joining)
 
-    def _tell(self, found: Sequence[NewToken], joining: set[Job], seconds: float) -> None:
+    def _tell(self, found: Sequence[NewToken], joining: set[Job]) -> None:
         by_job: dict[Job, list[Event]] = {}
         for new in found:
             choice = _choice(new.row.request)
             by_job.setdefault(choice.job, []).append(self._piece(choice, new))
-            if choice.job not in joining:
-                self._metrics.each_token.observe(seconds)
+            if new.seconds is not None:
+                self._metrics.each_token.observe(new.seconds)
         self._metrics.generated_tokens.inc(len(found))
         for job, events in by_job.items():
             if job in joining:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
+from pipeline.prompt_form import PromptForm
 
 ASK: dict[str, Any] = {
     "model": "first",
@@ -178,6 +179,20 @@ def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(ai: openai.OpenAI) ->
     answer = ai.chat.completions.create(**ASK, stop=[stop, "@@"], extra_body={"alpha": 20})
     assert answer.choices[0].message.content == whole[: whole.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
+
+
+def test_what_ends_a_turn_ends_no_text_that_goes_on(
+    ai: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"model": "first", "prompt": TEXT, "max_tokens": 24, "temperature": 0}
+    whole = ai.completions.create(**options, extra_body={"alpha": 20}).choices[0].text
+    ends = whole[len(whole) // 2 :][:2]
+    monkeypatch.setattr(PromptForm, "stops", (ends,))
+    assert ai.completions.create(**options, extra_body={"alpha": 20}).choices[0].text == whole
+    answer = ai.completions.create(**options, stop=ends, extra_body={"alpha": 20})
+    assert answer.choices[0].text == whole[: whole.index(ends)]
+    turn = content(ai, messages=[{"role": "user", "content": "Hi"}], alpha=20)
+    assert turn == whole[: whole.index(ends)].lstrip()
 
 
 def test_text_parts_are_one_text(ai: openai.OpenAI) -> None:

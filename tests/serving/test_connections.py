@@ -9,6 +9,7 @@ import pytest
 
 from cache_schema.errors import UsageError
 from pipeline.serving import connections, http_server
+from pipeline.serving.connections import HEADER_SECONDS
 from pipeline.serving.http_server import HttpServer
 from pipeline.serving.options import ServeOptions
 from pipeline.serving.run import load_server
@@ -57,6 +58,10 @@ def test_who_sends_no_whole_request_is_let_go(server: HttpServer, begun: bytes) 
         except ConnectionResetError:
             pass
     assert (b"200 OK" in received) == (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" in begun)
+
+
+def test_a_further_request_may_take_as_long_as_the_first(server: HttpServer) -> None:
+    assert server.config.timeout_keep_alive == HEADER_SECONDS
 
 
 def test_who_reads_nothing_is_let_go(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:

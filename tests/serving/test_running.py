@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import httpx2
@@ -84,6 +85,29 @@ def test_more_than_the_queue_holds_are_told_to_come_again(small: HttpServer, gat
         assert [one.result().status_code for one in waiting] == [200, 200]
         for stream in streams:
             assert stream.read().endswith(b"data: [DONE]\n\n")
+
+
+def test_what_others_prompts_take_is_part_of_the_time_between_tokens(
+    small: HttpServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = InFlightDecoder.add
+
+    def slow(decoder: InFlightDecoder, requests: Any) -> Any:
+        if decoder.rows:
+            sleep(0.4)
+        return add(decoder, requests)
+
+    monkeypatch.setattr(InFlightDecoder, "add", slow)
+    with http(small) as web, held(web, 1) as (stream,):
+        wait_for(lambda: small.worker.rows == 1)
+        web.post(CHAT, json=chat_body(max_tokens=2))
+        gate.open.set()
+        stream.read()
+        told = dict(line.rsplit(" ", 1) for line in web.get("/metrics").text.splitlines())
+    tokens = float(told["mav_generated_tokens_total"])
+    counted = float(told["mav_token_seconds_count"])
+    assert counted == tokens - 2, "not one for each token but the first of both answers"
+    assert counted - float(told['mav_token_seconds_bucket{le="0.3"}']) >= 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
