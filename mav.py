@@ -9,6 +9,7 @@ Example:
 
 from cache_schema import CacheReader as FeatureCache
 from cache_schema import Manifest, MAVError
+from pipeline.alpha import AlphaSchedule
 from pipeline.data_sources import DataSource
 from pipeline.decoding import Decoding, Generation
 from pipeline.evaluate import Evaluation, evaluate
@@ -16,11 +17,13 @@ from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
 from pipeline.generate import MAVInference, create_mav
 from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.scoring import Score
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
 
 __all__ = [
     "AlignmentHead",
+    "AlphaSchedule",
     "DataSource",
     "Decoding",
     "Evaluation",
@@ -31,6 +34,7 @@ __all__ = [
     "MAVError",
     "MAVInference",
     "Manifest",
+    "Score",
     "TrainOptions",
     "create_mav",
     "evaluate",

@@ -8,8 +8,7 @@ last it stays: here it is strong while the answer takes its direction, and weake
 
 import argparse
 
-from mav import Decoding, MAVInference
-from pipeline.alpha import AlphaSchedule
+from mav import AlphaSchedule, Decoding, MAVInference
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class AlignedLM:
         layers: The layers of the base it reads.
         base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
             `keep_base_logits` is set.
-        keep_base_logits: Whether to keep them.
+        keep_base_logits: Whether to keep them; for as long as `steering` is open.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AlignedLM:
             yield
         finally:
             self.set_alpha(0.0)
-            self.base_logits = None
+            self.keep_base_logits, self.base_logits = False, None
 
     def _steer(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -68,6 +68,11 @@ class AlphaSchedule:
         """Whether every token has the same strength."""
         return len({strength for _, strength in self.points}) == 1
 
+    @property
+    def told(self) -> float | str:
+        """The strength where there is only one, else the text of all."""
+        return self.points[0][1] if self.is_constant else str(self)
+
     def __str__(self) -> str:
         if self.is_constant:
             return _written(self.points[0][1])

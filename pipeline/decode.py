@@ -1,5 +1,6 @@
 """One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def finished(
             break
     return Generation(
         prompt=prompt,
-        alpha=schedule.points[0][1] if schedule.is_constant else str(schedule),
+        alpha=schedule.told,
         response=(response + text.finish()).rstrip(),
         tokens=tuple(tokens),
         finish="stop" if ended else "length",
@@ -110,6 +111,21 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, T
         "input_ids": torch.tensor([[pad_token] * (width - len(p)) + [*p] for p in prompts]),
         "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
     }
+
+
+def takes_positions(model: Any) -> bool:
+    """Tell whether a base is told where tokens are, as `position_ids`."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def positions_of(mask: Tensor, last: int) -> Tensor:
+    """Return where the last tokens of left-padded texts are, int64 [B, last].
+
+    Args:
+        mask: 1 for tokens and 0 for padding, int64 [B, S].
+        last: How many of them.
+    """
+    return (mask.cumsum(-1) - 1).clamp(min=0)[:, -last:]
 
 
 def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:

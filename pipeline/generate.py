@@ -38,6 +38,7 @@ from pipeline.joining import (
 from pipeline.lending import Lending
 from pipeline.memory import free_memory
 from pipeline.prompt_form import FormName, Messages
+from pipeline.scoring import Score, score_answers
 from pipeline.text_stream import Abandoned, TextStream
 
 Say = Callable[[str], None]
@@ -189,7 +190,7 @@ class MAVInference:
             UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
             DataError: A prompt is too long for the base, or not as it should be.
         """
-        _require_several(prompts, "prompts")
+        _require_several(prompts, "prompts", "generate")
         each = for_each(alpha, len(prompts))
         with self._lending.turn():
             joined = self.joined
@@ -203,6 +204,51 @@ class MAVInference:
             finished(joined, text, schedule, row, decoding, seconds)
             for text, schedule, row in zip(texts, each, rows, strict=True)
         ]
+
+    def score(
+        self, prompt: Prompt, answer: str, alpha: Alpha = 1.0, *, ended: bool = True
+    ) -> Score:
+        """Return the log-probabilities of an answer's tokens, under base and head and the base.
+
+        Args:
+            prompt: As `generate_response` takes it.
+            answer: The answer, of which the tokens are those that training would see.
+            alpha: Strength of the alignment, or a schedule over the answer.
+            ended: Whether the answer ends there, so that the token which says so counts too.
+
+        Raises:
+            DataError: Prompt or answer is not as it should be, or they are too long for the base.
+        """
+        return self.score_batch([prompt], [answer], alpha, ended=ended)[0]
+
+    def score_batch(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+        *,
+        ended: bool = True,
+    ) -> list[Score]:
+        """Return the scores of several answers, from one forward pass; see `score`.
+
+        Args:
+            prompts: One for each answer.
+            answers: The answers.
+            alpha: One for all, or one for each.
+            ended: As `score` takes it.
+
+        Raises:
+            UsageError: There are not as many prompts, answers and alphas.
+        """
+        _require_several(prompts, "prompts", "score")
+        _require_several(answers, "answers", "score")
+        if len(prompts) != len(answers):
+            raise UsageError(
+                f"answers: got {len(answers)}, expected one for each of {len(prompts)}"
+            )
+        each = for_each(alpha, len(answers))
+        with self._lending.turn():
+            return score_answers(self.joined, prompts, answers, each, ended=ended)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
         """Yield the answer to a prompt piece by piece; see `generate_response`."""
@@ -338,11 +384,11 @@ class MAVInference:
         self._joined = joined
 
 
-def _require_several(given: object, name: str) -> None:
+def _require_several(given: object, name: str, single: str) -> None:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(
             f"{name}: got {type(given).__name__}, expected a list with one for each answer; "
-            f"`generate` takes a single one"
+            f"`{single}` takes a single one"
         )
 
 

@@ -7,7 +7,6 @@ row has its own strength, sampling, seed and limits.
 Shape legend: B rows, S positions of the longest row, V vocabulary.
 """
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -22,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from cache_schema.errors import BaseModelError
 from pipeline.alpha import AlphaSchedule
 from pipeline.answer_text import AnswerText
-from pipeline.decode import left_padded
+from pipeline.decode import left_padded, positions_of, takes_positions
 from pipeline.decoding import Decoding
 from pipeline.joining import Joined
 from pipeline.sampling import RowSampler, choose_each
@@ -135,8 +134,7 @@ class InFlightDecoder:
         self._joined = joined
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.int64, device=joined.base.device)
-        accepted = inspect.signature(joined.base.model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
+        self._takes_positions = takes_positions(joined.base.model)
 
     @torch.inference_mode()
     def add(self, requests: Sequence[Request]) -> list[NewToken]:
@@ -185,7 +183,7 @@ class InFlightDecoder:
     ) -> list[NewToken]:
         aligned = self._joined.aligned
         wants = any(row.request.top_logprobs is not None for row in rows)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        positions = positions_of(mask, ids.shape[1])
         with aligned.steering([row.request.alpha.at(len(row.tokens)) for row in rows]):
             aligned.keep_base_logits = wants
             output = self._joined.base.model(
@@ -197,7 +195,6 @@ class InFlightDecoder:
                 **({"position_ids": positions} if self._takes_positions else {}),
             )
             base_BV = _last(aligned.base_logits) if wants else None
-            aligned.keep_base_logits = False
         logits_BV = _last(output.logits)
         chosen = choose_each([row.sampler for row in rows], logits_BV)
         logprobs = _logprobs(rows, chosen, logits_BV, base_BV)

@@ -14,6 +14,7 @@ from pipeline.transcripts import (
     HUMAN,
     TEMPLATE,
     as_prompt,
+    as_response,
     parse_transcript,
     render_messages,
 )
@@ -76,8 +77,38 @@ class PromptForm:
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.name == "hh")["input_ids"]
-        return ids
+        return self._ids(text, special=self.name == "hh")
+
+    def answer_tokens(self, prompt: str, answer: str, *, ended: bool) -> list[int]:
+        """Return the ids of an answer to a rendered prompt, as heads are trained on them.
+
+        They are those that follow the prompt's in the ids of both together. Where the tokenizer
+        merges across the border, they are those of the answer alone.
+
+        Args:
+            prompt: Text of the prompt.
+            answer: The answer.
+            ended: Whether the token that ends a sequence follows.
+
+        Raises:
+            DataError: The answer has no text, or none that can be read.
+            UsageError: It is no text.
+        """
+        if not isinstance(answer, str):
+            raise UsageError(f"answer: got {type(answer).__name__}, expected a text")
+        if not answer.strip():
+            raise DataError(f"answer: got {answer!r}, expected text that is not only white space")
+        _require_text(answer, "answer")
+        text = self.response(as_response(answer))
+        begun, whole = self.tokens(prompt), self.tokens(prompt + text)
+        merges = whole[: len(begun)] != begun
+        ids = self._ids(text, special=False) if merges else whole[len(begun) :]
+        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        # Some tokenizers close every text with the end of sequence; what follows would be another.
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
 
 def form_of(template: str) -> Form:
@@ -112,15 +143,16 @@ def require_prompt(prompt: str | Messages) -> None:
         DataError: Its text cannot be read, or its messages are not as they should be.
         UsageError: It is neither text nor messages.
     """
+    given: object = prompt
+    if not isinstance(given, Sequence):
+        raise UsageError(
+            f"prompt: got {type(given).__name__}, expected a text, or a list of messages, each "
+            f"with 'role' and 'content'"
+        )
     if isinstance(prompt, str):
         _require_text(prompt, "prompt")
-    elif isinstance(prompt, Sequence):
-        _require_messages(prompt)
     else:
-        raise UsageError(
-            f"prompt: got {type(prompt).__name__}, expected a text, or a list of messages, "
-            f"each with 'role' and 'content'"
-        )
+        _require_messages(prompt)
 
 
 def _require_text(text: str, name: str) -> None:

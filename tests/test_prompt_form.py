@@ -154,6 +154,7 @@ def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm) -> None:
 
     class Telling:
         chat_template = JINJA
+        eos_token_id = 0
 
         def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
             asked.append(add_special_tokens)
