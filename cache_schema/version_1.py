@@ -27,9 +27,9 @@ def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
         source = {name: data[name] for name in _OF_SOURCE if name in data}
         rest = {name: value for name, value in data.items() if name not in _OF_SOURCE}
         # Of one data set all pairs are its pairs.
-        own = {name: data[name] for name in ("fingerprint",) if name in data}
-        source = {**source, **own, "weight": None, "held_out": False}
-        found["data"] = {"sources": [source], **rest}
+        if "fingerprint" in data:
+            source["fingerprint"] = data["fingerprint"]
+        found["data"] = {"sources": [{**source, "weight": None, "held_out": False}], **rest}
     return found
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from cache_schema.errors import UsageError
 from pipeline.extract_options import ExtractOptions
 from pipeline.layers import select_layers
@@ -37,10 +39,9 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
     Raises:
         UsageError: With the length that may be asked for.
     """
+    lengths = np.diff(pairs.bounds, axis=1)
     # The last token of a text is only predicted.
-    longest = (
-        int((pairs.bounds[:, 1] - pairs.bounds[:, 0] + pairs.response_length.max(axis=1)).max()) - 1
-    )
+    longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()) - 1
     reads = getattr(config, "max_position_embeddings", None)
     if reads is not None and longest > reads:
         raise UsageError(

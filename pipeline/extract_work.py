@@ -81,26 +81,8 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
         UsageError: The options do not fit each other, the base or the machine.
         BaseModelError: The base cannot be found.
     """
-    given = [
-        name
-        for name, value in (
-            ("quantize", options.quantize),
-            ("device_map", options.device_map),
-            ("gguf_file", options.gguf_file),
-            ("revision", options.revision),
-        )
-        if value is not None
-    ]
-    if base is not None and given:
-        raise UsageError(
-            f"{given[0]}: the base that was given is loaded already, so load it that way, or leave "
-            f"it to base_model"
-        )
-    if base is not None and base.dtype != TORCH_DTYPES[options.dtype]:
-        raise UsageError(
-            f"dtype: asked for {options.dtype}, but the base that was given computes in "
-            f"{base.dtype}; states are stored as they are computed, so give both the same"
-        )
+    if base is not None:
+        _require_as_loaded(options, base)
     if options.device_map is not None and launched_here() > 1:
         raise UsageError(
             f"--device-map: got {options.device_map!r} with {launched_here()} processes on this "
@@ -110,9 +92,9 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     processes = Processes(on_cpu=device.type == "cpu")
     if processes.count > 1 and options.device == "auto" and device.type != "cpu":
         device = pick_device(f"{device.type}:{processes.local_rank}")
-    source = None if base else resolve_base(options.base_model, options.gguf_file, options.revision)
+    source = None
     if base is None:
-        assert source is not None
+        source = resolve_base(options.base_model, options.gguf_file, options.revision)
         # The header of a GGUF file, with all its vocabulary, takes half a minute to read.
         config = load_config(source) if source.gguf_file is None else None
         tokenizer = load_tokenizer(source)
@@ -128,6 +110,21 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
         tokenizer=tokenizer,
         config=config,
     )
+
+
+def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
+    """Refuse to be told how to load a base that is loaded, or otherwise than it is."""
+    for name in ("quantize", "device_map", "gguf_file", "revision"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"{name}: the base that was given is loaded already, so load it that way, or leave "
+                f"it to base_model"
+            )
+    if base.dtype != TORCH_DTYPES[options.dtype]:
+        raise UsageError(
+            f"dtype: asked for {options.dtype}, but the base that was given computes in "
+            f"{base.dtype}; states are stored as they are computed, so give both the same"
+        )
 
 
 def read(options: ExtractOptions, tokenizer: Any, say: Say) -> ReadData:

@@ -74,7 +74,7 @@ def mix(
     order = order[first]
     if held_out_prompts:
         prompt_id = np.concatenate([part.prompt_id for part in parts])
-        apart = np.isin(prompt_id, np.array(sorted(held_out_prompts), dtype=np.uint64))
+        apart = np.isin(prompt_id, np.fromiter(held_out_prompts, dtype=np.uint64))
         leaks = (apart & for_training)[order]
         _count(dropped, source[order[leaks]], "held_out_prompt")
         order = order[~leaks]

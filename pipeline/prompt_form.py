@@ -6,6 +6,7 @@ otherwise.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final, Literal
 
 from cache_schema.errors import DataError, UsageError
@@ -56,12 +57,13 @@ class PromptForm:
             UsageError: It is neither text nor messages.
         """
         require_prompt(prompt)
-        if isinstance(prompt, str) and self.name == "hh":
-            return as_prompt(prompt)
-        messages = parse_transcript(as_prompt(prompt)) if isinstance(prompt, str) else prompt
-        _require_messages(messages)
         if self.name == "hh":
-            return as_prompt(render_messages(messages))
+            return as_prompt(prompt if isinstance(prompt, str) else render_messages(prompt))
+        if isinstance(prompt, str):
+            messages: Messages = parse_transcript(as_prompt(prompt))
+            _require_messages(messages)
+        else:
+            messages = prompt
         try:
             text: str = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
@@ -77,13 +79,35 @@ class PromptForm:
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
-        return self._ids(text, special=self.name == "hh")
+        return self.tokens_of_each([text])[0]
+
+    def tokens_of_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of several rendered prompts; see `tokens`."""
+        return self._ids(texts, special=self.name == "hh")
+
+    def tokens_behind_each(
+        self, prompts: Sequence[str], begun: Sequence[list[int]], answers: Sequence[str]
+    ) -> list[list[int]]:
+        """Return the ids of answers: those that follow the prompt's in the ids of both together.
+
+        Where the tokenizer merges across the border, the answer is tokenized alone: the prompt must
+        come out as it does at decoding, where nothing follows it.
+
+        Args:
+            prompts: Rendered prompts.
+            begun: Their ids.
+            answers: Texts as `response` returns them.
+        """
+        whole = self.tokens_of_each([a + b for a, b in zip(prompts, answers, strict=True)])
+        merges = [ids[: len(own)] != own for ids, own in zip(whole, begun, strict=True)]
+        alone = iter(self._ids([*compress(answers, merges)], special=False))
+        return [
+            next(alone) if merged else ids[len(own) :]
+            for ids, own, merged in zip(whole, begun, merges, strict=True)
+        ]
 
     def answer_tokens(self, prompt: str, answer: str, *, ended: bool) -> list[int]:
         """Return the ids of an answer to a rendered prompt, as heads are trained on them.
-
-        They are those that follow the prompt's in the ids of both together. Where the tokenizer
-        merges across the border, they are those of the answer alone.
 
         Args:
             prompt: Text of the prompt.
@@ -100,15 +124,18 @@ class PromptForm:
             raise DataError(f"answer: got {answer!r}, expected text that is not only white space")
         _require_text(answer, "answer")
         text = self.response(as_response(answer))
-        begun, whole = self.tokens(prompt), self.tokens(prompt + text)
-        merges = whole[: len(begun)] != begun
-        ids = self._ids(text, special=False) if merges else whole[len(begun) :]
+        (ids,) = self.tokens_behind_each([prompt], [self.tokens(prompt)], [text])
         return [*ids, self.tokenizer.eos_token_id] if ended else ids
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self.tokenizer(
+            [*texts], add_special_tokens=special, return_attention_mask=False, verbose=False
+        )["input_ids"]
         # Some tokenizers close every text with the end of sequence; what follows would be another.
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+        eos = self.tokenizer.eos_token_id
+        return [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
 
 
 def form_of(template: str) -> Form:

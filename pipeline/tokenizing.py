@@ -193,43 +193,12 @@ def _rendered(
 def _encode(
     pairs: Sequence[tuple[str, str, str]], form: PromptForm
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yield prompt, chosen and rejected tokens of such texts.
-
-    An answer's tokens are those that follow the prompt's in the tokens of both together. Where the
-    tokenizer merges across the border, the answer is tokenized alone: the prompt must come out as
-    it does at decoding, where nothing follows it.
-    """
-    eos, begins = form.tokenizer.eos_token_id, form.name == "hh"
-
-    def encode(texts: list[str], *, special: bool = begins) -> list[list[int]]:
-        if not texts:
-            return []
-        found = form.tokenizer(
-            texts, add_special_tokens=special, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        # Some tokenizers close every text with the end of sequence; the caller adds its own.
-        return [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
-
-    prompts = encode([prompt for prompt, _, _ in pairs])
-    answers = []
-    for texts in ([chosen for _, chosen, _ in pairs], [rejected for _, _, rejected in pairs]):
-        whole = encode([prompt + text for (prompt, _, _), text in zip(pairs, texts, strict=True)])
-        alone = encode(
-            [
-                text
-                for text, ids, prompt in zip(texts, whole, prompts, strict=True)
-                if ids[: len(prompt)] != prompt
-            ],
-            special=False,
-        )
-        rest = iter(alone)
-        answers.append(
-            [
-                ids[len(prompt) :] if ids[: len(prompt)] == prompt else next(rest)
-                for ids, prompt in zip(whole, prompts, strict=True)
-            ]
-        )
-    yield from zip(prompts, answers[0], answers[1], strict=True)
+    """Yield prompt, chosen and rejected tokens of such texts."""
+    texts = [prompt for prompt, _, _ in pairs]
+    prompts = form.tokens_of_each(texts)
+    chosen = form.tokens_behind_each(texts, prompts, [answer for _, answer, _ in pairs])
+    rejected = form.tokens_behind_each(texts, prompts, [answer for _, _, answer in pairs])
+    yield from zip(prompts, chosen, rejected, strict=True)
 
 
 def _truncate_prompt(prompt: list[int], room: int, bos: int | None) -> list[int]:

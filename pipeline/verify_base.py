@@ -95,7 +95,7 @@ def verify_against_base(
         raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
     reader = CacheReader(location)
     manifest = reader.manifest
-    base = base or _load(manifest, base_model, (device, device_map), say)
+    base = base or _load(manifest, base_model, device, device_map, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
@@ -123,7 +123,7 @@ def verify_against_base(
 
 
 def _load(
-    manifest: Manifest, base_model: str | None, where: tuple[str, DeviceMap | None], say: Say
+    manifest: Manifest, base_model: str | None, device: str, device_map: DeviceMap | None, say: Say
 ) -> BaseModel:
     record = manifest.base
     named = base_model or record.id
@@ -144,8 +144,8 @@ def _load(
     say(f"Loading {source.id} in {manifest.states.dtype}")
     placement = Placement(
         dtype=TORCH_DTYPES[manifest.states.dtype],
-        device=where[0],
-        device_map=where[1],
+        device=device,
+        device_map=device_map,
         quantize=quantize_as(record.quantization, source),
     )
     return load_source(source, placement)

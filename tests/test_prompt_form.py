@@ -156,9 +156,11 @@ def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm) -> None:
         chat_template = JINJA
         eos_token_id = 0
 
-        def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        def __call__(
+            self, texts: list[str], *, add_special_tokens: bool, **_: object
+        ) -> dict[str, list[list[int]]]:
             asked.append(add_special_tokens)
-            return {"input_ids": [len(text)]}
+            return {"input_ids": [[len(text)] for text in texts]}
 
     for form in (hh, chat):
         assert PromptForm(name=form.name, tokenizer=Telling()).tokens("abc") == [3]
