@@ -138,12 +138,13 @@ class Task:
     def timed_in_flight(self, aligned: AlignedLM) -> Timing:
         """Time the same answers by the decoder of requests that come and go, text included."""
         base = aligned.base
-        form = PromptForm(name="chat", tokenizer=base.tokenizer)  # a form without stop strings
+        form = PromptForm(name="hh", tokenizer=base.tokenizer)
         requests = [
             Request(
                 prompt=tuple(row),
                 alpha=AlphaSchedule(((0, ALPHA),)),
                 decoding=Decoding(max_new_tokens=self.new_tokens),
+                is_turn=False,  # without stop strings
             )
             for row in self.prompts.tolist()
         ]

@@ -57,7 +57,7 @@ class BaseModelRecord:
     vocab_size: int
     """Rows of the output embedding, which may exceed the tokenizer's length."""
     eos_token_id: int
-    """Token that ends every untruncated response."""
+    """The tokenizer's end-of-sequence token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,11 @@ class TextRecord:
     """Most tokens of prompt plus one response."""
     truncation: str
     """Always `keep_response_and_prompt_end`."""
+    end_token_id: int | None = None
+    """Token that ends every untruncated response; none where it is the base's `eos_token_id`."""
+    template_date: str | None = None
+    """Day, as YYYY-MM-DD, that the base's chat template was told when it asked for the date; none
+    where it does not ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,10 +330,17 @@ def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
         problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
         return typing.cast("_T", None)
     hints = typing.get_type_hints(cls)
+    optional = {
+        field.name
+        for field in dataclasses.fields(typing.cast("Any", cls))
+        if field.default is not dataclasses.MISSING
+    }
     problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
     fields: dict[str, Any] = {}
     for name, hint in hints.items():
         if name not in value:
+            if name in optional:
+                continue
             problems.append(f"{path}{name}: missing")
         elif dataclasses.is_dataclass(hint):
             fields[name] = _build(

@@ -21,6 +21,12 @@ _JOINED = options(
         help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
     ),
     click.option(
+        "--template-date",
+        metavar="DATE",
+        help="What a chat template that asks for the date is told: YYYY-MM-DD or today.  "
+        "[default: as in training]",
+    ),
+    click.option(
         "--allow-tokenizer-mismatch",
         is_flag=True,
         help="Take a base whose tokenizer is another one of the same size.",

@@ -42,6 +42,12 @@ from cli_commands.running import command, print_result, say
     help="HH-RLHF's transcript, or the base's chat template.",
 )
 @click.option(
+    "--template-date",
+    metavar="DATE",
+    help="What a chat template that asks for the date is told: YYYY-MM-DD or today.  "
+    "[default: today, and when going on the day it began]",
+)
+@click.option(
     "--logits",
     type=click.Choice(["factored", "dense", "topk"]),
     default="factored",

@@ -86,7 +86,7 @@ def finished(
         decoding: How tokens were chosen.
         seconds: What the batch took.
     """
-    text, ends = joined.answer_text(decoding), joined.base.end_tokens
+    text, ends = joined.answer_text(decoding), joined.end_tokens
     response, tokens, ended = "", [], False
     for token in row:
         tokens.append(token)
@@ -146,7 +146,7 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
         **(sampling if decoding.samples else {}),
         # Said in any case, or the base's own settings would fill the gap.
         repetition_penalty=decoding.repetition_penalty,
-        eos_token_id=sorted(joined.base.end_tokens),
+        eos_token_id=sorted(joined.end_tokens),
         pad_token_id=joined.base.pad_token,
         use_cache=decoding.kv_cache != "none",
         cache_implementation="static" if decoding.kv_cache == "static" else None,

@@ -108,7 +108,7 @@ def extract(
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
-        data = read(options, request.tokenizer, say)
+        data = read(options, request.tokenizer, stored, say)
         if stored is not None:
             found = base.record() if base else _as_stored(stored, request, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data)

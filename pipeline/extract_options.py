@@ -19,17 +19,16 @@ from cache_schema.manifest import (
     StatesRecord,
     StorageRecord,
     StoredDtype,
-    TextRecord,
 )
 from cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
 from cache_schema.quantization import StatesStorage
 from pipeline.base_model import DeviceMap
 from pipeline.base_quantization import Quantize
+from pipeline.chat_template import parse_date
 from pipeline.data_sources import DataSource, require_weights
 from pipeline.layers import parse_indices, select_layers
-from pipeline.prompt_form import TEMPLATES, Form
+from pipeline.prompt_form import Form
 from pipeline.read_data import ReadData
-from pipeline.tokenizing import TRUNCATION
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
 
@@ -49,6 +48,8 @@ class ExtractOptions:
         pooled_size: Width the states are pooled to.
         max_length: Most tokens of a prompt with one response.
         prompt_form: `hh`, HH-RLHF's transcript, or `chat`, the base's chat template.
+        template_date: Day that a chat template is told when it asks for the date, as YYYY-MM-DD or
+            `today`; that of a cache which is begun, else today, if None.
         logits: How base logits are stored.
         top_k: Logits kept per token with `topk`.
         dtype: Type the base computes in and states are stored in.
@@ -72,6 +73,7 @@ class ExtractOptions:
     pooled_size: int = 4096
     max_length: int = 512
     prompt_form: Form = "hh"
+    template_date: str | None = None
     logits: LogitsEncoding = "factored"
     top_k: int = 64
     dtype: StoredDtype = "bfloat16"
@@ -103,6 +105,8 @@ class ExtractOptions:
             if chosen not in known:
                 listed = ", ".join(str(one) for one in known if one is not None)
                 raise UsageError(f"{name}: got {chosen!r}, expected one of {listed}")
+        if self.template_date is not None:
+            parse_date(self.template_date)
         if not str(self.output):
             raise UsageError("--output: got nothing, expected a folder or a URL")
         if self.layer_selection not in ("auto", "uniform"):
@@ -167,11 +171,7 @@ def draft_manifest(
             has_bias=unembedding.has_bias,
             top_k=options.top_k if options.logits == "topk" else None,
         ),
-        text=TextRecord(
-            prompt_template=TEMPLATES[options.prompt_form],
-            max_length=options.max_length,
-            truncation=TRUNCATION,
-        ),
+        text=data.text,
         data=data.record(),
         plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=data.pairs.digest()),
         storage=StorageRecord(compression=options.compression, states=options.storage_dtype),

@@ -1,6 +1,7 @@
 """What every extraction, real or dry, prepares: the pairs, the plan, the base, checked."""
 
 import dataclasses
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.base_model import (
 from pipeline.base_source import BaseSource, resolve_base
 from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
+from pipeline.chat_template import parse_date, uses_date
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.packing import even_batches
@@ -127,15 +129,48 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
         )
 
 
-def read(options: ExtractOptions, tokenizer: Any, say: Say) -> ReadData:
-    """Read and tokenize the preference pairs that are asked for; see `read_data`."""
+def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None, say: Say) -> ReadData:
+    """Read and tokenize the preference pairs that are asked for; see `read_data`.
+
+    Args:
+        options: What is asked for.
+        tokenizer: The base's.
+        stored: The manifest of a cache that is begun already, whose template date holds on.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        UsageError: A date is given to a template that does not ask for it.
+    """
     return read_data(
         options.sources,
         tokenizer,
         max_length=options.max_length,
         form=options.prompt_form,
+        date=_template_date(options, tokenizer, stored, say),
         say=say,
     )
+
+
+def _template_date(
+    options: ExtractOptions, tokenizer: Any, stored: Manifest | None, say: Say
+) -> datetime.date | None:
+    """Return the day that the chat template is told, or None where it does not ask."""
+    if options.prompt_form != "chat" or not uses_date(tokenizer):
+        if options.template_date is not None:
+            raise UsageError(
+                f"--template-date: got {options.template_date}, but the prompts do not ask for a "
+                f"date; leave it out"
+            )
+        return None
+    if options.template_date is not None:
+        date = parse_date(options.template_date)
+    elif stored is not None:
+        kept = stored.text.template_date
+        return None if kept is None else parse_date(kept)
+    else:
+        date = parse_date("today")
+    say(f"The chat template asks for the date; it is told {date}, which the cache keeps")
+    return date
 
 
 def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) -> Work:

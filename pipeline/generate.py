@@ -67,6 +67,7 @@ class MAVInference:
         device_map: DeviceMap | None = None,
         quantize: Quantize | None = None,
         prompt_form: FormName = "auto",
+        template_date: str | None = None,
         allow_tokenizer_mismatch: bool = False,
         int8_head: bool = False,
         say: Say = lambda _: None,
@@ -85,6 +86,8 @@ class MAVInference:
             quantize: How its weights are quantized when it is loaded.
             prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
                 head was trained in.
+            template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD or
+                `today`; if None, that of the head's training data, else today.
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             say: Called with each line worth telling the user.
@@ -95,6 +98,7 @@ class MAVInference:
         rules = JoinRules(
             allow_tokenizer_mismatch=allow_tokenizer_mismatch,
             prompt_form=prompt_form,
+            template_date=template_date,
             int8_head=int8_head,
         )
         placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)

@@ -209,7 +209,8 @@ class InFlightDecoder:
         row.tokens.append(token)
         text = row.text.push(token)
         finish: Literal["stop", "length"] | None = None
-        if token in self._joined.base.end_tokens or row.text.stopped:
+        ends = self._joined.end_tokens if row.request.is_turn else self._joined.base.end_tokens
+        if token in ends or row.text.stopped:
             finish = "stop"
         elif len(row.tokens) >= row.request.decoding.max_new_tokens:
             finish = "length"

@@ -13,6 +13,7 @@ from pipeline.answer_text import AnswerText
 from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
 from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
+from pipeline.chat_template import parse_date
 from pipeline.decoding import Decoding
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
@@ -34,6 +35,7 @@ class Trained:
         base: The base it was trained on.
         states: The states it reads.
         template: The prompt template it was trained with.
+        template_date: Day that this template was told, or None.
         digest: SHA-256 over its weights.
     """
 
@@ -42,6 +44,7 @@ class Trained:
     base: BaseModelRecord
     states: StatesRecord
     template: str
+    template_date: str | None
     digest: str
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
@@ -70,12 +73,19 @@ class JoinRules:
     Attributes:
         allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
         prompt_form: Form of prompts; `auto` is what the head was trained in.
+        template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD, or
+            `today`; the day of the head's training data if None.
         int8_head: Keep the head's weights in a byte each; needs torchao.
     """
 
     allow_tokenizer_mismatch: bool = False
     prompt_form: FormName = "auto"
+    template_date: str | None = None
     int8_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.template_date is not None:
+            parse_date(self.template_date)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +106,11 @@ class Joined:
         """Return what makes text of an answer's tokens."""
         stops = (*self.form.stops, *decoding.stop)
         return AnswerText(self.base.tokenizer, stops, strip=True)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer in this form of prompts."""
+        return self.base.end_tokens | {self.form.end_token}
 
     def close(self) -> None:
         """Take the hooks out of the base."""
@@ -126,6 +141,7 @@ def load_trained(
         base=manifest.base,
         states=manifest.states,
         template=manifest.text.prompt_template,
+        template_date=manifest.text.template_date,
         digest=file_digest(stored.path / WEIGHTS),
     )
 
@@ -160,6 +176,7 @@ def untrained(
         base=base.record(),
         states=states,
         template=TEMPLATE,
+        template_date=None,
         digest=tensors_digest(head.state_dict()),
     )
 
@@ -200,7 +217,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
         "the base",
         other_tokenizer=rules.allow_tokenizer_mismatch,
     )
-    choose_form(rules.prompt_form, trained.template, base.tokenizer)
+    _form(base, trained, rules)
     layers = layers_on(trained.states, trained.base, record)
     if record.tokenizer_digest != trained.base.tokenizer_digest:
         say(
@@ -242,5 +259,15 @@ def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joine
     return Joined(
         base=base,
         aligned=AlignedLM(base, head, layers).__enter__(),
-        form=choose_form(rules.prompt_form, trained.template, base.tokenizer),
+        form=_form(base, trained, rules),
+    )
+
+
+def _form(base: BaseModel, trained: Trained, rules: JoinRules) -> PromptForm:
+    date = rules.template_date or trained.template_date
+    return choose_form(
+        rules.prompt_form,
+        trained.template,
+        base.tokenizer,
+        None if date is None else parse_date(date),
     )

@@ -1,19 +1,10 @@
-"""Reading preference pairs, from files, saved data sets or the hub, in any of the usual forms.
-
-A row is one of:
-
-- transcripts `{chosen, rejected}`, as Anthropic/hh-rlhf has them;
-- `{prompt, chosen, rejected}` texts, as Dahoas/full-hh-rlhf has them;
-- either of them with lists of `{role, content}` messages in place of texts, as TRL uses them; a
-  text prompt beside whole conversations, as UltraFeedback has it, is understood too.
-"""
+"""Reading preference pairs, from files, saved data sets or the hub; see `preference_rows`."""
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,41 +12,14 @@ from typing import IO, Any, Final
 
 from cache_schema.errors import DataError, UsageError
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
-from pipeline.transcripts import (
-    ASSISTANT,
-    as_prompt,
-    as_response,
-    canonical,
-    is_transcript,
-    render_messages,
-    split_transcript,
-)
+from pipeline.preference_rows import COLUMNS, prompt_id, read_answers, to_pair
+from pipeline.preference_rows import PreferencePair as PreferencePair
 
 FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _ENCODING: Final = "utf-8-sig"
 """UTF-8, without the mark that some editors begin a file with."""
 _SAVED: Final = ("dataset_dict.json", "state.json")
 """Files of which `save_to_disk` leaves one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferencePair:
-    """One comparison: two answers to the same prompt, of which people preferred the first."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    source_row: int
-
-    @property
-    def pair_id(self) -> int:
-        """64-bit hash of the three texts; the same pair has the same id in every data set."""
-        return _hash64(self.prompt, self.chosen, self.rejected)
-
-    @property
-    def prompt_id(self) -> int:
-        """64-bit hash of the prompt, by which pairs are held out."""
-        return prompt_id(self.prompt)
 
 
 @dataclass
@@ -87,28 +51,14 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
     """
     for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
-        answers = _read_answers(row, place)
+        answers, causes = read_answers(row, place)
         if source.is_held_out:
-            counts.held_out_prompts.update(prompt_id(prompt) for prompt, _ in answers)
-        pair = _to_pair(answers, number)
+            counts.held_out_prompts.update(prompt_id(answer.prompt) for answer in answers)
+        pair = to_pair(answers, causes, number)
         if isinstance(pair, str):
             counts.dropped[pair] += 1
         else:
             yield pair
-
-
-def prompt_id(prompt: str) -> int:
-    """Return a 64-bit hash of a prompt, the same whatever white space its turns begin or end with.
-
-    Args:
-        prompt: A transcript that ends in `Assistant:`.
-    """
-    return _hash64(canonical(prompt))
-
-
-def _hash64(*texts: str) -> int:
-    digest = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
@@ -128,8 +78,19 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
         yield from _file_rows(path)
     else:
         rows = _saved_rows(path, source) if saved else _loaded_rows(source, is_here=path.is_dir())
-        for number, row in enumerate(rows):
-            yield f"{source.name}, row {number}", row
+        known, others = _split_columns(rows.column_names)
+        # Without columns there would be no rows, and no row to say which columns are missing.
+        for number, row in enumerate(rows.select_columns(known) if known else [{}]):
+            yield f"{source.name}, row {number}", others | row
+
+
+def _split_columns(names: Sequence[str]) -> tuple[list[str], dict[str, None]]:
+    """Return the columns that pairs are read from, and the others, which are named but not read.
+
+    Others may hold what cannot be decoded here, images without their library, say.
+    """
+    known = [name for name in names if name in COLUMNS]
+    return known, {name: None for name in names if name not in COLUMNS}
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -152,9 +113,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             from pyarrow import parquet
 
             number = 0
-            for batch in parquet.ParquetFile(path).iter_batches():
+            file = parquet.ParquetFile(path)
+            known, others = _split_columns(file.schema_arrow.names)
+            for batch in file.iter_batches(columns=known):
                 for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
+                    yield f"{path}, row {number}", others | row
                     number += 1
         else:
             raise DataError(
@@ -178,7 +141,7 @@ def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
                 ) from error
 
 
-def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
+def _saved_rows(path: Path, source: DataSource) -> Any:
     import datasets
 
     try:
@@ -187,10 +150,10 @@ def _saved_rows(path: Path, source: DataSource) -> Iterable[Any]:
         raise DataError(f"{path}: a saved data set that cannot be read: {error}") from error
     if not isinstance(saved, datasets.DatasetDict):
         _require_split(path, None if saved.split is None else str(saved.split), source.split)
-        return saved  # type: ignore[no-any-return]
+        return saved
     if source.split not in saved:
         raise DataError(f"{path}: no split {source.split!r}, it has {', '.join(saved)}")
-    return saved[source.split]  # type: ignore[no-any-return]
+    return saved[source.split]
 
 
 def _require_split(path: Path, saved: str | None, asked: str) -> None:
@@ -204,7 +167,7 @@ def _require_split(path: Path, saved: str | None, asked: str) -> None:
         raise UsageError(f"split: got {asked!r}, but {path} holds {saved!r}; say split={saved}")
 
 
-def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
+def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
     """Load a data set as the hub has them: from there, or from a folder that is a copy of it."""
     looks_local = (
         source.id.lower().endswith(FILE_FORMATS)
@@ -219,84 +182,9 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
     import datasets
 
     try:
-        return datasets.load_dataset(  # type: ignore[no-any-return]
-            source.id, data_dir=source.data_dir, split=source.split
-        )
+        return datasets.load_dataset(source.id, data_dir=source.data_dir, split=source.split)
     except Exception as error:
         where = "is no folder of a data set" if is_here else "is not to be had from the hub"
         raise DataError(
             f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {error}"
         ) from error
-
-
-def _read_answers(row: Any, place: str) -> list[tuple[str, str]]:
-    """Return (prompt, response) of both answers of a row; fewer where one is no assistant's."""
-    try:
-        return _answers(row)
-    except (KeyError, TypeError, AttributeError) as error:
-        got = sorted(row) if isinstance(row, Mapping) else type(row).__name__
-        raise DataError(
-            f"{place}: not a preference pair. Got {got}; expected texts or lists of "
-            f"{{role, content}} messages under 'chosen' and 'rejected', with or without 'prompt' "
-            f"({type(error).__name__}: {error})."
-        ) from error
-
-
-def _to_pair(answers: list[tuple[str, str]], number: int) -> PreferencePair | str:
-    """Return the pair a row holds, or the cause for which it is dropped."""
-    if len(answers) < 2:
-        return "no_assistant_turn"
-    (prompt, chosen), (other_prompt, rejected) = answers
-    if prompt != other_prompt:
-        return "prompts_differ"
-    if not chosen.strip() or not rejected.strip():
-        return "empty_response"
-    if chosen == rejected:
-        return "identical_responses"
-    try:
-        (prompt + chosen + rejected).encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair, which JSON can write but no tokenizer can read.
-        return "invalid_unicode"
-    return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
-
-
-def _answers(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (prompt, response) of each answer that is an assistant's turn."""
-    prompt = row.get("prompt")
-    found = []
-    for key in ("chosen", "rejected"):
-        answer = row[key]
-        if isinstance(answer, str):
-            if prompt is None or is_transcript(answer):
-                parts = split_transcript(answer)
-            else:
-                parts = (_prompt_text(prompt), as_response(answer))
-        elif isinstance(answer, list):
-            parts = _split_messages(prompt, answer)
-        else:
-            raise TypeError(f"{key!r} is {'null' if answer is None else type(answer).__name__}")
-        if parts is not None:
-            found.append(parts)
-    return found
-
-
-def _split_messages(prompt: Any, answer: list[Mapping[str, str]]) -> tuple[str, str] | None:
-    if not answer or answer[-1]["role"] != "assistant":
-        return None
-    earlier, last = render_messages(answer[:-1]), as_response(answer[-1]["content"])
-    if prompt is None:
-        if not earlier:
-            raise KeyError("prompt")
-        return earlier + ASSISTANT, last
-    # TRL's answers go on after the prompt; UltraFeedback's are whole conversations, which
-    # begin as the prompt does, with the user or the system.
-    whole = bool(earlier) and answer[0]["role"] != "assistant"
-    begun = "" if whole else _prompt_text(prompt).removesuffix(ASSISTANT)
-    return begun + earlier + ASSISTANT, last
-
-
-def _prompt_text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return as_prompt(prompt)
-    return render_messages(prompt) + ASSISTANT

@@ -102,7 +102,7 @@ def preflight(
     """
     request, objects = prepare(options, base), open_objects(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
-    work = load(options, request, read(options, request.tokenizer, say), say)
+    work = load(options, request, read(options, request.tokenizer, stored, say), say)
     if stored is not None:
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)

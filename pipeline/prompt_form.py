@@ -1,23 +1,27 @@
 """The form a prompt takes: HH-RLHF's transcript, or the base's own chat template.
 
 A head is used in the form it was trained in, which its manifest names, unless the user says
-otherwise.
+otherwise. Extraction, decoding, scoring and the server all get their tokens here.
 """
 
-from collections.abc import Mapping, Sequence
+import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from typing import Any, Final, Literal
 
-from cache_schema.errors import DataError, UsageError
+from cache_schema.errors import BaseModelError, DataError, UsageError
+from pipeline.chat_template import ChatTemplate
+from pipeline.messages import Messages as Messages
+from pipeline.messages import read_messages, require_answerable, require_text
 from pipeline.transcripts import (
     CHAT_TEMPLATE,
     HUMAN,
     TEMPLATE,
-    as_prompt,
     as_response,
-    parse_transcript,
-    render_messages,
+    messages_of,
+    transcript_of,
 )
 
 Form = Literal["hh", "chat"]
@@ -25,26 +29,37 @@ FormName = Literal["auto", "hh", "chat"]
 TEMPLATES: Final[dict[Form, str]] = {"hh": TEMPLATE, "chat": CHAT_TEMPLATE}
 """What a manifest says of prompts in each form."""
 
-Messages = Sequence[Mapping[str, str]]
-"""Turns of a conversation, each with `role` (system, user, assistant) and `content`."""
+_PROBE: Final = "a"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptForm:
-    """How messages become the text a base reads.
+    """How messages become the text and the tokens a base reads.
 
     Attributes:
         name: `hh` or `chat`.
         tokenizer: The base's.
+        date: What a chat template is told when it asks for today's date; None for the present day.
     """
 
     name: Form
     tokenizer: Any
+    date: datetime.date | None = None
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The base's chat template."""
+        return ChatTemplate(tokenizer=self.tokenizer, date=self.date)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings that end an answer, beside the tokens that do."""
         return (HUMAN,) if self.name == "hh" else ()
+
+    @property
+    def end_token(self) -> int:
+        """Id of the token that ends every answer that is not cut."""
+        return self.template.end_token if self.name == "chat" else int(self.tokenizer.eos_token_id)
 
     def render(self, prompt: str | Messages) -> str:
         """Return the text of a prompt, up to where the answer begins.
@@ -56,26 +71,23 @@ class PromptForm:
             DataError: The messages are not as they should be.
             UsageError: It is neither text nor messages.
         """
-        require_prompt(prompt)
-        if self.name == "hh":
-            return as_prompt(prompt if isinstance(prompt, str) else render_messages(prompt))
-        if isinstance(prompt, str):
-            messages: Messages = parse_transcript(as_prompt(prompt))
-            _require_messages(messages)
-        else:
-            messages = prompt
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:
-            # A template is a program of its own; it refuses orders of roles it does not know.
-            raise DataError(f"The base's chat template refuses these messages: {error}") from error
-        return text
+        asked = require_prompt(prompt)
+        return transcript_of(asked) if self.name == "hh" else self.template.prompt(_turns(asked))
 
-    def response(self, text: str) -> str:
-        """Return an answer as it follows a prompt's text."""
-        return text if self.name == "hh" else text.strip()
+    def response(self, prompt: str | Messages, text: str, answer: str) -> str:
+        """Return an answer's text as it follows that of its prompt, with what ends it in a chat.
+
+        Args:
+            prompt: As `render` takes it.
+            text: As `render` returns it.
+            answer: The answer; in a transcript, with the white space before it.
+
+        Raises:
+            DataError: The chat template has no place for it.
+        """
+        if self.name == "hh":
+            return answer
+        return self.template.answer(_turns(prompt), text, answer.strip())
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
@@ -83,10 +95,10 @@ class PromptForm:
 
     def tokens_of_each(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of several rendered prompts; see `tokens`."""
-        return self._ids(texts, special=self.name == "hh")
+        return (text_tokens if self.name == "hh" else _plain_tokens)(self.tokenizer, texts)
 
     def tokens_behind_each(
-        self, prompts: Sequence[str], begun: Sequence[list[int]], answers: Sequence[str]
+        self, prompts: Sequence[str], begun: Sequence[list[int]], responses: Sequence[str]
     ) -> list[list[int]]:
         """Return the ids of answers: those that follow the prompt's in the ids of both together.
 
@@ -96,46 +108,48 @@ class PromptForm:
         Args:
             prompts: Rendered prompts.
             begun: Their ids.
-            answers: Texts as `response` returns them.
+            responses: Texts as `response` returns them.
+
+        Returns:
+            Ids of each, the token that ends an answer at their end.
         """
-        whole = self.tokens_of_each([a + b for a, b in zip(prompts, answers, strict=True)])
+        whole = self.tokens_of_each([a + b for a, b in zip(prompts, responses, strict=True)])
         merges = [ids[: len(own)] != own for ids, own in zip(whole, begun, strict=True)]
-        alone = iter(self._ids([*compress(answers, merges)], special=False))
+        alone = iter(_plain_tokens(self.tokenizer, [*compress(responses, merges)]))
         return [
-            next(alone) if merged else ids[len(own) :]
+            self._ended(next(alone) if merged else ids[len(own) :])
             for ids, own, merged in zip(whole, begun, merges, strict=True)
         ]
 
-    def answer_tokens(self, prompt: str, answer: str, *, ended: bool) -> list[int]:
-        """Return the ids of an answer to a rendered prompt, as heads are trained on them.
+    def answer_tokens(self, prompt: str | Messages, answer: str, *, ended: bool) -> list[int]:
+        """Return the ids of an answer, as heads are trained on them.
 
         Args:
-            prompt: Text of the prompt.
+            prompt: As `render` takes it.
             answer: The answer.
-            ended: Whether the token that ends a sequence follows.
+            ended: Whether the token that ends an answer follows.
 
         Raises:
             DataError: The answer has no text, or none that can be read.
-            UsageError: It is no text.
+            UsageError: It is not a text.
         """
         if not isinstance(answer, str):
             raise UsageError(f"answer: got {type(answer).__name__}, expected a text")
         if not answer.strip():
             raise DataError(f"answer: got {answer!r}, expected text that is not only white space")
-        _require_text(answer, "answer")
-        text = self.response(as_response(answer))
-        (ids,) = self.tokens_behind_each([prompt], [self.tokens(prompt)], [text])
-        return [*ids, self.tokenizer.eos_token_id] if ended else ids
+        require_text(answer, "answer")
+        prompt = require_prompt(prompt)
+        text = self.render(prompt)
+        response = self.response(prompt, text, as_response(answer))
+        (ids,) = self.tokens_behind_each([text], [self.tokens(text)], [response])
+        return ids if ended else ids[:-1]
 
-    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        found: list[list[int]] = self.tokenizer(
-            [*texts], add_special_tokens=special, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        # Some tokenizers close every text with the end of sequence; what follows would be another.
-        eos = self.tokenizer.eos_token_id
-        return [ids[:-1] if ids and ids[-1] == eos else ids for ids in found]
+    def _ended(self, ids: list[int]) -> list[int]:
+        """Return an answer's ids with one token that ends it, also where its text spells that."""
+        end, length = self.end_token, len(ids)
+        while length and ids[length - 1] == end:
+            length -= 1
+        return [*ids[:length], end]
 
 
 def form_of(template: str) -> Form:
@@ -143,70 +157,102 @@ def form_of(template: str) -> Form:
     return "chat" if template == CHAT_TEMPLATE else "hh"
 
 
-def choose_form(asked: FormName, template: str, tokenizer: Any) -> PromptForm:
+def choose_form(
+    asked: FormName, template: str, tokenizer: Any, date: datetime.date | None = None
+) -> PromptForm:
     """Return the form to use.
 
     Args:
         asked: What the user wants; `auto` is what the head was trained in.
         template: The manifest's prompt template.
         tokenizer: The base's.
+        date: What its chat template is told when it asks for today's date.
 
     Raises:
         UsageError: The chat template is wanted and the base has none.
+        BaseModelError: It has one that does not say where an answer begins or ends.
     """
     name = form_of(template) if asked == "auto" else asked
-    if name == "chat" and not getattr(tokenizer, "chat_template", None):
-        raise UsageError(
-            "--prompt-form chat: the base has no chat template; use --prompt-form hh, or a base "
-            "that was tuned to chat"
-        )
-    return PromptForm(name=name, tokenizer=tokenizer)
+    form = PromptForm(name=name, tokenizer=tokenizer, date=date)
+    if name == "chat":
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError(
+                "--prompt-form chat: the base has no chat template; use --prompt-form hh, or a "
+                "base that was tuned to chat"
+            )
+        form.template.require_defined()
+    return form
 
 
-def require_prompt(prompt: str | Messages) -> None:
-    """Refuse what no base could answer, whatever the form of its prompts.
+def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts that a base goes on with, as `--prompt-form hh` has its prompts.
+
+    What the tokenizer puts before every text stays; an end of sequence that it puts behind is left
+    out, since what follows would be another text. One that the text itself spells is kept.
+
+    Args:
+        tokenizer: The base's.
+        texts: The texts.
+
+    Raises:
+        BaseModelError: The tokenizer puts special tokens inside of texts.
+    """
+    before = _put_before(tokenizer) if texts else []
+    return [[*before, *ids] for ids in _plain_tokens(tokenizer, texts)]
+
+
+def _put_before(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before every text."""
+    (alone,) = _plain_tokens(tokenizer, [_PROBE])
+    (whole,) = _ids(tokenizer, [_PROBE], special=True)
+    for at in range(len(whole) - len(alone) + 1):
+        if whole[at : at + len(alone)] == alone:
+            return whole[:at]
+    raise BaseModelError(
+        f"tokenizer of {tokenizer.name_or_path}: it tokenizes {_PROBE!r} as {whole} with special "
+        f"tokens and as {alone} without, expected the one inside of the other. Please report this "
+        f"tokenizer."
+    )
+
+
+def _plain_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return _ids(tokenizer, texts, special=False)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(
+        [*texts], add_special_tokens=special, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return ids
+
+
+def require_prompt(prompt: Any) -> str | Messages:
+    """Return a prompt, its messages in the one form they are kept in.
+
+    Args:
+        prompt: A user's message, a transcript, or messages as `read_messages` takes them.
 
     Raises:
         DataError: Its text cannot be read, or its messages are not as they should be.
         UsageError: It is neither text nor messages.
     """
-    given: object = prompt
-    if not isinstance(given, Sequence):
+    if not isinstance(prompt, Sequence):
         raise UsageError(
-            f"prompt: got {type(given).__name__}, expected a text, or a list of messages, each "
+            f"prompt: got {type(prompt).__name__}, expected a text, or a list of messages, each "
             f"with 'role' and 'content'"
         )
     if isinstance(prompt, str):
-        _require_text(prompt, "prompt")
-    else:
-        _require_messages(prompt)
+        require_text(prompt, "prompt")
+        return prompt
+    messages = read_messages(prompt)
+    require_answerable(messages)
+    return messages
 
 
-def _require_text(text: str, name: str) -> None:
-    """Refuse what Python holds as text but no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{name}: got bytes that are no Unicode text: {error}") from error
-
-
-def _require_messages(messages: Messages) -> None:
-    if not messages:
-        raise DataError("messages: got none, expected at least one")
-    for number, turn in enumerate(messages):
-        if not isinstance(turn, Mapping):
-            raise DataError(
-                f"messages[{number}]: got {turn!r}, expected an object with 'role' and 'content'"
-            )
-        if turn.get("role") not in ("system", "user", "assistant"):
-            raise DataError(
-                f"messages[{number}]: got role {turn.get('role')!r}, expected system, user or "
-                f"assistant"
-            )
-        if not isinstance(turn.get("content"), str):
-            raise DataError(
-                f"messages[{number}]: got {turn.get('content')!r} as its content, expected a text"
-            )
-        _require_text(turn["content"], f"messages[{number}]")
-    if messages[-1]["role"] != "user":
-        raise DataError(f"messages: the last is the {messages[-1]['role']}'s, expected the user's")
+def _turns(prompt: str | Messages) -> Messages:
+    """Return the messages of a prompt for a chat template."""
+    messages = messages_of(prompt)
+    require_answerable(messages)
+    return messages

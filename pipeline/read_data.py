@@ -1,5 +1,6 @@
 """The pairs of all data sets of an extraction, read, tokenized and mixed."""
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_schema.errors import DataError
-from cache_schema.manifest import DataRecord, SourceRecord
+from cache_schema.manifest import DataRecord, SourceRecord, TextRecord
 from pipeline.data_sources import DataSource
 from pipeline.mixing import mix
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.progress import progress_bar
-from pipeline.prompt_form import Form
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from pipeline.prompt_form import TEMPLATES, Form, choose_form
+from pipeline.tokenizing import TRUNCATION, TokenizedPairs, tokenize_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,13 @@ class ReadData:
 
     Attributes:
         pairs: The pairs, in stored order.
+        text: How text became tokens.
         source: uint16 [pairs], which data set each came from.
         sources: What became of the rows of each data set.
     """
 
     pairs: TokenizedPairs
+    text: TextRecord
     source: NDArray[np.uint16]
     sources: tuple[SourceRecord, ...]
 
@@ -56,6 +59,7 @@ def read_data(
     *,
     max_length: int,
     form: Form,
+    date: datetime.date | None,
     say: Callable[[str], None],
 ) -> ReadData:
     """Read data sets, tokenize their pairs, put them together, and tell what was left out.
@@ -65,6 +69,7 @@ def read_data(
         tokenizer: The base's tokenizer.
         max_length: Most tokens of a prompt with one response.
         form: What prompts look like to the base.
+        date: What its chat template is told when it asks for today's date.
         say: Called with each line worth telling the user.
 
     Raises:
@@ -73,15 +78,17 @@ def read_data(
     counts = [ReadCounts() for _ in sources]
     with progress_bar(None, "Tokenizing", "pair") as bar:
         parts = [
-            tokenize_pairs(read_pairs(source, count), tokenizer, max_length, bar.update, form=form)
+            tokenize_pairs(
+                read_pairs(source, count), tokenizer, max_length, bar.update, form=form, date=date
+            )
             for source, count in zip(sources, counts, strict=True)
         ]
     for source, count, part in zip(sources, counts, parts, strict=True):
         if not len(part):
             raise DataError(
                 f"{source.name}: no usable pair among {count.rows} rows (dropped: "
-                f"{_listed(count.dropped + part.dropped)}). Texts must be transcripts with an "
-                f"'Assistant:' turn, and the answers must differ."
+                f"{_listed(count.dropped + part.dropped)}). Answers must differ, and stand in "
+                f"transcripts with an 'Assistant:' turn or beside a column 'prompt'."
             )
     mixed = mix(parts, sources, set[int]().union(*(count.held_out_prompts for count in counts)))
     records = []
@@ -102,7 +109,15 @@ def read_data(
             )
         )
         say(_told(source, records[-1]))
-    data = ReadData(pairs=mixed.pairs, source=mixed.source, sources=tuple(records))
+    end = choose_form(form, TEMPLATES[form], tokenizer).end_token
+    text = TextRecord(
+        prompt_template=TEMPLATES[form],
+        max_length=max_length,
+        truncation=TRUNCATION,
+        end_token_id=None if end == tokenizer.eos_token_id else end,
+        template_date=None if date is None else date.isoformat(),
+    )
+    data = ReadData(pairs=mixed.pairs, text=text, source=mixed.source, sources=tuple(records))
     _tell_of_limit(data.pairs, max_length, say)
     return data
 

@@ -76,8 +76,8 @@ def score_answers(
     texts = [form.render(prompt) for prompt in prompts]
     begun = [form.tokens(text) for text in texts]
     told = [
-        form.answer_tokens(text, answer, ended=ended)
-        for text, answer in zip(texts, answers, strict=True)
+        form.answer_tokens(prompt, answer, ended=ended)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
     for prompt, answer in zip(begun, told, strict=True):
         wrong = tokens_beyond(joined.base, len(prompt), len(answer))

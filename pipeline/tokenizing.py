@@ -1,5 +1,6 @@
 """Preference pairs as tokens: prompt and both answers, cut to length, in stored order."""
 
+import datetime
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,12 +102,13 @@ def tokenize_pairs(
     progress: Callable[[int], object] = lambda _: None,
     *,
     form: Form = "hh",
+    date: datetime.date | None = None,
 ) -> TokenizedPairs:
     """Tokenize pairs, truncate them, and sort them by id.
 
-    The response ends with the end-of-sequence token. Where prompt and longer answer exceed the
-    limit, the prompt loses its beginning (a begin-of-sequence token stays); an answer that fills
-    the limit alone loses its end.
+    A response ends with the token that ends an answer: the end of sequence, or what ends a turn in
+    the chat template. Where prompt and longer answer exceed the limit, the prompt loses its
+    beginning (a begin-of-sequence token stays); an answer that fills the limit alone loses its end.
 
     Args:
         pairs: The pairs.
@@ -115,18 +117,18 @@ def tokenize_pairs(
         progress: Called with the number of pairs after each group.
         form: What prompts look like to the base. A pair whose roles its chat template does not
             take is left out.
+        date: What a chat template is told when it asks for today's date.
 
     Raises:
         UsageError: The chat template is wanted and the tokenizer has none.
         BaseModelError: The tokenizer has no end-of-sequence token.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    if tokenizer.eos_token_id is None:
         raise BaseModelError(
             f"tokenizer of {tokenizer.name_or_path}: it has no end-of-sequence token, without "
             f"which a response has no end. Set eos_token in its tokenizer_config.json."
         )
-    seen = choose_form(form, TEMPLATES[form], tokenizer)
+    seen = choose_form(form, TEMPLATES[form], tokenizer, date)
     parts: list[NDArray[np.int32]] = []
     lengths: list[tuple[int, int, int]] = []
     ids: list[tuple[int, int, int]] = []
@@ -135,8 +137,7 @@ def tokenize_pairs(
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
         rendered = _rendered(group, seen, dropped)
         encoded = _encode([text for _, text in rendered], seen)
-        for (pair, _), (prompt, chosen, rejected) in zip(rendered, encoded, strict=True):
-            answers = [[*answer, eos] for answer in (chosen, rejected)]
+        for (pair, _), (prompt, *answers) in zip(rendered, encoded, strict=True):
             cut = [answer[: max_length - 1] for answer in answers]
             if cut[0] == cut[1]:
                 dropped["identical_responses"] += 1
@@ -177,17 +178,19 @@ def _rendered(
     pairs: Sequence[PreferencePair], form: PromptForm, dropped: Counter[str]
 ) -> list[tuple[PreferencePair, tuple[str, str, str]]]:
     """Return each pair with the texts that the base is to see, and count those left out."""
-    found = []
+    rendered = []
     for pair in pairs:
+        asked = pair.asked
         try:
             # Transcripts are in the form `hh` already.
-            prompt = pair.prompt if form.name == "hh" else form.render(pair.prompt)
+            prompt = pair.prompt if form.name == "hh" else form.render(asked)
+            chosen = form.response(asked, prompt, pair.chosen)
+            rejected = form.response(asked, prompt, pair.rejected)
         except DataError:
             dropped["refused_by_chat_template"] += 1
             continue
-        texts = (prompt, form.response(pair.chosen), form.response(pair.rejected))
-        found.append((pair, texts))
-    return found
+        rendered.append((pair, (prompt, chosen, rejected)))
+    return rendered
 
 
 def _encode(

@@ -6,8 +6,10 @@ Harmless Assistant with RLHF", and its data set Anthropic/hh-rlhf.
 """
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import Final
+
+from cache_schema.errors import DataError
+from pipeline.messages import Messages
 
 ASSISTANT: Final = "\n\nAssistant:"
 HUMAN: Final = "\n\nHuman:"
@@ -40,17 +42,46 @@ def canonical(transcript: str) -> str:
     return _SPACED_TURN.sub(r"\1 ", transcript).rstrip()
 
 
-def as_prompt(text: str) -> str:
-    """Return a prompt ending in `Assistant:`; a bare user message is put into the template."""
-    whole = text.rstrip()
+def transcript_of(prompt: str | Messages) -> str:
+    """Return a prompt as a transcript that ends in `Assistant:`.
+
+    Args:
+        prompt: A user's message, a transcript with or without that ending, or messages.
+    """
+    if not isinstance(prompt, str):
+        return render_messages(prompt) + ASSISTANT
+    whole = prompt.rstrip()
     if whole.endswith(ASSISTANT):
         return whole
     begun = whole.lstrip()
-    # A system's turn alone asks for nothing, so a message may begin like one.
-    is_begun = begun.startswith(HUMAN.lstrip()) or (
-        begun.startswith(SYSTEM.lstrip()) and HUMAN in begun
-    )
-    return f"\n\n{begun}{ASSISTANT}" if is_begun else TEMPLATE.format(prompt=begun)
+    return f"\n\n{begun}{ASSISTANT}" if _is_begun(begun) else TEMPLATE.format(prompt=begun)
+
+
+def messages_of(prompt: str | Messages) -> Messages:
+    """Return the messages of a prompt.
+
+    Only a text that begins as a transcript, or ends in `Assistant:`, is taken apart; any other is
+    one message of the user, whatever it quotes.
+
+    Args:
+        prompt: As `transcript_of` takes it.
+
+    Raises:
+        DataError: A transcript has text before its first turn.
+    """
+    if not isinstance(prompt, str):
+        return prompt
+    text = prompt.strip()
+    if not _is_begun(text) and not prompt.rstrip().endswith(ASSISTANT):
+        return [{"role": "user", "content": text}]
+    transcript = transcript_of(prompt)
+    first = _TURN.search(transcript)
+    if first is None or transcript[: first.start()].strip():
+        raise DataError(
+            f"prompt: got a transcript that begins with {transcript[:40]!r}, expected "
+            f"{HUMAN!r} or {SYSTEM!r}"
+        )
+    return parse_transcript(transcript)
 
 
 def as_response(text: str) -> str:
@@ -58,13 +89,9 @@ def as_response(text: str) -> str:
     return text if text[:1].isspace() else f" {text}"
 
 
-def render_messages(messages: Sequence[Mapping[str, str]]) -> str:
-    """Render conversational messages (`role`, `content`) as a transcript.
-
-    Raises:
-        KeyError: A message has another role than user, assistant or system, or lacks a field.
-    """
-    return "".join(f"{_TURNS[turn['role']]}{as_response(turn['content'])}" for turn in messages)
+def render_messages(messages: Messages) -> str:
+    """Render messages as a transcript, without white space around what each says."""
+    return "".join(f"{_TURNS[turn['role']]} {turn['content'].strip()}" for turn in messages)
 
 
 def parse_transcript(transcript: str) -> list[dict[str, str]]:
@@ -78,3 +105,9 @@ def parse_transcript(transcript: str) -> list[dict[str, str]]:
     ]
     is_open = bool(messages) and messages[-1] == {"role": "assistant", "content": ""}
     return messages[:-1] if is_open else messages
+
+
+def _is_begun(text: str) -> bool:
+    """Tell whether a text, without white space around it, begins as a transcript."""
+    # A system's turn alone asks for nothing, so a message may begin like one.
+    return text.startswith(HUMAN.lstrip()) or (text.startswith(SYSTEM.lstrip()) and HUMAN in text)

@@ -24,6 +24,7 @@ from pipeline.base_model import BaseModel, DeviceMap, Placement, load_source
 from pipeline.base_quantization import quantize_as
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
+from pipeline.chat_template import parse_date
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
 from pipeline.pooling import pool_states
@@ -168,7 +169,11 @@ def _tokenize(
         )
     text = reader.manifest.text
     return tokenize_pairs(
-        found.values(), base.tokenizer, text.max_length, form=form_of(text.prompt_template)
+        found.values(),
+        base.tokenizer,
+        text.max_length,
+        form=form_of(text.prompt_template),
+        date=None if text.template_date is None else parse_date(text.template_date),
     )
 
 

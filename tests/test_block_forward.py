@@ -35,7 +35,7 @@ def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> W
         **{"dtype": "float32", "pooled_size": 16, **options},
     )
     request = prepare(asked, base)
-    return load(asked, request, read(asked, base.tokenizer, _silent), _silent)
+    return load(asked, request, read(asked, base.tokenizer, None, _silent), _silent)
 
 
 def _silent(_: str) -> None: ...

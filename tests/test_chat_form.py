@@ -23,7 +23,7 @@ from tests.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
 
 TEMPLATE_TEXT = (
     "<bos>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
+    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -49,7 +49,7 @@ def test_the_base_reads_the_template_and_then_the_bare_answer(
     for at, pair_id in enumerate(tokenized.pair_id.tolist()):
         prompt, chosen, rejected = tokenized.parts(at)
         asked = parse_transcript(pairs[pair_id].prompt)[0]["content"]
-        assert base.tokenizer.decode(prompt) == f"<bos><user>{asked}</user><assistant>"
+        assert base.tokenizer.decode(prompt) == f"<bos><user>{asked}<eos><assistant>"
         for answer, text in ((chosen, pairs[pair_id].chosen), (rejected, pairs[pair_id].rejected)):
             assert base.tokenizer.decode(answer) == f"{text.strip()}<eos>"
 

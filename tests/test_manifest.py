@@ -230,9 +230,18 @@ def _owner(value: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 
 
 _FIELDS = [path for path in _leaves(llama_7b().to_json()) if path != "format_version"]
+_OPTIONAL = {"text.end_token_id", "text.template_date"}
 
 
-@pytest.mark.parametrize("path", _FIELDS)
+@pytest.mark.parametrize("path", sorted(_OPTIONAL))
+def test_a_field_that_is_optional_may_be_missing(path: str) -> None:
+    value = llama_7b().to_json()
+    owner, name = _owner(value, path)
+    del owner[name]
+    assert _owner(Manifest.from_json(value, "x").to_json(), path)[0][name] is None
+
+
+@pytest.mark.parametrize("path", sorted({*_FIELDS} - _OPTIONAL))
 def test_every_field_is_required(path: str) -> None:
     value = llama_7b().to_json()
     owner, name = _owner(value, path)

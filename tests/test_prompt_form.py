@@ -4,8 +4,9 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from cache_schema.errors import DataError, UsageError
+from cache_schema.errors import BaseModelError, DataError, UsageError
 from pipeline.prompt_form import PromptForm, choose_form
 from pipeline.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
 from tests.tiny import tiny_tokenizer
@@ -14,7 +15,7 @@ JINJA = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'system' and not loop.first %}"
     "{{ raise_exception('system only at first') }}{% endif %}"
-    "[{{ message.role }}] {{ message.content }}\n"
+    "[{{ message.role }}]{{ message.content }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -86,9 +87,12 @@ def test_a_system_message_is_in_the_transcript(hh: PromptForm) -> None:
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [
-        ("Hello", "<bos>[user] Hello\n[assistant]"),
-        ([SYSTEM, HELLO], "<bos>[system] Be kind.\n[user] Hello\n[assistant]"),
-        ([HELLO, HI, HELLO], "<bos>[user] Hello\n[assistant] Hi!\n[user] Hello\n[assistant]"),
+        ("Hello", "<bos>[user]Hello<eos>\n[assistant]"),
+        ([SYSTEM, HELLO], "<bos>[system]Be kind.<eos>\n[user]Hello<eos>\n[assistant]"),
+        (
+            [HELLO, HI, HELLO],
+            "<bos>[user]Hello<eos>\n[assistant]Hi!<eos>\n[user]Hello<eos>\n[assistant]",
+        ),
     ],
 )
 def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
@@ -105,7 +109,7 @@ def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
         ([{"role": "user"}], r"messages\[0\]: got None as its content"),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
-            r"messages\[0\]: got \[.* expected a text",
+            r"messages\[0\]: got \{.* expected a text",
         ),
         ([HELLO, "Hello"], r"messages\[1\]: got 'Hello', expected an object"),
         ([HELLO, HI], "the last is the assistant's, expected the user's"),
@@ -137,8 +141,8 @@ def test_messages_that_the_template_refuses(chat: PromptForm) -> None:
 
 def test_a_template_cannot_run_code(chatty: Any) -> None:
     chatty.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(DataError, match="refuses"):
-        choose_form("chat", TEMPLATE, chatty).render("Hello")
+    with pytest.raises(BaseModelError, match=r"refuses.*is unsafe"):
+        choose_form("chat", TEMPLATE, chatty)
 
 
 def test_a_human_turn_ends_an_answer_in_a_transcript_alone(
@@ -148,22 +152,28 @@ def test_a_human_turn_ends_an_answer_in_a_transcript_alone(
     assert chat.stops == ()
 
 
-def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm) -> None:
+@pytest.mark.parametrize("closes", [False, True])
+def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm, closes: bool) -> None:
     """A chat template writes its own; a transcript takes what the tokenizer puts before texts."""
-    asked: list[bool] = []
-
-    class Telling:
-        chat_template = JINJA
-        eos_token_id = 0
-
-        def __call__(
-            self, texts: list[str], *, add_special_tokens: bool, **_: object
-        ) -> dict[str, list[list[int]]]:
-            asked.append(add_special_tokens)
-            return {"input_ids": [[len(text)] for text in texts]}
-
+    bos, eos = (hh.tokenizer.convert_tokens_to_ids(token) for token in ("<bos>", "<eos>"))
     for form in (hh, chat):
-        assert PromptForm(name=form.name, tokenizer=Telling()).tokens("abc") == [3]
-    assert asked == [True, False]
-    tokens = chat.tokens(chat.render("Hello"))
-    assert tokens.count(tiny_tokenizer().bos_token_id) == 1
+        tokenizer = putting_around(form.tokenizer, closes=closes)
+        own = PromptForm(name=form.name, tokenizer=tokenizer)
+        for prompt in ("Hello", "It ends in <eos>", [HELLO, HI, HELLO]):
+            text = own.render(prompt)
+            plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+            expected = [bos, *plain] if form.name == "hh" else plain
+            assert own.tokens(text) == expected
+            assert expected.count(bos) == 1
+            # What the text itself spells stays, also at its end.
+            assert expected.count(eos) == text.count("<eos>")
+
+
+def putting_around(tokenizer: Any, *, closes: bool) -> Any:
+    """A copy of a tokenizer that puts <bos> before texts and, if it closes them, <eos> behind."""
+    changed = copy.deepcopy(tokenizer)
+    ids = [(name, changed.convert_tokens_to_ids(name)) for name in ("<bos>", "<eos>")]
+    changed.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>" if closes else "<bos> $A", special_tokens=ids
+    )
+    return changed

@@ -3,13 +3,14 @@
 import json
 
 from pipeline.demo import _sample
-from pipeline.preferences import PreferencePair, ReadCounts, _read_answers, _to_pair
+from pipeline.preference_rows import PreferencePair, read_answers, to_pair
+from pipeline.preferences import ReadCounts
 from pipeline.transcripts import HUMAN
 
 
 def pairs(part: str) -> list[PreferencePair]:
     found = [
-        _to_pair(_read_answers(json.loads(line), part), n) for n, line in enumerate(_sample(part))
+        to_pair(*read_answers(json.loads(line), part), n) for n, line in enumerate(_sample(part))
     ]
     assert not [cause for cause in found if isinstance(cause, str)]
     return [pair for pair in found if isinstance(pair, PreferencePair)]

@@ -126,7 +126,12 @@ class Closing:
         return {"input_ids": [[*ids, *eos] for ids in found] if several else [*found, *eos]}
 
 
-MERGING = "{% for m in messages %}{{ m['content'] }}{% endfor %} The"
+MERGING = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %} The{{ m['content'] }}{{ eos_token }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} The{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +154,11 @@ def test_the_tokens_are_those_of_training(tmp_path: Path, form: Form, tokenizer:
     merged = 0
     for at, pair_id in enumerate(tokenized.pair_id.tolist()):
         pair, (prompt, *answers) = pairs[pair_id], tokenized.parts(at)
-        text = own.render(pair.prompt)
+        text = own.render(pair.asked)
         assert own.tokens(text) == prompt.tolist()
         for answer, tokens in zip((pair.chosen, pair.rejected), answers, strict=True):
-            assert own.answer_tokens(text, answer, ended=True) == tokens.tolist()
-            whole = own.tokens(text + own.response(answer))
+            assert own.answer_tokens(pair.asked, answer, ended=True) == tokens.tolist()
+            whole = own.tokens(text + own.response(pair.asked, text, answer))
             merged += whole[: len(prompt)] != prompt.tolist()
     assert (merged > 0) == (getattr(tokenizer, "chat_template", None) == MERGING)
 

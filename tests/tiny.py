@@ -26,14 +26,18 @@ ARCHITECTURES: Final[dict[str, dict[str, Any]]] = {
 
 
 @cache
-def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of 300 tokens; 0 ends a sequence, nothing begins one."""
+def tiny_tokenizer(*special: str) -> Any:
+    """A byte-level BPE tokenizer of 300 tokens; 0 ends a sequence, nothing begins one.
+
+    Args:
+        *special: Special tokens beside those two.
+    """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=["<eos>", "<bos>"],
+        special_tokens=["<eos>", "<bos>", *special],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

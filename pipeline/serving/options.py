@@ -30,6 +30,7 @@ class ServeOptions:
         device_map: How a base is spread over several devices, in place of `device`.
         quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
+        template_date: Day that a chat template which asks for it is told; see `MAVInference`.
         allow_tokenizer_mismatch: Take bases whose tokenizer is another one of the same size.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         host: Address to listen on; one that others can reach needs an API key.
@@ -51,6 +52,7 @@ class ServeOptions:
     device_map: str | None = None
     quantize: Quantize | None = None
     prompt_form: FormName = "auto"
+    template_date: str | None = None
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False
     host: str = "127.0.0.1"

@@ -8,6 +8,7 @@ from cache_schema.errors import DataError
 from pipeline.decoding import Decoding
 from pipeline.in_flight import Request
 from pipeline.joining import Joined
+from pipeline.prompt_form import text_tokens
 from pipeline.serving.api_errors import ApiError
 from pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
 
@@ -77,7 +78,7 @@ def _tokens(joined: Joined, prompt: str | TokenPrompt | ChatPrompt) -> list[int]
     if isinstance(prompt[0] if prompt else "", int):
         return _known(joined, cast("TokenPrompt", prompt))
     if isinstance(prompt, str):
-        tokens: list[int] = joined.base.tokenizer(prompt)["input_ids"]
+        (tokens,) = text_tokens(joined.base.tokenizer, [prompt])
         param = "prompt"
     else:
         param = "messages"

@@ -67,6 +67,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         rules = JoinRules(
             allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
             prompt_form=options.prompt_form,
+            template_date=options.template_date,
             int8_head=options.int8_head,
         )
         require_all_fit(options.head, sources[1:], rules, options.quantize, say)
@@ -80,6 +81,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         device_map=options.device_map,
         quantize=options.quantize,
         prompt_form=options.prompt_form,
+        template_date=options.template_date,
         allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
         int8_head=options.int8_head,
         say=say,

@@ -256,7 +256,7 @@ class Worker:
 
     def _piece(self, choice: Choice, new: NewToken) -> Piece:
         base = self._mav.joined.base
-        told = new.logprobs if new.token not in base.end_tokens else None
+        told = new.logprobs if new.token not in self._mav.joined.end_tokens else None
         return Piece(
             choice=choice.number,
             text=new.text,

@@ -45,7 +45,8 @@ _FROM_HERE: Final = (
     "Makefile",
 )
 _CHAT_TEMPLATE: Final = (
-    "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}\n{% endfor %}"
+    "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}{{ eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _PIP: Final = """\
