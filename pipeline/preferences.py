@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from cache_schema.errors import DataError, UsageError
+from pipeline import hub
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.transcripts import (
     ASSISTANT,
@@ -219,13 +220,20 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
     import datasets
 
     try:
+        if not is_here:
+            hub.bound_waiting()
         return datasets.load_dataset(  # type: ignore[no-any-return]
             source.id, data_dir=source.data_dir, split=source.split
         )
     except Exception as error:
         where = "is no folder of a data set" if is_here else "is not to be had from the hub"
+        reason = (
+            hub.why_no_table(error)
+            if is_here
+            else hub.why_no_rows(error, source.id, source.data_dir)
+        )
         raise DataError(
-            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {error}"
+            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {reason}"
         ) from error
 
 
