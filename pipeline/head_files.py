@@ -148,7 +148,7 @@ def find_head(path_or_hub_id: str) -> Path:
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
     try:
-        folder = hub.download(path_or_hub_id, revision=None, allow=[CONFIG, WEIGHTS])
+        folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
     except Exception as error:
         reason = hub.why(error, path_or_hub_id, "model")
         raise HeadError(

@@ -6,6 +6,7 @@ was got and what to do.
 """
 
 import errno
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -23,12 +24,18 @@ _NAMED: Final = 6
 
 
 def download(
-    repository: str, *, revision: str | None, allow: Sequence[str], ignore: Sequence[str] = ()
+    repository: str,
+    *,
+    repo_type: RepoType = "model",
+    revision: str | None = None,
+    allow: Sequence[str],
+    ignore: Sequence[str] = (),
 ) -> Path:
-    """Fetch files of a model repository into the hub's local cache, what is there already aside.
+    """Fetch files of a repository into the hub's local cache, what is there already aside.
 
     Args:
         repository: Its id.
+        repo_type: What it is.
         revision: Branch, tag or commit, or None for the main branch.
         allow: Patterns of files to fetch.
         ignore: Patterns of files to leave out all the same.
@@ -45,11 +52,38 @@ def download(
     return Path(
         snapshot_download(
             repository,
+            repo_type=repo_type,
             revision=revision,
             allow_patterns=list(allow),
             ignore_patterns=list(ignore),
         )
     )
+
+
+def find_data(repository: str, data_dir: str | None) -> str:
+    """Return what `datasets.load_dataset` is to be given for a data set at the hub.
+
+    That is its id; or, for a folder in it, a local copy with that folder, because `datasets` does
+    not find the rows of a folder again when it is offline.
+
+    Args:
+        repository: Its id.
+        data_dir: The folder in it, or None.
+
+    Raises:
+        FileNotFoundError: It has no such folder.
+        Exception: Whatever the client raises; `why_no_rows` tells what of.
+    """
+    bound_waiting()
+    if data_dir is None:
+        return repository
+    inside = PurePosixPath(data_dir)
+    if not inside.is_absolute() and ".." not in inside.parts:
+        pattern = "*" if inside == PurePosixPath() else f"{glob.escape(str(inside))}/*"
+        copy = download(repository, repo_type="dataset", allow=[pattern])
+        if (copy / inside).is_dir():
+            return str(copy)
+    raise FileNotFoundError(f"there is no folder {data_dir!r} in it. Check --data-dir.")
 
 
 def bound_waiting() -> None:

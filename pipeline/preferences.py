@@ -220,10 +220,9 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Iterable[Any]:
     import datasets
 
     try:
-        if not is_here:
-            hub.bound_waiting()
+        found = source.id if is_here else hub.find_data(source.id, source.data_dir)
         return datasets.load_dataset(  # type: ignore[no-any-return]
-            source.id, data_dir=source.data_dir, split=source.split
+            found, data_dir=source.data_dir, split=source.split
         )
     except Exception as error:
         where = "is no folder of a data set" if is_here else "is not to be had from the hub"

@@ -57,6 +57,7 @@ BAD_HEADS: Final = {
     "bad/other name": "Name it as owner/name.",
 }
 BAD_DATA: Final = {
+    ("org/hh", "--data-dir", "../.."): "there is no folder '../..' of data in it",
     ("org/hh", "--data-dir", "nope"): "there is no folder 'nope' of data in it; it has harmless-",
     ("org/hh", "--split", "nope"): "Unknown split \"nope\". Should be one of ['train', 'test']",
     ("bad/no-data",): "there are no files of data in it (.gitattributes, README.md)",
