@@ -77,8 +77,17 @@ def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
         listed = "".join(f"\n  - {path}: {text}" for path, text in found.items())
         raise MismatchError(
             f"{location}: this cache was begun with other settings:{listed}\n"
+            f"{_former_revision(stored, asked)}"
             f"Give the settings it was begun with, or another --output."
         )
+
+
+def _former_revision(stored: Manifest, asked: Manifest) -> str:
+    """Return how to name the base that a cache was begun with, where its branch has moved."""
+    before, now = stored.base.revision, asked.base.revision
+    if stored.base.id != asked.base.id or not before or before == now:
+        return ""
+    return f"The base is at commit {now} now, and was at {before}: --revision {before} names it.\n"
 
 
 class CacheWriter:

@@ -26,6 +26,7 @@ from pipeline.base_source import (
     tokenizer_digest,
 )
 from pipeline.devices import pick_device
+from pipeline.hub import one_line
 from pipeline.quiet import QuietLibraries
 from pipeline.taps import StateTaps
 
@@ -328,7 +329,9 @@ def load_tokenizer(source: BaseSource) -> Any:
                 source.folder, trust_remote_code=False, **_gguf(source)
             )
     except Exception as error:
-        raise BaseModelError(f"{source.id}: its tokenizer cannot be loaded: {error}") from error
+        raise BaseModelError(
+            f"{source.id}: its tokenizer cannot be loaded: {one_line(error)}"
+        ) from error
 
 
 def _read_config(source: BaseSource) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cache_schema.errors import BaseModelError, UsageError
+from pipeline import hub
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
@@ -22,6 +23,9 @@ _NOT_COMPUTED: Final = (
     "torch_dtype",
 )
 """Members of a configuration that name its origin, or what the manifest says better."""
+_INSTEAD: Final = {".gguf": "name one with --gguf-file", **hub.PICKLES_REMEDY}
+"""What to do with the weights that a repository has in place of those that were expected."""
+_TOKENIZERS: Final = ("*token*", "vocab*", "*.model", "tekken.json")
 _READ_AT_ONCE: Final = 1 << 22
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -164,9 +168,11 @@ def file_digest(path: Path) -> str:
     The hub's client names large files by their SHA-256 and links to them, so those 13 GB of a 7B
     base need not be read to tell which they are.
     """
-    blob = path.resolve()
-    if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
-        return blob.name
+    if path.is_symlink():
+        # One link on: the blob itself may be a link to a store that repositories share.
+        blob = path.parent / path.readlink()
+        if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+            return blob.name
     status = path.stat()
     return _file_digest(path, status.st_size, status.st_mtime_ns)
 
@@ -181,21 +187,28 @@ def _file_digest(path: Path, size: int, modified: int) -> str:  # noqa: ARG001
 
 
 def _from_hub(repository: str, gguf_file: str | None, revision: str | None) -> BaseSource:
-    from huggingface_hub import snapshot_download
-
     patterns = [*_HUB_PATTERNS] if gguf_file is None else ["*.json", gguf_file]
     try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=[*_HUB_IGNORED],
-            )
-        )
+        folder = hub.download(repository, revision=revision, allow=patterns, ignore=_HUB_IGNORED)
     except Exception as error:
         # The hub's client raises a dozen types: no such repository, gated, offline, time-out.
+        reason = hub.why(error, repository, "model", revision)
         raise BaseModelError(
-            f"{repository}: no such folder here, and the hub did not give it: {error}"
+            f"{repository}: no such folder here, and the hub did not give it: {reason}"
         ) from error
+    _require_a_model(repository, folder, gguf_file)
     return BaseSource(id=repository, folder=folder, gguf_file=gguf_file, revision=folder.name)
+
+
+def _require_a_model(repository: str, folder: Path, gguf_file: str | None) -> None:
+    """Refuse a repository that holds no model that may be loaded, and say what it has."""
+    needed = (
+        {"config.json": ["config.json"], ".safetensors file": ["*.safetensors"]}
+        | {"tokenizer": _TOKENIZERS}
+        if gguf_file is None
+        else {f"file {gguf_file!r}": [gguf_file]}
+    )
+    for expected, patterns in needed.items():
+        if not any(file for pattern in patterns for file in folder.glob(pattern)):
+            told = hub.why_not_there(repository, folder.name, expected, _INSTEAD)
+            raise BaseModelError(f"{repository}: {told}")

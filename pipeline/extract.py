@@ -113,6 +113,8 @@ def extract(
             found = base.record() if base else _as_stored(stored, request, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data)
             require_same(objects.location, stored, asked)
+            if told := _moved(stored.base, asked.base):
+                say(told)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 say(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
@@ -165,10 +167,22 @@ def _as_stored(manifest: Manifest, request: Request, quantize: Quantize | None) 
     assert request.source is not None
     return dataclasses.replace(
         manifest.base,
+        id=request.source.id,
+        revision=request.source.revision,
         weights_digest=request.source.weights_digest(),
         config_digest=request.source.config_digest(),
         tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
         quantization=quantization_of(request.source, quantize),
+    )
+
+
+def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
+    """Return that a branch has moved since, to a commit that is the same model."""
+    if asked.id != stored.id or asked.revision == stored.revision:
+        return None
+    return (
+        f"{asked.id} is at another commit than when the cache was begun, {asked.revision} and not "
+        f"{stored.revision}; its weights, configuration and tokenizer are the same"
     )
 
 

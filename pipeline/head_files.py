@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache_schema.errors import CacheError, HeadError
 from cache_schema.manifest import Manifest
+from pipeline import hub
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.whole_folder import write_folder
 
@@ -146,14 +147,18 @@ def find_head(path_or_hub_id: str) -> Path:
         raise HeadError(f"{path}: no head here, expected {CONFIG} and {WEIGHTS}.{remedy}")
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(path_or_hub_id, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
     except Exception as error:
+        reason = hub.why(error, path_or_hub_id, "model")
         raise HeadError(
-            f"{path_or_hub_id}: no such folder here, and the hub did not give it: {error}"
+            f"{path_or_hub_id}: no such folder here, and the hub did not give it: {reason}"
         ) from error
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            told = hub.why_not_there(path_or_hub_id, folder.name, name, hub.PICKLES_REMEDY)
+            raise HeadError(f"{path_or_hub_id}: {told}")
+    return folder
 
 
 def _pickles_in(path: Path) -> str:

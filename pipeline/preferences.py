@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from cache_schema.errors import DataError, UsageError
+from pipeline import hub
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.preference_rows import COLUMNS, prompt_id, read_answers, to_pair
 from pipeline.preference_rows import PreferencePair as PreferencePair
@@ -182,9 +183,15 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(source.id, data_dir=source.data_dir, split=source.split)
+        found = source.id if is_here else hub.find_data(source.id, source.data_dir)
+        return datasets.load_dataset(found, data_dir=source.data_dir, split=source.split)
     except Exception as error:
-        where = "is no folder of a data set" if is_here else "is not to be had from the hub"
+        where = "is no folder of a data set" if is_here else "is not available from the hub"
+        reason = (
+            hub.why_no_table(error)
+            if is_here
+            else hub.why_no_rows(error, source.id, source.data_dir)
+        )
         raise DataError(
-            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {error}"
+            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {reason}"
         ) from error

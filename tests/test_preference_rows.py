@@ -33,7 +33,12 @@ def parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-NEUTRAL: Final[dict[str, Any]] = {"name": None, "tool_calls": [], "function_call": None, "audio": None}
+NEUTRAL: Final[dict[str, Any]] = {
+    "name": None,
+    "tool_calls": [],
+    "function_call": None,
+    "audio": None,
+}
 SAME: Final[dict[str, dict[str, Any]]] = {
     "parts of text": {
         "prompt": [turn("user", parts("Hi"))],

@@ -431,7 +431,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
 # The hub
 
 
-def test_hub_data_sets_are_asked_for_by_subset_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_sets_are_asked_for_by_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(name: str, **options: object) -> datasets.Dataset:
@@ -439,16 +439,16 @@ def test_hub_data_sets_are_asked_for_by_subset_and_split(monkeypatch: pytest.Mon
         return datasets.Dataset.from_list([FORMS["transcripts"]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    pairs, _ = read("Anthropic/hh-rlhf", data_dir="harmless-base", split="test")
+    pairs, _ = read("Anthropic/hh-rlhf", split="test")
     assert pairs == [PAIR]
-    assert asked == [("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "split": "test"})]
+    assert asked == [("Anthropic/hh-rlhf", {"data_dir": None, "split": "test"})]
 
 
 def test_a_hub_id_offline_is_a_data_error() -> None:
     with pytest.raises(DataError) as caught:
         read("mav-tests/no-such-data", data_dir="helpful-base")
     message = str(caught.value)
-    assert message.startswith("mav-tests/no-such-data: is not to be had from the hub")
+    assert message.startswith("mav-tests/no-such-data: is not available from the hub")
     assert "data_dir 'helpful-base', split 'train'" in message
 
 
