@@ -41,7 +41,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from benchmarks.synthetic import machine, require_positive, run_in_folder, say, timed, wait
+from benchmarks.step import best_matmul_rate
+from benchmarks.synthetic import machine, require_positive, run_in_folder, say, timed
 from cache_schema.arrays import bytes_per_token, layouts, shard_key
 from cache_schema.dtypes import itemsize
 from cache_schema.manifest import Manifest
@@ -63,7 +64,6 @@ from pipeline.stored import TORCH_DTYPES
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 _MATMUL: Final = 4096
-_MATMULS: Final = 3
 _DENSE_VALUES_7B: Final = 3 * 4096 + 32000
 
 
@@ -182,20 +182,24 @@ class Task:
             use_cache=True,
         )
 
-    def written_bytes(self) -> dict[str, float]:
-        """Return bytes a response token on disk, of the cache and of the common way."""
+    def cache_bytes(self) -> int:
+        """Return bytes on disk of the cache's per-token arrays."""
         reader = CacheReader(self.options.output)
         sizes = open_objects(self.options.output).sizes()
-        cached = sum(
+        return sum(
             sizes[shard_key(layout, block)]
             for layout in layouts(reader.manifest).values()
             if layout.spec.kind == "block"
             for block in range(reader.plan.blocks)
         )
+
+    def written_bytes(self) -> dict[str, float]:
+        """Return bytes a response token on disk, of the cache and of the common way."""
+        reader = CacheReader(self.options.output)
         files = sum(path.stat().st_size for path in (self.work / "padded").iterdir())
         tokens = reader.plan.tokens
         return {
-            "extract": cached / tokens,
+            "extract": self.cache_bytes() / tokens,
             "padded": files / tokens,
             "dense_logits": 2.0 * self.base.vocab_size,
         }
@@ -247,21 +251,12 @@ def _of_pairs(count: int, at_once: int) -> list[range]:
     return [range(start, min(start + at_once, count)) for start in range(0, count, at_once)]
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best rate of a large product, operations a second."""
-    a, b = (torch.randn(_MATMUL, _MATMUL, device=device).to(dtype) for _ in range(2))
-    torch.mm(a, b)
-    wait(device)
-    best = min(timed(device, lambda: torch.mm(a, b)) for _ in range(_MATMULS))
-    return 2.0 * _MATMUL**3 / best
-
-
 def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Measure; return what is printed."""
     device = pick_device(asked.device)
     base = load_base(asked.base_model, dtype=TORCH_DTYPES[asked.dtype], device=str(device))
-    task = _task(asked, base, work, asked.limit)
-    warm = _task(asked, base, work, min(8, asked.limit))
+    task = make_task(asked, base, work, asked.limit)
+    warm = make_task(asked, base, work, min(8, asked.limit))
     ways: dict[str, Callable[[Task], float]] = {
         "extract": Task.extract,
         "bare": Task.bare,
@@ -297,7 +292,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         "bytes_at_7b_over_dense": at_7b,
         "flops_over_matmul": task.flops()
         / median(seconds["bare"])
-        / matmul_flops(device, base.dtype),
+        / best_matmul_rate(_MATMUL, device, base.dtype),
         "pairs_per_second": {name: pairs / median(taken) for name, taken in seconds.items()},
         "pairs": pairs,
         "tokens": {
@@ -310,7 +305,15 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def _task(asked: argparse.Namespace, base: BaseModel, work: Path, limit: int) -> Task:
+def make_task(asked: argparse.Namespace, base: BaseModel, work: Path, limit: int) -> Task:
+    """Read and tokenize pairs for a base.
+
+    Args:
+        asked: The options.
+        base: The base.
+        work: Folder for what is written.
+        limit: Rows to read.
+    """
     data = DataSource(id=asked.dataset, limit=limit)
     pairs = tokenize_pairs(
         islice(read_pairs(data, ReadCounts()), limit), base.tokenizer, asked.max_length

@@ -1,7 +1,8 @@
 """Which base and which heads are decoded with; weights are random where there are none to load."""
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import tokenizers
 import torch
@@ -17,7 +18,8 @@ from pipeline.int8_head import quantize_head
 from pipeline.layers import select_layers
 
 DTYPE: Final = torch.bfloat16
-_LLAMA_7B: Final = {
+LLAMA_7B: Final[dict[str, Any]] = {
+    "model_type": "llama",
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -41,12 +43,16 @@ class BaseShape:
     """Which base is decoded with.
 
     Attributes:
-        name: Hub id, folder or `.gguf` file; None for random weights of 7B shapes.
+        name: Hub id, folder or `.gguf` file; None for random weights.
         layers: Decoder layers of the random one.
+        sizes: Its other sizes, as its configuration names them; LLaMA-7B's if not given.
+        dtype: Element type.
     """
 
     name: str | None
     layers: int
+    sizes: Mapping[str, Any] = field(default_factory=lambda: LLAMA_7B)
+    dtype: torch.dtype = DTYPE
 
     def preview(self) -> BaseModel:
         """Return it without weights."""
@@ -55,9 +61,9 @@ class BaseShape:
         return self._random(torch.device("meta"))
 
     def load(self, device: torch.device) -> EndlessBase:
-        """Load it in bfloat16, or make it."""
+        """Load it, or make it."""
         if self.name is not None:
-            placement = Placement(dtype=DTYPE, device=str(device))
+            placement = Placement(dtype=self.dtype, device=str(device))
             found = load_source(resolve_base(self.name, None, None), placement)
         else:
             found = self._random(device)
@@ -66,13 +72,15 @@ class BaseShape:
         return EndlessBase(model=found.model, tokenizer=found.tokenizer, source=found.source)
 
     def _random(self, device: torch.device) -> BaseModel:
-        config = transformers.LlamaConfig(**_LLAMA_7B, num_hidden_layers=self.layers)
+        config = transformers.AutoConfig.for_model(**self.sizes, num_hidden_layers=self.layers)
         torch.manual_seed(0)
         with device:
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         vocabulary = {str(token): token for token in range(config.vocab_size)}
-        end = "0"
-        words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=end))
+        # Its words are the numbers of its tokens.
+        end, other = "0", "1"
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=other))
+        words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end)
         return BaseModel(model=model, tokenizer=tokenizer)
 
@@ -108,7 +116,7 @@ class HeadShape:
     def joined(self, base: BaseModel) -> AlignedLM:
         """Return it on a base, with random weights; nothing is hooked yet."""
         with torch.device("meta"):
-            head = AlignmentHead(self._config(base.vocab_size)).to(DTYPE).eval()
+            head = AlignmentHead(self._config(base.vocab_size)).to(base.dtype).eval()
         head = head.to_empty(device=base.logits_device).requires_grad_(False)
         torch.manual_seed(0)
         for parameter in head.parameters():

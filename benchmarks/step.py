@@ -85,9 +85,9 @@ class Steps:
     tokens: list[int] = field(default_factory=list)
 
 
-def best_matmul_rate(size: int, device: torch.device) -> float:
-    """Return the best of several rates of a square bfloat16 product, in operations a second."""
-    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+def best_matmul_rate(size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Return the best of several rates of a square product, in operations a second."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def multiply(count: int) -> None:

@@ -250,8 +250,10 @@ class _Gradients:
 
 def _add(total: Tensor, product: Tensor) -> None:
     """Add a narrow product to a wide sum, without a wide copy of all of it at once."""
-    for start in range(0, len(total), _ROWS_AT_ONCE):
-        total[start : start + _ROWS_AT_ONCE] += product[start : start + _ROWS_AT_ONCE]
+    # Elsewhere than on a CPU the types are mixed in one pass, which makes no such copy.
+    step = _ROWS_AT_ONCE if total.device.type == "cpu" else max(1, len(total))
+    for start in range(0, len(total), step):
+        total[start : start + step] += product[start : start + step]
 
 
 class _LogSumExp:

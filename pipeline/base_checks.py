@@ -210,7 +210,7 @@ def _packing_error(
     while True:
         batch = pack(pairs, together, packing, base.dtype)
         try:
-            got = _predicting_states(base, layers, batch)
+            got = predicting_states(base, layers, batch)
         except Exception as error:
             if not is_out_of_memory(error):
                 if packing != "apart" and isinstance(error, _REFUSALS):
@@ -233,7 +233,7 @@ def _alone_states(
     base: BaseModel, layers: tuple[int, ...], pairs: TokenizedPairs, pair: int
 ) -> dict[int, Tensor]:
     try:
-        answers = [_predicting_states(base, layers, batch) for batch in pack_alone(pairs, pair)]
+        answers = [predicting_states(base, layers, batch) for batch in pack_alone(pairs, pair)]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -256,9 +256,14 @@ def window_fits(base: BaseModel, max_length: int) -> bool:
     return all(not window or needed <= window for window, needed in limits)
 
 
-def _predicting_states(
+def predicting_states(
     base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch
 ) -> dict[int, Tensor]:
+    """Return the states [N, hidden] of layers at the positions that predict the response tokens.
+
+    Raises:
+        NotImplementedError: The base cannot attend as the batch is packed.
+    """
     placed = batch.to(base.device)
     with base.taps(layers) as taps:
         run_decoder(base, placed)

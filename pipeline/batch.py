@@ -73,7 +73,9 @@ class Batch:
     def response_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sum per-token values [N] over each answer; return chosen [P] and rejected [P]."""
         answer = torch.repeat_interleave(
-            torch.arange(2 * self.pairs, device=values.device), self.offsets.diff()
+            torch.arange(2 * self.pairs, device=values.device),
+            self.offsets.diff(),
+            output_size=len(values),  # known here, so that no device is waited for
         )
         sums = values.new_zeros(2 * self.pairs).index_add(0, answer, values)
         return sums[0::2], sums[1::2]

@@ -1,7 +1,6 @@
 """What an extraction is asked for, and the manifest and plan that follow from it."""
 
 import dataclasses
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
@@ -29,6 +28,7 @@ from pipeline.data_sources import DataSource, require_weights
 from pipeline.layers import parse_indices, select_layers
 from pipeline.prompt_form import Form
 from pipeline.read_data import ReadData
+from pipeline.versions import package_versions
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
 
@@ -155,7 +155,7 @@ def draft_manifest(
     named = options.layer_selection in ("auto", "uniform")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        created_by={name: importlib.metadata.version(name) for name in _PACKAGES},
+        created_by=package_versions(_PACKAGES),
         base=base,
         states=StatesRecord(
             layer_selection=options.layer_selection if named else "explicit",

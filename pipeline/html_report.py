@@ -5,7 +5,6 @@ alone.
 """
 
 import contextlib
-import importlib.metadata
 import math
 import os
 import platform
@@ -27,6 +26,7 @@ from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, read_head_config
 from pipeline.report import partial_name, require_place
 from pipeline.train_log import METRICS, read_lines
+from pipeline.versions import package_versions
 
 _PACKAGES: Final = ("mav", "torch", "numpy", "zarr", "matplotlib")
 _MOST_ROWS: Final = 200
@@ -296,7 +296,7 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
         head = AlignmentHead(sizes)
     alignment, total = head.alignment_parameters(), head.total_parameters()
     trained, base = origin.manifest, origin.manifest.base
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = package_versions(_PACKAGES)
     rows = {
         "head": evaluation.head,
         "parameters": f"alignment {alignment:,}, with fusion {total:,}",

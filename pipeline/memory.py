@@ -1,18 +1,27 @@
 """Running out of memory, and what to do then."""
 
 import gc
+from typing import Final
 
 import torch
 
 from cache_schema.errors import BaseModelError
+
+_SAID: Final = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What errors say that have no type of their own: of the CPU's and MPS's allocators, and of what
+libraries allocate beside PyTorch."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory did not suffice, on an accelerator or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
 
 
 def free_memory() -> None:

@@ -22,10 +22,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from pipeline.quiet import QuietLibraries
+from pipeline.varlen_kernel import has_varlen, varlen_attention
 
 NAME: Final = "mav_packed"
-_VARLEN_TYPES: Final = (torch.bfloat16, torch.float16)
-_VARLEN_WIDTH: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,7 @@ class PackedLayout:
 
     segments: Sequence[Segment]
     _masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    _placed: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def key_places(self) -> Tensor:
@@ -75,6 +75,13 @@ class PackedLayout:
     def key_edges(self) -> Tensor:
         """int32 [segments + 1], the same for `key_places`."""
         return _edges([one.keys for one in self.segments])
+
+    def placed(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `key_places`, `query_edges` and `key_edges` on a device; each is copied once."""
+        if device not in self._placed:
+            edges = (self.query_edges.to(device), self.key_edges.to(device))
+            self._placed[device] = (self.key_places.to(device), *edges)
+        return self._placed[device]
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """Return which keys [length, keys] a segment's tokens see; None if plain causality says it.
@@ -146,11 +153,7 @@ def _attend(
         raise NotImplementedError("a mask or a bias of the model's own")
     layout = _LAYOUT.get()
     if softcap is None and s_aux is None:
-        if (
-            query.is_cuda
-            and query.dtype in _VARLEN_TYPES
-            and query.shape[-1] == value.shape[-1] <= _VARLEN_WIDTH
-        ):
+        if has_varlen(query, value):
             return _varlen(query, key, value, layout, scaling, sliding_window), None
     elif key.shape[1] < query.shape[1]:
         groups = query.shape[1] // key.shape[1]
@@ -188,24 +191,20 @@ def _varlen(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Attend in one call of a kernel for texts of many lengths, which aligns each at its end."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    device = query.device
-    places = layout.key_places.to(device, non_blocking=True)
-    found = varlen_attn(
+    """Attend in one call of a kernel for texts of many lengths."""
+    places, query_edges, key_edges = layout.placed(query.device)
+    found = varlen_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1)[places],
         value[0].transpose(0, 1)[places],
-        layout.query_edges.to(device, non_blocking=True),
-        layout.key_edges.to(device, non_blocking=True),
-        max(one.length for one in layout.segments),
-        max(one.keys for one in layout.segments),
+        (query_edges, key_edges),
+        (
+            max(one.length for one in layout.segments),
+            max(one.keys for one in layout.segments),
+        ),
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=key.shape[1] < query.shape[1],
+        window=window,
     )
-    assert isinstance(found, Tensor)
     return found[None]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cache_schema.reader import Block, BlockMemory, CacheReader
@@ -200,6 +201,8 @@ def read_ahead(stream: PreferenceStream, *, pinned: bool = False) -> Iterator[Ba
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
     left = threading.Event()
+    # Each thread has a current accelerator of its own, the first one at the beginning.
+    current = torch.accelerator.current_device_index() if pinned else None
 
     def put(item: Batch | BaseException | None) -> None:
         while not left.is_set():
@@ -209,6 +212,8 @@ def read_ahead(stream: PreferenceStream, *, pinned: bool = False) -> Iterator[Ba
 
     def make() -> None:
         try:
+            if current is not None:
+                torch.accelerator.set_device_index(current)
             for batch in stream:
                 put(batch.pin_memory() if pinned else batch)
                 if left.is_set():

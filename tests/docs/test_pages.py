@@ -32,7 +32,7 @@ DEFAULTS: Final = {
         "generate": {"max_new_tokens": 8},
     }
 }
-MEASURED: Final = {"results.md", "trust.md"}
+MEASURED: Final = {"gpu.md", "results.md", "trust.md"}
 """Pages whose commands made the figures on them, with real models and hours of time."""
 
 

@@ -1,0 +1,183 @@
+"""Whether decoding on the device is right: scores, answers alone, in batches, and as they come.
+
+Of answers that are computed in other types the tokens may differ where two are nearly as probable.
+So each token is held against the CPU's logits: what it lies below the largest, in their standard
+deviations, is an error like any other.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.place import Place, Tell
+from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
+from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
+from pipeline.alpha import AlphaSchedule
+from pipeline.decoding import Decoding
+from pipeline.generate import MAVInference
+from pipeline.in_flight import InFlightDecoder, Request, Row
+
+_NEW: Final = 8
+_EXPANSION: Final = 40
+_ALPHAS: Final = (1.0, 0.0, -2.0, 3.0)
+_PROMPT_WORDS: Final = (2, 9, 5, 1)
+_REGRET: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+_GREEDY: Final = Decoding(max_new_tokens=_NEW)
+_DRAWN: Final = Decoding(max_new_tokens=_NEW, temperature=1.0, top_p=0.9, seed=7)
+
+
+def run(place: Place, tell: Tell) -> None:
+    """Compare scores and answers with those of the CPU."""
+    checks = Checks(tell)
+    reference = _steered(torch.device("cpu"), torch.float32, None)
+    prompts = _prompts()
+    answers = [prompt[::-1] for prompt in prompts]
+    want = reference.score_batch(prompts, answers, _ALPHAS)
+    for dtype in place.types:
+        mav = _steered(place.device, dtype, reference)
+        name, tolerance = named(dtype), TOLERANCE[dtype]
+
+        def scored(field: str, mav: MAVInference = mav) -> float:
+            got = mav.score_batch(prompts, answers, _ALPHAS)
+            both = [
+                torch.tensor([value for one in scores for value in getattr(one, field)])
+                for scores in (got, want)
+            ]
+            return apart(*(values + math.log(VOCABULARY) for values in both))
+
+        checks.check(f"scores, {name}", tolerance, lambda scored=scored: scored("logprobs"))  # type: ignore[misc]
+        checks.check(
+            f"scores of the base, {name}",
+            tolerance,
+            lambda scored=scored: scored("base_logprobs"),  # type: ignore[misc]
+        )
+        for way in ("alone", "static cache", "no cache", "batch", "in flight"):
+            checks.check(
+                f"answers, {way}, {name}",
+                _REGRET[dtype],
+                lambda mav=mav, way=way: _regret(reference, prompts, _answers(mav, prompts, way)),  # type: ignore[misc]
+            )
+        checks.check(f"alpha 0 is the base, {name}", SAME, lambda mav=mav: _off(mav, prompts))  # type: ignore[misc]
+        checks.check(
+            f"a seed gives the same answers, {name}",
+            SAME,
+            lambda mav=mav: float(_drawn(mav, prompts) != _drawn(mav, prompts)),  # type: ignore[misc]
+        )
+        mav.close()
+    checks.check("a seed, alone and in company, float32", SAME, lambda: _company(place, reference))
+    checks.finish()
+
+
+def _steered(device: torch.device, dtype: torch.dtype, like: MAVInference | None) -> MAVInference:
+    """Return a base with a head that says something, the same as another's if there is one."""
+    base = on_device(small_base("groups"), device, dtype)
+    torch.manual_seed(1)
+    mav = MAVInference.untrained(base, pooled_size=POOLED, expansion_size=_EXPANSION)
+    if like is not None:
+        mav.head.load_state_dict(like.head.state_dict())
+        return mav
+    for parameter in mav.head.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+        parameter.data = parameter.data.bfloat16().float()
+    return mav
+
+
+def _prompts() -> list[str]:
+    random = np.random.default_rng(0)
+    return [
+        " ".join(map(str, random.integers(2, VOCABULARY, count).tolist()))
+        for count in _PROMPT_WORDS
+    ]
+
+
+def _answers(mav: MAVInference, prompts: Sequence[str], way: str) -> list[list[int]]:
+    """Return the tokens of greedy answers, each at its own strength."""
+    if way == "batch":
+        return [[*one.tokens] for one in mav.generate_batch(prompts, _ALPHAS, _GREEDY)]
+    if way == "in flight":
+        return _in_flight(mav, prompts, _GREEDY)
+    caches = {"alone": "dynamic", "static cache": "static", "no cache": "none"}
+    decoding = Decoding(max_new_tokens=_NEW, kv_cache=caches[way])  # type: ignore[arg-type]
+    found = [
+        mav.generate(prompt, alpha, decoding)
+        for prompt, alpha in zip(prompts, _ALPHAS, strict=True)
+    ]
+    return [[*one.tokens] for one in found]
+
+
+def _in_flight(mav: MAVInference, prompts: Sequence[str], decoding: Decoding) -> list[list[int]]:
+    """Return the answers of requests that come one after the other, while others are decoded."""
+    form = mav.joined.form
+    requests = [
+        Request(
+            prompt=tuple(form.tokens(form.render(prompt))),
+            alpha=AlphaSchedule(((0, alpha),)),
+            decoding=decoding,
+        )
+        for prompt, alpha in zip(prompts, _ALPHAS, strict=False)
+    ]
+    rows: dict[int, Row] = {}
+    with mav.exclusively():
+        decoder = InFlightDecoder(mav.joined)
+        for number, request in enumerate(requests):
+            rows[number] = decoder.add([request])[0].row
+            decoder.step()
+        while decoder.rows:
+            decoder.step()
+    return [rows[number].tokens for number in range(len(requests))]
+
+
+@torch.inference_mode()
+def _regret(
+    reference: MAVInference, prompts: Sequence[str], answers: Sequence[Sequence[int]]
+) -> float:
+    """Return by how much the worst token lies below the largest logit, in standard deviations."""
+    worst = 0.0
+    form = reference.joined.form
+    for prompt, alpha, answer in zip(prompts, _ALPHAS, answers, strict=True):
+        begun = form.tokens(form.render(prompt))
+        with reference.steering(alpha) as model:
+            logits_TV = model(torch.tensor([[*begun, *answer[:-1]]])).logits[0, len(begun) - 1 :]
+        chosen = logits_TV.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        below = (logits_TV.amax(-1) - chosen) / logits_TV.std(-1)
+        worst = max(worst, float(below.max()))
+    return worst
+
+
+def _off(mav: MAVInference, prompts: Sequence[str]) -> float:
+    """Return how many answers at alpha 0 are not those of the base without hooks' part."""
+    steered = [mav.generate(prompt, 0.0, _GREEDY).tokens for prompt in prompts]
+    base, form = mav.base, mav.joined.form
+    ids = [
+        torch.tensor([form.tokens(form.render(prompt))], device=base.device) for prompt in prompts
+    ]
+    plain = [
+        base.model.generate(
+            one,
+            attention_mask=torch.ones_like(one),
+            max_new_tokens=_NEW,
+            do_sample=False,
+            eos_token_id=sorted(base.end_tokens),
+            pad_token_id=base.pad_token,
+        )[0, one.shape[1] :].tolist()
+        for one in ids
+    ]
+    return float(sum([*a] != b for a, b in zip(steered, plain, strict=True)))
+
+
+def _drawn(mav: MAVInference, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return answers that are drawn."""
+    return [one.tokens for one in mav.generate_batch(prompts, _ALPHAS, _DRAWN)]
+
+
+def _company(place: Place, reference: MAVInference) -> float:
+    """Return how many drawn answers depend on what is decoded beside them."""
+    mav = _steered(place.device, torch.float32, reference)
+    prompts = [_prompts()[0]] * len(_ALPHAS)
+    together = _in_flight(mav, prompts, _DRAWN)
+    alone = _in_flight(mav, prompts[:1], _DRAWN)
+    return float(together[0] != alone[0])

@@ -1,0 +1,222 @@
+"""Whether training and evaluation on the device are right."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from benchmarks.gpu.check_cache import make_cache
+from benchmarks.gpu.place import Place, Tell
+from benchmarks.gpu.small import on_device, small_base, small_rows
+from benchmarks.gpu.verdicts import TOLERANCE, Checks, apart, named
+from cache_schema.reader import CacheReader
+from pipeline.aligned_logprobs import Tiling, aligned_logprobs
+from pipeline.averages import Averages
+from pipeline.batch import Batch, CachedBase
+from pipeline.evaluate import AlphaResult, evaluate
+from pipeline.head import AlignmentHead, HeadConfig
+from pipeline.held_out import PairSubset
+from pipeline.objective import Objective, Scorer, last_layer
+from pipeline.order import StepShape
+from pipeline.stream import PreferenceStream
+from pipeline.train import train
+from pipeline.train_options import TrainOptions
+from pipeline.train_step import Trainer
+
+_CPU: Final = torch.device("cpu")
+_EXPANSION: Final = 40
+_RATE: Final = 1e-3
+_STEPS: Final = 3
+_ALPHAS: Final = (0.0, 0.5, 1.0)
+_TILES: Final = (Tiling(tokens=7, columns=64), Tiling(tokens=1000, columns=1000, kept_elements=0))
+
+
+def run(place: Place, tell: Tell) -> None:
+    """Compare losses, gradients, steps, checkpoints, a whole run and its evaluation."""
+    checks = Checks(tell)
+    folder = place.folder("training")
+    reader = make_cache(small_base("groups"), small_rows(folder), folder / "float32")
+    batches = list(_stream(reader))[:_STEPS]
+    want = _gradients(reader, batches[0], _CPU, bf16=False)
+    steps = _plain_steps(reader, batches)
+    for dtype in place.types:
+        bf16 = dtype != torch.float32
+        tolerance = TOLERANCE[torch.bfloat16 if bf16 else dtype]
+        products = "bfloat16" if bf16 else "float32"
+        for number, tiling in enumerate((None, *_TILES)):
+            tiles = "tiles as they fit" if tiling is None else f"tiling {number}"
+            checks.check(
+                f"loss and gradients, {tiles}, {products}",
+                tolerance,
+                lambda bf16=bf16, tiling=tiling: _worst(  # type: ignore[misc]
+                    _gradients(reader, batches[0], place.device, bf16=bf16, tiling=tiling), want
+                ),
+            )
+        trained = partial(_trainer_steps, reader, batches, folder, bf16=bf16)
+        checks.check(
+            f"{_STEPS} steps, {products}",
+            tolerance,
+            lambda trained=trained: apart(trained()[0], steps),  # type: ignore[misc]
+        )
+        checks.check(
+            f"a step after a checkpoint, {products}",
+            TOLERANCE[torch.float32],
+            lambda trained=trained: apart(*trained()[1]),  # type: ignore[misc]
+        )
+        checks.check(
+            f"a run and its evaluation, {named(dtype)}",
+            tolerance,
+            partial(_run_and_evaluation, place, folder, dtype),
+        )
+    checks.finish()
+
+
+def _stream(reader: CacheReader) -> PreferenceStream:
+    shape = StepShape(batch_size=4, grad_accum=1)
+    return PreferenceStream(reader.location, PairSubset(which="all"), shape, seed=0, epoch=0)
+
+
+def _head(reader: CacheReader) -> AlignmentHead:
+    """Return a head that says something, and drops nothing."""
+    torch.manual_seed(0)
+    manifest = reader.manifest
+    head = AlignmentHead(
+        HeadConfig(
+            num_layers=len(manifest.states.layers),
+            pooled_size=manifest.states.pooled_size,
+            expansion_size=_EXPANSION,
+            vocab_size=manifest.base.vocab_size,
+            dropout=0.0,
+        )
+    )
+    torch.nn.init.normal_(head.project.weight, std=0.05)
+    return head
+
+
+def _options(reader: CacheReader, output: Path, *, bf16: bool) -> TrainOptions:
+    return TrainOptions(
+        cache=reader.location,
+        output_dir=output,
+        expansion_size=_EXPANSION,
+        dropout=0.0,
+        eval_fraction=0.3,
+        batch_size=2,
+        report_to="none",
+        bf16=bf16,
+    )
+
+
+def _objective(reader: CacheReader) -> Objective:
+    return _options(reader, Path(), bf16=False).as_objective()
+
+
+def _gradients(
+    reader: CacheReader,
+    batch: Batch,
+    device: torch.device,
+    *,
+    bf16: bool,
+    tiling: Tiling | None = None,
+) -> list[Tensor]:
+    """Return a batch's loss, and the gradient of all weights one after the other."""
+    scorer = Scorer(_head(reader).to(device), bf16=bf16)
+    here, base = batch.to(device), CachedBase(reader, device)
+    if tiling is None:
+        loss = scorer(here, base.logits(here)).pair_sum_loss(_objective(reader), here)
+    else:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = scorer.head.features(here.states)
+        logp, norm, base_logp = aligned_logprobs(
+            features,
+            last_layer(scorer.head, bf16=bf16),
+            base.logits(here),
+            here.labels,
+            tiling=tiling,
+        )
+        objective = _objective(reader)
+        margin, base_margin = (
+            torch.sub(*here.response_sums(values)) for values in (logp, base_logp)
+        )
+        tokens = here.offsets[2::2] - here.offsets[:-1:2]
+        norms = torch.add(*here.response_sums(norm)) / tokens
+        losses = objective.pair_losses(margin, base_margin)
+        loss = losses.sum() + objective.lambda_l2 * norms.sum()
+    loss.backward()
+    gradients = []
+    for parameter in scorer.parameters():
+        assert parameter.grad is not None, "every weight has a gradient"
+        gradients.append(parameter.grad.flatten())
+    return [loss.detach(), torch.cat(gradients)]
+
+
+def _worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+    return max(apart(a, b) for a, b in zip(got, want, strict=True))
+
+
+def _plain_steps(reader: CacheReader, batches: Sequence[Batch]) -> Tensor:
+    """Return the losses of steps by autograd and PyTorch's AdamW, on the CPU in float32."""
+    scorer, base = Scorer(_head(reader), bf16=False), CachedBase(reader, _CPU)
+    objective = _objective(reader)
+    options = _options(reader, Path(), bf16=False)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=_RATE, weight_decay=options.weight_decay)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = scorer(batch, base.logits(batch)).pair_sum_loss(objective, batch) / batch.step_pairs
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), options.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def _trainer_steps(
+    reader: CacheReader, batches: Sequence[Batch], folder: Path, *, bf16: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return the losses of a trainer's steps, and of one more: at once, and from a checkpoint."""
+    options = _options(reader, folder, bf16=bf16)
+    accelerator = Accelerator(mixed_precision="no")
+    base = CachedBase(reader, accelerator.device)
+    first = Trainer(options, accelerator, _head(reader))
+    losses = [_loss(first, step, batch, base) for step, batch in enumerate(batches)]
+    # Copies, as on a CPU these are the very tensors that are trained on.
+    weights, state = map(copy.deepcopy, (first.weights(), first.optimizer_state()))
+    second = Trainer(options, accelerator, _head(reader))
+    second.restore(weights, state)
+    more = [
+        torch.tensor([_loss(one, _STEPS + step, batches[0], base) for step in range(2)])
+        for one in (first, second)
+    ]
+    return torch.tensor(losses), (more[1], more[0])
+
+
+def _loss(trainer: Trainer, step: int, batch: Batch, base: CachedBase) -> float:
+    seen = Averages()
+    trainer.step(step, _RATE, [batch.to(trainer.accelerator.device)], base, seen)
+    return seen.take(trainer.accelerator)["loss"]
+
+
+def _run_and_evaluation(place: Place, folder: Path, dtype: torch.dtype) -> float:
+    """Train a head on the device; return how its evaluation differs there from the CPU's."""
+    base = on_device(small_base("groups"), place.device, dtype)
+    root = folder / f"run-{named(dtype)}"
+    root.mkdir()
+    reader = make_cache(base, small_rows(root), root / "cache")
+    options = _options(reader, root / "head", bf16=dtype != torch.float32)
+    train(dataclasses.replace(options, learning_rate=_RATE, num_epochs=2))
+    results = [
+        evaluate(str(options.output_dir), reader.location, _ALPHAS, which="all", device=device)
+        for device in (str(place.device), "cpu")
+    ]
+    got, want = (torch.tensor([_figures(one) for one in found.results]) for found in results)
+    return apart(got, want)
+
+
+def _figures(result: AlphaResult) -> list[float]:
+    return [result.margin, result.kl_per_token, result.vector_norm]

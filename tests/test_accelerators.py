@@ -1,0 +1,66 @@
+"""What only an accelerator brings about, shown without one."""
+
+import importlib.metadata
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.batch import Batch
+from pipeline.held_out import PairSubset
+from pipeline.memory import is_out_of_memory
+from pipeline.order import StepShape
+from pipeline.stream import PreferenceStream, read_ahead
+from pipeline.versions import UNKNOWN, package_versions
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.95 GB)"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_memory_that_did_not_suffice(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_errors_are_not_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+def test_batches_are_pinned_by_the_accelerator_in_use(
+    tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = threading.local()
+    pinned: list[int] = []
+
+    def pin(batch: Batch) -> Batch:
+        pinned.append(getattr(current, "index", 0))
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 3)
+    monkeypatch.setattr(
+        "torch.accelerator.set_device_index", lambda index: setattr(current, "index", index)
+    )
+    shape = StepShape(batch_size=8, grad_accum=1)
+    stream = PreferenceStream(tiny_cache, PairSubset(which="all"), shape, seed=0, epoch=0)
+    batches = len(list(read_ahead(stream, pinned=True)))
+    assert pinned == [3] * batches
+    assert len(list(read_ahead(stream))) == batches and len(pinned) == batches
+
+
+def test_versions_of_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version("torch")
+    assert package_versions(["torch", "no-such-package"]) == {
+        "torch": known,
+        "no-such-package": UNKNOWN,
+    }
