@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import transformers
 
 from pipeline.base_model import BaseModel
 from tests.docs.warm_python import write_programs
+from tests.limits import EVENT, PROCESS, SCRIPT, wait_until
 from tests.tiny import rows, save_base, tiny_base
 
 ROOT: Final = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ class World:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=SCRIPT,
         )
         return Ran(code=found.returncode, out=found.stdout, err=found.stderr)
 
@@ -128,7 +128,7 @@ class World:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            process.wait(EVENT)
 
     def copy(self, folder: Path) -> "World":
         """Return another folder with the same in it."""
@@ -198,24 +198,23 @@ def free_port() -> int:
 
 def _wait_until(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def answers() -> bool:
         try:
-            with opener.open(address, timeout=5):
-                return
+            with opener.open(address, timeout=EVENT):
+                return True
         except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
+            return False
+
+    wait_until(lambda: process.poll() is not None or answers(), PROCESS)
+    if process.poll() is not None:
+        raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
 
 
 def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(1200):
-        if address.exists():
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
+    wait_until(lambda: process.poll() is not None or address.exists(), PROCESS)
+    if process.poll() is not None:
+        raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
 
 
 @cache
