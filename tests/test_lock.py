@@ -212,6 +212,7 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(
             data = json.dumps(dataclasses.asdict(holder) | {"beat": 1}).encode()
             replace(objects, LOCK, data)
             clock.now += 100 * BEAT_SECONDS
+            clock.sleeping = lambda _: None
 
     clock.sleeping = beat
     said: list[str] = []

@@ -44,6 +44,11 @@ _FROM_HERE: Final = (
     "pyproject.toml",
     "Makefile",
 )
+_KEPT: Final = (
+    *("HOME", "LANG", "TMPDIR"),
+    # As which kind of processor this one is to be taken.
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+)
 _CHAT_TEMPLATE: Final = (
     "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -85,7 +90,7 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """What commands find in their environment."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         return {
             **kept,
             "PATH": f"{self.programs}:{os.environ['PATH']}",
