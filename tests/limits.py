@@ -12,9 +12,9 @@ from typing import Final
 
 _STRETCH: Final = float(os.environ.get("MAV_TEST_PATIENCE", "1"))
 
-EVENT: Final = 120 * _STRETCH
+EVENT: Final = 300 * _STRETCH
 """Seconds for a thread, a server or a process that runs already to do one thing."""
-PROCESS: Final = 600 * _STRETCH
+PROCESS: Final = 900 * _STRETCH
 """Seconds for a process to start, import torch and do its work."""
 SCRIPT: Final = 1800 * _STRETCH
 """Seconds for a block of a page of the documentation: several commands."""
