@@ -159,11 +159,14 @@ def _gone(objects: Objects, holder: Holder, version: Version, say: Callable[[str
     patience = BEAT_SECONDS * _BEATS_OF_SILENCE
     say(f"{objects.location} is locked by {holder}; watching {patience:.0f} s for a sign of life")
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while True:
+        # Before looking, so that the last look is after the deadline, however late this wakes up.
+        late = time.monotonic() >= deadline
         if objects.version(LOCK) != version:
             return False
+        if late:
+            return True
         time.sleep(BEAT_SECONDS / 10)
-    return True
 
 
 def _beat(objects: Objects, holder: Holder, version: Version, stopped: threading.Event) -> None:

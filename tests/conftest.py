@@ -18,7 +18,9 @@ from tests.written_caches import quick_disk, write
 
 torch.set_num_threads(1)
 # Machines are slow at times; a property test looks for wrong results, not for late ones.
-hypothesis.settings.register_profile("mav", deadline=None)
+hypothesis.settings.register_profile(
+    "mav", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("mav")
 
 

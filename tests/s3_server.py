@@ -11,13 +11,14 @@ import os
 import signal
 import socket
 import sysconfig
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from tempfile import TemporaryDirectory
+
+from tests.limits import EVENT, PROCESS, wait_until
 
 PARTS = ("s3", "filer", "volume", "master", "admin")
 # Writing to a bucket does not make it, nobody is told of the server, and its end is not put off.
@@ -28,7 +29,6 @@ SHELL = """exec 3<&0 >log 2>&1
     -volume.preStopSeconds=0 3<&- & server=$!
 { read -r _ <&3; kill $server; } & wait $server"""
 READY = "All enabled components are running"  # Said after the bucket has been made.
-PATIENCE_S = 60  # On a machine that is busy with other tests.
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,12 @@ def s3_server(bucket: str = "mav-test") -> Iterator[S3Server]:
         # In a process group of its own: Ctrl-C is for the tests, which then end the server.
         process = Popen(command, stdin=PIPE, cwd=home, env=environment, process_group=0)
         try:
-            end = time.monotonic() + PATIENCE_S
-            while READY not in (said := log.read_text()):
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(said)
-                time.sleep(0.05)
+            wait_until(lambda: READY in log.read_text() or process.poll() is not None, PROCESS)
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
             yield S3Server(endpoint, bucket, keys | place)
         finally:
             with suppress(TimeoutExpired):
-                process.communicate(b"\n", timeout=PATIENCE_S)
+                process.communicate(b"\n", timeout=EVENT)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import cli
 from cache_schema.reader import CacheReader
+from tests.limits import PROCESS
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 
 COMMANDS = sorted(cli.main.commands.items())
@@ -418,7 +419,7 @@ def test_another_base_of_the_same_tokenizer_is_told_and_used(line: Line, tmp_pat
 
 def run_program(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
 
 
 def test_the_program_exits_with_the_code_of_the_error(line: Line, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_figures(
     assert first["mav_over_base_weights"] < first["floor_latency"]
     assert {len(taken) for taken in found["rounds"].values()} == {2}
     assert found["settings"]["new_tokens"] == 3
-    assert 0 < first["head_seconds"] < 1 and 0 < first["first_token_seconds"] < 10
+    assert first["head_seconds"] > 0 and first["first_token_seconds"] > 0
 
 
 def test_table(

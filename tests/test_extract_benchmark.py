@@ -1,5 +1,7 @@
 """The extraction benchmark measures what it says, on a tiny base."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,22 @@ from tests.tiny import save_base, tiny_base, write_rows
 PAIRS = 6
 
 
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    base = save_base(tiny_base(), tmp_path / "base")
-    rows = write_rows(tmp_path / "rows.jsonl", PAIRS)
-    extract.main(
-        [
-            *("--base-model", str(base), "--dataset", str(rows), "--dtype", "float32"),
-            *("--limit", str(PAIRS), "--repeats", "2", "--device", "cpu", *options),
-        ]
-    )
-    return capsys.readouterr().out
+def run(folder: Path, *options: str) -> str:
+    base = save_base(tiny_base(), folder / "base")
+    rows = write_rows(folder / "rows.jsonl", PAIRS)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        extract.main(
+            [
+                *("--base-model", str(base), "--dataset", str(rows), "--dtype", "float32"),
+                *("--limit", str(PAIRS), "--repeats", "2", "--device", "cpu", *options),
+            ]
+        )
+    return printed.getvalue()
 
 
-@pytest.fixture
-def found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    printed: dict[str, Any] = json.loads(run(tmp_path, capsys, "--json"))
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(run(tmp_path_factory.mktemp("measured"), "--json"))
     return printed
 
 
@@ -61,6 +64,6 @@ def test_bytes(found: dict[str, Any]) -> None:
     assert all(0 < at_7b[name] <= at_7b["none"] * 1.05 for name in ("zstd", "blosc"))
 
 
-def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = run(tmp_path, capsys)
+def test_table(tmp_path: Path) -> None:
+    printed = run(tmp_path)
     assert "extract over bare" in printed and "bytes a response token" in printed

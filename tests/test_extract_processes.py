@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from cache_schema.objects import open_objects
 from cache_schema.reader import CacheReader
 from pipeline.block_forward import BlockForward
 from pipeline.processes import Processes, launched, require_joined
+from tests.limits import PROCESS, wait_until
 from tests.test_cli import done, mav
 from tests.test_cli_errors import refused
 from tests.test_verify_command import contents
@@ -29,7 +29,6 @@ from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.written_caches import silent
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 240
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -87,7 +86,7 @@ def start(count: int, *args: object) -> subprocess.Popen[str]:
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=PROCESS)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -128,10 +127,8 @@ def test_when_one_is_killed_all_end_and_one_goes_on(
     slowly = [*world.extract(cache), "--batch-tokens", 1]
     launcher = start(3, *slowly)
     try:
-        end = time.monotonic() + PATIENCE_S
-        while not contents(cache):
-            assert launcher.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: contents(cache) or launcher.poll() is not None, PROCESS)
+        assert launcher.poll() is None
         worker(launcher, rank).send_signal(signal.SIGKILL)
     finally:
         code, out, err = finished(launcher)

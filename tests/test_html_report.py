@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -98,6 +99,22 @@ def assert_stands_alone(text: str) -> Page:
 def write_log(run: Path, *more: str) -> None:
     lines = [json.dumps(entry) + "\n" for entry in LOG]
     (run / "metrics.jsonl").write_text("".join(lines) + "".join(more), encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Nothing here draws the same twice, which takes a second each, but where that is tested."""
+    drawn: dict[str, str] = {}
+
+    def draw(charts: Sequence[Chart], name: str) -> str:
+        key = repr((charts, name))
+        if key not in drawn:
+            drawn[key] = plots(charts, name)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.html_report.plots", draw)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +307,7 @@ def test_alpha_zero_alone(found: Evaluation, tiny_cache: Path) -> None:
 def test_two_reports_differ_in_the_date_alone(
     found: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.html_report.plots", plots)
     first = render(found, NOW)
     assert render(found, NOW) == first
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
@@ -17,11 +15,10 @@ import psutil
 import pytest
 
 from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.lock import LOCK, Holder, read_holder, require_held, run_lock
+from cache_schema.lock import BEAT_SECONDS, LOCK, Holder, read_holder, require_held, run_lock
 from cache_schema.objects import ConflictError, Objects, Version, open_objects, replace
+from tests.limits import EVENT, Clock, wait_until
 from tests.written_caches import silent
-
-_BEAT = 0.05
 
 
 @pytest.fixture
@@ -31,7 +28,15 @@ def objects(tmp_path: Path) -> Objects:
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", _BEAT)
+    monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of who watches another's lock."""
+    found = Clock()
+    monkeypatch.setattr("cache_schema.lock.time", found)
+    return found
 
 
 def held_by(objects: Objects, **changes: Any) -> Holder:
@@ -42,13 +47,6 @@ def held_by(objects: Objects, **changes: Any) -> Holder:
     holder = dataclasses.replace(found, run="another", **changes)
     replace(objects, LOCK, json.dumps(dataclasses.asdict(holder)).encode())
     return holder
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Holding it
@@ -93,18 +91,18 @@ def test_of_many_that_ask_at_once_one_has_it(objects: Objects) -> None:
     outcomes: list[str] = []
 
     def ask() -> None:
-        together.wait(30)
+        together.wait(EVENT)
         try:
             with run_lock(objects, say=silent) as run:
                 outcomes.append(run)
-                released.wait(30)
+                released.wait(EVENT)
         except CacheBusyError:
             outcomes.append("busy")
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(outcomes) == 8)
+    wait_until(lambda: len(outcomes) == 8)
     holder = read_holder(objects)
     released.set()
     for thread in threads:
@@ -141,7 +139,7 @@ def test_the_heart_beats(objects: Objects, quick_beats: None) -> None:
             seen.add(objects.version(LOCK))
             return len(seen) == 4
 
-        eventually(beaten)
+        wait_until(beaten)
         holder = read_holder(objects)
         assert holder is not None
         assert holder.beat >= 3
@@ -175,7 +173,7 @@ def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: Object
     try:
         zombie = psutil.Process(process.pid)
         started = zombie.create_time()
-        eventually(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
         held_by(objects, pid=process.pid, process_started=started)
         with run_lock(objects, say=silent) as run:
             require_held(objects, run)
@@ -191,26 +189,37 @@ def test_a_process_that_lives_and_does_not_beat_still_holds_it(objects: Objects)
 
 
 def test_a_silent_holder_elsewhere_is_taken_over_after_some_beats(
-    objects: Objects, quick_beats: None
+    objects: Objects, clock: Clock
 ) -> None:
     held_by(objects, machine="elsewhere", host="node7", pid=1)
     said: list[str] = []
-    began = time.monotonic()
     with run_lock(objects, say=said.append) as run:
-        assert time.monotonic() - began >= 4 * _BEAT
+        assert clock.now >= 4 * BEAT_SECONDS
         require_held(objects, run)
     (line,) = said
     assert line.startswith(f"{objects.location} is locked by process 1 on node7 since ")
 
 
-def test_a_holder_elsewhere_that_beats_is_left_alone(objects: Objects, quick_beats: None) -> None:
+@pytest.mark.parametrize("beats", [0.0, 2.0, 3.9])
+def test_a_holder_elsewhere_that_beats_is_left_alone(
+    objects: Objects, clock: Clock, beats: float
+) -> None:
+    """After how many beats' time it does so, even if whoever watches does not wake until later."""
     holder = held_by(objects, machine="elsewhere", host="node7", pid=1)
 
-    def beat(line: str) -> None:
-        data = json.dumps(dataclasses.asdict(holder) | {"beat": 1}).encode()
-        threading.Timer(2 * _BEAT, replace, (objects, LOCK, data)).start()
+    def beat(seconds: float) -> None:
+        if clock.now + seconds >= beats * BEAT_SECONDS:
+            data = json.dumps(dataclasses.asdict(holder) | {"beat": 1}).encode()
+            replace(objects, LOCK, data)
+            clock.now += 100 * BEAT_SECONDS
+            clock.sleeping = lambda _: None
 
-    with pytest.raises(CacheBusyError, match="process 1 on node7"), run_lock(objects, say=beat):
+    clock.sleeping = beat
+    said: list[str] = []
+    with (
+        pytest.raises(CacheBusyError, match="process 1 on node7"),
+        run_lock(objects, say=said.append),
+    ):
         pass
     found = read_holder(objects)
     assert found is not None
@@ -218,7 +227,7 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(objects: Objects, quick_bea
 
 
 def test_a_holder_elsewhere_whose_process_number_is_taken_here_is_still_watched(
-    objects: Objects, quick_beats: None
+    objects: Objects, clock: Clock
 ) -> None:
     held_by(objects, machine="elsewhere")
     said: list[str] = []
@@ -232,12 +241,12 @@ def test_a_holder_elsewhere_whose_process_number_is_taken_here_is_still_watched(
 
 def test_a_run_whose_lock_was_taken_over_is_told(objects: Objects, quick_beats: None) -> None:
     with run_lock(objects, say=silent) as run:
-        eventually(lambda: taken_over(objects))
+        wait_until(lambda: taken_over(objects))
         with pytest.raises(CacheBusyError) as caught:
             require_held(objects, run)
         assert "this run has lost the cache's lock to process 1 on node7" in str(caught.value)
         assert "what it committed is kept" in str(caught.value)
-        eventually(lambda: not any(t.name == "lock" for t in threading.enumerate()))
+        wait_until(lambda: not any(t.name == "lock" for t in threading.enumerate()))
     # It is the other's: neither overwritten by a beat nor removed at the end.
     found = read_holder(objects)
     assert found is not None

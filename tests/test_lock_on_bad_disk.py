@@ -3,8 +3,6 @@
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +12,7 @@ from cache_schema.local_objects import LocalObjects
 from cache_schema.lock import LOCK, require_held, run_lock
 from cache_schema.objects import Bytes, ConflictError, Version, open_objects
 from tests.full_disk import FullDisk
+from tests.limits import wait_until
 from tests.written_caches import silent
 
 Call = Literal["before writing", "after writing", "conflict", "looking"]
@@ -22,13 +21,6 @@ Call = Literal["before writing", "after writing", "conflict", "looking"]
 @pytest.fixture(autouse=True)
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", 0.05)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Failing(LocalObjects):
@@ -75,11 +67,11 @@ def test_the_heart_outlives_a_store_that_fails(tmp_path: Path, fails: tuple[Call
     objects = Failing(tmp_path / "cache")
     with run_lock(objects, say=silent) as run:
         objects.fails = fails
-        eventually(lambda: objects.fails == ())
+        wait_until(lambda: objects.fails == ())
         # Looked at through eyes of its own.
         seen = open_objects(tmp_path / "cache")
         version = seen.version(LOCK)
-        eventually(lambda: seen.version(LOCK) != version)
+        wait_until(lambda: seen.version(LOCK) != version)
         require_held(seen, run)
     assert not (tmp_path / "cache").exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_schema.errors import DataError, MismatchError
@@ -61,7 +61,6 @@ def by_source(found: MixedPairs, sources: int) -> list[set[int]]:
 NUMBERS = st.lists(st.lists(st.integers(0, 39), max_size=30), min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(NUMBERS, st.data())
 def test_every_pair_once_and_those_for_evaluation_there(
     numbers: list[list[int]], data: st.DataObject

@@ -13,6 +13,7 @@ import pytest
 
 from cache_schema.local_objects import LocalObjects
 from cache_schema.objects import ConflictError
+from tests.limits import EVENT
 from tests.written_caches import leftovers, quick_disk
 
 WRITERS = 8
@@ -52,7 +53,7 @@ def race(write: Callable[[int, int], None]) -> list[list[int]]:
 
     def run(writer: int) -> None:
         for number in range(ROUNDS):
-            together.wait(60)
+            together.wait(EVENT)
             try:
                 write(writer, number)
             except ConflictError:
@@ -92,7 +93,7 @@ def test_one_writer_replaces_each_version(objects: LocalObjects) -> None:
         try:
             versions.append(objects.write("x", data(writer, number), expected))
         finally:
-            if agreed.wait(60) == 0:
+            if agreed.wait(EVENT) == 0:
                 found.append(objects.read("x").tobytes())
 
     won = race(write)
@@ -129,16 +130,24 @@ def test_versions_are_compared_when_all_others_are_kept_out(
     objects = LocalObjects(tmp_path / "place")
     objects.write("other", b"so that there is a place", None)
     expected = objects.write("x", b"first", None) if replaces else None
+    asking = threading.Event()
+    flock = fcntl.flock
+
+    def asked(file: int, operation: int) -> None:
+        asking.set()
+        flock(file, operation)
+
+    monkeypatch.setattr("cache_schema.local_objects.fcntl.flock", asked)
     with ThreadPoolExecutor(1) as pool:
         with (tmp_path / "place" / ".mutex").open("wb") as mutex:
-            fcntl.flock(mutex, fcntl.LOCK_EX)
+            flock(mutex.fileno(), fcntl.LOCK_EX)
             writing = pool.submit(objects.write, "x", b"mine", expected)
-            with pytest.raises(TimeoutError):
-                writing.result(0.2)
+            assert asking.wait(EVENT)
+            assert not writing.done()
             (tmp_path / "another").write_bytes(b"another's")
             (tmp_path / "another").rename(tmp_path / "place" / "x")
         with pytest.raises(ConflictError):
-            writing.result(30)
+            writing.result(EVENT)
     assert objects.read("x").tobytes() == b"another's"
     assert leftovers(tmp_path) == []
 

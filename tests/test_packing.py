@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_schema.errors import BaseModelError
@@ -273,8 +273,6 @@ def test_an_answer_that_does_not_merge_is_tokenized_behind_its_prompt() -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=15)
 
 
-# The first example also makes the tokenizer.
-@settings(deadline=None)
 @given(st.sampled_from(tiny_pairs(20)), st.lists(TEXTS, max_size=2))
 def test_the_prompt_is_tokenized_as_at_decoding(found: PreferencePair, texts: list[str]) -> None:
     tokenizer = tiny_tokenizer()

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
+from cache_schema import remote_objects
 from cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
 from cache_schema.lock import LOCK, Holder, read_holder, run_lock
 from cache_schema.objects import ConflictError, Objects, Version, open_objects, replace
@@ -35,6 +37,7 @@ from pipeline.order import StepShape
 from pipeline.stream import PreferenceStream, read_ahead
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
+from tests.limits import NEVER, Clock
 from tests.s3_server import S3Server, s3_server
 from tests.test_cli import done
 from tests.test_cli_errors import refused
@@ -233,8 +236,11 @@ def test_one_writer_replaces_each_version(url: str) -> None:
 
 
 @pytest.fixture
-def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", 0.1)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of who watches another's lock."""
+    found = Clock()
+    monkeypatch.setattr("cache_schema.lock.time", found)
+    return found
 
 
 def test_the_lock_is_held_and_given_back(objects: Objects, url: str) -> None:
@@ -268,7 +274,7 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: Objects) -> N
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, quick_beats: None) -> None:
+def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, clock: Clock) -> None:
     left_behind(objects, machine="elsewhere", host="elsewhere")
     said: list[str] = []
     with run_lock(objects, say=said.append):
@@ -277,16 +283,19 @@ def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, quick_beat
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_machine_that_beats_is_left_alone(
-    objects: Objects, quick_beats: None
-) -> None:
+def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: Objects, clock: Clock) -> None:
     left = left_behind(objects, machine="elsewhere", host="elsewhere")
 
-    def beat(_: str) -> None:
+    def beat(_: float) -> None:
         data = json.dumps(dataclasses.asdict(dataclasses.replace(left, beat=1))).encode()
-        threading.Timer(0.1, replace, [objects, LOCK, data]).start()
+        replace(objects, LOCK, data)
 
-    with pytest.raises(CacheBusyError, match="on elsewhere since"), run_lock(objects, say=beat):
+    clock.sleeping = beat
+    said: list[str] = []
+    with (
+        pytest.raises(CacheBusyError, match="on elsewhere since"),
+        run_lock(objects, say=said.append),
+    ):
         raise AssertionError
 
 
@@ -531,6 +540,8 @@ def test_a_server_that_is_down_is_told(
     world: World, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    # So that it is the retries that end it, however slow they are.
+    monkeypatch.setattr(remote_objects, "_GIVE_UP", timedelta(seconds=NEVER))
     told = refused(1, "verify", world.url)
     assert told.startswith(f"{world.url}/zarr.json: ")
     assert "after 5 retries" in told and "\n" not in told.strip()

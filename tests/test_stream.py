@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice, pairwise
@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,16 +26,15 @@ from pipeline.batch import Batch, collate, empty_like
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.order import EpochOrder, StepShape, order_epoch, shuffled_windows
 from pipeline.stored import from_stored
-from pipeline.stream import PreferenceStream, read_ahead
+from pipeline.stream import _BATCHES_AHEAD, PreferenceStream, read_ahead
+from tests.limits import EVENT, PROCESS, wait_until
 from tests.written_caches import quick_disk, stored_objects, write
 
 ALL = PairSubset(which="all")
 # Reading is slow on a busy machine, and shrinking would read for minutes.
 READING = settings(
     max_examples=15,
-    deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow],
 )
 SHAPES = st.builds(
     StepShape,
@@ -360,7 +359,7 @@ def test_a_data_loader_changes_nothing(tiny_cache: Path, processes: int, workers
         batch_size=None,
         num_workers=processes,
         multiprocessing_context="fork" if processes else None,
-        timeout=60 if processes else 0,  # an error, where a worker hangs
+        timeout=PROCESS if processes else 0,  # an error, where a worker hangs
     )
     wanted = expected(tiny_cache, shape).batches(shape, 1, 1)
     assert not threads()  # what they hold, a forked process would wait for
@@ -408,7 +407,7 @@ def finish(action: Callable[[], object]) -> None:
 
     runner = threading.Thread(target=run, daemon=True)
     runner.start()
-    runner.join(60)
+    runner.join(EVENT)
     assert not runner.is_alive()
     if failed:
         raise failed[0]
@@ -430,9 +429,18 @@ def leave_by_closing(source: PreferenceStream, after: int) -> None:
 
 
 def leave_a_full_queue(source: PreferenceStream, after: int) -> None:
-    with contextlib.closing(cast("Any", read_ahead(source))) as batches:
+    made: list[Batch] = []
+    total = len(list(source))
+
+    def noted() -> Iterator[Batch]:
+        for batch in source:
+            made.append(batch)
+            yield batch
+
+    with contextlib.closing(cast("Any", read_ahead(cast("Any", noted())))) as batches:
         assert len(list(islice(batches, after))) == after
-        time.sleep(0.15)
+        # Those in the queue, one that there is no room for, and no more.
+        wait_until(lambda: len(made) == min(after + _BATCHES_AHEAD + 1, total))
 
 
 def leave_by_an_error(source: PreferenceStream, after: int) -> None:

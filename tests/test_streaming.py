@@ -1,7 +1,6 @@
 """Answers piece by piece, in a thread: the same text, and nothing left behind."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,8 @@ from cache_schema.errors import UsageError
 from pipeline.alpha import Alpha, AlphaSchedule
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
+from pipeline.text_stream import Abandoned
+from tests.limits import EVENT, wait_until
 from tests.steered import steered
 from tests.tiny import tiny_base
 
@@ -57,22 +58,33 @@ def test_pieces_are_the_whole(mav: MAVInference, alpha: Alpha, decoding: dict[st
 
 
 @pytest.mark.parametrize("heard", [1, 3])
-def test_who_stops_listening_ends_the_answer(mav: MAVInference, heard: int) -> None:
+def test_who_stops_listening_ends_the_answer(
+    mav: MAVInference, heard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = mav.generate("Hi", 12.0, Decoding(max_new_tokens=150)).tokens
     assert len(whole) > 30, "it would end by itself, so this test shows nothing"
     passes: list[int] = []
+    abandoned: list[threading.Event] = []
 
-    def slowly(*_: Any) -> None:
+    class Noted(Abandoned):
+        def __init__(self, event: threading.Event) -> None:
+            abandoned.append(event)
+            super().__init__(event)
+
+    def wait_for_the_listener(*_: Any) -> None:
         passes.append(1)
-        time.sleep(0.005)
+        if len(passes) >= len(whole) // 3:
+            abandoned[-1].wait(EVENT)
 
-    mav.base.decoder.register_forward_hook(slowly)
+    monkeypatch.setattr("pipeline.generate.Abandoned", Noted)
+    hook = mav.base.decoder.register_forward_hook(wait_for_the_listener)
     stream = mav.stream_response("Hi", 12.0, max_new_tokens=150)
     for _ in range(heard):
         next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert generating() == []
     assert len(passes) < len(whole) // 2
+    hook.remove()
     assert_untouched(mav)
     assert mav.generate_response("Hi", 12.0, max_new_tokens=5)
 
@@ -133,10 +145,7 @@ def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
     def listen_amid(_: str) -> None:
         """Begin to listen while the switch, which tells of the other base, is under way."""
         listener.start()
-        deadline = time.monotonic() + 10
-        while not generating() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert generating(), "the stream did not begin"
+        wait_until(generating)
 
     mav.switch_base_model(tiny_base(seed=3), say=listen_amid)
     listener.join()

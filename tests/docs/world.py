@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import transformers
 
 from pipeline.base_model import BaseModel
 from tests.docs.warm_python import write_programs
+from tests.limits import EVENT, PROCESS, SCRIPT, wait_until
 from tests.tiny import rows, save_base, tiny_base
 
 ROOT: Final = Path(__file__).parents[2]
@@ -43,6 +43,11 @@ _FROM_HERE: Final = (
     "pipeline",
     "pyproject.toml",
     "Makefile",
+)
+_KEPT: Final = (
+    *("HOME", "LANG", "TMPDIR"),
+    # As which kind of processor this one is to be taken.
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
 )
 _CHAT_TEMPLATE: Final = (
     "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}{{ eos_token }}"
@@ -86,7 +91,7 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """What commands find in their environment."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         return {
             **kept,
             "PATH": f"{self.programs}:{os.environ['PATH']}",
@@ -105,7 +110,7 @@ class World:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=SCRIPT,
         )
         return Ran(code=found.returncode, out=found.stdout, err=found.stderr)
 
@@ -129,7 +134,7 @@ class World:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            process.wait(EVENT)
 
     def copy(self, folder: Path) -> "World":
         """Return another folder with the same in it."""
@@ -199,24 +204,23 @@ def free_port() -> int:
 
 def _wait_until(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def answers() -> bool:
         try:
-            with opener.open(address, timeout=5):
-                return
+            with opener.open(address, timeout=EVENT):
+                return True
         except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
+            return False
+
+    wait_until(lambda: process.poll() is not None or answers(), PROCESS)
+    if process.poll() is not None:
+        raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
 
 
 def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(1200):
-        if address.exists():
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
+    wait_until(lambda: process.poll() is not None or address.exists(), PROCESS)
+    if process.poll() is not None:
+        raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
 
 
 @cache

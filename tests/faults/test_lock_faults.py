@@ -6,11 +6,10 @@ import itertools
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, Final
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -21,10 +20,8 @@ from cache_schema.writer import CacheWriter
 from tests.faults.cache_program import BLOCKS, Whole, content, decoded_digest, examine, extract
 from tests.faults.fork_server import ForkServer, fork
 from tests.faults.watched_os import Count, Kill, Watched, watching
+from tests.limits import wait_until
 from tests.written_caches import silent
-
-PATIENCE: Final = 5.0
-"""Seconds."""
 
 
 def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -> None:
@@ -43,8 +40,8 @@ def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -
         assert decoded_digest(location) == undisturbed.digest
 
 
-def beats_after(location: Path, failures: dict[str, int]) -> bool:
-    """Hold a lock whose heart meets failures; tell whether it beats after them.
+def beat_through(location: Path, failures: dict[str, int]) -> None:
+    """Hold a lock whose heart meets failures, until it has beaten after them.
 
     Args:
         location: The cache.
@@ -70,19 +67,9 @@ def beats_after(location: Path, failures: dict[str, int]) -> bool:
         mock.patch.object(local_objects, "os", Watched(os, names, around)),
         lock.run_lock(objects, say=silent),
     ):
-        assert soon(lambda: not left)
+        wait_until(lambda: not left)
         last = beat()
-        return soon(lambda: beat() > last + 3)
-
-
-def soon(true: Callable[[], bool]) -> bool:
-    """Wait until something is true; tell whether it came to that."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+        wait_until(lambda: beat() > last + 3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +91,7 @@ def test_the_heart_goes_on_beating(
     failures: dict[str, int], forks: ForkServer, place: Path
 ) -> None:
     """Or a run on another machine would take a living one for dead."""
-    assert forks.value(beats_after, place / "cache", failures)
+    forks.value(beat_through, place / "cache", failures)
 
 
 def lose_and_fail(location: Path, number: int) -> None:

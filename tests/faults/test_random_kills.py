@@ -5,7 +5,9 @@ run is started while survivors of the one before still write. All calls take a r
 and locks beat fast, so that the processes meet each other in ever other ways.
 """
 
+import ctypes
 import dataclasses
+import mmap
 import os
 import random
 import signal
@@ -33,12 +35,11 @@ from tests.faults.cache_program import (
 from tests.faults.fork_server import ForkServer
 from tests.faults.team import Member, launch, reap
 from tests.faults.watched_os import watching
+from tests.limits import PROCESS
 
-SECONDS: Final = 0.25
-"""About as long as a run of one process takes here that is left alone."""
+CALLS: Final = 850
+"""About as many system calls as a run of one process makes that is left alone."""
 LONGEST_DELAY: Final = 0.0003
-PATIENCE: Final = 120
-"""Seconds after which a round hangs."""
 MOST_RUNS: Final = 8
 BUSY, FAILED = 3, 4
 
@@ -66,11 +67,14 @@ class Round:
     whole: Whole
 
 
-def member(location: Path, journal: Path, seed: float, me: Member) -> None:
-    """Be one process of a run; tell how it ended by the exit status."""
+def member(
+    location: Path, journal: Path, seed: float, calls: ctypes.Array[ctypes.c_ulong], me: Member
+) -> None:
+    """Be one process of a run; tell how it ended by the exit status, and what it does by calls."""
     moment = random.Random(f"{seed} {me.rank}")
 
     def slowly(name: str, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+        calls[me.rank] += 1
         time.sleep(moment.random() * LONGEST_DELAY)
         return call()
 
@@ -83,9 +87,15 @@ def member(location: Path, journal: Path, seed: float, me: Member) -> None:
             os._exit(FAILED)
 
 
+def has_ended(process: int) -> bool:
+    """Tell whether a child has ended, which may still be waited for afterwards."""
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process, how) is not None
+
+
 def play(location: Path, seed: int) -> Round:
     """Start runs and kill their processes until the cache is complete."""
-    signal.alarm(PATIENCE)
+    signal.alarm(round(PROCESS))
     dice = random.Random(seed)
     alive: list[int] = []
     codes: list[int] = []
@@ -96,10 +106,14 @@ def play(location: Path, seed: int) -> Round:
         journal = location.with_suffix(f".{runs}")
         overlaps += bool(alive)
         count = dice.randint(1, 4)
-        started = launch(count, partial(member, location, journal, dice.random()))
+        # Memory that the processes share.
+        calls = (ctypes.c_ulong * count).from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
+        started = launch(count, partial(member, location, journal, dice.random(), calls))
         runs += 1
         if runs <= MOST_RUNS:
-            time.sleep(dice.random() * SECONDS * dice.choice((0.3, 1, 1)))
+            moment = dice.random() * CALLS * dice.choice((0.3, 1, 1))
+            while sum(calls) < moment and not all(map(has_ended, started)):
+                time.sleep(LONGEST_DELAY / 2)
             victims = dice.sample(started, count if dice.random() < 0.4 else dice.randint(1, count))
             for process in victims:
                 os.kill(process, signal.SIGKILL)

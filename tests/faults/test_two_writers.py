@@ -52,6 +52,7 @@ from cache_schema.root import ROOT, encode_root, read_manifest
 from cache_schema.shards import decode_shard, encode_shard
 from cache_schema.verify import verify
 from cache_schema.writer import CacheWriter
+from tests.limits import EVENT
 from tests.written_caches import Rows, begin, draft, quick_disk, random_values, silent
 
 MANIFEST, PLAN = draft(lengths=((3, 2),), hidden=4, pooled=4)
@@ -59,7 +60,6 @@ SHARDS: Final = {path: lay for path, lay in layouts(MANIFEST).items() if lay.spe
 RECORD: Final = commit_key(0)
 STEPS: Final = 3 + 3 * len(SHARDS) + 1
 """Operations of a writer whom nobody disturbs: lock, version, claim; each shard; the commit."""
-_PATIENCE: Final = 60.0
 """Seconds after which a thread counts as waiting for ever."""
 
 Order = tuple[int, ...]
@@ -197,12 +197,12 @@ class Writer:
     def _wait_for_my_turn(self) -> None:
         self._steps += 1
         self._back.release()
-        assert self._turn.acquire(timeout=_PATIENCE)
+        assert self._turn.acquire(timeout=EVENT)
         if self._steps == self._killed_at:
             raise Killed
 
     def _wait(self) -> None:
-        assert self._back.acquire(timeout=_PATIENCE), "a writer waits for ever"
+        assert self._back.acquire(timeout=EVENT), "a writer waits for ever"
 
 
 class Program(Protocol):

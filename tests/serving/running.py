@@ -2,55 +2,78 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from time import monotonic, sleep
-from typing import Any
+from asyncio import BaseEventLoop
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
 
 import httpx2
 import openai
+import pytest
 
+from pipeline.serving import connections, guards, http_server
+from pipeline.serving.connections import ImpatientProtocol
 from pipeline.serving.http_server import HttpServer
 from pipeline.serving.options import ServeOptions
 from pipeline.serving.run import load_server
-
-PATIENCE = 30.0
-"""Seconds after which a test counts as hung."""
+from tests.limits import EVENT, NEVER, wait_until
 
 
 @contextlib.contextmanager
 def running(**options: Any) -> Iterator[HttpServer]:
-    """Serve while the context is open; afterwards, nothing of the server may be left."""
+    """Serve while the context is open; afterwards, nothing of the server may be left.
+
+    No client is too slow for it, so that none is on a slow machine.
+    """
     said: list[str] = []
     settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "port": 0, **options}
-    server = load_server(ServeOptions(**settings), say=said.append)
-    thread = threading.Thread(target=server.run, name="test-server")
-    thread.start()
-    try:
-        wait_for(lambda: said and server.url in said[-1])
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-        assert server.worker.join(0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (connections, "HEADER_SECONDS"),
+            (connections, "SEND_SECONDS"),
+            (http_server, "HEADER_SECONDS"),
+            (guards, "BODY_SECONDS"),
+            (guards, "_DRAIN_SECONDS"),
+        ):
+            patch.setattr(module, name, NEVER)
+        server = load_server(ServeOptions(**settings), say=said.append)
+        thread = threading.Thread(target=server.run, name="test-server")
+        thread.start()
+        try:
+            wait_until(lambda: said and server.url in said[-1])
+            yield server
+        finally:
+            server.should_exit = True
+            thread.join(EVENT)
+            assert not thread.is_alive()
+            assert server.worker.join(EVENT)
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something holds; it must within `PATIENCE`."""
-    end = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < end, "it did not come to hold"
-        sleep(0.01)
+def open_connections(server: HttpServer) -> list[ImpatientProtocol]:
+    """Return the connections of a server."""
+    return cast("list[ImpatientProtocol]", list(server.server_state.connections))
+
+
+def forward(server: HttpServer) -> None:
+    """Move the clock of the connections that are open, so that all they wait for is late."""
+    for loop in {cast("BaseEventLoop", one.loop) for one in open_connections(server)}:
+        passed = loop.time() - BaseEventLoop.time(loop) + NEVER
+        loop.time = partial(later, loop, passed)  # type: ignore[method-assign]
+
+
+def later(loop: BaseEventLoop, passed: float) -> float:
+    """The time of a loop, and some more."""
+    return BaseEventLoop.time(loop) + passed
 
 
 def client(server: HttpServer, key: str = "none") -> openai.OpenAI:
     """OpenAI's own client."""
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=EVENT)
 
 
 def http(server: HttpServer, **options: Any) -> httpx2.Client:
     """A plain client."""
-    return httpx2.Client(base_url=server.url, timeout=PATIENCE, **options)
+    return httpx2.Client(base_url=server.url, timeout=EVENT, **options)
 
 
 def chat_body(**changes: Any) -> dict[str, Any]:

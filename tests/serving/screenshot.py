@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from playwright.sync_api import sync_playwright
 
+from tests.limits import EVENT
 from tests.serving.running import running
 
 CHROMIUM: Final = Path("/usr/bin/chromium")
@@ -42,7 +43,7 @@ def main(head: str, target: Path) -> None:
     with running(head=head, dtype="bfloat16") as server, sync_playwright() as started:
         browser = launch(started)
         page = browser.new_page(viewport=SIZE)
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(1000 * EVENT)
         page.goto(server.url)
         page.get_by_label("Temperature").fill("0")
         ask_and_shoot(page, target, "How do I keep basil alive on a windowsill?", "0, 2", 48)

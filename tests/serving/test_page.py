@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from pipeline.serving.http_server import HttpServer
-from tests.serving.running import http, running, wait_for
+from tests.limits import EVENT, wait_until
+from tests.serving.running import http, running
 from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch
 
 pytestmark = [
@@ -34,7 +35,7 @@ class Opened:
         self.said: list[str] = []
         self.context = browser.new_context(viewport=viewport)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(1000 * EVENT)
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on(
@@ -143,7 +144,7 @@ def test_another_base_answers_when_chosen(opened: Opened, server: HttpServer) ->
     opened.page.locator("#base").select_option("second")
     opened.ask()
     assert opened.texts() != first
-    wait_for(lambda: server.worker.base == "second")
+    wait_until(lambda: server.worker.base == "second")
     opened.page.locator("#base").select_option("first")
     opened.ask()
     assert opened.texts() == first
@@ -170,7 +171,7 @@ def test_stop_ends_the_answers(opened: Opened, server: HttpServer) -> None:
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("button", name="Stop").click()
     opened.done()
-    wait_for(lambda: not server.worker.rows)
+    wait_until(lambda: not server.worker.rows)
     assert "stopped" in page.locator(".rate").first.text_content()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
@@ -20,7 +20,10 @@ import pytest
 
 from pipeline.in_flight import InFlightDecoder
 from pipeline.serving.http_server import HttpServer
-from tests.serving.running import PATIENCE, chat_body, client, http, running, wait_for
+from pipeline.serving.preparing import Choice
+from pipeline.serving.worker import Worker
+from tests.limits import NEVER, PROCESS, wait_until
+from tests.serving.running import chat_body, client, http, running
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]
@@ -35,15 +38,20 @@ def small(head: str, bases: tuple[str, str]) -> Iterator[HttpServer]:
 
 
 class Gate:
-    """Slows down every step of the decoding while it is shut."""
+    """Stops the decoding while it is shut, except to let answers begin or be given up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
         self.open = threading.Event()
         self.fail: Exception | None = None
         step = InFlightDecoder.step
 
+        def passes(decoder: InFlightDecoder) -> bool:
+            begins = len(worker.waiting) > 0 and worker.rows < worker.max_rows
+            given_up = any(cast("Choice", row.request).job.cancelled for row in decoder.rows)
+            return self.open.is_set() or self.fail is not None or begins or given_up
+
         def gated(decoder: InFlightDecoder) -> Any:
-            self.open.wait(0.03)
+            wait_until(lambda: passes(decoder))
             if self.fail is not None:
                 error, self.fail = self.fail, None
                 raise error
@@ -54,7 +62,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch, small: HttpServer) -> Iterator[Gate]:
-    found = Gate(monkeypatch)
+    found = Gate(monkeypatch, small.worker)
     yield found
     found.open.set()
 
@@ -72,9 +80,9 @@ def held(web: httpx2.Client, count: int) -> Iterator[list[httpx2.Response]]:
 def test_more_than_the_queue_holds_are_told_to_come_again(small: HttpServer, gate: Gate) -> None:
     worker = small.worker
     with http(small) as web, held(web, 2) as streams, ThreadPoolExecutor(2) as pool:
-        wait_for(lambda: worker.rows == 2)
+        wait_until(lambda: worker.rows == 2)
         waiting = [pool.submit(web.post, CHAT, json=chat_body()) for _ in range(2)]
-        wait_for(lambda: len(worker.waiting) == 2)
+        wait_until(lambda: len(worker.waiting) == 2)
         refused = web.post(CHAT, json=chat_body())
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -98,11 +106,13 @@ def test_what_others_prompts_take_is_part_of_the_time_between_tokens(
         return add(decoder, requests)
 
     monkeypatch.setattr(InFlightDecoder, "add", slow)
-    with http(small) as web, held(web, 1) as (stream,):
-        wait_for(lambda: small.worker.rows == 1)
-        web.post(CHAT, json=chat_body(max_tokens=2))
+    with http(small) as web, held(web, 1) as (stream,), ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: small.worker.rows == 1)
+        other = pool.submit(web.post, CHAT, json=chat_body(max_tokens=2))
+        wait_until(lambda: small.worker.rows == 2)
         gate.open.set()
         stream.read()
+        other.result()
         told = dict(line.rsplit(" ", 1) for line in web.get("/metrics").text.splitlines())
     tokens = float(told["mav_generated_tokens_total"])
     counted = float(told["mav_token_seconds_count"])
@@ -110,18 +120,23 @@ def test_what_others_prompts_take_is_part_of_the_time_between_tokens(
     assert counted - float(told['mav_token_seconds_bucket{le="0.3"}']) >= 1
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_row(small: HttpServer, gate: Gate, stream: bool) -> None:
-    content = json.dumps(chat_body(**{**LONG, "stream": stream})).encode()
+def asking(server: HttpServer, changes: dict[str, Any]) -> socket.socket:
+    """Send a request over a connection of its own."""
+    content = json.dumps(chat_body(**changes)).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
-    address = ("127.0.0.1", int(small.url.rpartition(":")[2]))
-    with socket.create_connection(address, 10) as connection:
-        connection.sendall(head.encode() + content)
-        wait_for(lambda: small.worker.rows == 1)
-    wait_for(lambda: small.worker.rows == 0)
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_row(small: HttpServer, gate: Gate, stream: bool) -> None:
+    with asking(small, {**LONG, "stream": stream}):
+        wait_until(lambda: small.worker.rows == 1)
+    wait_until(lambda: small.worker.rows == 0)
     with http(small) as web:
         told = web.get("/metrics").text
     generated = float(told.partition("\nmav_generated_tokens_total ")[2].partition("\n")[0])
@@ -130,9 +145,9 @@ def test_a_client_that_goes_frees_its_row(small: HttpServer, gate: Gate, stream:
 
 def test_a_client_that_goes_while_it_waits_leaves_the_queue(small: HttpServer, gate: Gate) -> None:
     with http(small) as web, held(web, 2):
-        with pytest.raises(httpx2.ReadTimeout):
-            web.post(CHAT, json=chat_body(), timeout=0.2)
-        wait_for(lambda: len(small.worker.waiting) == 0)
+        with asking(small, {}):
+            wait_until(lambda: len(small.worker.waiting) == 1)
+        wait_until(lambda: len(small.worker.waiting) == 0)
         gate.open.set()
 
 
@@ -140,7 +155,7 @@ def test_a_pass_that_fails_ends_its_answers_and_no_others(small: HttpServer, gat
     with http(small) as web, client(small) as ai:
         with held(web, 1) as (stream,), ThreadPoolExecutor(1) as pool:
             whole = pool.submit(web.post, CHAT, json=chat_body())
-            wait_for(lambda: small.worker.rows == 2)
+            wait_until(lambda: small.worker.rows == 2)
             gate.fail = RuntimeError("secret path /root: out of memory")
             text = stream.read().decode()
             answer = whole.result()
@@ -149,6 +164,7 @@ def test_a_pass_that_fails_ends_its_answers_and_no_others(small: HttpServer, gat
         assert "secret" not in answer.text + text
         last = json.loads(text.strip().rpartition("data: ")[2])
         assert last["error"]["type"] == "server_error"
+        gate.open.set()
         gate.fail = RuntimeError("again")
         parts = ai.chat.completions.create(
             model="first", messages=[{"role": "user", "content": "Hi"}], stream=True
@@ -187,7 +203,7 @@ def test_a_thread_that_dies_is_told_of(
         }
         monkeypatch.setattr(server.worker, "_admit", lambda: 1 / 0)
         assert web.post(CHAT, json=chat_body()).status_code in (500, 503)
-        wait_for(lambda: not server.worker.alive)
+        wait_until(lambda: not server.worker.alive)
         assert web.get("/health").status_code == 503
         assert web.post(CHAT, json=chat_body()).status_code == 503
 
@@ -198,22 +214,26 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
     from pipeline.serving import http_server
 
     monkeypatch.setattr(http_server, "GRACE_SECONDS", 0.2)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     step = InFlightDecoder.step
-    monkeypatch.setattr(
-        InFlightDecoder, "step", lambda self: (threading.Event().wait(0.05), step(self))[1]
-    )
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running(head=head, bases=bases[:1], max_rows=1))
+        server.config.timeout_graceful_shutdown = round(NEVER)
+
+        def slow(decoder: InFlightDecoder) -> Any:
+            wait_until(lambda: server.worker.waiting.overdue)
+            return step(decoder)
+
+        monkeypatch.setattr(InFlightDecoder, "step", slow)
         web = stack.enter_context(http(server))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         (stream,) = stack.enter_context(held(web, 1))
         waiting = pool.submit(web.post, CHAT, json=chat_body())
-        wait_for(lambda: len(server.worker.waiting) == 1)
+        wait_until(lambda: len(server.worker.waiting) == 1)
         server.should_exit = True
         assert '"code":"shutting_down"' in stream.read().decode()
         assert waiting.result().status_code == 503
-    assert threading.active_count() == before
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
@@ -241,7 +261,7 @@ def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str
             assert process.stdout is not None
             assert any("http://127.0.0.1:" in line for line in process.stdout)
             process.send_signal(number)
-            rest, errors = process.communicate(timeout=PATIENCE)
+            rest, errors = process.communicate(timeout=PROCESS)
             assert (process.returncode, rest) == (0, "")
             assert "Traceback" not in errors
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from pipeline.serving.http_server import HttpServer
-from tests.serving.running import chat_body, http, running, wait_for
+from tests.limits import PROCESS, wait_until
+from tests.serving.running import chat_body, http, running
 
 CLIENTS, EACH = 64, 4
-PATIENCE = 60.0
 
 Kind = tuple[str, bytes, set[int] | None]
 """Path, body and the statuses that are right; None for a client that goes without an answer."""
@@ -89,14 +89,14 @@ async def storm(port: int, seed: int) -> Counter[int | None]:
             if turn == 1:
                 await broken(port)
 
-    await asyncio.wait_for(asyncio.gather(*map(one, range(CLIENTS))), PATIENCE)
+    await asyncio.wait_for(asyncio.gather(*map(one, range(CLIENTS))), PROCESS)
     return found
 
 
 def settled(server: HttpServer) -> tuple[int, int, int]:
     """Wait until nothing is going on; return threads, descriptors and bytes of the process."""
-    wait_for(lambda: not server.server_state.connections and not server.server_state.tasks)
-    wait_for(lambda: not server.worker.rows and not len(server.worker.waiting))
+    wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)
+    wait_until(lambda: not server.worker.rows and not len(server.worker.waiting))
     gc.collect()
     process = psutil.Process()
     return process.num_threads(), process.num_fds(), process.memory_info().rss
