@@ -1,7 +1,7 @@
 """One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.generation.configuration_utils import CompileConfig
 
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
+from pipeline.answer_text import AnswerText
 from pipeline.decoding import Decoding, Generation
 from pipeline.joining import Joined
 
@@ -60,7 +60,7 @@ def decode(
             generation_config=_generation_config(joined, decoding),
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList(
-                [*stopping, *_stop_strings(joined, decoding, width)]
+                [*stopping, *_stop_texts(joined, decoding, width)]
             ),
             **extra,
         )
@@ -155,22 +155,39 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
     )
 
 
-def _stop_strings(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
-    strings = [*joined.form.stops, *decoding.stop]
-    return [_StopInAnswer(joined.base.tokenizer, strings, prompt_width)] if strings else []
+def _stop_texts(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
+    if not (joined.form.stops or decoding.stop):
+        return []
+    return [_StopTexts(lambda: joined.answer_text(decoding), prompt_width)]
 
 
-class _StopInAnswer(StopStringCriteria):  # type: ignore[misc]
-    """Ends an answer that holds a stop string; one that begins in the prompt is none of it."""
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends answers that hold a stop text, by the same rule that their text is cut by.
 
-    def __init__(self, tokenizer: Any, stop_strings: list[str], prompt_width: int) -> None:
-        super().__init__(tokenizer, stop_strings)
+    What was found of an answer is kept until its next token, be it a beam's that moves to another
+    row.
+    """
+
+    def __init__(self, begin: Callable[[], AnswerText], prompt_width: int) -> None:
+        self._begin = begin
         self._prompt_width = prompt_width
+        self._known: dict[tuple[int, ...], AnswerText] = {}
 
-    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
         """Return, for each sequence, whether it is to end."""
-        ended: Tensor = super().__call__(input_ids[:, self._prompt_width :], scores, **more)
-        return ended
+        answers = [tuple(row) for row in input_ids[:, self._prompt_width :].tolist()]
+        self._known = {answer: self._read(answer) for answer in dict.fromkeys(answers)}
+        ended = [self._known[answer].stopped for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _read(self, answer: tuple[int, ...]) -> AnswerText:
+        before = self._known.get(answer[:-1])
+        if before is not None and before.stopped:
+            return before
+        text = self._begin() if before is None else before.copy()
+        for token in answer if before is None else answer[-1:]:
+            text.push(token)
+        return text
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
