@@ -59,6 +59,7 @@ class AlignedLM:
         self.keep_base_logits = False
         self.base_logits: Tensor | None = None
         self.layers = layers
+        self._depth = base.num_hidden_layers
         self._taps = base.taps(layers)
         self._handle: RemovableHandle | None = None
         self.set_alpha(alpha)
@@ -104,6 +105,9 @@ class AlignedLM:
         finally:
             self.set_alpha(0.0)
             self.keep_base_logits, self.base_logits = False, None
+            if self.base.num_hidden_layers != self._depth:
+                # transformers leaves it lowered where a draft of the first layers fails.
+                self.base.config.num_hidden_layers = self._depth
 
     def _steer(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -117,11 +121,17 @@ class AlignedLM:
                 "return_dict: got False, expected True, as a steered model tells its logits by "
                 "name; leave it out, or read `output.to_tuple()`"
             )
+        if self.base.num_hidden_layers < self._depth:
+            # A draft by the first layers alone (`assistant_early_exit`): what it proposes is taken
+            # or left by a pass of all layers, which is steered.
+            self._taps.states.clear()
+            return output
         kept = kwargs.get("logits_to_keep", 0)
-        places = slice(-kept, None) if isinstance(kept, int) else kept
+        # By how many there are: not every model keeps as few as it is asked to.
+        places = slice(-output.logits.shape[1], None) if isinstance(kept, int) else kept
         device = self.head.device
         states_BTKH = torch.stack(
-            [self._taps.states[layer][:, places].to(device) for layer in self.layers], dim=-2
+            [self._state(layer)[:, places].to(device) for layer in self.layers], dim=-2
         )
         self._taps.states.clear()
         vector = self.vector(states_BTKH)
@@ -137,6 +147,15 @@ class AlignedLM:
             output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
         output.logits = logits
         return output
+
+    def _state(self, layer: int) -> Tensor:
+        """Return what a layer was given in this pass, [B, S, hidden]."""
+        if layer not in self._taps.states:
+            raise UsageError(
+                f"a pass of the base ran without its layer {layer}, whose state the head reads; "
+                f"run all layers, or steer with alpha 0"
+            )
+        return self._taps.states[layer]
 
     def vector(self, states: Tensor) -> Tensor:
         """Return float32 alignment vectors [..., vocab] for states [..., K, hidden]."""

@@ -118,7 +118,9 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
         BaseModelError: A layer differs.
     """
     with base.taps(layers) as taps:
-        expected = base.decoder(**batch.inputs, use_cache=False, output_hidden_states=True)
+        expected = base.decoder(
+            **batch.inputs, use_cache=False, output_hidden_states=True, return_dict=True
+        )
         worst = 0.0
         for layer in layers:
             got, want = taps.states[layer], expected.hidden_states[layer]

@@ -18,6 +18,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
 from pipeline.answer_text import AnswerText
+from pipeline.base_generation import generation_config_set_aside
 from pipeline.decoding import Decoding, Generation
 from pipeline.joining import Joined
 
@@ -52,6 +53,7 @@ def decode(
     with (
         torch.random.fork_rng(enabled=decoding.seed is not None),
         joined.aligned.steering([schedule.at(0) for schedule in schedules]),
+        generation_config_set_aside(base.model),
     ):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
@@ -144,7 +146,6 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
         num_beams=decoding.num_beams,
         do_sample=decoding.samples,
         **(sampling if decoding.samples else {}),
-        # Said in any case, or the base's own settings would fill the gap.
         repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(joined.base.end_tokens),
         pad_token_id=joined.base.pad_token,

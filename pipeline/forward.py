@@ -34,4 +34,4 @@ def _run(base: BaseModel, model: Any, batch: ForwardBatch) -> Any:
         nullcontext() if batch.layout is None else packed_attention(base.decoder, batch.layout)
     )
     with attending:
-        return model(**batch.inputs, use_cache=False)
+        return model(**batch.inputs, use_cache=False, return_dict=True)
