@@ -75,7 +75,14 @@ class BaseModel:
     generation_config: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise BaseModelError(
+                f"{self.id}: its configuration says is_encoder_decoder, and only decoders can be "
+                f"bases; if it is one, set that to false in its config.json"
+            )
         self.model.eval().requires_grad_(False)
+        # Outputs are read by name, and some architectures pass on what their own parts return.
+        self.model.config.return_dict = self.config.return_dict = True
         object.__setattr__(self, "generation_config", self.model.generation_config)
 
     @property

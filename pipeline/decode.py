@@ -20,6 +20,7 @@ from pipeline.alpha import AlphaSchedule
 from pipeline.answer_text import AnswerText
 from pipeline.base_generation import generation_config_set_aside
 from pipeline.decoding import Decoding, Generation
+from pipeline.forward import told_if_it_fails
 from pipeline.joining import Joined
 
 
@@ -41,6 +42,9 @@ def decode(
         decoding: How tokens are chosen.
         stopping: What ends answers, beside the base itself, lengths and stop strings.
         **extra: Further arguments of `generate()`.
+
+    Raises:
+        BaseModelError: transformers cannot run the base as it is configured.
     """
     if not prompts:
         return []
@@ -54,6 +58,7 @@ def decode(
         torch.random.fork_rng(enabled=decoding.seed is not None),
         joined.aligned.steering([schedule.at(0) for schedule in schedules]),
         generation_config_set_aside(base.model),
+        told_if_it_fails(base),
     ):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
