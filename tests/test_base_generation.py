@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 
+import cli
 from cache_schema.errors import BaseModelError
-from cli import cli
 from pipeline.base_generation import not_carried_out
 from pipeline.base_model import load_base
 from pipeline.decoding import Decoding
@@ -127,9 +127,9 @@ def test_all_at_once_and_what_ends_answers(
         "[]",
         '{"max_new_tokens": 0}',
         '{"max_new_tokens": "many"}',
-        '{"cache_implementation": "none of them", "eos_token_id": [0, 5]}',
+        '{"cache_implementation": "none of them", "eos_token_id": [0, 299]}',
         '{"early_stopping": 7}',
-        '{"watermarking_config": {"bias": "much"}}',
+        '{"watermarking_config": {"greenlist_ratio": 7}}',
         '{"eos_token_id": "0"}',
         '{"pad_token_id": "0"}',
     ],
@@ -141,9 +141,9 @@ def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(
     base = with_config(tmp_path, content)
     mav = MAVInference(head, base, dtype=tiny_base().dtype, device="cpu", say=said.append)
     assert answers(mav) == plain_answers
-    assert mav.base.end_tokens == ({0, 5} if "[0, 5]" in content else {0})
+    assert mav.base.end_tokens == ({0, 299} if "[0, 299]" in content else {0})
     told = [line for line in said if "generation_config.json" in line]
-    assert len(told) == ("eos_token_id\": \"0" not in content)
+    assert len(told) == ('eos_token_id": "0' not in content)
     assert all("\n" not in line for line in told)
 
 
@@ -234,7 +234,7 @@ def test_inside_steering_the_models_own_is_in_force(head: str, tmp_path: Path) -
 def command(head: str, base: str, *more: object) -> dict[str, Any]:
     arguments = ["generate", "--head", head, "--base-model", base, "--prompt", "Hi", "--json"]
     arguments += ["--dtype", "float32", "--device", "cpu", *map(str, more)]
-    done = CliRunner().invoke(cli, arguments)
+    done = CliRunner().invoke(cli.main, arguments)
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     return found
