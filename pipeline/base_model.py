@@ -81,8 +81,12 @@ class BaseModel:
                 f"bases; if it is one, set that to false in its config.json"
             )
         self.model.eval().requires_grad_(False)
-        # Outputs are read by name, and some architectures pass on what their own parts return.
-        self.model.config.return_dict = self.config.return_dict = True
+        # Outputs are read by name, and some architectures pass on what their own parts return;
+        # told to return attentions, some compute them in another way.
+        for config in (self.model.config, self.config):
+            config.return_dict = True
+            if config.output_attentions:
+                config.output_attentions = False
         object.__setattr__(self, "generation_config", self.model.generation_config)
 
     @property

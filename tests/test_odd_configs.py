@@ -105,9 +105,10 @@ class Plain:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32
         ).eval()
-        # Else some architectures read by name what their own parts give without names.
+        # Else some architectures read by name what their own parts give without names, and
+        # attend otherwise with a cache than without.
         for config in (self._model.config, self._model.config.get_text_config()):
-            config.return_dict = True
+            config.return_dict, config.output_attentions = True, False
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     @torch.no_grad()

@@ -1,5 +1,7 @@
 """Sampling by one's own seed: the right distribution, the right nucleus, nobody else's state."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -107,7 +109,7 @@ def test_without_a_seed_answers_differ() -> None:
     ],
     ids=str,
 )
-def test_only_what_the_settings_leave_is_drawn(settings: dict[str, float], kept: set[int]) -> None:
+def test_only_what_the_settings_leave_is_drawn(settings: dict[str, Any], kept: set[int]) -> None:
     sampler = RowSampler(Decoding(temperature=1.0, seed=3, **settings), CPU)
     assert {int(sampler.choose(LOGITS)) for _ in range(DRAWS)} == kept
 
