@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cli_commands.parsing import BASE, PLACEMENT, Number, Numbers, OneOnly, Strength, options
 from cli_commands.running import command, print_result, say
@@ -33,6 +34,11 @@ _JOINED = options(
     ),
     click.option(
         "--int8-head", is_flag=True, help="Keep the head in a byte a weight; needs torchao."
+    ),
+    click.option(
+        "--base-generation-config",
+        is_flag=True,
+        help="Decode as the base's generation_config says, where no option is given.",
     ),
     PLACEMENT,
 )
@@ -141,19 +147,19 @@ def generate_command(
     from pipeline.prompt_form import require_prompt
     from pipeline.prompts import read_prompts, require_sound
 
-    decoding = _decoding(others)
+    decoding, given = _decoding(others)
     if stream:
         decoding.require_streamable()
     if prompt is not None:
         require_prompt(prompt)
     if output is not None:
         assert prompts_file is not None
-        _answer_file(prompts_file, output, alpha, decoding, batch_size, as_json, base_model, others)
+        _answer_file(prompts_file, output, alpha, given, batch_size, as_json, base_model, others)
         return
     lines = [] if prompts_file is None else read_prompts(prompts_file)
     if prompts_file is not None:
         require_sound(lines, prompts_file)
-    mav = _load(base_model, others)
+    mav, decoding = _load(base_model, given, others)
     if demo_switching is not None:
         from pipeline.switching_demo import DEMO_PROMPT, demonstrate_switching
 
@@ -199,12 +205,14 @@ def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
     from pipeline.alpha import as_schedule
     from pipeline.chat import Chat
 
-    decoding = _decoding(others)
+    _, given = _decoding(others)
+    mav, decoding = _load(base_model, given, others)
     chat = Chat(
-        mav=_load(base_model, others),
+        mav=mav,
         alpha=as_schedule(1.0 if alpha is None else alpha),
         decoding=decoding,
         say=say,
+        given=given,
     )
     _converse(chat)
 
@@ -244,37 +252,51 @@ def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     serve(ServeOptions(bases=bases, **others), say=say)
 
 
-def _decoding(others: dict[str, Any]) -> Any:
-    """Take what says how tokens are chosen out of a command's options."""
+def _decoding(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take what says how tokens are chosen out of a command's options.
+
+    Returns:
+        It, and the fields of it that the user named.
+    """
     from dataclasses import fields
 
     from pipeline.decoding import Decoding
 
-    names = [field.name for field in fields(Decoding) if field.name in others]
-    decoding = Decoding(**{name: others.pop(name) for name in names})
-    if decoding.unused:
-        unused = ", ".join(decoding.unused)
-        say(f"Without --temperature nothing is sampled, so {unused} changes nothing")
-    return decoding
+    context = click.get_current_context()
+    named = {
+        field.name: others.pop(field.name) for field in fields(Decoding) if field.name in others
+    }
+    given = {
+        name: value
+        for name, value in named.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return Decoding(**named), given
 
 
 def _shown(prompt: Any) -> str:
     return prompt.strip() if isinstance(prompt, str) else str(prompt[-1].get("content", "")).strip()
 
 
-def _load(base_model: str | None, others: dict[str, Any]) -> Any:
+def _load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) -> tuple[Any, Any]:
+    """Return head and base, and how tokens are chosen."""
     from pipeline.generate import MAVInference
     from pipeline.stored import TORCH_DTYPES
 
     dtype = TORCH_DTYPES[others.pop("dtype")]
-    return MAVInference(others.pop("head"), base_model, dtype=dtype, say=say, **others)
+    mav = MAVInference(others.pop("head"), base_model, dtype=dtype, say=say, **others)
+    decoding = mav.decoding(**given)
+    unused = [one for one in decoding.unused if one.strip("-").replace("-", "_") in given]
+    if unused:
+        say(f"Without --temperature nothing is sampled, so {', '.join(unused)} changes nothing")
+    return mav, decoding
 
 
 def _answer_file(
     prompts: Path,
     output: Path,
     alpha: Any,
-    decoding: Any,
+    given: dict[str, Any],
     batch_size: int,
     as_json: bool,
     base_model: str | None,
@@ -286,8 +308,9 @@ def _answer_file(
 
     require_new(output)
     read_prompts(prompts)
+    mav, decoding = _load(base_model, given, others)
     found = answer_file(
-        _load(base_model, others),
+        mav,
         prompts,
         output,
         as_schedule(1.0 if alpha is None else alpha),

@@ -8,7 +8,7 @@ model's own logits rather than replace its output embedding.
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -59,6 +59,7 @@ class AlignedLM:
         self.keep_base_logits = False
         self.base_logits: Tensor | None = None
         self.layers = layers
+        self._depth = base.num_hidden_layers
         self._taps = base.taps(layers)
         self._handle: RemovableHandle | None = None
         self.set_alpha(alpha)
@@ -104,6 +105,11 @@ class AlignedLM:
         finally:
             self.set_alpha(0.0)
             self.keep_base_logits, self.base_logits = False, None
+            # Of a pass that failed.
+            self._taps.states.clear()
+            if self.base.num_hidden_layers != self._depth:
+                # transformers leaves it lowered where a draft of the first layers fails.
+                self.base.config.num_hidden_layers = self._depth
 
     def _steer(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -112,18 +118,24 @@ class AlignedLM:
             self.base_logits = output.logits
         if self._off:
             return output
+        states = {**self._taps.states}
+        self._taps.states.clear()
         if isinstance(output, tuple):
             raise UsageError(
                 "return_dict: got False, expected True, as a steered model tells its logits by "
                 "name; leave it out, or read `output.to_tuple()`"
             )
+        if self.base.num_hidden_layers < self._depth:
+            # A draft by the first layers alone (`assistant_early_exit`): what it proposes is taken
+            # or left by a pass of all layers, which is steered.
+            return output
         kept = kwargs.get("logits_to_keep", 0)
-        places = slice(-kept, None) if isinstance(kept, int) else kept
+        # By how many there are: not every model keeps as few as it is asked to.
+        places = slice(-output.logits.shape[1], None) if isinstance(kept, int) else kept
         device = self.head.device
         states_BTKH = torch.stack(
-            [self._taps.states[layer][:, places].to(device) for layer in self.layers], dim=-2
+            [_state(states, layer)[:, places].to(device) for layer in self.layers], dim=-2
         )
-        self._taps.states.clear()
         vector = self.vector(states_BTKH)
         if len(vector) % len(self._alpha):
             raise UsageError(
@@ -149,3 +161,13 @@ class AlignedLM:
         if hasattr(self.base.model, "_compiled_call"):
             del self.base.model._compiled_call
             torch.compiler.reset()
+
+
+def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
+    """Return what a layer was given in a pass, [B, S, hidden]."""
+    if layer not in states:
+        raise UsageError(
+            f"a pass of the base ran without its layer {layer}, whose state the head reads; run "
+            f"all layers, or steer with alpha 0"
+        )
+    return states[layer]

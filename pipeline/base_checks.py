@@ -17,7 +17,7 @@ from torch import Tensor
 from cache_schema.errors import BaseModelError
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
-from pipeline.forward import run_decoder, run_whole
+from pipeline.forward import REFUSALS, run_decoder, run_whole, told_if_it_fails
 from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
 from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
 from pipeline.tokenizing import TokenizedPairs
@@ -28,8 +28,6 @@ from pipeline.tokenizing import TokenizedPairs
 SAME_PASS: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 OTHER_ORDER: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
 _CHECKED_PAIRS: Final = 4
-_REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError)
-"""What models raise that cannot be run as a batch is packed; NotImplementedError is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +72,12 @@ def check_base(
     chosen = [int(longest_first[place]) for place in spread]
     # All hidden states and logits of a text of middling length take little memory.
     batch = pack_alone(pairs, int(longest_first[len(pairs) // 2]))[0].to(base.device)
-    errors = {"layers": check_layers(base, layers, batch)}
+    with told_if_it_fails(base):
+        errors = {"layers": check_layers(base, layers, batch)}
     factored = True
     try:
-        errors["factored_logits"] = check_unembedding(base, base.unembedding(), batch)
+        with told_if_it_fails(base):
+            errors["factored_logits"] = check_unembedding(base, base.unembedding(), batch)
     except BaseModelError as cause:
         if must_factor:
             raise
@@ -118,7 +118,9 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
         BaseModelError: A layer differs.
     """
     with base.taps(layers) as taps:
-        expected = base.decoder(**batch.inputs, use_cache=False, output_hidden_states=True)
+        expected = base.decoder(
+            **batch.inputs, use_cache=False, output_hidden_states=True, return_dict=True
+        )
         worst = 0.0
         for layer in layers:
             got, want = taps.states[layer], expected.hidden_states[layer]
@@ -213,7 +215,7 @@ def _packing_error(
             got = predicting_states(base, layers, batch)
         except Exception as error:
             if not is_out_of_memory(error):
-                if packing != "apart" and isinstance(error, _REFUSALS):
+                if packing != "apart" and isinstance(error, REFUSALS):
                     return math.inf
                 raise
             if len(together) == 1:

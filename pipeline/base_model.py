@@ -1,7 +1,7 @@
 """The frozen base model: loading it, and finding in it what extraction and decoding need."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from cache_schema.errors import BaseModelError
 from cache_schema.manifest import BaseModelRecord
+from pipeline.base_generation import readable_config, tokens_named
 from pipeline.base_logits import Unembedding
 from pipeline.base_quantization import (
     Quantize,
@@ -27,6 +28,7 @@ from pipeline.base_source import (
 )
 from pipeline.devices import pick_device
 from pipeline.hub import one_line
+from pipeline.output_forms import closest, possible_forms
 from pipeline.quiet import QuietLibraries
 from pipeline.taps import StateTaps
 
@@ -64,15 +66,29 @@ class BaseModel:
         tokenizer: Its tokenizer.
         source: Its files, or None for a model built in memory.
         quantize: How it was quantized when it was loaded.
+        generation_config: The model's own, also while it is set aside.
     """
 
     model: Any
     tokenizer: Any
     source: BaseSource | None = None
     quantize: Quantize | None = None
+    generation_config: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise BaseModelError(
+                f"{self.id}: its configuration says is_encoder_decoder, and only decoders can be "
+                f"bases; if it is one, set that to false in its config.json"
+            )
         self.model.eval().requires_grad_(False)
+        # Outputs are read by name, and some architectures pass on what their own parts return;
+        # told to return attentions, some compute them in another way.
+        for config in (self.model.config, self.config):
+            config.return_dict = True
+            if config.output_attentions:
+                config.output_attentions = False
+        object.__setattr__(self, "generation_config", self.model.generation_config)
 
     @property
     def id(self) -> str:
@@ -137,14 +153,12 @@ class BaseModel:
     def context_length(self) -> int | None:
         """Most tokens it can read, or None where its configuration names no limit."""
         named = getattr(self.config, "max_position_embeddings", None)
-        return None if named is None else int(named)
+        return named if isinstance(named, int) and named > 0 else None
 
     @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's, and what the base names besides."""
-        named = self.model.generation_config.eos_token_id
-        besides = named if isinstance(named, list) else [] if named is None else [named]
-        return frozenset([int(self.tokenizer.eos_token_id), *besides])
+        return frozenset([int(self.tokenizer.eos_token_id), *tokens_named(self.generation_config)])
 
     @property
     def pad_token(self) -> int:
@@ -157,7 +171,7 @@ class BaseModel:
         return StateTaps(self.decoder, self._layers(), indices)
 
     def unembedding(self) -> Unembedding:
-        """Return the output embedding with the scale and soft-cap its configuration names."""
+        """Return the output embedding with the scale and soft-cap that the model goes by."""
         head = self.model.get_output_embeddings()
         weight, bias = head.weight.detach(), getattr(head, "bias", None)
         if weight.device.type == "meta" and hasattr(head, "_hf_hook"):
@@ -165,14 +179,25 @@ class BaseModel:
             with align_module_device(head, execution_device=self.device):
                 weight = head.weight.detach().clone()
                 bias = None if bias is None else head.bias.detach().clone()
-        scale = getattr(self.config, "logit_scale", None)
-        divisor = getattr(self.config, "logits_scaling", None)
-        return Unembedding(
-            weight=weight,
-            bias=None if bias is None else bias.detach(),
-            scale=float(scale) if scale else 1.0 / divisor if divisor else 1.0,
-            softcap=getattr(self.config, "final_logit_softcapping", None),
-        )
+        candidates = [
+            Unembedding(
+                weight=weight,
+                bias=None if bias is None else bias.detach(),
+                scale=form.scale,
+                softcap=form.softcap,
+            )
+            for form in possible_forms(self.config)
+        ]
+        return candidates[0] if len(candidates) == 1 else closest(candidates, *self._some_logits())
+
+    @torch.inference_mode()
+    def _some_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return final states [S, hidden] of a short text, and the model's own logits of them."""
+        ids = self.tokenizer("How do I say no politely?", return_tensors="pt")["input_ids"]
+        last = self.num_hidden_layers
+        with self.taps((last,)) as taps:
+            output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
+            return taps.states[last][0], output.logits[0]
 
     def record(self) -> BaseModelRecord:
         """Return what the manifest says of it; reads all weight files once for their digest."""
@@ -256,6 +281,7 @@ def load_source(
     placed = pick_device(placement.device) if spread is None else None
     quantization_of(source, placement.quantize)
     quantizing = loading_options(placement.quantize, placement.dtype)
+    generation, _ = readable_config(source.folder)
     if quantizing and spread is None:
         # Quantized weights are made where they stay.
         spread, placed = {"": str(placed)}, None
@@ -267,6 +293,7 @@ def load_source(
                 trust_remote_code=False,
                 **_weights_format(source),
                 **quantizing,
+                **({} if generation is None else {"generation_config": generation}),
                 **({} if spread is None else {"device_map": spread}),
             )
         tokenizer = tokenizer or load_tokenizer(source)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from cache_schema.errors import MAVError, UsageError
 from pipeline.alpha import AlphaSchedule
@@ -31,6 +31,8 @@ class Chat:
         alpha: Strength of the next answer.
         decoding: How its tokens are chosen.
         say: Called with what is no part of an answer.
+        given: Fields of `decoding` that stay as they are when the base is changed, however the
+            next one's generation_config sets them.
         over: Whether the user has left.
     """
 
@@ -38,6 +40,7 @@ class Chat:
     alpha: AlphaSchedule
     decoding: Decoding
     say: Say
+    given: dict[str, Any] = field(default_factory=dict)
     over: bool = False
     _turns: list[dict[str, str]] = field(default_factory=list)
 
@@ -61,13 +64,16 @@ class Chat:
             self.alpha = AlphaSchedule.parse(argument)
             self.say(f"alpha {self.alpha}")
         elif name == "base" and argument:
+            before = self.mav.joined.settings
             self.mav.switch_base_model(argument, say=self.say)
+            if before or self.mav.joined.settings:
+                self.decoding = self.mav.decoding(**self.given)
             self.say(f"base {self.mav.base.record().id}")
         elif name == "temperature" and argument:
-            self.decoding = replace(self.decoding, temperature=_number(argument))
+            self._change(temperature=_number(argument))
             self.say(f"temperature {self.decoding.temperature:g}")
         elif name == "tokens" and argument:
-            self.decoding = replace(self.decoding, max_new_tokens=_count(argument))
+            self._change(max_new_tokens=_count(argument))
             self.say(f"at most {self.decoding.max_new_tokens} tokens")
         elif name == "again" and self._turns:
             yield from self._answer(self._turns[-2]["content"], begun=self._turns[:-2])
@@ -80,6 +86,10 @@ class Chat:
             if name not in ("help", "again"):
                 self.say(f"/{name}: no such command, or it lacks what follows; nothing was sent")
             self.say(HELP)
+
+    def _change(self, **given: Any) -> None:
+        self.decoding = replace(self.decoding, **given)
+        self.given |= given
 
     def _answer(self, message: str, begun: list[dict[str, str]] | None = None) -> Iterator[str]:
         turns = [

@@ -1,7 +1,7 @@
 """One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,15 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.generation.configuration_utils import CompileConfig
 
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
+from pipeline.answer_text import AnswerText
+from pipeline.base_generation import generation_config_set_aside
 from pipeline.decoding import Decoding, Generation
+from pipeline.forward import told_if_it_fails
 from pipeline.joining import Joined
 
 
@@ -40,6 +42,9 @@ def decode(
         decoding: How tokens are chosen.
         stopping: What ends answers, beside the base itself, lengths and stop strings.
         **extra: Further arguments of `generate()`.
+
+    Raises:
+        BaseModelError: transformers cannot run the base as it is configured.
     """
     if not prompts:
         return []
@@ -52,6 +57,8 @@ def decode(
     with (
         torch.random.fork_rng(enabled=decoding.seed is not None),
         joined.aligned.steering([schedule.at(0) for schedule in schedules]),
+        generation_config_set_aside(base.model),
+        told_if_it_fails(base),
     ):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
@@ -60,7 +67,7 @@ def decode(
             generation_config=_generation_config(joined, decoding),
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList(
-                [*stopping, *_stop_strings(joined, decoding, width)]
+                [*stopping, *_stop_texts(joined, decoding, width)]
             ),
             **extra,
         )
@@ -144,7 +151,6 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
         num_beams=decoding.num_beams,
         do_sample=decoding.samples,
         **(sampling if decoding.samples else {}),
-        # Said in any case, or the base's own settings would fill the gap.
         repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(joined.end_tokens),
         pad_token_id=joined.base.pad_token,
@@ -155,22 +161,39 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
     )
 
 
-def _stop_strings(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
-    strings = [*joined.form.stops, *decoding.stop]
-    return [_StopInAnswer(joined.base.tokenizer, strings, prompt_width)] if strings else []
+def _stop_texts(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
+    if not (joined.form.stops or decoding.stop):
+        return []
+    return [_StopTexts(lambda: joined.answer_text(decoding), prompt_width)]
 
 
-class _StopInAnswer(StopStringCriteria):  # type: ignore[misc]
-    """Ends an answer that holds a stop string; one that begins in the prompt is none of it."""
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends answers that hold a stop text, by the same rule that their text is cut by.
 
-    def __init__(self, tokenizer: Any, stop_strings: list[str], prompt_width: int) -> None:
-        super().__init__(tokenizer, stop_strings)
+    What was found of an answer is kept until its next token, be it a beam's that moves to another
+    row.
+    """
+
+    def __init__(self, begin: Callable[[], AnswerText], prompt_width: int) -> None:
+        self._begin = begin
         self._prompt_width = prompt_width
+        self._known: dict[tuple[int, ...], AnswerText] = {}
 
-    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
         """Return, for each sequence, whether it is to end."""
-        ended: Tensor = super().__call__(input_ids[:, self._prompt_width :], scores, **more)
-        return ended
+        answers = [tuple(row) for row in input_ids[:, self._prompt_width :].tolist()]
+        self._known = {answer: self._read(answer) for answer in dict.fromkeys(answers)}
+        ended = [self._known[answer].stopped for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _read(self, answer: tuple[int, ...]) -> AnswerText:
+        before = self._known.get(answer[:-1])
+        if before is not None and before.stopped:
+            return before
+        text = self._begin() if before is None else before.copy()
+        for token in answer if before is None else answer[-1:]:
+            text.push(token)
+        return text
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -44,8 +44,6 @@ from pipeline.text_stream import Abandoned, TextStream
 Say = Callable[[str], None]
 Prompt = str | Messages
 
-GREEDY: Final = Decoding()
-
 
 class MAVInference:
     """A head and a base to decode with.
@@ -70,6 +68,7 @@ class MAVInference:
         template_date: str | None = None,
         allow_tokenizer_mismatch: bool = False,
         int8_head: bool = False,
+        base_generation_config: bool = False,
         say: Say = lambda _: None,
     ) -> None:
         """Load head and base, and check that they belong together.
@@ -90,6 +89,8 @@ class MAVInference:
                 `today`; if None, that of the head's training data, else today.
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
+            base_generation_config: Decode as the base's generation_config says, where nothing
+                else is asked for; else only the tokens that end answers are taken from it.
             say: Called with each line worth telling the user.
 
         Raises:
@@ -100,6 +101,7 @@ class MAVInference:
             prompt_form=prompt_form,
             template_date=template_date,
             int8_head=int8_head,
+            base_generation_config=base_generation_config,
         )
         placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
         if isinstance(base, BaseModel):
@@ -160,6 +162,17 @@ class MAVInference:
         """SHA-256 over the head's weights."""
         return self._trained.digest
 
+    def decoding(self, **given: Any) -> Decoding:
+        """Return how tokens are chosen: as given, and else by default or as the base has it.
+
+        Args:
+            **given: Fields of `Decoding`.
+
+        Raises:
+            UsageError: One is not as it should be.
+        """
+        return Decoding(**{**self.joined.settings, **given})
+
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
         """Return the answer to a prompt.
 
@@ -169,26 +182,26 @@ class MAVInference:
             alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
             **decoding: Fields of `Decoding`.
         """
-        return self.generate(prompt, alpha, Decoding(**decoding)).response
+        return self.generate(prompt, alpha, self.decoding(**decoding)).response
 
     def generate(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding = GREEDY
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
     ) -> Generation:
-        """Return an answer with its tokens and the time it took."""
+        """Return an answer with its tokens and the time it took; see `generate_batch`."""
         return self.generate_batch([prompt], alpha, decoding)[0]
 
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
         alpha: Alpha | Sequence[Alpha] = 1.0,
-        decoding: Decoding = GREEDY,
+        decoding: Decoding | None = None,
     ) -> list[Generation]:
         """Return the answers to several prompts, decoded together.
 
         Args:
             prompts: As `generate_response` takes them.
             alpha: One for all, or one for each.
-            decoding: How tokens are chosen.
+            decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
 
         Raises:
             UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
@@ -198,6 +211,7 @@ class MAVInference:
         each = for_each(alpha, len(prompts))
         with self._lending.turn():
             joined = self.joined
+            decoding = decoding or self.decoding()
             texts = [joined.form.render(prompt) for prompt in prompts]
             tokens = [joined.form.tokens(text) for text in texts]
             require_within(joined.base, tokens, decoding.max_new_tokens)
@@ -256,16 +270,17 @@ class MAVInference:
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
         """Yield the answer to a prompt piece by piece; see `generate_response`."""
-        return self.stream(prompt, alpha, Decoding(**decoding))
+        return self.stream(prompt, alpha, self.decoding(**decoding))
 
     def stream(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding = GREEDY
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
     ) -> Iterator[str]:
         """Yield the answer to a prompt piece by piece.
 
         Raises:
             UsageError: Beams are asked for, which know no answer until the end.
         """
+        decoding = decoding or self.decoding()
         decoding.require_streamable()
         self._lending.require_not_lent()
         return self._stream(prompt, as_schedule(alpha), decoding)
@@ -306,6 +321,8 @@ class MAVInference:
     @contextmanager
     def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
         """Yield the transformers model with the head in place, for anything it can do.
+
+        What a call of its `generate()` leaves open, the base's own generation_config fills.
 
         Args:
             alpha: Strength, one for all rows or one for each; no schedule, as passes of one's

@@ -38,7 +38,7 @@ class Request:
     Attributes:
         prompt: Token ids.
         alpha: Strengths.
-        decoding: How tokens are chosen, by temperature and nucleus.
+        decoding: How tokens are chosen; beams are none of it.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
         is_turn: Whether the answer is the next turn of a conversation: it begins without white
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class LogProbs:
-    """Natural logarithms of probabilities at one token, before temperature and nucleus.
+    """Natural logarithms of probabilities at one token, before anything of `Decoding` changes them.
 
     Attributes:
         aligned: Of the token, under base and head.
@@ -175,7 +175,7 @@ class InFlightDecoder:
         return Row(
             request=request,
             text=AnswerText(self._joined.base.tokenizer, stops, strip=request.is_turn),
-            sampler=RowSampler(request.decoding, self._joined.base.device),
+            sampler=RowSampler(request.decoding, self._joined.base.device, request.prompt),
         )
 
     def _pass(
@@ -192,6 +192,7 @@ class InFlightDecoder:
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                return_dict=True,
                 **({"position_ids": positions} if self._takes_positions else {}),
             )
             base_BV = _last(aligned.base_logits) if wants else None

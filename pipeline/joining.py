@@ -1,8 +1,9 @@
 """Putting a base under a head: what belongs together, which layers are read, and switching."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from cache_schema.errors import UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
 from pipeline.answer_text import AnswerText
+from pipeline.base_generation import not_carried_out, readable_config, settings_of
 from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
 from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
@@ -76,12 +78,14 @@ class JoinRules:
         template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD, or
             `today`; the day of the head's training data if None.
         int8_head: Keep the head's weights in a byte each; needs torchao.
+        base_generation_config: Take what the user leaves open from the base's generation_config.
     """
 
     allow_tokenizer_mismatch: bool = False
     prompt_form: FormName = "auto"
     template_date: str | None = None
     int8_head: bool = False
+    base_generation_config: bool = False
 
     def __post_init__(self) -> None:
         if self.template_date is not None:
@@ -96,11 +100,13 @@ class Joined:
         base: The base.
         aligned: Both together; it steers nothing until told to.
         form: Form of prompts.
+        settings: Fields of `Decoding` that take the place of its defaults.
     """
 
     base: BaseModel
     aligned: AlignedLM
     form: PromptForm
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def answer_text(self, decoding: Decoding) -> AnswerText:
         """Return what makes text of an answer's tokens."""
@@ -251,6 +257,7 @@ def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joine
         MAVError: They do not belong together.
     """
     layers = require_fit(base, trained, rules, say)
+    settings = _base_settings(base, rules, say)
     head = trained.head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.
     if head.dtype != base.dtype and not is_quantized(head):
@@ -260,6 +267,7 @@ def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joine
         base=base,
         aligned=AlignedLM(base, head, layers).__enter__(),
         form=_form(base, trained, rules),
+        settings=settings,
     )
 
 
@@ -271,3 +279,16 @@ def _form(base: BaseModel, trained: Trained, rules: JoinRules) -> PromptForm:
         base.tokenizer,
         None if date is None else parse_date(date),
     )
+
+
+def _base_settings(base: BaseModel, rules: JoinRules, say: Say) -> dict[str, Any]:
+    """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
+    problem = None if base.source is None else readable_config(base.source.folder)[1]
+    if problem is not None:
+        say(problem)
+    if not rules.base_generation_config:
+        return {}
+    settings = settings_of(base.id, base.generation_config)
+    if others := not_carried_out(base.generation_config):
+        say(f"{base.id}: of its generation_config, {', '.join(others)} cannot be carried out here")
+    return settings

@@ -125,6 +125,7 @@ def _logprobs(
             **{name: tensor.to(base.device) for name, tensor in inputs.items()},
             use_cache=False,
             logits_to_keep=longest,
+            return_dict=True,
         )
         plain = aligned.base_logits
     assert plain is not None

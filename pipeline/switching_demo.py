@@ -78,7 +78,7 @@ def _changed(base: BaseModel) -> BaseModel:
     # Not a copy of the object: it has the head's hooks.
     model = transformers.AutoModelForCausalLM.from_config(base.model.config, dtype=base.dtype)
     model.load_state_dict(base.model.state_dict())
-    model.generation_config = base.model.generation_config
+    model.generation_config = base.generation_config
     model.to(base.device)
     generator = torch.Generator(base.device).manual_seed(0)
     for parameter in model.parameters():

@@ -231,7 +231,10 @@ def _compare(
         part = slice(start, start + len(answer))
         ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
         output = base.model(
-            input_ids=ids[None].to(base.device), output_hidden_states=True, use_cache=False
+            input_ids=ids[None].to(base.device),
+            output_hidden_states=True,
+            use_cache=False,
+            return_dict=True,
         )
         predicting = slice(len(prompt) - 1, len(ids) - 1)
         states_NKW = torch.stack(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import DataError, MAVError, MismatchError, UsageError
+from cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
@@ -160,7 +160,7 @@ def test_a_failure_while_streaming_reaches_the_caller(
         raise RuntimeError("no more memory")
 
     monkeypatch.setattr(mav.base.model, "generate", fail)
-    with pytest.raises(RuntimeError, match="no more memory"):
+    with pytest.raises(BaseModelError, match="RuntimeError: no more memory"):
         list(mav.stream_response("Hi"))
 
 

@@ -1,12 +1,14 @@
 """Sampling by one's own seed: the right distribution, the right nucleus, nobody else's state."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.decoding import Decoding
-from pipeline.sampling import RowSampler, choose_each, within_nucleus
+from pipeline.sampling import RowSampler, choose_each, less_repeated, within_nucleus
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 1.5])
@@ -94,3 +96,31 @@ def test_without_a_seed_answers_differ() -> None:
         return tuple(int(sampler.choose(LOGITS)) for _ in range(20))
 
     assert len({answer() for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_k": 3}, {0, 6, 3}),
+        ({"top_k": 7}, set(range(7))),
+        ({"min_p": 0.3}, {0, 6, 3}),
+        ({"top_k": 5, "top_p": 0.5}, {0, 6}),
+        ({"top_k": 3, "min_p": 0.5}, {0, 6}),
+    ],
+    ids=str,
+)
+def test_only_what_the_settings_leave_is_drawn(settings: dict[str, Any], kept: set[int]) -> None:
+    sampler = RowSampler(Decoding(temperature=1.0, seed=3, **settings), CPU)
+    assert {int(sampler.choose(LOGITS)) for _ in range(DRAWS)} == kept
+
+
+def test_repetition_is_counted_from_the_prompt_on_as_transformers_does() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    there = [2, 0, 0, 6]
+    want = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([there]), LOGITS[None].clone())[0]
+    assert torch.equal(less_repeated(LOGITS, sorted(set(there)), 1.7), want)
+    sampler = RowSampler(Decoding(repetition_penalty=1e6), CPU, prompt=[0])
+    (first,) = choose_each([sampler], LOGITS[None])
+    (second,) = choose_each([sampler], LOGITS[None])
+    assert (first, second) == (6, 3)

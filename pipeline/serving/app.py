@@ -41,7 +41,7 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
     for file in page_files():
         _add_page_file(app, file)
 
-    guarded: ASGIApp = guards.BodyLimit(app)
+    guarded: ASGIApp = guards.BodyLimit(guards.HeadAsGet(app))
     if options.api_key is not None:
         guarded = guards.ApiKey(guarded, options.api_key)
     else:

@@ -9,45 +9,17 @@ from cache_schema.errors import UsageError
 from pipeline.alpha import AlphaSchedule, as_schedule
 from pipeline.serving.api_errors import ApiError
 from pipeline.serving.jobs import Asked, ChatPrompt, TokenPrompt
+from pipeline.serving.neutral import MOST, without_neutral
 from pipeline.serving.options import MAX_ALPHA
 
-_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "web_search_options": (),
-}
-"""What OpenAI's API knows and this server does not do, with the values that ask for nothing."""
-
-_IGNORED: Final = (
-    "metadata",
-    "prompt_cache_key",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-)
 _LATEST: Final = 1_000_000
 """Last token that a schedule of strengths may name."""
 
 _F = TypeVar("_F", bound="_Fields")
-_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_Stop = Annotated[str, Field(max_length=256)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 # A list of much that is wrong must not take long to refuse.
-_LIST: Final = Field(min_length=1, max_length=2048, fail_fast=True)
+_LIST: Final = Field(min_length=1, max_length=MOST, fail_fast=True)
 _TOKENS: Final = Field(min_length=1, max_length=1 << 20, fail_fast=True)
 
 
@@ -56,8 +28,8 @@ class _Fields(BaseModel):
 
 
 class _StreamOptions(_Fields):
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class _Shared(_Fields):
@@ -65,6 +37,9 @@ class _Shared(_Fields):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[_Finite, Field(gt=0)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
@@ -81,8 +56,7 @@ class _TextPart(_Fields):
 class _Message(_Fields):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[_TextPart], _LIST]
-    name: None = None
-    refusal: None = None
+    name: str | None = None
 
 
 class _Chat(_Shared):
@@ -130,7 +104,7 @@ def chat_asked(body: dict[str, Any], limits: FieldLimits) -> Asked:
             f"max_tokens and max_completion_tokens: got {asked[0]} and {asked[1]}, expected one",
             param="max_tokens",
         )
-    if fields.top_logprobs is not None and not fields.logprobs:
+    if fields.top_logprobs and not fields.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     return _asked(
         fields,
@@ -176,22 +150,21 @@ def _asked(
             f"max_tokens: got {max_tokens}, expected at most {limits.max_new_tokens}",
             param="max_tokens",
         )
-    if fields.stream_options is not None and not fields.stream:
+    options = fields.stream_options or _StreamOptions()
+    if options.include_usage and not fields.stream:
         raise ApiError(400, "stream_options: needs stream to be true", param="stream_options")
-    stop = fields.stop or ()
     asked = Asked(
-        model=fields.model,
+        model=fields.model or None,
         prompts=prompts,
         n=fields.n or 1,
         max_tokens=max_tokens,
         alpha=_alpha(limits.alpha if fields.alpha is None else fields.alpha),
-        temperature=1.0 if fields.temperature is None else fields.temperature,
-        top_p=1.0 if fields.top_p is None else fields.top_p,
+        sampling=_sampling(fields),
         seed=fields.seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=_stops(fields.stop),
         top_logprobs=top_logprobs,
         stream=bool(fields.stream),
-        include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+        include_usage=options.include_usage,
     )
     if asked.choices > limits.max_rows:
         raise ApiError(
@@ -200,6 +173,22 @@ def _asked(
             param="n",
         )
     return asked
+
+
+def _sampling(fields: _Shared) -> dict[str, float]:
+    """Return what a request says of how tokens are drawn, as `Decoding` has it."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = {name: getattr(fields, name) for name in names}
+    if given["top_k"] == -1:
+        # As vLLM calls all of them.
+        given["top_k"] = 0
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _stops(given: str | list[str] | None) -> tuple[str, ...] | None:
+    """Return the stop texts of a request, or None where it has none; an empty one is none."""
+    several = [given] if isinstance(given, str) else given or []
+    return tuple(stop for stop in several if stop) or None
 
 
 def _alpha(value: float | str) -> AlphaSchedule:
@@ -230,21 +219,10 @@ def _conversation(messages: list[_Message]) -> ChatPrompt:
 
 
 def _read(kind: type[_F], body: dict[str, Any]) -> _F:
-    for name, neutral in _NEUTRAL.items():
-        value = body.get(name)
-        if value is not None and not any(_same(value, one) for one in neutral):
-            raise ApiError(
-                400, f"{name}: is not supported; leave it out", param=name, code="unsupported"
-            )
-    known = {k: v for k, v in body.items() if k not in _NEUTRAL and k not in _IGNORED}
     try:
-        return kind.model_validate(known)
+        return kind.model_validate(without_neutral(body))
     except ValidationError as error:
         _refuse(error)
-
-
-def _same(value: object, other: object) -> bool:
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _refuse(error: ValidationError) -> NoReturn:

@@ -25,10 +25,9 @@ class Asked:
         n: Answers to each prompt.
         max_tokens: Most tokens of an answer, or None for what there is room for.
         alpha: Strengths.
-        temperature: 0 takes the most probable token.
-        top_p: Nucleus to sample from.
+        sampling: Fields of `Decoding` the request names that say how tokens are drawn.
         seed: Of the first answer; each further one has the next seed.
-        stop: Strings that end an answer.
+        stop: Texts that end an answer, or None for those of the server's settings.
         top_logprobs: Alternatives to tell of at every token; None for no log-probabilities.
         stream: Whether the answer comes piece by piece.
         include_usage: Whether a stream ends with the count of tokens.
@@ -39,10 +38,9 @@ class Asked:
     n: int
     max_tokens: int | None
     alpha: AlphaSchedule
-    temperature: float
-    top_p: float
+    sampling: Mapping[str, float]
     seed: int | None
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] | None
     top_logprobs: int | None
     stream: bool
     include_usage: bool

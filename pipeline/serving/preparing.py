@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from cache_schema.errors import DataError
 from pipeline.decoding import Decoding
@@ -28,15 +28,18 @@ class Choice(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long prompts and answers may be.
+    """How long prompts and answers may be, and what requests leave open.
 
     Attributes:
         max_new_tokens: Most tokens of an answer.
         max_prompt_tokens: Most tokens of a prompt.
+        base_generation_config: Whether what requests leave open is as the base has it, and not as
+            in OpenAI's API.
     """
 
     max_new_tokens: int
     max_prompt_tokens: int
+    base_generation_config: bool = False
 
 
 def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
@@ -50,13 +53,7 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
     for prompt in asked.prompts:
         tokens = _tokens(joined, prompt)
         length = _answer_length(asked, len(tokens), joined, limits)
-        decoding = Decoding(
-            max_new_tokens=length,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            seed=asked.seed,
-            stop=asked.stop,
-        )
+        decoding = _decoding(asked, joined, limits, length)
         for again in range(asked.n):
             number = len(found)
             found.append(
@@ -72,6 +69,14 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
                 )
             )
     return found
+
+
+def _decoding(asked: Asked, joined: Joined, limits: Limits, length: int) -> Decoding:
+    left_open = joined.settings if limits.base_generation_config else {"temperature": 1.0}
+    given: dict[str, Any] = {"max_new_tokens": length, "seed": asked.seed, **asked.sampling}
+    if asked.stop is not None:
+        given["stop"] = asked.stop
+    return Decoding(**{**left_open, **given})
 
 
 def _tokens(joined: Joined, prompt: str | TokenPrompt | ChatPrompt) -> list[int]:
@@ -107,7 +112,8 @@ def _answer_length(asked: Asked, prompt: int, joined: Joined, limits: Limits) ->
             f"The prompt has {prompt} tokens, this server takes {limits.max_prompt_tokens}"
         )
     context = joined.base.context_length
-    wanted = limits.max_new_tokens if asked.max_tokens is None else asked.max_tokens
+    most = min(joined.settings.get("max_new_tokens", limits.max_new_tokens), limits.max_new_tokens)
+    wanted = most if asked.max_tokens is None else asked.max_tokens
     if context is None or prompt + wanted <= context:
         return wanted
     if asked.max_tokens is None and prompt < context:

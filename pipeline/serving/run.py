@@ -69,6 +69,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
             prompt_form=options.prompt_form,
             template_date=options.template_date,
             int8_head=options.int8_head,
+            base_generation_config=options.base_generation_config,
         )
         require_all_fit(options.head, sources[1:], rules, options.quantize, say)
     mav = MAVInference(
@@ -84,6 +85,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         template_date=options.template_date,
         allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
         int8_head=options.int8_head,
+        base_generation_config=options.base_generation_config,
         say=say,
     )
     if not bases:
@@ -94,7 +96,9 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         mav,
         bases,
         limits=Limits(
-            max_new_tokens=options.max_new_tokens, max_prompt_tokens=options.max_prompt_tokens
+            max_new_tokens=options.max_new_tokens,
+            max_prompt_tokens=options.max_prompt_tokens,
+            base_generation_config=options.base_generation_config,
         ),
         max_rows=options.max_rows,
         max_queue=options.max_queue,

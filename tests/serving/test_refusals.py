@@ -58,7 +58,9 @@ def refusal(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"n": 9}, "n"),
         ({"n": 1.5}, "n"),
-        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"top_k": -2}, "top_k"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": "a" * 300}, "stop"),
         ({"seed": 2**70}, "seed"),
@@ -75,7 +77,16 @@ def refusal(answer: httpx2.Response, status: int) -> dict[str, Any]:
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"colour": "red"}, "colour"),
-        ({"messages": [{"role": "user", "content": "Hi", "name": "Ann"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "Hi", "name": 3}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "Hi", "colour": "red"}]}, "messages.0.colour"),
+        (
+            {"messages": [{"role": "assistant", "content": "Hi", "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls",
+        ),
+        ({"messages": [{"role": "assistant", "content": "", "audio": {"id": "1"}}]}, "messages.0"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"best_of": 3, "n": 2}, "best_of"),
         ({"messages": [{"role": "user", "content": "Hi"}] * 3000}, "messages"),
     ],
     ids=str,
@@ -119,17 +130,92 @@ def test_a_body_that_is_no_json_object(
     assert refusal(web.post(COMPLETE, content=content, headers=headers), 400)["code"] == "not_json"
 
 
-def test_neutral_values_of_what_is_not_supported_are_taken(web: httpx2.Client) -> None:
-    neutral = {
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0,
-        "logit_bias": {},
-        "tools": None,
-        "response_format": {"type": "text"},
-        "user": "me",
-        "metadata": {"any": "thing"},
-    }
-    assert web.post(CHAT, json=chat_body(**neutral)).status_code == 200
+NEUTRAL: dict[str, Any] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "tools": [],
+    "tool_choice": "auto",
+    "function_call": "auto",
+    "response_format": {"type": "text", "json_schema": None},
+    "user": "me",
+    "metadata": {"any": "thing"},
+    "stop": ["", ""],
+    "logprobs": False,
+    "top_logprobs": 0,
+    "stream": False,
+    "stream_options": {"include_usage": False, "include_obfuscation": None},
+    "modalities": ["text"],
+    "verbosity": "medium",
+    "n": 2,
+    "best_of": 2,
+    "model": "",
+    "chat_template_kwargs": {},
+    "top_k": -1,
+    "min_p": 0,
+    "repetition_penalty": 1.0,
+}
+
+
+def sent(web: httpx2.Client, body: dict[str, Any]) -> httpx2.Response:
+    """Post a body as it is, with the fields that are null."""
+    content = json.dumps(body)
+    return web.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+
+
+def test_neutral_values_are_taken_and_change_nothing(web: httpx2.Client) -> None:
+    plain = sent(web, chat_body())
+    asked = sent(web, {**chat_body(), **NEUTRAL})
+    assert asked.status_code == 200, asked.text
+    contents = {it["message"]["content"] for it in asked.json()["choices"]}
+    assert contents == {plain.json()["choices"][0]["message"]["content"]}
+    nothing = dict.fromkeys((*NEUTRAL, "alpha", "seed", "max_completion_tokens", "colour"))
+    assert sent(web, {**nothing, **chat_body()}).json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "Hi", "annotations": [], "audio": None, "function_call": None},
+        {"content": "Hi", "tool_calls": None, "refusal": None, "parsed": None},
+        {"content": "Hi", "tool_calls": [], "refusal": "", "name": "writer"},
+        {"content": [{"type": "text", "text": "Hi", "cache_control": None}]},
+    ],
+    ids=str,
+)
+def test_a_turn_is_taken_as_clients_send_it_back(web: httpx2.Client, turn: dict[str, Any]) -> None:
+    user = {"role": "user", "content": "Hello", "name": "user"}
+
+    def answer(middle: dict[str, Any]) -> Any:
+        body = chat_body(messages=[user, {"role": "assistant", **middle}, user])
+        found = sent(web, body)
+        assert found.status_code == 200, found.text
+        return found.json()["choices"]
+
+    assert answer(turn) == answer({"content": "Hi"})
+
+
+def test_an_answer_without_text_is_a_turn_without_text(web: httpx2.Client) -> None:
+    user = {"role": "user", "content": "Hello"}
+    turns: list[dict[str, Any]] = [{}, {"content": None}, {"content": ""}]
+    asked = [chat_body(messages=[user, {"role": "assistant", **it}, user]) for it in turns]
+    first, *others = [sent(web, body).json()["choices"] for body in asked]
+    assert others == [first, first]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/page.js", "/health", "/metrics", "/v1/models", "/v1/models/first"]
+)
+def test_head_is_answered_as_get_without_a_body(web: httpx2.Client, path: str) -> None:
+    asked, want = web.head(path), web.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-type"] == want.headers["content-type"]
+
+
+def test_head_is_answered_nowhere_else(web: httpx2.Client) -> None:
+    assert web.head(CHAT).status_code == 405
+    assert web.head("/v1/nothing").status_code == 404
+    assert web.head("/health", headers={"Host": "evil.example"}).status_code == 403
 
 
 @pytest.mark.parametrize(
