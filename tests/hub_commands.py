@@ -17,9 +17,9 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any, Final
 
+from tests.limits import SCRIPT
+
 ROOT: Final = Path(__file__).parents[1]
-PATIENCE_S: Final = 1200
-"""Ends a hang; nothing is asserted of how long commands take."""
 SIDE_BY_SIDE: Final = 8
 
 
@@ -69,7 +69,7 @@ def run(
         env={**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=SCRIPT,
     )
     assert done.returncode == 0, done.stderr
     return [[Ran(**one) for one in group] for group in json.loads(done.stdout)]

@@ -19,6 +19,7 @@ from tests.docs.world import free_port
 from tests.hub_commands import ROOT, Ran, run
 from tests.hub_repositories import base_files, files_in, hh_rlhf, ultrafeedback
 from tests.hub_server import TOKEN, Asked, Hub, hub_server
+from tests.limits import EVENT
 from tests.tiny import tiny_base
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -269,7 +270,7 @@ def _when_it_answers(address: str, process: subprocess.Popen[bytes]) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while process.poll() is None:
         try:
-            with opener.open(address, timeout=5) as answer:
+            with opener.open(address, timeout=EVENT) as answer:
                 return json.load(answer)
         except OSError:
             time.sleep(0.1)
