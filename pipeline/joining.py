@@ -14,6 +14,7 @@ from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, pr
 from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.decoding import Decoding
+from pipeline.gguf_copy import with_copy
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
 from pipeline.int8_head import is_quantized, quantize_head
@@ -71,11 +72,13 @@ class JoinRules:
         allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
         prompt_form: Form of prompts; `auto` is what the head was trained in.
         int8_head: Keep the head's weights in a byte each; needs torchao.
+        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
     """
 
     allow_tokenizer_mismatch: bool = False
     prompt_form: FormName = "auto"
     int8_head: bool = False
+    gguf_cache: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +168,23 @@ def untrained(
 
 
 def load_fitting(
-    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement
+    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement, say: Say
 ) -> BaseModel:
     """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+
+    Args:
+        source: Its files.
+        trained: The head.
+        rules: What the user allows and wants.
+        placement: In what type and where.
+        say: Called with each line on how it is loaded.
 
     Raises:
         MAVError: It cannot be loaded or does not belong to the head.
     """
+    source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
     require_fit(preview_base(source), trained, rules, lambda _: None)
-    return load_source(source, placement)
+    return load_source(source, placement, say=say)
 
 
 def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> tuple[int, ...]:

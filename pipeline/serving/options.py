@@ -32,6 +32,7 @@ class ServeOptions:
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
         allow_tokenizer_mismatch: Take bases whose tokenizer is another one of the same size.
         int8_head: Keep the head's weights in a byte each; needs torchao.
+        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
         host: Address to listen on; one that others can reach needs an API key.
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
@@ -53,6 +54,7 @@ class ServeOptions:
     prompt_form: FormName = "auto"
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False
+    gguf_cache: bool = True
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None

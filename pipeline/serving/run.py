@@ -68,6 +68,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
             allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
             prompt_form=options.prompt_form,
             int8_head=options.int8_head,
+            gguf_cache=options.gguf_cache,
         )
         require_all_fit(options.head, sources[1:], rules, options.quantize, say)
     mav = MAVInference(
@@ -82,6 +83,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         prompt_form=options.prompt_form,
         allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
         int8_head=options.int8_head,
+        gguf_cache=options.gguf_cache,
         say=say,
     )
     if not bases:
