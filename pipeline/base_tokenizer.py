@@ -71,10 +71,14 @@ def require_tokens_within(model: Any, tokenizer: Any, name: str, *, of_gguf: boo
     rows = min((len(weight) for weight in embeddings if weight.is_floating_point()), default=None)
     if rows is None:
         return
-    vocabulary = dict(tokenizer.get_vocab())
-    if of_gguf and tokenizer.unk_token in vocabulary:
-        # transformers adds one where the file has none.
-        del vocabulary[tokenizer.unk_token]
+    vocabulary = tokenizer.get_vocab()
+    if of_gguf:
+        # transformers adds tokens of its own, such as <|endoftext|>, where the file has none.
+        kept = tokenizer.all_special_tokens
+        own = tokenizer.vocab_size
+        vocabulary = {
+            token: index for token, index in vocabulary.items() if index < own or token in kept
+        }
     token, largest = max(vocabulary.items(), key=lambda item: int(item[1]))
     if largest >= rows:
         raise BaseModelError(

@@ -95,7 +95,7 @@ def _copy(source: BaseSource, say: Say) -> Path | None:
                     say(f"{path.name} is read as GGUF, which takes longer: {lacking}")
                     return None
                 say(f"Converting {path.name} to safetensors, once: {folder}")
-                _make(source, folder, {"gguf": digest, **made_by})
+                _make(source, folder, {"sha256": digest, **made_by})
     except OSError as error:
         say(
             f"{path.name} is read as GGUF, which takes longer: no copy can be kept in {folder}: "

@@ -27,7 +27,8 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
 
     Args:
         model: The loaded model.
-        found: What `from_pretrained` tells with `output_loading_info`.
+        found: What `from_pretrained` tells with `output_loading_info`, and `unconverted`: the names
+            of tensors that could not be put together from several of the checkpoint.
         name: What the base is called.
 
     Returns:
@@ -39,6 +40,7 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
     problems = [
         *_missing(found["missing_keys"]),
         *_mismatched(found["mismatched_keys"]),
+        *_unconverted(found["unconverted"]),
         *found["error_msgs"],
     ]
     aside, unused = _sorted_out(model, found["unexpected_keys"])
@@ -88,6 +90,14 @@ def require_finite(model: Any, name: str) -> None:
 def _missing(keys: Collection[str]) -> Iterator[str]:
     if keys:
         yield f"{_count(keys, 'tensor')} missing: {_listed(keys)}"
+
+
+def _unconverted(keys: Collection[str]) -> Iterator[str]:
+    if keys:
+        yield (
+            f"{_count(keys, 'tensor')} made of several, of which some are missing or of another "
+            f"shape: {_listed(keys)}"
+        )
 
 
 def _mismatched(keys: Collection[tuple[str, Any, Any]]) -> Iterator[str]:

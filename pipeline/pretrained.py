@@ -1,9 +1,12 @@
 """Configuration, tokenizer and weights of a base, read from its files and checked to be whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import transformers
+from transformers import modeling_utils
 
 from cache_schema.errors import BaseModelError
 from pipeline.base_source import BaseSource
@@ -71,7 +74,7 @@ def load_model(source: BaseSource, *, say: Say = silent, **options: Any) -> Any:
     from_gguf = "gguf_file" in source.loaded_from
     if source.gguf_file is None:
         require_whole(source.weight_files())
-    with QuietLibraries(), gguf_read_once() as skipped:
+    with QuietLibraries(), gguf_read_once() as skipped, _conversions() as unconverted:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             **source.loaded_from,
             trust_remote_code=False,
@@ -82,11 +85,29 @@ def load_model(source: BaseSource, *, say: Say = silent, **options: Any) -> Any:
             **options,
         )
     require_none_skipped(skipped, source.id)
-    line = require_complete(model, found, source.id)
+    line = require_complete(model, {**found, "unconverted": unconverted}, source.id)
     require_finite(model, source.id)
     if line is not None:
         say(line)
     return model
+
+
+@contextmanager
+def _conversions() -> Iterator[set[str]]:
+    """Yield the names of tensors that could not be put together from those of a checkpoint.
+
+    transformers ends with an error that names none, after a report that only its log has.
+    """
+    unconverted: set[str] = set()
+
+    def keep(*_: Any, loading_info: Any, **__: Any) -> None:
+        unconverted.update(getattr(loading_info, "conversion_errors", {}))
+
+    if not hasattr(modeling_utils, "log_state_dict_report"):
+        yield unconverted
+        return
+    with patch.object(modeling_utils, "log_state_dict_report", keep):
+        yield unconverted
 
 
 def _dense_gguf() -> dict[str, Any]:
