@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, DEVICE, DEVICE_MAP, JSON, PLACEMENT
+from cli_commands.parsing import BASE, DEVICE, DEVICE_MAP, GGUF_CACHE, JSON, PLACEMENT
 from cli_commands.running import command, print_result, say
 
 
@@ -144,6 +144,7 @@ def extract_command(
 )
 @DEVICE
 @DEVICE_MAP
+@GGUF_CACHE
 @JSON
 def verify_command(
     *,
@@ -155,6 +156,7 @@ def verify_command(
     repair: bool,
     device: str,
     device_map: str | None,
+    gguf_cache: bool,
     as_json: bool,
 ) -> None:
     """Check that a cache is whole; exit code 1 if it is not."""
@@ -169,6 +171,7 @@ def verify_command(
         mend=repair,
         device=device,
         device_map=device_map,
+        gguf_cache=gguf_cache,
         say=say,
     )
     print_result(as_json, found.to_json(), screen(found))

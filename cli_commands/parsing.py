@@ -99,7 +99,13 @@ PLACEMENT = options(
         help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
     ),
 )
+GGUF_CACHE = click.option(
+    "--gguf-cache/--no-gguf-cache",
+    default=True,
+    help="Convert a GGUF base to safetensors once, in MAV_CACHE_HOME, and load that.",
+)
 BASE = options(
     click.option("--gguf-file", help="GGUF file inside the base's folder or repository."),
+    GGUF_CACHE,
     click.option("--revision", help="Branch, tag or commit of the base on the hub."),
 )

@@ -22,13 +22,14 @@ from pipeline.base_quantization import (
 from pipeline.base_source import (
     BaseSource,
     config_digest,
-    resolve_base,
     tensors_digest,
     tokenizer_digest,
 )
+from pipeline.base_tokenizer import require_tokens_within
 from pipeline.devices import pick_device
-from pipeline.hub import one_line
+from pipeline.gguf_copy import find_base
 from pipeline.output_forms import closest, possible_forms
+from pipeline.pretrained import Say, load_model, load_tokenizer, read_config, silent
 from pipeline.quiet import QuietLibraries
 from pipeline.taps import StateTaps
 
@@ -245,6 +246,8 @@ def load_base(
     device: str = "auto",
     device_map: DeviceMap | None = None,
     quantize: Quantize | None = None,
+    gguf_cache: bool = True,
+    say: Say = silent,
 ) -> BaseModel:
     """Load a base model and its tokenizer, running no code from the checkpoint.
 
@@ -256,18 +259,20 @@ def load_base(
         device: Likewise.
         device_map: Likewise.
         quantize: Likewise.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        say: Called with each line worth telling the user.
 
     Raises:
         BaseModelError: It cannot be found or loaded.
         UsageError: The device is not there.
     """
-    source = resolve_base(base_model, gguf_file, revision)
+    source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache, say=say)
     placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
-    return load_source(source, placement)
+    return load_source(source, placement, say=say)
 
 
 def load_source(
-    source: BaseSource, placement: Placement, tokenizer: Any | None = None
+    source: BaseSource, placement: Placement, tokenizer: Any | None = None, *, say: Say = silent
 ) -> BaseModel:
     """Load a base model whose files are found already; see `load_base`.
 
@@ -275,32 +280,32 @@ def load_source(
         source: Its files.
         placement: In what type and where.
         tokenizer: Its tokenizer, where that is loaded already.
+        say: Called with each line worth telling the user.
     """
     source.weight_files()
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
     quantization_of(source, placement.quantize)
     quantizing = loading_options(placement.quantize, placement.dtype)
-    generation, _ = readable_config(source.folder)
+    generation, _ = readable_config(source.converted or source.folder)
     if quantizing and spread is None:
         # Quantized weights are made where they stay.
         spread, placed = {"": str(placed)}, None
     try:
-        with QuietLibraries():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=placement.dtype,
-                trust_remote_code=False,
-                **_weights_format(source),
-                **quantizing,
-                **({} if generation is None else {"generation_config": generation}),
-                **({} if spread is None else {"device_map": spread}),
-            )
+        model = load_model(
+            source,
+            say=say,
+            dtype=placement.dtype,
+            **quantizing,
+            **({} if generation is None else {"generation_config": generation}),
+            **({} if spread is None else {"device_map": spread}),
+        )
         tokenizer = tokenizer or load_tokenizer(source)
     except BaseModelError:
         raise
     except Exception as error:
         raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
     return BaseModel(
         model=model if placed is None else model.to(placed),
         tokenizer=tokenizer,
@@ -322,62 +327,10 @@ def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseMo
     source.weight_files()
     try:
         with QuietLibraries(), torch.device("meta"):
-            config = _read_config(source)
+            config = read_config(source)
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
-    return BaseModel(
-        model=model, tokenizer=load_tokenizer(source), source=source, quantize=quantize
-    )
-
-
-def load_config(source: BaseSource) -> Any:
-    """Load the configuration of a base's text decoder.
-
-    Raises:
-        BaseModelError: It cannot be read.
-    """
-    try:
-        with QuietLibraries():
-            return _read_config(source).get_text_config()
-    except Exception as error:
-        raise BaseModelError(f"{source.id}: its configuration cannot be read: {error}") from error
-
-
-def load_tokenizer(source: BaseSource) -> Any:
-    """Load the tokenizer of a base model.
-
-    Raises:
-        BaseModelError: There is none, or it cannot be read.
-    """
-    try:
-        with QuietLibraries():
-            return transformers.AutoTokenizer.from_pretrained(
-                source.folder, trust_remote_code=False, **_gguf(source)
-            )
-    except Exception as error:
-        raise BaseModelError(
-            f"{source.id}: its tokenizer cannot be loaded: {one_line(error)}"
-        ) from error
-
-
-def _read_config(source: BaseSource) -> Any:
-    return transformers.AutoConfig.from_pretrained(
-        source.folder, trust_remote_code=False, **_gguf(source)
-    )
-
-
-def _gguf(source: BaseSource) -> dict[str, str]:
-    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-
-
-def _weights_format(source: BaseSource) -> dict[str, Any]:
-    if source.gguf_file is None:
-        return {"use_safetensors": True}
-    options: dict[str, Any] = {"gguf_file": source.gguf_file}
-    # Newer releases keep GGUF weights packed where kernels for them are at hand; dense weights
-    # give the same numbers on every machine, and factored logits need a dense unembedding.
-    packed = getattr(transformers, "GgufConfig", None)
-    if packed is not None:
-        options["quantization_config"] = packed(dequantize=True)
-    return options
+    tokenizer = load_tokenizer(source)
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
+    return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -12,7 +11,7 @@ from gguf import LlamaFileType
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.base_source import BaseSource
-from pipeline.gguf_header import gguf_file_type
+from pipeline.gguf_header import read_gguf_header
 
 Quantize = Literal["nf4", "int8"]
 _PLAIN: Final = ("F32", "F16", "BF16", "F64")
@@ -115,11 +114,7 @@ def _of_config(path: Path) -> str | None:
 
 def _of_gguf(path: Path) -> str | None:
     """Return what a GGUF file says most of its tensors are, such as Q4_K_M."""
-    try:
-        with path.open("rb") as file:
-            found = gguf_file_type(file)
-    except (OSError, ValueError, struct.error) as error:
-        raise BaseModelError(f"{path}: cannot be read as GGUF: {error}") from error
+    found = read_gguf_header(path).file_type
     if found is None:
         return "GGUF"
     try:

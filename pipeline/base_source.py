@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline import hub
+from pipeline.weight_files import refuse_adapter, safetensors_files
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
@@ -39,35 +40,32 @@ class BaseSource:
         folder: Local folder with config, tokenizer and weights.
         gguf_file: Name of the GGUF file in the folder, or None for safetensors.
         revision: Commit of the hub repository, or None for local files.
+        converted: Folder with the GGUF file's contents as safetensors, where there is one; see
+            `pipeline.gguf_copy`.
     """
 
     id: str
     folder: Path
     gguf_file: str | None
     revision: str | None
+    converted: Path | None = None
+
+    @property
+    def loaded_from(self) -> dict[str, Any]:
+        """What transformers is told to read config, tokenizer or weights from."""
+        if self.gguf_file is None or self.converted is not None:
+            return {"pretrained_model_name_or_path": self.converted or self.folder}
+        return {"pretrained_model_name_or_path": self.folder, "gguf_file": self.gguf_file}
 
     def weight_files(self) -> list[Path]:
-        """Return the files that hold the weights.
+        """Return the files that hold the weights, of a GGUF base the file itself.
 
         Raises:
-            BaseModelError: There are none that may be loaded.
+            BaseModelError: There are none that may be loaded, or not all of them.
         """
         if self.gguf_file is not None:
             return [self.folder / self.gguf_file]
-        found = sorted(self.folder.glob("*.safetensors"))
-        if not found:
-            pickled = [path.name for path in self.folder.glob("*.bin")]
-            ggufs = [path.name for path in self.folder.glob("*.gguf")]
-            remedy = (
-                f"it has {pickled[0]}, a pickle, which can run code when loaded; convert it to "
-                f"safetensors with transformers' save_pretrained"
-                if pickled
-                else f"it has {', '.join(ggufs)}; name one with --gguf-file"
-                if ggufs
-                else "download or convert the weights first"
-            )
-            raise BaseModelError(f"{self.folder}: no .safetensors file; {remedy}.")
-        return found
+        return safetensors_files(self.folder)
 
     def weights_digest(self) -> str:
         """Return a SHA-256 over the weights: of one file, or of names and contents of several."""
@@ -125,6 +123,7 @@ def resolve_base(
         if gguf_file is not None and not (path / gguf_file).is_file():
             raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check --gguf-file")
         if gguf_file is None and not (path / "config.json").is_file():
+            refuse_adapter(path)
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
             hint = f" It has {', '.join(ggufs)}: name one with --gguf-file." if ggufs else ""
             raise BaseModelError(f"{path}: no config.json, so not a model's folder.{hint}")

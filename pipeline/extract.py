@@ -92,7 +92,7 @@ def extract(
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    request = prepare(options, base)
+    request = prepare(options, base, say)
     processes, objects = request.processes, open_objects(options.output)
     if not processes.first:
         say = _silent

@@ -56,6 +56,7 @@ class ExtractOptions:
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `Placement`.
         quantize: How the base's weights are quantized when they are loaded.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
         batch_tokens: Most tokens in one forward pass, padding included, or None for what the
             memory that is free allows.
         block_tokens: Response tokens in a block, or None to choose by size.
@@ -80,6 +81,7 @@ class ExtractOptions:
     device: str = "auto"
     device_map: DeviceMap | None = None
     quantize: Quantize | None = None
+    gguf_cache: bool = True
     batch_tokens: int | None = None
     block_tokens: int | None = None
     compression: Compression = "none"

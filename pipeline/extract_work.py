@@ -15,20 +15,16 @@ from cache_schema.plan import BlockPlan
 from pipeline.base_checks import check_base
 from pipeline.base_limits import require_allowed, require_readable
 from pipeline.base_logits import Unembedding
-from pipeline.base_model import (
-    BaseModel,
-    Placement,
-    load_config,
-    load_source,
-    load_tokenizer,
-)
-from pipeline.base_source import BaseSource, resolve_base
+from pipeline.base_model import BaseModel, Placement, load_source
+from pipeline.base_source import BaseSource
 from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
 from pipeline.chat_template import parse_date, uses_date
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
+from pipeline.gguf_copy import find_base
 from pipeline.packing import even_batches
+from pipeline.pretrained import load_config, load_tokenizer
 from pipeline.processes import Processes, launched_here
 from pipeline.read_data import ReadData, read_data
 from pipeline.stored import TORCH_DTYPES, to_stored
@@ -46,7 +42,7 @@ class Request:
         base: The base, where the caller has loaded it.
         source: Where to load it from otherwise.
         tokenizer: The base's tokenizer.
-        config: The base's configuration, or None where it takes as long to read as the base.
+        config: The configuration of the base's text decoder.
     """
 
     processes: Processes
@@ -54,7 +50,7 @@ class Request:
     base: BaseModel | None
     source: BaseSource | None
     tokenizer: Any
-    config: Any | None
+    config: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ class Work:
     forward: BlockForward
 
 
-def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
+def prepare(options: ExtractOptions, base: BaseModel | None, say: Say) -> Request:
     """Find the base and join the other processes.
 
     Raises:
@@ -96,14 +92,17 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
         device = pick_device(f"{device.type}:{processes.local_rank}")
     source = None
     if base is None:
-        source = resolve_base(options.base_model, options.gguf_file, options.revision)
-        # The header of a GGUF file, with all its vocabulary, takes half a minute to read.
-        config = load_config(source) if source.gguf_file is None else None
-        tokenizer = load_tokenizer(source)
+        source = find_base(
+            options.base_model,
+            options.gguf_file,
+            options.revision,
+            gguf_cache=options.gguf_cache,
+            say=say,
+        )
+        config, tokenizer = load_config(source), load_tokenizer(source)
     else:
         tokenizer, config = base.tokenizer, base.config
-    if config is not None:
-        require_allowed(options, config)
+    require_allowed(options, config)
     return Request(
         processes=processes,
         device=str(device),
@@ -180,8 +179,7 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
         MAVError: The base cannot be loaded, or does not behave as extraction needs.
     """
     base = request.base
-    if request.config is not None:
-        require_readable(options.base_model, data.pairs, request.config)
+    require_readable(options.base_model, data.pairs, request.config)
     if base is None:
         assert request.source is not None
         say(f"Loading {request.source.id} in {options.dtype}")
@@ -194,10 +192,8 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
                 quantize=options.quantize,
             ),
             request.tokenizer,
+            say=say,
         )
-    if request.config is None:
-        require_allowed(options, base.config)
-        require_readable(options.base_model, data.pairs, base.config)
     unembedding = base.unembedding()
     manifest, plan = draft_manifest(options, base.record(), _logits_record(unembedding), data)
     verdict = check_base(

@@ -24,6 +24,7 @@ from pipeline.base_source import BaseSource, resolve_base
 from pipeline.context import require_within
 from pipeline.decode import decode, finished
 from pipeline.decoding import Decoding, Generation
+from pipeline.gguf_copy import with_copy
 from pipeline.head import AlignmentHead
 from pipeline.joining import (
     Joined,
@@ -69,6 +70,7 @@ class MAVInference:
         allow_tokenizer_mismatch: bool = False,
         int8_head: bool = False,
         base_generation_config: bool = False,
+        gguf_cache: bool = True,
         say: Say = lambda _: None,
     ) -> None:
         """Load head and base, and check that they belong together.
@@ -91,6 +93,7 @@ class MAVInference:
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end answers are taken from it.
+            gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
             say: Called with each line worth telling the user.
 
         Raises:
@@ -102,6 +105,7 @@ class MAVInference:
             template_date=template_date,
             int8_head=int8_head,
             base_generation_config=base_generation_config,
+            gguf_cache=gguf_cache,
         )
         placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
         if isinstance(base, BaseModel):
@@ -113,7 +117,7 @@ class MAVInference:
                 if base is None
                 else resolve_base(base, gguf_file, revision)
             )
-            base = load_fitting(source, trained, rules, placement)
+            base = load_fitting(source, trained, rules, placement, say)
         self._begin(base, trained, rules, placement, say)
 
     def _begin(
@@ -386,6 +390,7 @@ class MAVInference:
                 self._joined = None
 
     def _load_other(self, source: BaseSource, say: Say) -> None:
+        source = with_copy(source, gguf_cache=self._rules.gguf_cache, say=say)
         require_fit(preview_base(source), self._trained, self._rules, lambda _: None)
         before = None if self._joined is None else self._joined.base.source
         # A base that was built in memory could not be had back, so it stays until the last.
@@ -394,7 +399,8 @@ class MAVInference:
             self._joined = None
             free_memory()
         try:
-            joined = join(load_source(source, self._placement), self._trained, self._rules, say)
+            base = load_source(source, self._placement, say=say)
+            joined = join(base, self._trained, self._rules, say)
         except BaseException:
             if before is not None:
                 base = load_source(before, self._placement)
@@ -421,10 +427,10 @@ def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVI
         head: Folder or hub id of a trained head, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
             `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device`,
-            `device_map` and `quantize`.
+            `device_map`, `quantize` and `gguf_cache`.
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
-    names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize")
+    names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize", "gguf_cache")
     loading = {name: options.pop(name) for name in names if name in options}
     return MAVInference.untrained(load_base(base_model, **loading), **options)

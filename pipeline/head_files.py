@@ -110,13 +110,31 @@ def load_head(
         raise HeadError(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from error
     with torch.device("meta"):
         head = AlignmentHead(config)
-    try:
-        head.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise HeadError(f"{folder / WEIGHTS}: not the head {CONFIG} describes: {error}") from error
+    _require_all(tensors, head, folder / WEIGHTS)
+    head.load_state_dict(tensors, assign=True)
     head = head.to(dtype).eval()
     _require_finite(head, folder / WEIGHTS)
     return StoredHead(head=head, origin=origin, path=folder)
+
+
+def _require_all(tensors: Mapping[str, Tensor], head: AlignmentHead, path: Path) -> None:
+    """Refuse weights that are missing, unknown, of another shape, or no floating-point numbers."""
+    expected = head.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in expected if name not in tensors),
+        *(f"{name} is none of its weights" for name in sorted(tensors) if name not in expected),
+    ]
+    for name, weight in expected.items():
+        got = tensors.get(name)
+        if got is not None and got.shape != weight.shape:
+            problems.append(f"{name}: got shape {list(got.shape)}, expected {list(weight.shape)}")
+        elif got is not None and not got.is_floating_point():
+            problems.append(f"{name}: got {got.dtype}, expected floating-point numbers")
+    if problems:
+        raise HeadError(
+            f"{path}: not the head {CONFIG} describes: {'; '.join(problems)}. Copy the whole "
+            f"folder again."
+        )
 
 
 def _require_finite(head: AlignmentHead, path: Path) -> None:

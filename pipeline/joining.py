@@ -17,6 +17,7 @@ from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.chat_template import parse_date
 from pipeline.decoding import Decoding
+from pipeline.gguf_copy import with_copy
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
 from pipeline.int8_head import is_quantized, quantize_head
@@ -79,6 +80,7 @@ class JoinRules:
             `today`; the day of the head's training data if None.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         base_generation_config: Take what the user leaves open from the base's generation_config.
+        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
     """
 
     allow_tokenizer_mismatch: bool = False
@@ -86,6 +88,7 @@ class JoinRules:
     template_date: str | None = None
     int8_head: bool = False
     base_generation_config: bool = False
+    gguf_cache: bool = True
 
     def __post_init__(self) -> None:
         if self.template_date is not None:
@@ -188,15 +191,23 @@ def untrained(
 
 
 def load_fitting(
-    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement
+    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement, say: Say
 ) -> BaseModel:
     """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+
+    Args:
+        source: Its files.
+        trained: The head.
+        rules: What the user allows and wants.
+        placement: In what type and where.
+        say: Called with each line on how it is loaded.
 
     Raises:
         MAVError: It cannot be loaded or does not belong to the head.
     """
+    source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
     require_fit(preview_base(source), trained, rules, lambda _: None)
-    return load_source(source, placement)
+    return load_source(source, placement, say=say)
 
 
 def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> tuple[int, ...]:

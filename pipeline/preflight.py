@@ -100,7 +100,7 @@ def preflight(
     Raises:
         MAVError: Any input is at fault, as it would be for the extraction.
     """
-    request, objects = prepare(options, base), open_objects(options.output)
+    request, objects = prepare(options, base, say), open_objects(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
     work = load(options, request, read(options, request.tokenizer, stored, say), say)
     if stored is not None:

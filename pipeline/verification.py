@@ -49,6 +49,7 @@ def run_verification(
     mend: bool,
     device: str,
     device_map: DeviceMap | None,
+    gguf_cache: bool,
     say: Say,
 ) -> Verification:
     """Verify a cache.
@@ -62,6 +63,7 @@ def run_verification(
         mend: Mark damaged blocks for extraction.
         device: Where the base runs.
         device_map: How it is spread over several devices, in place of `device`.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
         say: Called with each line worth telling the user.
 
     Raises:
@@ -90,6 +92,7 @@ def run_verification(
             datasets=datasets,
             device=device,
             device_map=device_map,
+            gguf_cache=gguf_cache,
             say=say,
         )
     return Verification(stored=stored, base=base)

@@ -27,6 +27,7 @@ from pipeline.batch import Batch, CachedBase, collate
 from pipeline.chat_template import parse_date
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
+from pipeline.gguf_copy import with_copy
 from pipeline.pooling import pool_states
 from pipeline.preferences import PreferencePair, ReadCounts, read_pairs
 from pipeline.progress import progress_bar
@@ -74,6 +75,7 @@ def verify_against_base(
     datasets: Sequence[str] = (),
     device: str = "auto",
     device_map: DeviceMap | None = None,
+    gguf_cache: bool = True,
     say: Say = lambda _: None,
     base: BaseModel | None = None,
 ) -> BaseComparison:
@@ -86,6 +88,7 @@ def verify_against_base(
         datasets: Where the cache's data sets are now, in its order; by default where they were.
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `Placement`.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
         say: Called with each line worth telling the user.
         base: A loaded base to use in place of `base_model`.
 
@@ -96,7 +99,7 @@ def verify_against_base(
         raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
     reader = CacheReader(location)
     manifest = reader.manifest
-    base = base or _load(manifest, base_model, device, device_map, say)
+    base = base or _load(manifest, base_model, device, device_map, gguf_cache, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
@@ -124,7 +127,12 @@ def verify_against_base(
 
 
 def _load(
-    manifest: Manifest, base_model: str | None, device: str, device_map: DeviceMap | None, say: Say
+    manifest: Manifest,
+    base_model: str | None,
+    device: str,
+    device_map: DeviceMap | None,
+    gguf_cache: bool,
+    say: Say,
 ) -> BaseModel:
     record = manifest.base
     named = base_model or record.id
@@ -149,7 +157,8 @@ def _load(
         device_map=device_map,
         quantize=quantize_as(record.quantization, source),
     )
-    return load_source(source, placement)
+    source = with_copy(source, gguf_cache=gguf_cache, say=say)
+    return load_source(source, placement, say=say)
 
 
 def _tokenize(

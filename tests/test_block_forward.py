@@ -34,7 +34,7 @@ def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> W
         block_tokens=ENOUGH,
         **{"dtype": "float32", "pooled_size": 16, **options},
     )
-    request = prepare(asked, base)
+    request = prepare(asked, base, _silent)
     return load(asked, request, read(asked, base.tokenizer, None, _silent), _silent)
 
 

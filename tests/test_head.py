@@ -204,7 +204,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor too many": (add_tensor, r"not the head config\.json describes.*extra"),
     "wrong shapes": (
         lambda f: change_config(f, lambda c: c["head"].update(expansion_size=17)),
-        r"not the head config\.json describes.*size mismatch",
+        r"not the head config\.json describes.*got shape .*, expected",
     ),
     "wrong kind": (
         lambda f: change_config(f, lambda c: c.update(kind="adapter")),

@@ -34,6 +34,7 @@ class ServeOptions:
         allow_tokenizer_mismatch: Take bases whose tokenizer is another one of the same size.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         base_generation_config: Take what requests leave open from the base's generation_config.
+        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
         host: Address to listen on; one that others can reach needs an API key.
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
@@ -57,6 +58,7 @@ class ServeOptions:
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False
     base_generation_config: bool = False
+    gguf_cache: bool = True
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None

@@ -70,6 +70,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
             template_date=options.template_date,
             int8_head=options.int8_head,
             base_generation_config=options.base_generation_config,
+            gguf_cache=options.gguf_cache,
         )
         require_all_fit(options.head, sources[1:], rules, options.quantize, say)
     mav = MAVInference(
@@ -86,6 +87,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
         int8_head=options.int8_head,
         base_generation_config=options.base_generation_config,
+        gguf_cache=options.gguf_cache,
         say=say,
     )
     if not bases:

@@ -8,6 +8,7 @@ from cache_schema.errors import UsageError
 from pipeline.base_model import preview_base
 from pipeline.base_quantization import Quantize
 from pipeline.base_source import BaseSource
+from pipeline.gguf_copy import with_copy
 from pipeline.joining import JoinRules, load_trained, require_fit
 
 
@@ -77,6 +78,7 @@ def require_all_fit(
     """
     trained = load_trained(head)
     for source in sources:
+        source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
         require_fit(preview_base(source, quantize), trained, rules, say)
 
 
