@@ -258,10 +258,8 @@ def _shown(prompt: Any) -> str:
 
 def _load(base_model: str | None, others: dict[str, Any]) -> Any:
     from pipeline.generate import MAVInference
-    from pipeline.stored import TORCH_DTYPES
 
-    dtype = TORCH_DTYPES[others.pop("dtype")]
-    return MAVInference(others.pop("head"), base_model, dtype=dtype, say=say, **others)
+    return MAVInference(others.pop("head"), base_model, say=say, **others)
 
 
 def _answer_file(

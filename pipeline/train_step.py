@@ -35,6 +35,7 @@ class Trainer:
         self.accelerator = accelerator
         self._options = options
         self._objective: Objective = options.as_objective()
+        assert isinstance(options.bf16, bool), "options are settled"
         self._scorer = WrappedScorer(head, accelerator, bf16=options.bf16, shard=options.shard)
         self.optimizer = make_optimizer(
             options.optimizer,

@@ -149,6 +149,7 @@ def asked(base: str, root: Path, **changes: Any) -> ExtractOptions:
         "data": DataSource(id=str(root / "none.jsonl")),
         "output": root / "cache",
         "dtype": "float32",
+        "storage_dtype": "float32",
         "device": "cpu",
     }
     return ExtractOptions(**{**settings, **changes})

@@ -87,6 +87,7 @@ def begin(folder: Path, *, complete: bool, base: BaseModel | None = None, **chan
     folder.mkdir()
     settings: dict[str, Any] = {
         "dtype": "float32",
+        "storage_dtype": "float32",
         "device": "cpu",
         "pooled_size": HIDDEN,
         "block_tokens": 256,
@@ -279,6 +280,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         "--dataset": str(write_rows(folder / "pairs.jsonl", PAIRS)),
         "--output": str(folder / "cache"),
         "--dtype": "float32",
+        "--storage-dtype": "float32",
         "--device": "cpu",
     }
     arguments = ["extract", *(part for option in command.items() for part in option)]
