@@ -20,7 +20,6 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.baselines.decoding import BesideReward
-from benchmarks.shapes import DTYPE
 from benchmarks.synthetic import say, wait
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
@@ -163,7 +162,7 @@ class Task:
         base, head = aligned.base, aligned.head
         states_BTKH = torch.randn(
             len(self.prompts), 1, head.config.num_layers, base.hidden_size, device=head.device
-        ).to(DTYPE)
+        ).to(base.dtype)
         at = [perf_counter()]
         for _ in range(_HEAD_CALLS + 1):
             aligned.vector(states_BTKH)

@@ -12,11 +12,11 @@ from benchmarks.baselines.decoding import weight_bytes
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_model import BaseModel, Placement, load_source, preview_base
 from pipeline.base_source import resolve_base
+from pipeline.compute_dtype import native_dtype
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.int8_head import quantize_head
 from pipeline.layers import select_layers
 
-DTYPE: Final = torch.bfloat16
 _LLAMA_7B: Final = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -55,9 +55,9 @@ class BaseShape:
         return self._random(torch.device("meta"))
 
     def load(self, device: torch.device) -> EndlessBase:
-        """Load it in bfloat16, or make it."""
+        """Load it in what the device has natively, or make it."""
         if self.name is not None:
-            placement = Placement(dtype=DTYPE, device=str(device))
+            placement = Placement(device=str(device))
             found = load_source(resolve_base(self.name, None, None), placement)
         else:
             found = self._random(device)
@@ -68,8 +68,9 @@ class BaseShape:
     def _random(self, device: torch.device) -> BaseModel:
         config = transformers.LlamaConfig(**_LLAMA_7B, num_hidden_layers=self.layers)
         torch.manual_seed(0)
+        dtype = torch.bfloat16 if device.type == "meta" else native_dtype(device)
         with device:
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         vocabulary = {str(token): token for token in range(config.vocab_size)}
         end = "0"
         words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=end))
@@ -101,14 +102,14 @@ class HeadShape:
         with torch.device("meta"):
             return AlignmentHead(self._config(vocab_size)).total_parameters()
 
-    def making_bytes(self, vocab_size: int) -> int:
+    def making_bytes(self, vocab_size: int, itemsize: int = 2) -> int:
         """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""
-        return (10 if self.int8 else 2) * self.parameters(vocab_size)
+        return (8 + itemsize if self.int8 else itemsize) * self.parameters(vocab_size)
 
     def joined(self, base: BaseModel) -> AlignedLM:
         """Return it on a base, with random weights; nothing is hooked yet."""
         with torch.device("meta"):
-            head = AlignmentHead(self._config(base.vocab_size)).to(DTYPE).eval()
+            head = AlignmentHead(self._config(base.vocab_size)).to(base.dtype).eval()
         head = head.to_empty(device=base.logits_device).requires_grad_(False)
         torch.manual_seed(0)
         for parameter in head.parameters():

@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from cli_commands.parsing import DEVICE, DTYPE, JSON, Number, Numbers, OneOnly
 from cli_commands.running import command, print_result, say
+
+_NO_BF16: Final = "mav.no_bf16"
+
+
+def _turn_off_bf16(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    # Callbacks run in the order in which options are given, so that the last one counts.
+    if value and "bf16" in ctx.params:
+        ctx.params["bf16"] = "off"
+    ctx.meta[_NO_BF16] = value
+
+
+def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    assert param.name is not None
+    if ctx.get_parameter_source(param.name) is ParameterSource.DEFAULT and ctx.meta.get(_NO_BF16):
+        return "off"
+    return value
 
 
 @command(
@@ -61,9 +78,16 @@ from cli_commands.running import command, print_result, say
     is_flag=False,
     flag_value="on",
     default="auto",
+    callback=_bf16,
     help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
 )
-@click.option("--no-bf16", is_flag=True, help="The same as --bf16 off.")
+@click.option(
+    "--no-bf16",
+    is_flag=True,
+    expose_value=False,
+    callback=_turn_off_bf16,
+    help="The same as --bf16 off.",
+)
 @click.option(
     "--optimizer",
     type=click.Choice(["adamw", "adamw-8bit"]),
@@ -81,14 +105,12 @@ from cli_commands.running import command, print_result, say
 @click.option("--seed", default=0, help="Of initialisation, order and dropout.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, if there is one.")
 @JSON
-def train_command(*, bf16: str, no_bf16: bool, as_json: bool, **options: Any) -> None:
+def train_command(*, bf16: str, as_json: bool, **options: Any) -> None:
     """Train an alignment head from a cache alone; the base model is not needed."""
     from pipeline.train import train
     from pipeline.train_options import TrainOptions
 
-    if no_bf16 and bf16 == "on":
-        raise click.UsageError("give either --bf16 or --no-bf16")
-    wanted: Any = "auto" if bf16 == "auto" and not no_bf16 else bf16 == "on"
+    wanted: Any = "auto" if bf16 == "auto" else bf16 == "on"
     report = train(TrainOptions(bf16=wanted, **options), say=say)
     best = f", best at step {report.best_step}" if report.best_step is not None else ""
     print_result(

@@ -182,7 +182,7 @@ def _warn_if_slow(dtype: torch.dtype, native: torch.dtype, device: torch.device,
         return
     _warned.add((dtype, device.type))
     say(
-        f"{plain_name(dtype)} is slow here: on {device.type} a product takes {ratio:.2g} times as "
+        f"{plain_name(dtype)} is slow here: on {device.type} a product takes {ratio:.3g} times as "
         f"long as in {plain_name(native)}, which --dtype auto chooses"
     )
 

@@ -15,6 +15,7 @@ from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.checkpoint import Checkpoint, TrainState, save_checkpoint
+from pipeline.compute_dtype import plain_name
 from pipeline.evaluation_set import EvaluationSet, evaluation_set
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
@@ -137,7 +138,7 @@ class _Run:
             )
         )
         self._trainer = Trainer(options, accelerator, self._head)
-        dtype = torch.bfloat16 if options.bf16 else torch.float32
+        dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
         if held_out is not None and held_out.reader is not reader:
@@ -350,5 +351,5 @@ class _Run:
             evaluation=evaluation,
             alignment_parameters=self._head.alignment_parameters(),
             total_parameters=self._head.total_parameters(),
-            computed_in="bfloat16" if self._options.bf16 else "float32",
+            computed_in=plain_name(self._trainer.dtype),
         )
