@@ -2,7 +2,8 @@
 
 Whole steps as `mav train` takes them (products in bfloat16 where the device has it natively,
 float32 weights, metrics, clipping, AdamW) on batches already on the device, after one warm-up step;
-with the default sizes the head has 641,780,992 parameters. The batches are those of a synthetic cache.
+with the default sizes the head has 641,780,992 parameters. The batches are those of a synthetic
+cache.
 
 `flops_over_matmul` is the rate of useful floating-point operations over the best rate of a
 4096 x 4096 x 4096 product of that type in the same run. Useful are, for each response token,
