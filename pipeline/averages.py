@@ -34,10 +34,10 @@ class Averages:
             **scores.metrics(objective),
             "squared_norm": scores.squared_norm.detach().sum(),
         }
-        self._names = list(found)
+        self._names = sorted(found)
         # Added up later and on the CPU: in float64, which not every device has, and without
         # holding up the device at every micro-batch.
-        self._parts.append(torch.stack([value.to(loss.dtype) for value in found.values()]))
+        self._parts.append(torch.stack([found[name].to(loss.dtype) for name in self._names]))
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Return means over pairs (over tokens for `squared_norm`) and begin anew."""
