@@ -1,7 +1,8 @@
 """Time per token and memory of base, MAV and two models: `python -m benchmarks.decode --json`.
 
 Without an accelerator the base is the installed SmolLM2-135M, with one, or with `--shapes 7b`,
-random weights of LLaMA-7B's shapes; all in bfloat16. Heads have random weights, and alpha is 1.
+random weights of LLaMA-7B's shapes; all in what the device multiplies natively. Heads have random
+weights, and alpha is 1.
 A head is named by pooled and expansion size, as in `--heads 576x1024`; of several, the figures on
 top are the first one's. All ways of decoding answer the same prompts in turn, in one process, one
 answer of each a round after a round of warm-up.
@@ -50,6 +51,7 @@ from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 from benchmarks.shapes import BaseShape, HeadShape, read_bytes
 from benchmarks.synthetic import machine, require_positive, say
 from cache_schema.errors import MAVError, UsageError
+from pipeline.compute_dtype import native_dtype
 from pipeline.demo import installed_base
 from pipeline.devices import pick_device
 
@@ -82,9 +84,11 @@ def require_memory(base: BaseShape, heads: Sequence[HeadShape], device: torch.de
         UsageError: They have not.
     """
     preview = base.preview()
-    # In bfloat16, whatever it is stored in.
-    models = 2 * 2 * sum(parameter.numel() for parameter in preview.model.parameters())
-    needed = models + sum(head.making_bytes(preview.vocab_size) for head in heads) + _LIBRARIES
+    # In what the device has natively, whatever it is stored in.
+    size = native_dtype(device).itemsize
+    models = 2 * size * sum(parameter.numel() for parameter in preview.model.parameters())
+    made = sum(head.making_bytes(preview.vocab_size, size) for head in heads)
+    needed = models + made + _LIBRARIES
     free = (
         torch.cuda.mem_get_info(device)[0]
         if device.type == "cuda"
@@ -248,7 +252,7 @@ def table(found: dict[str, Any]) -> str:
         found["two_model_over_base_memory"],
         found["two_model_over_base_weights"],
     )
-    return "\n".join([*lines, str(found["device_name"])])
+    return "\n".join([*lines, f"{found['native_dtype']}, {found['device_name']}"])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from cache_schema.reader import CacheReader
 from cache_schema.sizes import compressed_share
 from pipeline.base_model import BaseModel, load_base
 from pipeline.batch_budget import CPU_TOKENS
+from pipeline.compute_dtype import DtypeName, pick_dtype, plain_name
 from pipeline.data_sources import DataSource
 from pipeline.demo import installed_base
 from pipeline.devices import pick_device
@@ -60,7 +61,6 @@ from pipeline.forward import run_decoder
 from pipeline.layers import select_layers
 from pipeline.packing import batches, pack, pack_separate
 from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.stored import TORCH_DTYPES
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 _MATMUL: Final = 4096
@@ -254,7 +254,9 @@ def _of_pairs(count: int, at_once: int) -> list[range]:
 def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Measure; return what is printed."""
     device = pick_device(asked.device)
-    base = load_base(asked.base_model, dtype=TORCH_DTYPES[asked.dtype], device=str(device))
+    base = load_base(
+        asked.base_model, dtype=pick_dtype(asked.dtype, device, say), device=str(device)
+    )
     task = make_task(asked, base, work, asked.limit)
     warm = make_task(asked, base, work, min(8, asked.limit))
     ways: dict[str, Callable[[Task], float]] = {
@@ -294,6 +296,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         / median(seconds["bare"])
         / best_matmul_rate(_MATMUL, device, base.dtype),
         "pairs_per_second": {name: pairs / median(taken) for name, taken in seconds.items()},
+        "computed_in": plain_name(base.dtype),
         "pairs": pairs,
         "tokens": {
             "packed": int(task.pairs.shared_length.sum()),
@@ -324,7 +327,6 @@ def make_task(asked: argparse.Namespace, base: BaseModel, work: Path, limit: int
         output=work / "cache",
         pooled_size=base.hidden_size,
         max_length=asked.max_length,
-        dtype=asked.dtype,
         batch_tokens=asked.batch_tokens,
         device=str(base.device),
     )
@@ -350,7 +352,7 @@ def table(found: dict[str, Any]) -> str:
             f"at 7B, {name:<9}{share:>12.3f} of states and dense logits"
             for name, share in found["bytes_at_7b_over_dense"].items()
         ),
-        str(found["device_name"]),
+        f"{found['computed_in']}, {found['device_name']}",
     ]
     return "\n".join(lines)
 
@@ -365,7 +367,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=128, help="rows read")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int, default=None)
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="bfloat16")
+    parser.add_argument("--dtype", choices=get_args(DtypeName), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--work", type=Path, default=None, help="where to put a temporary folder")

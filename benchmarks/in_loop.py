@@ -40,6 +40,7 @@ from pipeline.order import StepShape
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from pipeline.train_defaults import settled
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
 
@@ -131,7 +132,7 @@ class CachedWay:
     ) -> None:
         self._trainer = trainer
         self._root = cache.root
-        self._base = CachedBase(cache.reader, trainer.accelerator.device)
+        self._base = CachedBase(cache.reader, trainer.accelerator.device, trainer.dtype)
         self._batch_size = batch_size
         self._workers = workers
         self._memory = StreamMemory()
@@ -170,6 +171,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         batch_size=asked.batch_size,
         grad_accum=1,
     )
+    options = settled(options, cache.reader.manifest, accelerator.device, say=say)
     pairs = tokenize_pairs(
         read_pairs(DataSource(id=asked.dataset, limit=asked.limit), ReadCounts()),
         base.tokenizer,
@@ -250,7 +252,7 @@ def figures(
             "beta": options.beta,
             "lambda_l2": options.lambda_l2,
             "learning_rate": options.learning_rate,
-            "base_dtype": manifest.states.dtype,
+            "base_dtype": manifest.states.compute_dtypes[0],
             "head_bf16": options.bf16,
             "workers": asked.workers,
         },
@@ -273,7 +275,9 @@ def table(found: dict[str, Any]) -> str:
         f"{name:<32}" + (f"{rate:>9.2f} pairs/s {ratio:>8.2f}x" if rate else "not measured")
         for name, rate, ratio in rows
     ]
-    lines.append(f"{found['pairs']} pairs, {found['device_name']}")
+    lines.append(
+        f"{found['pairs']} pairs, base in {found['settings']['base_dtype']}, {found['device_name']}"
+    )
     return "\n".join(lines)
 
 

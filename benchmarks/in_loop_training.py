@@ -132,7 +132,7 @@ class InLoopTrainer:
         """
         states_BLKH, base_logits_BLV = self._run_base(answers)
         with torch.autocast(
-            base_logits_BLV.device.type, torch.bfloat16, enabled=self._options.bf16
+            base_logits_BLV.device.type, torch.bfloat16, enabled=self._options.bf16 is True
         ):
             vectors_BLV = self.head(states_BLKH)
         logp_BLV = F.log_softmax(base_logits_BLV + vectors_BLV, dim=-1, dtype=torch.float32)

@@ -13,11 +13,11 @@ from benchmarks.baselines.decoding import weight_bytes
 from pipeline.aligned_lm import AlignedLM
 from pipeline.base_model import BaseModel, Placement, load_source, preview_base
 from pipeline.base_source import resolve_base
+from pipeline.compute_dtype import AUTO, native_dtype
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.int8_head import quantize_head
 from pipeline.layers import select_layers
 
-DTYPE: Final = torch.bfloat16
 LLAMA_7B: Final[dict[str, Any]] = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -46,13 +46,13 @@ class BaseShape:
         name: Hub id, folder or `.gguf` file; None for random weights.
         layers: Decoder layers of the random one.
         sizes: Its other sizes, as its configuration names them; LLaMA-7B's if not given.
-        dtype: Element type.
+        dtype: Element type; what the device has natively if None.
     """
 
     name: str | None
     layers: int
     sizes: Mapping[str, Any] = field(default_factory=lambda: LLAMA_7B)
-    dtype: torch.dtype = DTYPE
+    dtype: torch.dtype | None = None
 
     def preview(self) -> BaseModel:
         """Return it without weights."""
@@ -63,7 +63,7 @@ class BaseShape:
     def load(self, device: torch.device) -> EndlessBase:
         """Load it, or make it."""
         if self.name is not None:
-            placement = Placement(dtype=self.dtype, device=str(device))
+            placement = Placement(dtype=self.dtype or AUTO, device=str(device))
             found = load_source(resolve_base(self.name, None, None), placement)
         else:
             found = self._random(device)
@@ -74,8 +74,9 @@ class BaseShape:
     def _random(self, device: torch.device) -> BaseModel:
         config = transformers.AutoConfig.for_model(**self.sizes, num_hidden_layers=self.layers)
         torch.manual_seed(0)
+        dtype = torch.bfloat16 if device.type == "meta" else native_dtype(device)
         with device:
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=self.dtype or dtype)
         vocabulary = {str(token): token for token in range(config.vocab_size)}
         # Its words are the numbers of its tokens.
         end, other = "0", "1"
@@ -109,9 +110,9 @@ class HeadShape:
         with torch.device("meta"):
             return AlignmentHead(self._config(vocab_size)).total_parameters()
 
-    def making_bytes(self, vocab_size: int) -> int:
+    def making_bytes(self, vocab_size: int, itemsize: int = 2) -> int:
         """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""
-        return (10 if self.int8 else 2) * self.parameters(vocab_size)
+        return (8 + itemsize if self.int8 else itemsize) * self.parameters(vocab_size)
 
     def joined(self, base: BaseModel) -> AlignedLM:
         """Return it on a base, with random weights; nothing is hooked yet."""

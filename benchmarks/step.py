@@ -1,11 +1,12 @@
 """How fast an optimizer step is, and what memory it takes: `python -m benchmarks.step --json`.
 
-Whole steps as `mav train` takes them (bfloat16 products, float32 weights, metrics, clipping, AdamW)
-on batches already on the device, after one warm-up step; with the default sizes the head has
-641,780,992 parameters. The batches are those of a synthetic cache.
+Whole steps as `mav train` takes them (products in bfloat16 where the device has it natively,
+float32 weights, metrics, clipping, AdamW) on batches already on the device, after one warm-up step;
+with the default sizes the head has 641,780,992 parameters. The batches are those of a synthetic
+cache.
 
 `flops_over_matmul` is the rate of useful floating-point operations over the best rate of a
-4096 x 4096 x 4096 bfloat16 product in the same run. Useful are, for each response token,
+4096 x 4096 x 4096 product of that type in the same run. Useful are, for each response token,
 
     6 * parameters          the head: 2 for a multiply-add, forward and twice backward
     2 * hidden * vocabulary the base's logits, rebuilt from its final state
@@ -58,6 +59,7 @@ from benchmarks.synthetic import (
 from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import CachedBase
+from pipeline.compute_dtype import plain_name
 from pipeline.held_out import PairSubset
 from pipeline.order import StepShape
 from pipeline.stream import PreferenceStream
@@ -85,7 +87,7 @@ class Steps:
     tokens: list[int] = field(default_factory=list)
 
 
-def best_matmul_rate(size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+def best_matmul_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
     """Return the best of several rates of a square product, in operations a second."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -134,7 +136,7 @@ def take_steps(asked: argparse.Namespace, trainer: Trainer, reader: CacheReader)
         seed=0,
         epoch=0,
     )
-    base, seen, found = CachedBase(reader, device), Averages(), Steps()
+    base, seen, found = CachedBase(reader, device, trainer.dtype), Averages(), Steps()
     with optimizer_clock(device, found.optimizer_seconds):
         for step, batch in enumerate(stream):
             there = [batch.to(device)]
@@ -171,15 +173,15 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     lengths = answer_lengths((asked.steps + 1) * asked.pairs, asked.pair_tokens / 2, _BLOCK_TOKENS)
     say("writing the batches")
     reader = write_cache(work / "cache", lengths, shape)
-    matmul = best_matmul_rate(asked.matmul_size, device)
     head = new_head(reader, asked.expansion_size)
     trainer = new_trainer(reader, accelerator, head)
+    matmul = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
     parameters = head.total_parameters()
     say(f"{parameters:,} parameters; the product {matmul / 1e9:,.0f} GFLOP/s before")
     steps = take_steps(asked, trainer, reader)
     peak = peak_rss_bytes()
     peak_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    after = best_matmul_rate(asked.matmul_size, device)
+    after = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
     say(f"the product {after / 1e9:,.0f} GFLOP/s after")
     matmul = max(matmul, after)
     tokens_per_second = sum(steps.tokens) / sum(steps.seconds)
@@ -202,6 +204,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
                 steps.seconds, steps.optimizer_seconds, steps.tokens, strict=True
             )
         ],
+        "computed_in": plain_name(trainer.dtype),
         "parameters": parameters,
         "alignment_parameters": head.alignment_parameters(),
         "settings": {
@@ -225,7 +228,9 @@ def table(found: dict[str, Any]) -> str:
     ]
     if found["peak_device_bytes"] is not None:
         lines.append(f"  on the device     {found['peak_device_bytes'] / 1e9:>10.2f} GB")
-    lines.append(f"{found['parameters']:,} parameters, {found['device_name']}")
+    lines.append(
+        f"{found['parameters']:,} parameters, {found['computed_in']}, {found['device_name']}"
+    )
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ from cache_schema.reader import CacheReader
 from cache_schema.writer import CacheWriter
 from pipeline.batch import CachedBase, collate
 from pipeline.block_rows import quantized_rows
+from pipeline.compute_dtype import native_dtype, plain_name
 from pipeline.data_sources import DataSource
 from pipeline.demo import installed_base
 from pipeline.evaluate import evaluate
@@ -122,7 +123,7 @@ def _logits(plain: CacheReader, other: CacheReader) -> Iterator[tuple[torch.Tens
     for reader in (plain, other):
         block = reader.read_block(0)
         batch = collate([(block, index) for index in range(pairs)], reader.manifest, pairs)
-        given.append(CachedBase(reader, _CPU).logits(batch))
+        given.append(CachedBase(reader, _CPU, native_dtype(_CPU)).logits(batch))
         tokens = len(batch.labels)
     for start in range(0, tokens, 256):
         stop = min(tokens, start + 256)
@@ -194,6 +195,7 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
             row = {
                 "states": storage,
                 "compression": compression,
+                "computed_in": plain_name(native_dtype(_CPU)),
                 "bytes_per_token": bytes_per_token(place, reader),
                 "read_gb_per_s": rate / 1e9,
                 "read_over_raw": rate / raw_per_second(root),

@@ -165,7 +165,7 @@ def measure_steps(
     pinned = device.type == "cuda"
     head = new_head(reader, asked.expansion_size)
     trainer = new_trainer(reader, accelerator, head)
-    base, stream = CachedBase(reader, device), epoch_of(root, asked)
+    base, stream = CachedBase(reader, device, trainer.dtype), epoch_of(root, asked)
     held = [batch.pin_memory() if pinned else batch for batch in stream]
 
     def train(batches: Iterable[Batch]) -> None:
@@ -225,7 +225,8 @@ def table(found: dict[str, Any]) -> str:
             f"{gigabytes['needed']:.3f} GB/s",
             f"steps from the cache   {found['cache_steps_per_second']:>8.3f} steps/s"
             f"  {found['cache_over_memory']:>6.3f} of memory",
-            f"{found['delivered_bytes'] / 1e9:.2f} GB an epoch, {found['device_name']}",
+            f"{found['delivered_bytes'] / 1e9:.2f} GB an epoch, {found['native_dtype']}, "
+            f"{found['device_name']}",
         ]
     )
 

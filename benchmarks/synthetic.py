@@ -44,8 +44,10 @@ from cache_schema.quantization import StatesStorage
 from cache_schema.reader import CacheReader
 from cache_schema.writer import CacheWriter
 from pipeline.block_rows import quantized_rows
+from pipeline.compute_dtype import native_dtype, plain_name
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.stored import to_stored
+from pipeline.train_defaults import settled
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
 
@@ -237,6 +239,7 @@ def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHe
         output_dir=Path(reader.location),  # a step writes nothing
         expansion_size=head.config.expansion_size,
     )
+    options = settled(options, reader.manifest, accelerator.device, say=say)
     return Trainer(options, accelerator, head)
 
 
@@ -274,6 +277,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "device_name": _device_name(device),
+        "native_dtype": plain_name(native_dtype(device)),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "torch_version": torch.__version__,

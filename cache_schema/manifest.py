@@ -58,6 +58,8 @@ class BaseModelRecord:
     """Rows of the output embedding, which may exceed the tokenizer's length."""
     eos_token_id: int
     """The tokenizer's end-of-sequence token."""
+    parameters: int | None = None
+    """Number of its parameters; none where it was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,15 @@ class StatesRecord:
     stored_width: int
     """min(hidden_size, pooled_size): pooling up repeats values and happens when read."""
     dtype: StoredDtype
+    """Type they are stored in, or restored to where they are quantized."""
+    computed_in: tuple[StoredDtype, ...] | None = None
+    """Types the base computed in: one, or several where a cache was gone on with in another; none
+    where it was not recorded, which was when states were stored as they were computed."""
+
+    @property
+    def compute_dtypes(self) -> tuple[StoredDtype, ...]:
+        """Types the base computed in, recorded or known."""
+        return self.computed_in or (self.dtype,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +192,7 @@ class StorageRecord:
     compression: Compression
     """Codec of every chunk; lossless."""
     states: StatesStorage
-    """`computed`: in `states.dtype`; or one byte a value with scales, which is lossy."""
+    """`computed`: as they are, in `states.dtype`; or a byte a value with scales, which is lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +230,8 @@ class Manifest:
             self.base.config_digest,
             self.base.tokenizer_digest,
             *quantization,
-            dataclasses.asdict(self.states),
+            # Where they were computed in another type, other digits are the same states.
+            _without(dataclasses.asdict(self.states), "computed_in"),
             dataclasses.asdict(self.logits),
             self.data.fingerprint,
             dataclasses.asdict(self.plan),
@@ -231,6 +243,12 @@ class Manifest:
         """Return plain lists, dicts, strings, numbers and None."""
         plain: dict[str, Any] = dataclasses.asdict(self)
         plain["states"]["layers"] = list(self.states.layers)
+        if self.states.computed_in is None:
+            del plain["states"]["computed_in"]
+        else:
+            plain["states"]["computed_in"] = list(self.states.computed_in)
+        if self.base.parameters is None:
+            del plain["base"]["parameters"]
         plain["data"]["sources"] = list(plain["data"]["sources"])
         return version_1.downgraded(plain) if self.format_version == version_1.VERSION else plain
 
@@ -293,6 +311,10 @@ def differences(stored: object, asked: object, prefix: str = "") -> dict[str, st
     return found
 
 
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
 def _contradictions(manifest: Manifest) -> list[str]:
     base, states, logits, data = manifest.base, manifest.states, manifest.logits, manifest.data
     problems = []
@@ -306,6 +328,10 @@ def _contradictions(manifest: Manifest) -> list[str]:
             f"states.stored_width: got {states.stored_width}, expected "
             f"min({base.hidden_size}, {states.pooled_size})"
         )
+    if states.computed_in == ():
+        problems.append("states.computed_in: got none, expected at least one type")
+    if base.parameters is not None and base.parameters < 1:
+        problems.append(f"base.parameters: got {base.parameters}, expected at least 1")
     if (logits.top_k is None) == (logits.encoding == "topk"):
         problems.append(f"logits.top_k: got {logits.top_k!r} with encoding {logits.encoding!r}")
     if not data.sources:
@@ -330,12 +356,12 @@ def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
         problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
         return typing.cast("_T", None)
     hints = typing.get_type_hints(cls)
+    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
     optional = {
         field.name
         for field in dataclasses.fields(typing.cast("Any", cls))
         if field.default is not dataclasses.MISSING
     }
-    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
     fields: dict[str, Any] = {}
     for name, hint in hints.items():
         if name not in value:
@@ -369,7 +395,8 @@ def _record_of(hint: object) -> type | None:
 
 def _convert(hint: object, value: object) -> object:
     """JSON knows no tuples, and writes the float 1.0 as 1 in some programs."""
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(one) is tuple for one in choices):
         return tuple(value)
     if isinstance(value, int) and not isinstance(value, bool):
         arguments = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

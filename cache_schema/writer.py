@@ -14,7 +14,7 @@ from cache_schema.creation import is_part, lay_out
 from cache_schema.errors import CacheBusyError, CacheError, MismatchError
 from cache_schema.layout import laid_out
 from cache_schema.lock import LOCK, require_held
-from cache_schema.manifest import Manifest, differences
+from cache_schema.manifest import Manifest, StoredDtype, differences
 from cache_schema.objects import ConflictError, Objects, Version, put, replace
 from cache_schema.plan import BlockPlan
 from cache_schema.reader import require_complete, require_layout
@@ -41,6 +41,9 @@ _NOT_COMPARED: Final = (
     # Progress, and what measured noise can change.
     "created_by",
     "checks",
+    # Asked about by itself; what is recorded of it says nothing of the values.
+    "states.computed_in",
+    "base.parameters",
     "complete",
     # Names of things whose contents are compared by digest.
     "base.id",
@@ -231,6 +234,19 @@ class CacheWriter:
             ),
             claim,
         )
+
+    def record_compute_dtype(self, dtype: StoredDtype) -> None:
+        """Have the manifest name a type the base computes in from now on, if it does not yet.
+
+        Only for the first process of a run, before others write.
+        """
+        states = self.manifest.states
+        if dtype in states.compute_dtypes:
+            return
+        require_held(self._objects, self._run)
+        both = dataclasses.replace(states, computed_in=(*states.compute_dtypes, dtype))
+        self.manifest = dataclasses.replace(self.manifest, states=both)
+        replace(self._objects, ROOT, encode_root(self.manifest))
 
     def complete(self) -> None:
         """Mark the cache complete.

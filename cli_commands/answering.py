@@ -281,10 +281,8 @@ def _shown(prompt: Any) -> str:
 def _load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) -> tuple[Any, Any]:
     """Return head and base, and how tokens are chosen."""
     from pipeline.generate import MAVInference
-    from pipeline.stored import TORCH_DTYPES
 
-    dtype = TORCH_DTYPES[others.pop("dtype")]
-    mav = MAVInference(others.pop("head"), base_model, dtype=dtype, say=say, **others)
+    mav = MAVInference(others.pop("head"), base_model, say=say, **others)
     decoding = mav.decoding(**given)
     unused = [one for one in decoding.unused if one.strip("-").replace("-", "_") in given]
     if unused:

@@ -33,7 +33,11 @@ from cli_commands.running import command, print_result, say
     help="auto (first, middle, last), uniform, or indices like 1,15,30; 0 is the embeddings.",
 )
 @click.option("--num-layers", default=3, help="Layers that uniform takes.")
-@click.option("--pooled-size", default=4096, help="Width each layer is pooled to.")
+@click.option(
+    "--pooled-size",
+    type=int,
+    help="Width each layer is pooled to; published: 4096.  [default: the base's, at most 4096]",
+)
 @click.option("--max-length", default=512, help="Most tokens of a prompt with one response.")
 @click.option(
     "--prompt-form",
@@ -62,9 +66,9 @@ from cli_commands.running import command, print_result, say
 )
 @click.option(
     "--storage-dtype",
-    type=click.Choice(["computed", "int8", "fp8"]),
-    default="computed",
-    help="How states are stored: as computed, or lossy in one byte a value.",
+    type=click.Choice(["bfloat16", "float16", "float32", "int8", "fp8"]),
+    default="bfloat16",
+    help="How states are stored, whatever --dtype is; int8 and fp8 are lossy, in a byte a value.",
 )
 @click.option("--limit", type=int, help="Read only the first N rows of each data set.")
 @click.option(
@@ -76,6 +80,11 @@ from cli_commands.running import command, print_result, say
     help="Write nothing; tell bytes, free space and hours, from a short timed sample.",
 )
 @PLACEMENT
+@click.option(
+    "--allow-dtype-mismatch",
+    is_flag=True,
+    help="Go on with a cache that was begun in another --dtype.",
+)
 @JSON
 def extract_command(
     *,
@@ -142,6 +151,12 @@ def extract_command(
 @click.option(
     "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    help="Element type the base computes in; auto is what the cache was computed in.",
+)
 @DEVICE
 @DEVICE_MAP
 @GGUF_CACHE
@@ -154,6 +169,7 @@ def verify_command(
     base_model: str | None,
     datasets: tuple[str, ...],
     repair: bool,
+    dtype: Any,
     device: str,
     device_map: str | None,
     gguf_cache: bool,
@@ -169,6 +185,7 @@ def verify_command(
         base_model=base_model,
         datasets=datasets,
         mend=repair,
+        dtype=dtype,
         device=device,
         device_map=device_map,
         gguf_cache=gguf_cache,

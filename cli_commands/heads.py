@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from cli_commands.parsing import DEVICE, JSON, Number, Numbers, OneOnly
+from cli_commands.parsing import DEVICE, DTYPE, JSON, Number, Numbers, OneOnly
 from cli_commands.running import command, print_result, say
+
+_NO_BF16: Final = "mav.no_bf16"
+
+
+def _turn_off_bf16(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    # Callbacks run in the order in which options are given, so that the last one counts.
+    if value and "bf16" in ctx.params:
+        ctx.params["bf16"] = "off"
+    ctx.meta[_NO_BF16] = value
+
+
+def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    assert param.name is not None
+    if ctx.get_parameter_source(param.name) is ParameterSource.DEFAULT and ctx.meta.get(_NO_BF16):
+        return "off"
+    return value
 
 
 @command(
@@ -22,7 +39,11 @@ from cli_commands.running import command, print_result, say
 )
 @click.option("--eval-cache", cls=OneOnly, help="Another cache to evaluate on.")
 @click.option("--eval-fraction", type=Number(), default=0.05, help="Share of prompts held out.")
-@click.option("--expansion-size", default=16384, help="Width of the head's widest layer.")
+@click.option(
+    "--expansion-size",
+    type=int,
+    help="Width of the head's widest layer; published: 16384.  [default: by the base's size]",
+)
 @click.option("--dropout", type=Number(), default=0.1, help="Dropout after the fusion layer.")
 @click.option(
     "--objective",
@@ -51,7 +72,22 @@ from cli_commands.running import command, print_result, say
     metavar="N",
     help="Stop after N evaluations without a better held-out loss.",
 )
-@click.option("--bf16/--no-bf16", default=True, help="Compute in bfloat16; weights are float32.")
+@click.option(
+    "--bf16",
+    type=click.Choice(["auto", "on", "off"]),
+    is_flag=False,
+    flag_value="on",
+    default="auto",
+    callback=_bf16,
+    help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
+)
+@click.option(
+    "--no-bf16",
+    is_flag=True,
+    expose_value=False,
+    callback=_turn_off_bf16,
+    help="The same as --bf16 off.",
+)
 @click.option(
     "--optimizer",
     type=click.Choice(["adamw", "adamw-8bit"]),
@@ -69,12 +105,13 @@ from cli_commands.running import command, print_result, say
 @click.option("--seed", default=0, help="Of initialisation, order and dropout.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, if there is one.")
 @JSON
-def train_command(*, as_json: bool, **options: Any) -> None:
+def train_command(*, bf16: str, as_json: bool, **options: Any) -> None:
     """Train an alignment head from a cache alone; the base model is not needed."""
     from pipeline.train import train
     from pipeline.train_options import TrainOptions
 
-    report = train(TrainOptions(**options), say=say)
+    wanted: Any = "auto" if bf16 == "auto" else bf16 == "on"
+    report = train(TrainOptions(bf16=wanted, **options), say=say)
     best = f", best at step {report.best_step}" if report.best_step is not None else ""
     print_result(
         as_json,
@@ -106,6 +143,7 @@ def train_command(*, as_json: bool, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="Write a page of plots and tables, training curves among them, to an HTML file.",
 )
+@DTYPE
 @DEVICE
 @JSON
 def evaluate_command(
@@ -116,6 +154,7 @@ def evaluate_command(
     which: Any,
     plot: Path | None,
     report_file: Path | None,
+    dtype: Any,
     device: str,
     as_json: bool,
 ) -> None:
@@ -127,7 +166,7 @@ def evaluate_command(
         report.require_plot(plot)
     if report_file is not None:
         html_report.require_report(report_file)
-    found = evaluate(head, cache, alphas, which=which, device=device)
+    found = evaluate(head, cache, alphas, which=which, dtype=dtype, device=device, say=say)
     print_result(as_json, found.to_json(), report.table(found))
     if plot is not None:
         report.plot(found, plot)

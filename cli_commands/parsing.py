@@ -80,9 +80,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
 DTYPE = click.option(
     "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    default="bfloat16",
-    help="Element type the base computes in.",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    help="Element type to compute in; auto is what the device multiplies natively.",
 )
 DEVICE_MAP = click.option(
     "--device-map",

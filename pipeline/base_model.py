@@ -1,6 +1,7 @@
 """The frozen base model: loading it, and finding in it what extraction and decoding need."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from pipeline.base_source import (
     tokenizer_digest,
 )
 from pipeline.base_tokenizer import require_tokens_within
+from pipeline.compute_dtype import AUTO, Dtype, pick_dtype
 from pipeline.devices import pick_device
 from pipeline.gguf_copy import find_base
 from pipeline.output_forms import closest, possible_forms
@@ -45,17 +47,24 @@ class Placement:
     """In what type and where a base is computed.
 
     Attributes:
-        dtype: Element type; GGUF weights are dequantised to it.
+        dtype: Element type, or `auto` for what the device multiplies natively; GGUF weights are
+            dequantised to it.
         device: `auto`, or a torch device such as `cuda:1`.
         device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
             `sequential`, or a device by module), in place of `device`; None for one device.
         quantize: How the base's weights are quantized when they are loaded.
     """
 
-    dtype: torch.dtype = torch.bfloat16
+    dtype: Dtype = AUTO
     device: str = "auto"
     device_map: DeviceMap | None = None
     quantize: Quantize | None = None
+
+    def in_one_dtype(self, say: Callable[[str], None]) -> "Placement":
+        """Return it with the type settled, having told what `auto` came to."""
+        spread = self.device_map is not None
+        dtype = pick_dtype(self.dtype, "auto" if spread else self.device, say, spread=spread)
+        return dataclasses.replace(self, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +233,7 @@ class BaseModel:
             hidden_size=self.hidden_size,
             vocab_size=self.vocab_size,
             eos_token_id=int(self.tokenizer.eos_token_id),
+            parameters=int(self.model.num_parameters()),
         )
 
     def _layers(self) -> list[nn.Module]:
@@ -242,7 +252,7 @@ def load_base(
     *,
     gguf_file: str | None = None,
     revision: str | None = None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: Dtype = AUTO,
     device: str = "auto",
     device_map: DeviceMap | None = None,
     quantize: Quantize | None = None,
@@ -286,7 +296,8 @@ def load_source(
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
     quantization_of(source, placement.quantize)
-    quantizing = loading_options(placement.quantize, placement.dtype)
+    dtype = pick_dtype(placement.dtype, placed or "auto", spread=spread is not None)
+    quantizing = loading_options(placement.quantize, dtype)
     generation, _ = readable_config(source.converted or source.folder)
     if quantizing and spread is None:
         # Quantized weights are made where they stay.
@@ -295,7 +306,7 @@ def load_source(
         model = load_model(
             source,
             say=say,
-            dtype=placement.dtype,
+            dtype=dtype,
             **quantizing,
             **({} if generation is None else {"generation_config": generation}),
             **({} if spread is None else {"device_map": spread}),

@@ -153,6 +153,10 @@ def empty_like(batch: Batch) -> Batch:
     )
 
 
+def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, dtype))
+
+
 class CachedBase:
     """The base model as the cache has it: logits for any batch, without the model.
 
@@ -160,14 +164,23 @@ class CachedBase:
         manifest: The cache's manifest.
     """
 
-    def __init__(self, reader: CacheReader, device: torch.device) -> None:
-        """Read the unembedding, if the cache is factored, onto a device."""
+    def __init__(
+        self, reader: CacheReader, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        """Read the unembedding, if the cache is factored, onto a device.
+
+        Args:
+            reader: The cache.
+            device: Where to compute.
+            dtype: Type to compute logits in, never narrower than they are stored; as they are
+                stored if None.
+        """
         self.manifest = reader.manifest
         logits = self.manifest.logits
         self._unembedding: Unembedding | None = None
         if logits.encoding == "factored":
             stored = {
-                name: from_stored(values, self.manifest.states.dtype)
+                name: _widened(from_stored(values, self.manifest.states.dtype), dtype)
                 for name, values in reader.read_unembedding().items()
             }
             self._unembedding = Unembedding(

@@ -22,17 +22,19 @@ from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
 from pipeline.batch_budget import BatchBudget
 from pipeline.block_rows import quantized_rows, vocabulary_rows
+from pipeline.compute_dtype import plain_name
 from pipeline.forward import run_decoder, run_whole
 from pipeline.host_copies import HostCopies
 from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
 from pipeline.packing import ForwardBatch, Packing, batches, pack
 from pipeline.pooling import pool_states
-from pipeline.stored import TORCH_DTYPES
+from pipeline.stored import TORCH_DTYPES, too_large
 from pipeline.taps import StateTaps
 from pipeline.tokenizing import TokenizedPairs
 
 _FINITE: Final = "whether all states are finite"
 """Travels with a batch's arrays, so that asking for it does not hold up the device."""
+_STORABLE: Final = "whether they still are in the type they are stored in"
 
 
 class BlockForward:
@@ -147,14 +149,17 @@ class BlockForward:
 
         final_NH = predicting(self._last)
         width = self._manifest.states.stored_width
-        states_NKW = torch.stack(
-            [pool_states(predicting(layer), width) for layer in self._manifest.states.layers],
-            dim=1,
-        ).to(self._dtype)
-        copied = {"hidden_states": states_NKW, _FINITE: states_NKW.isfinite().all()}
+        states = {
+            "hidden_states": torch.stack(
+                [pool_states(predicting(layer), width) for layer in self._manifest.states.layers],
+                dim=1,
+            )
+        }
         if "final_hidden_state" in layouts(self._computed):
-            copied["final_hidden_state"] = final_NH.to(self._dtype)
-            copied[_FINITE] = copied[_FINITE] & final_NH.isfinite().all()
+            states["final_hidden_state"] = final_NH
+        copied = {path: computed.to(self._dtype) for path, computed in states.items()}
+        copied[_FINITE] = _all_finite(states)
+        copied[_STORABLE] = _all_finite({path: copied[path] for path in states})
         return _BatchRows(
             pairs=batch_pairs,
             known={
@@ -183,11 +188,15 @@ class BlockForward:
     ) -> None:
         """Put the rows of a batch where they belong among those from `start` on."""
         arrays = {**found.known, **found.copied.arrays()}
-        if not arrays.pop(_FINITE):
+        finite, storable = arrays.pop(_FINITE), arrays.pop(_STORABLE)
+        if not finite:
             raise BaseModelError(
                 f"{self._manifest.base.id}: its hidden states are not finite in "
-                f"{self._manifest.states.dtype}. Use --dtype bfloat16 or float32."
+                f"{plain_name(self._base.dtype)}. Use --dtype bfloat16 or float32."
             )
+        if not storable:
+            what = f"{self._manifest.base.id}: its hidden states"
+            raise BaseModelError(too_large(self._manifest.states.dtype, what))
         at = self._rows_of(found.pairs, start)
         for path, values in arrays.items():
             rows[path][at] = values
@@ -212,6 +221,10 @@ class BlockForward:
             )
             - start
         )
+
+
+def _all_finite(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from cache_schema.manifest import Manifest
 from cache_schema.quantization import QUANTIZED
 from pipeline.base_logits import Unembedding, encode_topk
 from pipeline.quantize import quantize
-from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
+from pipeline.stored import TORCH_DTYPES, from_stored, require_holds, to_stored
 
 _LOGITS_AT_ONCE: Final = 1 << 25
 """Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""
@@ -56,11 +56,13 @@ def vocabulary_rows(
         label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
         found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
         if not found["base_logprobs"].isfinite().all():
+            computed_in = " and ".join(manifest.states.compute_dtypes)
             raise BaseModelError(
-                f"{manifest.base.id}: its log-probabilities are not finite in "
-                f"{manifest.states.dtype}. Use --dtype bfloat16 or float32."
+                f"{manifest.base.id}: its log-probabilities are not finite in {computed_in}. Use "
+                f"--dtype bfloat16 or float32."
             )
         if manifest.logits.encoding == "dense":
+            require_holds(logits_NV, manifest.states.dtype, f"{manifest.base.id}: its logits")
             found["base_logits"] = logits_NV.to(TORCH_DTYPES[manifest.states.dtype])
         elif manifest.logits.top_k is not None:
             found |= encode_topk(logits_NV, manifest.logits.top_k)

@@ -124,13 +124,13 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
     )
     alphas = ",".join(f"{alpha:g}" for alpha in ALPHAS)
     say(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
-    say(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS)))
+    say(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS, say=say)))
     say(
         f"\n$ mav generate --head {paths.head} --prompts {paths.prompts} --alphas {alphas} "
         f"--max-new-tokens {_NEW_TOKENS}"
     )
     paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
-    mav = MAVInference(str(paths.head), base)
+    mav = MAVInference(str(paths.head), base, say=say)
     for prompt in PROMPTS:
         answers = [
             mav.generate(prompt, alpha, Decoding(max_new_tokens=_NEW_TOKENS)).response

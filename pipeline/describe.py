@@ -89,14 +89,16 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
     base, data = manifest.base, manifest.data
     return {
         "base": f"{base.id} ({base.architecture}, {base.num_hidden_layers} layers, hidden "
-        f"{base.hidden_size}, vocabulary {base.vocab_size})"
+        f"{base.hidden_size}, vocabulary {base.vocab_size}"
+        + (f", {base.parameters:,} parameters)" if base.parameters else ")")
         + (f", quantized: {base.quantization}" if base.quantization else ""),
         "base_digests": {
             "weights": base.weights_digest[:12],
             "tokenizer": base.tokenizer_digest[:12],
         },
         "states": f"layers {list(manifest.states.layers)} ({manifest.states.layer_selection}), "
-        f"pooled to {manifest.states.pooled_size}, {manifest.states.dtype}",
+        f"pooled to {manifest.states.pooled_size}, stored in {manifest.states.dtype}",
+        "computed_in": " and ".join(manifest.states.computed_in or ("not recorded",)),
         "logits": manifest.logits.encoding,
         "data": [
             f"{one.name}: {one.pairs} of {one.rows} rows"

@@ -4,12 +4,13 @@ Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cache_schema.errors import DataError
@@ -17,6 +18,7 @@ from cache_schema.manifest import Manifest
 from cache_schema.reader import CacheReader
 from pipeline.belonging import require_same_features
 from pipeline.by_length import LengthBin, LongerGroup, by_length, by_longer
+from pipeline.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
 from pipeline.devices import pick_device
 from pipeline.head_files import StoredHead, load_head
 from pipeline.held_out import PairSubset, Which, in_subset
@@ -65,6 +67,7 @@ class Evaluation:
         which: The part of the cache's pairs that was used.
         pairs: Number of pairs.
         tokens: Number of response tokens.
+        computed_in: Type of the products.
         results: One an alpha.
         length_alpha: The strength that accuracy by length is told for: the one nearest to 1, or
             None where every alpha is 0.
@@ -78,6 +81,7 @@ class Evaluation:
     which: Which
     pairs: int
     tokens: int
+    computed_in: str
     results: tuple[AlphaResult, ...]
     length_alpha: float | None
     by_length: tuple[LengthBin, ...]
@@ -94,7 +98,9 @@ def evaluate(
     alphas: Sequence[float],
     *,
     which: Which | None = None,
+    dtype: Dtype = AUTO,
     device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a head on a cache.
 
@@ -105,7 +111,10 @@ def evaluate(
         which: Part of the cache's pairs. If None, those held out from training where the cache
             has pairs of a data set the head was trained on, or one that is for evaluation alone;
             else all.
+        dtype: Type of the products; `auto` is bfloat16 where states are stored in it and the device
+            multiplies it natively, else float32.
         device: `auto` or a torch device.
+        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: Head or cache are missing, damaged, or do not belong together.
@@ -121,7 +130,8 @@ def evaluate(
             f"{cache}: none of its pairs is {subset.which} (the head held out "
             f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
         )
-    tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed)
+    computed_in = _dtype(dtype, reader.manifest, placed, say)
+    tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
     # Pairs are read in the order of the cache, so these are in the order of the tallies.
     lengths = reader.plan.response_length[wanted].astype(np.int64)
     length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
@@ -135,6 +145,7 @@ def evaluate(
         which=subset.which,
         pairs=len(lengths),
         tokens=int(lengths.sum()),
+        computed_in=plain_name(computed_in),
         results=tuple(
             _result(alpha, gains, chosen, kl, norms)
             for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
@@ -151,6 +162,15 @@ def _subset(stored: StoredHead, reader: CacheReader, which: Which | None) -> Pai
         may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
         which = "held-out" if may_know or reader.set_apart.any() else "all"
     return PairSubset(which=which, fraction=fraction)
+
+
+def _dtype(
+    asked: Dtype, manifest: Manifest, device: torch.device, say: Callable[[str], None]
+) -> torch.dtype:
+    if asked == AUTO and manifest.states.dtype != "bfloat16":
+        say(f"Computing in float32: states are stored in {manifest.states.dtype}")
+        return torch.float32
+    return pick_dtype_for_stored(asked, device, say)
 
 
 def _share_data(trained_on: Manifest, other: Manifest) -> bool:

@@ -19,14 +19,17 @@ from cache_schema.writer import CacheWriter, require_same
 from pipeline.base_model import BaseModel
 from pipeline.base_quantization import Quantize, quantization_of
 from pipeline.base_source import tokenizer_digest
+from pipeline.compute_dtype import dtype_name
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.extract_work import (
     Request,
     Say,
     Work,
+    choose_dtype,
     load,
     prepare,
     read,
+    require_begun_in,
     unembedding_arrays,
 )
 from pipeline.packing import Packing
@@ -104,6 +107,8 @@ def extract(
         stored = processes.from_first(
             lambda: read_manifest(objects) if require_free(objects) else None
         )
+        if stored is not None:
+            require_begun_in(options, stored, dtype_name(options.dtype))
         # A complete cache is only looked at, so it may lie where nobody can write; a new one is
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
@@ -111,14 +116,16 @@ def extract(
         data = read(options, request.tokenizer, stored, say)
         if stored is not None:
             found = base.record() if base else _as_stored(stored, request, options.quantize)
-            asked, _ = draft_manifest(options, found, stored.logits, data)
+            asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
             if told := _moved(stored.base, asked.base):
                 say(told)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 say(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
-        work = load(options, request, data, say)
+        # One type for all: what processes compute on may differ.
+        dtype = processes.from_first(lambda: choose_dtype(options, request, stored, say))
+        work = load(options, request, data, dtype, say)
         if stored is not None:
             # Now with what only the loaded base tells.
             require_same(objects.location, stored, work.manifest)
@@ -126,6 +133,7 @@ def extract(
         if stored is None:
             processes.from_first(lambda: _create(objects, run, work))
         writer = CacheWriter(objects, run)
+        processes.from_first(lambda: writer.record_compute_dtype(dtype))
         if stored is not None and (lost := processes.from_first(lambda: _restore(writer, work))):
             say(f"Written again: {', '.join(lost)}")
         missing = processes.from_first(writer.missing)

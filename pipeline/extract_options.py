@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from cache_schema.arrays import bytes_per_token
 from cache_schema.codecs import Compression
@@ -24,11 +24,15 @@ from cache_schema.quantization import StatesStorage
 from pipeline.base_model import DeviceMap
 from pipeline.base_quantization import Quantize
 from pipeline.chat_template import parse_date
+from pipeline.compute_dtype import AUTO, Dtype, dtype_name
 from pipeline.data_sources import DataSource, require_weights
+from pipeline.head_sizes import default_pooled_size
 from pipeline.layers import parse_indices, select_layers
 from pipeline.prompt_form import Form
 from pipeline.read_data import ReadData
 from pipeline.versions import package_versions
+
+StorageDtype = Literal["bfloat16", "float16", "float32", "int8", "fp8"]
 
 _PACKAGES: Final = ("mav", "torch", "transformers", "zarr")
 
@@ -45,14 +49,16 @@ class ExtractOptions:
         revision: Branch, tag or commit of a hub repository.
         layer_selection: `auto`, `uniform`, or indices such as `1,15,30`.
         num_layers: How many layers `uniform` takes.
-        pooled_size: Width the states are pooled to.
+        pooled_size: Width the states are pooled to; the base's, 4,096 at most, if None.
         max_length: Most tokens of a prompt with one response.
         prompt_form: `hh`, HH-RLHF's transcript, or `chat`, the base's chat template.
         template_date: Day that a chat template is told when it asks for the date, as YYYY-MM-DD or
             `today`; that of a cache which is begun, else today, if None.
         logits: How base logits are stored.
         top_k: Logits kept per token with `topk`.
-        dtype: Type the base computes in and states are stored in.
+        dtype: Type the base computes in; `auto` is what a begun cache was computed in, or what the
+            device multiplies natively. A name or torch's type.
+        allow_dtype_mismatch: Go on with a cache that was begun in another type than `dtype`.
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `Placement`.
         quantize: How the base's weights are quantized when they are loaded.
@@ -61,7 +67,8 @@ class ExtractOptions:
             memory that is free allows.
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
-        storage_dtype: How states are stored: as computed, or lossy in one byte a value.
+        storage_dtype: Type states are stored in, whatever they are computed in; `int8` and `fp8`
+            are lossy, in one byte a value, and restored to bfloat16.
     """
 
     base_model: str
@@ -71,13 +78,14 @@ class ExtractOptions:
     revision: str | None = None
     layer_selection: str = "auto"
     num_layers: int = 3
-    pooled_size: int = 4096
+    pooled_size: int | None = None
     max_length: int = 512
     prompt_form: Form = "hh"
     template_date: str | None = None
     logits: LogitsEncoding = "factored"
     top_k: int = 64
-    dtype: StoredDtype = "bfloat16"
+    dtype: Dtype = AUTO
+    allow_dtype_mismatch: bool = False
     device: str = "auto"
     device_map: DeviceMap | None = None
     quantize: Quantize | None = None
@@ -85,7 +93,7 @@ class ExtractOptions:
     batch_tokens: int | None = None
     block_tokens: int | None = None
     compression: Compression = "none"
-    storage_dtype: StatesStorage = "computed"
+    storage_dtype: StorageDtype = "bfloat16"
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -99,16 +107,16 @@ class ExtractOptions:
         for name, chosen, known in (
             ("--prompt-form", self.prompt_form, get_args(Form)),
             ("--logits", self.logits, get_args(LogitsEncoding)),
-            ("--dtype", self.dtype, get_args(StoredDtype)),
             ("--quantize", self.quantize, (None, *get_args(Quantize))),
             ("--compression", self.compression, get_args(Compression)),
-            ("--storage-dtype", self.storage_dtype, get_args(StatesStorage)),
+            ("--storage-dtype", self.storage_dtype, get_args(StorageDtype)),
         ):
             if chosen not in known:
                 listed = ", ".join(str(one) for one in known if one is not None)
                 raise UsageError(f"{name}: got {chosen!r}, expected one of {listed}")
         if self.template_date is not None:
             parse_date(self.template_date)
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if not str(self.output):
             raise UsageError("--output: got nothing, expected a folder or a URL")
         if self.layer_selection not in ("auto", "uniform"):
@@ -122,6 +130,11 @@ class ExtractOptions:
         """The data sets."""
         return (self.data,) if isinstance(self.data, DataSource) else self.data
 
+    @property
+    def stored_states(self) -> tuple[StoredDtype, StatesStorage]:
+        """Type of the states that a reader has, and how they are kept."""
+        return states_storage(self.storage_dtype)
+
     def require_top_k(self, vocab_size: int) -> None:
         """Refuse to keep as many logits as there are.
 
@@ -134,11 +147,19 @@ class ExtractOptions:
             )
 
 
+def states_storage(storage: StorageDtype) -> tuple[StoredDtype, StatesStorage]:
+    """Return what the manifest says of a way of storing: the states' type, and their codes."""
+    if storage == "int8" or storage == "fp8":
+        return "bfloat16", storage
+    return storage, "computed"
+
+
 def draft_manifest(
     options: ExtractOptions,
     base: BaseModelRecord,
     unembedding: LogitsRecord,
     data: ReadData,
+    computed_in: StoredDtype,
 ) -> tuple[Manifest, BlockPlan]:
     """Return the manifest, not yet complete, and the plan of the cache that was asked for.
 
@@ -147,13 +168,15 @@ def draft_manifest(
         base: The base model.
         unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is the request's.
         data: The tokenized pairs, and what became of all rows.
+        computed_in: Type the base computes in.
 
     Raises:
         UsageError: The request does not fit the base.
     """
     layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
     options.require_top_k(base.vocab_size)
-    stored_width = min(base.hidden_size, options.pooled_size)
+    pooled_size = options.pooled_size or default_pooled_size(base.hidden_size)
+    dtype, states_stored = options.stored_states
     named = options.layer_selection in ("auto", "uniform")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -162,9 +185,10 @@ def draft_manifest(
         states=StatesRecord(
             layer_selection=options.layer_selection if named else "explicit",
             layers=layers,
-            pooled_size=options.pooled_size,
-            stored_width=stored_width,
-            dtype=options.dtype,
+            pooled_size=pooled_size,
+            stored_width=min(base.hidden_size, pooled_size),
+            dtype=dtype,
+            computed_in=(computed_in,),
         ),
         logits=LogitsRecord(
             encoding=options.logits,
@@ -176,7 +200,7 @@ def draft_manifest(
         text=data.text,
         data=data.record(),
         plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=data.pairs.digest()),
-        storage=StorageRecord(compression=options.compression, states=options.storage_dtype),
+        storage=StorageRecord(compression=options.compression, states=states_stored),
         checks={},
         complete=False,
     )

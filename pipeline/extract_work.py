@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from cache_schema.errors import UsageError
-from cache_schema.manifest import LogitsRecord, Manifest
+from cache_schema.errors import MismatchError, UsageError
+from cache_schema.manifest import LogitsRecord, Manifest, StoredDtype
 from cache_schema.plan import BlockPlan
 from pipeline.base_checks import check_base
 from pipeline.base_limits import require_allowed, require_readable
@@ -20,14 +20,16 @@ from pipeline.base_source import BaseSource
 from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
 from pipeline.chat_template import parse_date, uses_date
+from pipeline.compute_dtype import AUTO, DtypeName, dtype_name, pick_dtype
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.gguf_copy import find_base
+from pipeline.head_sizes import PUBLISHED_POOLED_SIZE
 from pipeline.packing import even_batches
 from pipeline.pretrained import load_config, load_tokenizer
 from pipeline.processes import Processes, launched_here
 from pipeline.read_data import ReadData, read_data
-from pipeline.stored import TORCH_DTYPES, to_stored
+from pipeline.stored import TORCH_DTYPES, require_holds, to_stored
 
 Say = Callable[[str], None]
 
@@ -121,10 +123,10 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
                 f"{name}: the base that was given is loaded already, so load it that way, or leave "
                 f"it to base_model"
             )
-    if base.dtype != TORCH_DTYPES[options.dtype]:
+    if options.dtype not in (AUTO, dtype_name(base.dtype, "base")):
         raise UsageError(
             f"dtype: asked for {options.dtype}, but the base that was given computes in "
-            f"{base.dtype}; states are stored as they are computed, so give both the same"
+            f"{dtype_name(base.dtype)}; load it in the type to compute in, and leave dtype out"
         )
 
 
@@ -172,8 +174,70 @@ def _template_date(
     return date
 
 
-def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) -> Work:
+def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName) -> None:
+    """Refuse to compute the rest of a cache in another type than it was begun in, unless asked.
+
+    Args:
+        options: The request.
+        begun: The manifest of the cache that is there.
+        dtype: Type to compute in; `auto` is always right.
+
+    Raises:
+        MismatchError: It was begun in another one.
+    """
+    own = begun.states.compute_dtypes
+    if dtype in (AUTO, *own) or options.allow_dtype_mismatch:
+        return
+    if options.dtype == AUTO:
+        remedy = f"Give a base that computes in {own[-1]}"
+    else:
+        remedy = f"Leave out --dtype to go on in {own[-1]}"
+    raise MismatchError(
+        f"{options.output}: this cache was computed in {' and '.join(own)}, but {dtype} was asked "
+        f"for, which rounds otherwise. {remedy}, add --allow-dtype-mismatch to have the rest in "
+        f"{dtype}, or name another --output."
+    )
+
+
+def choose_dtype(
+    options: ExtractOptions, request: Request, begun: Manifest | None, say: Say
+) -> StoredDtype:
+    """Return the type to compute in: what is asked for, a begun cache's own, or the device's.
+
+    Args:
+        options: The request.
+        request: What is known of it.
+        begun: The manifest of the cache that is to be gone on with.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        MismatchError: The base that was given computes in another type than the cache.
+    """
+    if request.base is not None:
+        asked = dtype_name(request.base.dtype, "base")
+        if begun is not None:
+            require_begun_in(options, begun, asked)
+    elif options.dtype == AUTO and begun is not None:
+        asked = begun.states.compute_dtypes[-1]
+        say(f"Computing in {asked}, in which the cache was begun")
+    else:
+        asked = dtype_name(options.dtype)
+    name = dtype_name(pick_dtype(asked, request.device, say, spread=bool(options.device_map)))
+    assert name != AUTO
+    return name
+
+
+def load(
+    options: ExtractOptions, request: Request, data: ReadData, dtype: StoredDtype, say: Say
+) -> Work:
     """Load the base, check it, and plan the cache.
+
+    Args:
+        options: The request.
+        request: What is known of it.
+        data: The tokenized pairs.
+        dtype: Type to compute in.
+        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: The base cannot be loaded, or does not behave as extraction needs.
@@ -182,11 +246,11 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
     require_readable(options.base_model, data.pairs, request.config)
     if base is None:
         assert request.source is not None
-        say(f"Loading {request.source.id} in {options.dtype}")
+        say(f"Loading {request.source.id} in {dtype}")
         base = load_source(
             request.source,
             Placement(
-                dtype=TORCH_DTYPES[options.dtype],
+                dtype=TORCH_DTYPES[dtype],
                 device=request.device,
                 device_map=options.device_map,
                 quantize=options.quantize,
@@ -195,7 +259,10 @@ def load(options: ExtractOptions, request: Request, data: ReadData, say: Say) ->
             say=say,
         )
     unembedding = base.unembedding()
-    manifest, plan = draft_manifest(options, base.record(), _logits_record(unembedding), data)
+    record = base.record()
+    manifest, plan = draft_manifest(options, record, _logits_record(unembedding), data, dtype)
+    if options.pooled_size is None:
+        say(_told_width(manifest))
     verdict = check_base(
         base,
         data.pairs,
@@ -234,11 +301,22 @@ def unembedding_arrays(work: Work) -> dict[str, NDArray[Any]]:
     """Return what the cache keeps of the output embedding, as stored."""
     if work.manifest.logits.encoding != "factored":
         return {}
-    dtype = TORCH_DTYPES[work.manifest.states.dtype]
+    dtype, what = TORCH_DTYPES[work.manifest.states.dtype], "Weights of the output embedding"
+    require_holds(work.unembedding.weight, work.manifest.states.dtype, what)
     found = {"weight": to_stored(work.unembedding.weight.to(dtype))}
     if work.unembedding.bias is not None:
         found["bias"] = to_stored(work.unembedding.bias.to(dtype))
     return found
+
+
+def _told_width(manifest: Manifest) -> str:
+    width = manifest.states.pooled_size
+    if width == PUBLISHED_POOLED_SIZE:
+        return f"Layers are pooled to {width}, the published width"
+    return (
+        f"Layers are pooled to {width}, the base's own width (the published head's is "
+        f"--pooled-size {PUBLISHED_POOLED_SIZE})"
+    )
 
 
 def _logits_record(unembedding: Unembedding) -> LogitsRecord:

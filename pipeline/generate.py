@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from cache_schema.errors import BaseModelError, UsageError
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
@@ -21,6 +19,7 @@ from pipeline.base_model import (
 )
 from pipeline.base_quantization import Quantize
 from pipeline.base_source import BaseSource, resolve_base
+from pipeline.compute_dtype import AUTO, Dtype, pick_dtype
 from pipeline.context import require_within
 from pipeline.decode import decode, finished
 from pipeline.decoding import Decoding, Generation
@@ -61,7 +60,7 @@ class MAVInference:
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: Dtype = AUTO,
         device: str = "auto",
         device_map: DeviceMap | None = None,
         quantize: Quantize | None = None,
@@ -81,7 +80,8 @@ class MAVInference:
                 None.
             gguf_file: File inside the base's folder or repository.
             revision: Branch, tag or commit of a hub repository.
-            dtype: Element type of both, unless the base is loaded already.
+            dtype: Element type of both, unless the base is loaded already: a name, torch's type, or
+                `auto` for what the device multiplies natively.
             device: `auto` or a torch device, likewise.
             device_map: How the base is spread over several devices; see `Placement`.
             quantize: How its weights are quantized when it is loaded.
@@ -110,7 +110,9 @@ class MAVInference:
         placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
         if isinstance(base, BaseModel):
             placement = Placement(dtype=base.dtype, device=str(base.device))
-        trained = load_trained(head, rules, placement.dtype)
+        else:
+            placement = placement.in_one_dtype(say)
+        trained = load_trained(head, rules, pick_dtype(placement.dtype, placement.device))
         if not isinstance(base, BaseModel):
             source = (
                 trained.source(revision, gguf_file)
@@ -133,7 +135,8 @@ class MAVInference:
 
         Args:
             base: The base.
-            **head: `layer_selection`, `num_layers`, `pooled_size` and `expansion_size`.
+            **head: `layer_selection`, `num_layers`, `pooled_size` and `expansion_size`; sizes that
+                are left out follow the base.
         """
         made = cls.__new__(cls)
         placement = Placement(dtype=base.dtype, device=str(base.device))

@@ -23,7 +23,7 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 def mean_interval(values: Tensor) -> tuple[float, tuple[float, float] | None]:
     """Return the mean of independent values [n] and its normal interval, None for one value."""
-    wide = values.double()
+    wide = values.cpu().double()
     mean = float(wide.mean())
     if len(wide) == 1:
         return mean, None

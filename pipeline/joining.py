@@ -20,6 +20,7 @@ from pipeline.decoding import Decoding
 from pipeline.gguf_copy import with_copy
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
+from pipeline.head_sizes import default_expansion_size, default_pooled_size
 from pipeline.int8_head import is_quantized, quantize_head
 from pipeline.layers import select_layers
 from pipeline.prompt_form import FormName, PromptForm, choose_form
@@ -127,7 +128,7 @@ class Joined:
 
 
 def load_trained(
-    head: str, rules: JoinRules = JoinRules(), dtype: torch.dtype = torch.bfloat16
+    head: str, rules: JoinRules = JoinRules(), dtype: torch.dtype = torch.float32
 ) -> Trained:
     """Load a head from a folder, a training output or the hub.
 
@@ -160,11 +161,17 @@ def untrained(
     *,
     layer_selection: str = "auto",
     num_layers: int = 3,
-    pooled_size: int = 4096,
-    expansion_size: int = 16384,
+    pooled_size: int | None = None,
+    expansion_size: int | None = None,
 ) -> Trained:
-    """Return a new head for a base, which leaves it as it is until trained."""
+    """Return a new head for a base, which leaves it as it is until trained.
+
+    Sizes that are not given follow the base; see `head_sizes`.
+    """
     layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
+    record = base.record()
+    pooled_size = pooled_size or default_pooled_size(base.hidden_size)
+    expansion_size = expansion_size or default_expansion_size(record, len(layers), pooled_size)
     config = HeadConfig(
         num_layers=len(layers),
         pooled_size=pooled_size,
@@ -182,7 +189,7 @@ def untrained(
     return Trained(
         name="The new head",
         head=head,
-        base=base.record(),
+        base=record,
         states=states,
         template=TEMPLATE,
         template_date=None,

@@ -95,11 +95,11 @@ class Scores:
         return {
             "rewards/chosen": chosen.sum(),
             "rewards/rejected": rejected.sum(),
-            "rewards/accuracies": (chosen > rejected).double().sum(),
+            "rewards/accuracies": (chosen > rejected).sum(),
             "rewards/margins": (chosen - rejected).sum(),
             "logps/chosen": self.chosen.detach().sum(),
             "logps/rejected": self.rejected.detach().sum(),
-            "logps/accuracies": (self.chosen > self.rejected).double().sum(),
+            "logps/accuracies": (self.chosen > self.rejected).sum(),
         }
 
 

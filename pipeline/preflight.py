@@ -14,14 +14,23 @@ from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
 from cache_schema.manifest import LogitsEncoding, Manifest
 from cache_schema.objects import Objects, open_objects
-from cache_schema.quantization import StatesStorage
 from cache_schema.records import read_commits
 from cache_schema.root import read_manifest
 from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
 from cache_schema.writer import require_same
 from pipeline.base_model import BaseModel
-from pipeline.extract_options import ExtractOptions
-from pipeline.extract_work import Say, Work, load, prepare, read, unembedding_arrays
+from pipeline.compute_dtype import dtype_name
+from pipeline.extract_options import ExtractOptions, StorageDtype, states_storage
+from pipeline.extract_work import (
+    Say,
+    Work,
+    choose_dtype,
+    load,
+    prepare,
+    read,
+    require_begun_in,
+    unembedding_arrays,
+)
 from pipeline.progress import progress_bar
 
 Rows = dict[str, NDArray[Any]]
@@ -102,7 +111,10 @@ def preflight(
     """
     request, objects = prepare(options, base, say), open_objects(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
-    work = load(options, request, read(options, request.tokenizer, stored, say), say)
+    if stored is not None:
+        require_begun_in(options, stored, dtype_name(options.dtype))
+    data = read(options, request.tokenizer, stored, say)
+    work = load(options, request, data, choose_dtype(options, request, stored, say), say)
     if stored is not None:
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)
@@ -214,9 +226,13 @@ def _alternatives(options: ExtractOptions, work: Work, rows: Rows) -> dict[str, 
             manifest.logits, encoding=name, top_k=options.top_k if name == "topk" else None
         )
         found[f"--logits {name}"] = _total(work, {"logits": logits}, rows)
-    for storage in get_args(StatesStorage):
-        changed = dataclasses.replace(manifest.storage, states=storage)
-        found[f"--storage-dtype {storage}"] = _total(work, {"storage": changed}, rows)
+    for storage in get_args(StorageDtype):
+        dtype, how = states_storage(storage)
+        stored = {
+            "states": dataclasses.replace(manifest.states, dtype=dtype),
+            "storage": dataclasses.replace(manifest.storage, states=how),
+        }
+        found[f"--storage-dtype {storage}"] = _total(work, stored, rows)
     for compression in get_args(Compression):
         changed = dataclasses.replace(manifest.storage, compression=compression)
         found[f"--compression {compression}"] = _total(work, {"storage": changed}, rows)

@@ -7,11 +7,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache_schema.errors import BaseModelError
+
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+
+def require_holds(tensor: Tensor, dtype: str, what: str) -> None:
+    """Refuse to store finite values that a type has no numbers for.
+
+    Raises:
+        BaseModelError: They overflow, naming `what`.
+    """
+    if tensor.isfinite().all() and not tensor.to(TORCH_DTYPES[dtype]).isfinite().all():
+        raise BaseModelError(too_large(dtype, what))
+
+
+def too_large(dtype: str, what: str) -> str:
+    """Return the message about values that a storage type has no numbers for."""
+    return (
+        f"{what} reach values that {dtype} cannot hold. Store them with --storage-dtype bfloat16, "
+        f"which has float32's range."
+    )
 
 
 def to_stored(tensor: Tensor) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache_schema.errors import UsageError
 from cache_schema.reader import CacheReader
 from pipeline.aligned_logprobs import CHUNK_ELEMENTS
 from pipeline.batch import Batch, CachedBase, collate
+from pipeline.compute_dtype import plain_name
 from pipeline.head import AlignmentHead
 from pipeline.progress import progress_bar
 
@@ -26,6 +29,7 @@ def tally_pairs(
     wanted: list[bool],
     alphas: Sequence[float],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Score pairs of a cache, in its order, at several strengths.
 
@@ -35,13 +39,14 @@ def tally_pairs(
         wanted: [pairs], which of them.
         alphas: Strengths.
         device: Where to compute.
+        dtype: Type of the products.
 
     Returns:
         For each alpha what its answers gain over the base, chosen and rejected [P, 2], their
         log-probabilities [P, 2], and for each pair the mean over its tokens of KL(aligned || base)
         [P] and of ||alpha * a|| [P]; float64, on the CPU.
     """
-    base = CachedBase(reader, device)
+    base = CachedBase(reader, device, dtype)
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in alphas]
     with progress_bar(sum(wanted), "Evaluating", "pair") as bar:
         for number in range(reader.plan.blocks):
@@ -50,7 +55,8 @@ def tally_pairs(
             for at in range(0, len(inside), _PAIRS_AT_ONCE):
                 some = inside[at : at + _PAIRS_AT_ONCE]
                 batch = collate(some, reader.manifest, len(some)).to(device)
-                for tally, result in zip(found, _score(head, batch, base, alphas), strict=True):
+                scored = _score(head, batch, base, alphas, dtype)
+                for tally, result in zip(found, scored, strict=True):
                     tally.append(result)
                 bar.update(len(some))
     return [
@@ -61,42 +67,57 @@ def tally_pairs(
 
 
 def _score(
-    head: AlignmentHead, batch: Batch, base: CachedBase, alphas: Sequence[float]
+    head: AlignmentHead,
+    batch: Batch,
+    base: CachedBase,
+    alphas: Sequence[float],
+    dtype: torch.dtype,
 ) -> list[tuple[Tensor, ...]]:
     logits = base.logits(batch)
     labels = batch.labels.long()
-    count = len(labels)
-    logp = torch.empty(len(alphas), count, dtype=torch.float64, device=labels.device)
-    kl, base_logp = torch.empty_like(logp), torch.empty_like(logp[0])
-    norm = torch.empty_like(base_logp)
-    # bfloat16 states gain nothing from wider products, as in training.
-    narrow = batch.states.dtype == torch.bfloat16
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
+    device = labels.device
+    with _computing_in(dtype, device):
         features = head.features(batch.states)
+    if not features.isfinite().all():
+        raise UsageError(
+            f"--dtype {plain_name(dtype)}: the head's features of stored states are not finite in "
+            f"it. Use --dtype bfloat16 or float32."
+        )
+    # Each value comes from one float32 row; sums over tokens are taken on the CPU in float64,
+    # which not every device has.
+    parts: list[Tensor] = []
     at_once = max(1, CHUNK_ELEMENTS // head.config.vocab_size)
-    for start in range(0, count, at_once):
-        piece = slice(start, min(count, start + at_once))
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=narrow):
+    for start in range(0, len(labels), at_once):
+        piece = slice(start, min(len(labels), start + at_once))
+        with _computing_in(dtype, device):
             vector_CV = head.project(features[piece]).float()
         base_CV = logits.chunk(piece.start, piece.stop)
         base_log_CV = base_CV.log_softmax(-1)
-        norm[piece] = torch.linalg.vector_norm(vector_CV, dim=-1).double()
         picked = labels[piece, None]
-        base_logp[piece] = base_log_CV.gather(-1, picked)[:, 0].double()
-        for number, alpha in enumerate(alphas):
+        found = [
+            torch.linalg.vector_norm(vector_CV, dim=-1),
+            base_log_CV.gather(-1, picked)[:, 0],
+        ]
+        for alpha in alphas:
             log_CV = torch.log_softmax(base_CV + alpha * vector_CV, -1)
-            logp[number, piece] = log_CV.gather(-1, picked)[:, 0].double()
-            kl[number, piece] = (
-                F.kl_div(base_log_CV, log_CV, reduction="none", log_target=True).sum(-1).double()
-            )
-    lengths = (batch.offsets[2::2] - batch.offsets[:-1:2]).double()
-    base_sums = torch.stack(batch.response_sums(base_logp), dim=-1)
-    results = []
-    for number, alpha in enumerate(alphas):
-        sums = torch.stack(batch.response_sums(logp[number]), dim=-1)
-        kl_sum = torch.add(*batch.response_sums(kl[number]))
-        norm_sum = torch.add(*batch.response_sums(norm * abs(alpha)))
-        results.append(
-            tuple(t.cpu() for t in (sums - base_sums, sums, kl_sum / lengths, norm_sum / lengths))
-        )
+            found += [
+                log_CV.gather(-1, picked)[:, 0],
+                F.kl_div(base_log_CV, log_CV, reduction="none", log_target=True).sum(-1),
+            ]
+        parts.append(torch.stack(found).cpu())
+    norm, base_logp, *of_alphas = torch.cat(parts, dim=-1).double()
+    sums_of = dataclasses.replace(batch, rows={}, offsets=batch.offsets.cpu()).response_sums
+    lengths = batch.offsets.cpu()
+    lengths = (lengths[2::2] - lengths[:-1:2]).double()
+    base_sums = torch.stack(sums_of(base_logp), dim=-1)
+    results: list[tuple[Tensor, ...]] = []
+    for alpha, logp, kl in zip(alphas, of_alphas[::2], of_alphas[1::2], strict=True):
+        sums = torch.stack(sums_of(logp), dim=-1)
+        kl_sum, norm_sum = torch.add(*sums_of(kl)), torch.add(*sums_of(norm * abs(alpha)))
+        results.append((sums - base_sums, sums, kl_sum / lengths, norm_sum / lengths))
     return results
+
+
+def _computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    narrow = dtype != torch.float32
+    return torch.autocast(device.type, dtype if narrow else torch.bfloat16, enabled=narrow)

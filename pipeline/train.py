@@ -15,6 +15,7 @@ from cache_schema.reader import CacheReader
 from pipeline.averages import Averages
 from pipeline.batch import Batch, CachedBase
 from pipeline.checkpoint import Checkpoint, TrainState, save_checkpoint
+from pipeline.compute_dtype import plain_name
 from pipeline.evaluation_set import EvaluationSet, evaluation_set
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
@@ -26,6 +27,7 @@ from pipeline.resume import checkpoint_to_go_on_from, require_same_run
 from pipeline.schedule import Schedule
 from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
 from pipeline.trackers import require_tracker, start_tracker
+from pipeline.train_defaults import settled
 from pipeline.train_log import MetricsLog
 from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
@@ -47,6 +49,7 @@ class TrainReport:
         evaluation: Metrics of the last evaluation; empty where there was none in this call.
         alignment_parameters: Parameters of the alignment network.
         total_parameters: Parameters with the fusion layer.
+        computed_in: Type of the products.
     """
 
     output_dir: Path
@@ -56,6 +59,7 @@ class TrainReport:
     evaluation: dict[str, float]
     alignment_parameters: int
     total_parameters: int
+    computed_in: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures people script with."""
@@ -84,6 +88,13 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
         say = lambda _: None  # noqa: E731
     found = checkpoint_to_go_on_from(options, say=say)
     reader = CacheReader(options.cache)
+    options = settled(
+        options,
+        reader.manifest,
+        accelerator.device,
+        begun=found.state if found else None,
+        say=say,
+    )
     run = _Run(
         options=options,
         reader=reader,
@@ -116,6 +127,7 @@ class _Run:
         self._shape = options.step_shape(accelerator.num_processes, accelerator.process_index)
         self._schedule = self._plan(reader)
         torch.manual_seed(options.seed)
+        assert options.expansion_size is not None, "options are settled"
         self._head = AlignmentHead(
             HeadConfig(
                 num_layers=len(self._manifest.states.layers),
@@ -126,10 +138,11 @@ class _Run:
             )
         )
         self._trainer = Trainer(options, accelerator, self._head)
-        self._base = CachedBase(reader, accelerator.device)
+        dtype = self._trainer.dtype
+        self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
         if held_out is not None and held_out.reader is not reader:
-            self._held_out_base = CachedBase(held_out.reader, accelerator.device)
+            self._held_out_base = CachedBase(held_out.reader, accelerator.device, dtype)
 
     def _plan(self, reader: CacheReader) -> Schedule:
         """Count pairs, tokens and steps; refuse to train on nothing."""
@@ -159,7 +172,8 @@ class _Run:
     def run(self, found: Checkpoint | None) -> TrainReport:
         head, options, total = self._head, self._options, self._schedule.total
         self._say(
-            f"Head: {head.alignment_parameters():,} parameters in the alignment network, "
+            f"Head: pooled {head.config.pooled_size}, expansion {head.config.expansion_size}: "
+            f"{head.alignment_parameters():,} parameters in the alignment network, "
             f"{head.total_parameters():,} with the fusion layer"
         )
         each = (
@@ -337,4 +351,5 @@ class _Run:
             evaluation=evaluation,
             alignment_parameters=self._head.alignment_parameters(),
             total_parameters=self._head.total_parameters(),
+            computed_in=plain_name(self._trainer.dtype),
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cache_schema.errors import UsageError
+from pipeline.compute_dtype import AUTO
 from pipeline.objective import Objective, ObjectiveName
 from pipeline.optimizer import OptimizerName
 from pipeline.order import StepShape
@@ -40,7 +41,8 @@ class TrainOptions:
         output_dir: Folder for heads, checkpoint and metrics.
         eval_cache: Another cache to evaluate on, all of it.
         eval_fraction: Share of prompts held out of `cache`, where there is no `eval_cache`.
-        expansion_size: Width of the head's widest layer.
+        expansion_size: Width of the head's widest layer; by the base's size if None (see
+            `head_sizes`).
         dropout: Dropout after the fusion layer.
         objective: `mav` or `dpo`; see `Objective`.
         beta: Inverse temperature of the objective.
@@ -54,7 +56,8 @@ class TrainOptions:
         grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
         eval_steps: Steps between evaluations and checkpoints; four times an epoch if None.
-        bf16: Compute in bfloat16; weights stay float32.
+        bf16: Compute in bfloat16, or in float32; `auto` is bfloat16 where the device multiplies it
+            natively, and on resuming what the run was begun with. Weights stay float32.
         optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
         early_stopping: Evaluations without a better held-out loss after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
@@ -68,7 +71,7 @@ class TrainOptions:
     output_dir: Path
     eval_cache: str | Path | None = None
     eval_fraction: float = 0.05
-    expansion_size: int = 16384
+    expansion_size: int | None = None
     dropout: float = 0.1
     objective: ObjectiveName = "dpo"
     beta: float = 0.1
@@ -82,7 +85,7 @@ class TrainOptions:
     grad_accum: int = 1
     warmup_steps: int | None = None
     eval_steps: int | None = None
-    bf16: bool = True
+    bf16: bool | Literal["auto"] = AUTO
     optimizer: OptimizerName = "adamw"
     early_stopping: int | None = None
     report_to: Tracker = "tensorboard"
@@ -116,6 +119,8 @@ class TrainOptions:
                     f"{_flag(name)}: got {getattr(self, name)}, expected 0 or more and less than 1"
                 )
 
+        if self.bf16 not in (True, False, AUTO):
+            raise UsageError(f"--bf16: got {self.bf16!r}, expected auto, True or False")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
                 f"--batch-size {self.batch_size} and --batch-tokens {self.batch_tokens}: a batch "

@@ -27,7 +27,8 @@ class Trainer:
     """A head, its optimizer and its objective.
 
     Attributes:
-        accelerator: Where and in what precision to compute.
+        accelerator: Where to compute.
+        dtype: Type of the products.
         optimizer: The optimizer of the head.
     """
 
@@ -35,6 +36,8 @@ class Trainer:
         self.accelerator = accelerator
         self._options = options
         self._objective: Objective = options.as_objective()
+        assert isinstance(options.bf16, bool), "options are settled"
+        self.dtype = torch.bfloat16 if options.bf16 else torch.float32
         self._scorer = WrappedScorer(head, accelerator, bf16=options.bf16, shard=options.shard)
         self.optimizer = make_optimizer(
             options.optimizer,

@@ -9,6 +9,7 @@ from cache_schema.objects import open_objects
 from cache_schema.reader import listed
 from cache_schema.verify import VerifyReport, repair, verify
 from pipeline.base_model import DeviceMap
+from pipeline.compute_dtype import Dtype
 from pipeline.extract_work import Say
 from pipeline.progress import progress_bar
 from pipeline.verify_base import BaseComparison, verify_against_base
@@ -47,6 +48,7 @@ def run_verification(
     base_model: str | None,
     datasets: Sequence[str],
     mend: bool,
+    dtype: Dtype,
     device: str,
     device_map: DeviceMap | None,
     gguf_cache: bool,
@@ -61,6 +63,7 @@ def run_verification(
         base_model: Where the base is now; by default where it was.
         datasets: Where the cache's data sets are now, in its order; by default where they were.
         mend: Mark damaged blocks for extraction.
+        dtype: Type the base computes in; `auto` is what the cache was computed in.
         device: Where the base runs.
         device_map: How it is spread over several devices, in place of `device`.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
@@ -90,6 +93,7 @@ def run_verification(
             pairs,
             base_model=base_model,
             datasets=datasets,
+            dtype=dtype,
             device=device,
             device_map=device_map,
             gguf_cache=gguf_cache,

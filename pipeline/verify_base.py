@@ -6,6 +6,7 @@ kept: nothing of what extraction does to be fast is shared.
 Shape legend: N tokens of an answer, K stored layers, V vocabulary.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pipeline.base_quantization import quantize_as
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.chat_template import parse_date
+from pipeline.compute_dtype import AUTO, Dtype, dtype_name
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
 from pipeline.gguf_copy import with_copy
@@ -73,6 +75,7 @@ def verify_against_base(
     *,
     base_model: str | None = None,
     datasets: Sequence[str] = (),
+    dtype: Dtype = AUTO,
     device: str = "auto",
     device_map: DeviceMap | None = None,
     gguf_cache: bool = True,
@@ -86,6 +89,7 @@ def verify_against_base(
         count: Most pairs to run.
         base_model: Where the base is now; by default where it was.
         datasets: Where the cache's data sets are now, in its order; by default where they were.
+        dtype: Type the base computes in; `auto` is what the cache was computed in.
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `Placement`.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
@@ -99,12 +103,15 @@ def verify_against_base(
         raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
     reader = CacheReader(location)
     manifest = reader.manifest
-    base = base or _load(manifest, base_model, device, device_map, gguf_cache, say)
+    if base is None:
+        asked = manifest.states.compute_dtypes[-1] if dtype == AUTO else dtype
+        placement = Placement(dtype=asked, device=device, device_map=device_map)
+        base = _load(manifest, base_model, placement.in_one_dtype(say), gguf_cache, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
-    cached = CachedBase(reader, torch.device("cpu"))
-    tolerance = OTHER_ORDER[TORCH_DTYPES[manifest.states.dtype]] + LOSS[manifest.storage.states]
+    cached = CachedBase(reader, torch.device("cpu"), torch.float32)
+    tolerance = _tolerance(manifest, base)
     errors: dict[str, float] = {}
     differing: dict[int, str] = {}
     block = reader.read_block(0)
@@ -127,12 +134,7 @@ def verify_against_base(
 
 
 def _load(
-    manifest: Manifest,
-    base_model: str | None,
-    device: str,
-    device_map: DeviceMap | None,
-    gguf_cache: bool,
-    say: Say,
+    manifest: Manifest, base_model: str | None, placement: Placement, gguf_cache: bool, say: Say
 ) -> BaseModel:
     record = manifest.base
     named = base_model or record.id
@@ -150,15 +152,17 @@ def _load(
                 f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base with "
                 f"--base-model."
             )
-    say(f"Loading {source.id} in {manifest.states.dtype}")
-    placement = Placement(
-        dtype=TORCH_DTYPES[manifest.states.dtype],
-        device=device,
-        device_map=device_map,
-        quantize=quantize_as(record.quantization, source),
-    )
+    say(f"Loading {source.id} in {dtype_name(placement.dtype)}")
+    quantize = quantize_as(record.quantization, source)
     source = with_copy(source, gguf_cache=gguf_cache, say=say)
-    return load_source(source, placement, say=say)
+    return load_source(source, dataclasses.replace(placement, quantize=quantize), say=say)
+
+
+def _tolerance(manifest: Manifest, base: BaseModel) -> float:
+    """Return the error that the coarsest type allows: computed in, stored in, or compared in."""
+    states = manifest.states
+    used = {TORCH_DTYPES[name] for name in (states.dtype, *states.compute_dtypes)} | {base.dtype}
+    return max(OTHER_ORDER[dtype] for dtype in used) + LOSS[manifest.storage.states]
 
 
 def _tokenize(

@@ -120,7 +120,7 @@ def test_options_that_do_not_fit_are_told_before_data_and_weights_are_read(tmp_p
         ({"logits": "sparse"}, "--logits: got 'sparse', expected one of factored, dense, topk"),
         ({"compression": "lz4"}, "--compression: got 'lz4', expected one of none, "),
         ({"storage_dtype": "int4"}, "--storage-dtype: got 'int4'"),
-        ({"dtype": "bf16"}, "--dtype: got 'bf16', expected one of bfloat16"),
+        ({"dtype": "bf16"}, "--dtype: got 'bf16', expected one of auto, bfloat16"),
         ({"prompt_form": "alpaca"}, "--prompt-form: got 'alpaca', expected one of hh, chat"),
         ({"quantize": "int4"}, "--quantize: got 'int4', expected one of nf4, int8"),
         ({"output": ""}, "--output: got nothing, expected a folder or a URL"),
@@ -149,6 +149,7 @@ def asked(base: str, root: Path, **changes: Any) -> ExtractOptions:
         "data": DataSource(id=str(root / "none.jsonl")),
         "output": root / "cache",
         "dtype": "float32",
+        "storage_dtype": "float32",
         "device": "cpu",
     }
     return ExtractOptions(**{**settings, **changes})

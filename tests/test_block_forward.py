@@ -32,10 +32,11 @@ def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> W
         max_length=128,
         batch_tokens=budget,
         block_tokens=ENOUGH,
-        **{"dtype": "float32", "pooled_size": 16, **options},
+        **{"dtype": "float32", "storage_dtype": "float32", "pooled_size": 16, **options},
     )
     request = prepare(asked, base, _silent)
-    return load(asked, request, read(asked, base.tokenizer, None, _silent), _silent)
+    data = read(asked, base.tokenizer, None, _silent)
+    return load(asked, request, data, "float32", _silent)
 
 
 def _silent(_: str) -> None: ...

@@ -47,7 +47,16 @@ class Line:
 
     @property
     def extract(self) -> list[object]:
-        options = ["--dtype", "float32", "--device", "cpu", "--pooled-size", HIDDEN]
+        options = [
+            "--dtype",
+            "float32",
+            "--storage-dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--pooled-size",
+            HIDDEN,
+        ]
         return [
             *["extract", "--base-model", self.base, "--dataset", self.data],
             *["--output", self.cache, "--max-length", 128, *options],

@@ -63,7 +63,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def extract_args(world: World, output: Path) -> Args:
     return [
         *["extract", "--base-model", world.base, "--dataset", world.data, "--output", output],
-        *["--dtype", "float32", "--device", "cpu", "--pooled-size", HIDDEN, "--max-length", 128],
+        *[
+            "--dtype",
+            "float32",
+            "--storage-dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--pooled-size",
+            HIDDEN,
+            "--max-length",
+            128,
+        ],
     ]
 
 
@@ -157,7 +168,10 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
         (["--logits", "topk", "--top-k", 0], "--top-k: got 0, expected at least 1"),
         (["--logits", "topk", "--top-k", 300], "got 300, expected less than the vocabulary, 300"),
         (["--logits", "sparse"], "'sparse' is not one of 'factored', 'dense', 'topk'"),
-        (["--dtype", "float64"], "'float64' is not one of 'bfloat16', 'float16', 'float32'"),
+        (
+            ["--dtype", "float64"],
+            "'float64' is not one of 'auto', 'bfloat16', 'float16', 'float32'",
+        ),
         (["--device", "warp"], "--device: got 'warp', which is not to be had"),
         (
             ["--data-dir", "harmless-base"],

@@ -345,6 +345,7 @@ def evaluation(*results: AlphaResult) -> Evaluation:
         which="held-out",
         pairs=50,
         tokens=1234,
+        computed_in="float32",
         results=results,
         length_alpha=None,
         by_length=(),

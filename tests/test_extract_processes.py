@@ -43,7 +43,16 @@ class World:
     def extract(self, output: Path) -> list[object]:
         return [
             *["extract", "--base-model", self.base, "--dataset", self.data, "--output", output],
-            *["--dtype", "float32", "--device", "cpu", "--pooled-size", HIDDEN],
+            *[
+                "--dtype",
+                "float32",
+                "--storage-dtype",
+                "float32",
+                "--device",
+                "cpu",
+                "--pooled-size",
+                HIDDEN,
+            ],
             *["--max-length", 128, "--batch-tokens", 512, "--json"],
         ]
 

@@ -30,7 +30,7 @@ def run(folder: str, root: Path, **options: Any) -> ExtractReport:
             data=DataSource(id=str(write_rows(root / "pairs.jsonl", PAIRS))),
             output=root / "cache",
             max_length=128,
-            **{"pooled_size": 16, "dtype": "float32", **options},
+            **{"pooled_size": 16, "dtype": "float32", "storage_dtype": "float32", **options},
         )
     )
 

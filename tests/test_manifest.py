@@ -42,6 +42,7 @@ def llama_7b(**changes: Any) -> Manifest:
             hidden_size=4096,
             vocab_size=32000,
             eos_token_id=2,
+            parameters=6_738_415_616,
         ),
         states=StatesRecord(
             layer_selection="auto",
@@ -49,6 +50,7 @@ def llama_7b(**changes: Any) -> Manifest:
             pooled_size=4096,
             stored_width=4096,
             dtype="bfloat16",
+            computed_in=("bfloat16", "float32"),
         ),
         logits=LogitsRecord(
             encoding="factored", scale=1.0, softcap=None, has_bias=False, top_k=None
@@ -93,6 +95,13 @@ def changed(record: str, **fields: Any) -> Manifest:
     )
 
 
+def unrecorded() -> Manifest:
+    """LLaMA-2-7B's manifest as programs wrote it that recorded less."""
+    manifest = changed("states", computed_in=None)
+    base = dataclasses.replace(manifest.base, parameters=None)
+    return dataclasses.replace(manifest, base=base)
+
+
 def of_sources(*changes: dict[str, Any]) -> Manifest:
     """LLaMA-2-7B's manifest with a data set for each of some changes to its own."""
     (source,) = llama_7b().data.sources
@@ -109,6 +118,7 @@ def of_sources(*changes: dict[str, Any]) -> Manifest:
         changed("logits", encoding="topk", top_k=64, softcap=30.0, has_bias=True),
         changed("base", revision=None, gguf_file="model.gguf"),
         changed("base", quantization="bitsandbytes nf4"),
+        unrecorded(),
         of_sources({"data_dir": None, "limit": 23, "rows": 20, "dropped": {}}),
         of_sources({"weight": 0.5}, {"weight": 2.0, "id": "other"}, {"held_out": True}),
         dataclasses.replace(llama_7b(), format_version=1),
@@ -125,6 +135,19 @@ def test_to_json_holds_plain_values_only() -> None:
     assert plain == json.loads(json.dumps(plain))
 
 
+def test_what_was_not_recorded_is_left_out_and_may_be() -> None:
+    value = unrecorded().to_json()
+    assert "parameters" not in value["base"]
+    assert "computed_in" not in value["states"]
+    # Which was when states were stored as they were computed.
+    assert unrecorded().states.compute_dtypes == ("bfloat16",)
+    assert llama_7b().states.compute_dtypes == ("bfloat16", "float32")
+
+
+def test_what_it_was_computed_in_is_no_part_of_the_identity() -> None:
+    assert llama_7b().identity() == unrecorded().identity()
+
+
 def test_what_all_data_sets_have_together() -> None:
     data = of_sources({}, {"rows": 9, "pairs": 4, "dropped": {"duplicate": 5}}).data
     assert (data.rows, data.pairs) == (32, 24)
@@ -135,9 +158,12 @@ def test_a_manifest_of_version_1_is_read_and_written_as_it_was() -> None:
     value = llama_7b().to_json() | {"format_version": 1}
     (source,) = value["data"].pop("sources")
     del value["base"]["quantization"], source["weight"], source["held_out"]
+    del value["base"]["parameters"], value["states"]["computed_in"]
     value["data"] |= source
+    value_as_read = json.loads(json.dumps(value))
     manifest = Manifest.from_json(value, "x")
-    assert manifest == dataclasses.replace(llama_7b(), format_version=1)
+    assert manifest == dataclasses.replace(unrecorded(), format_version=1)
+    assert manifest.to_json() == value_as_read
     assert manifest.to_json() == value
     assert manifest.identity() == "7a90d21a707dc3506e5cb6953bd4e339f929ea20ecea4f9dabdea44bc47acbcf"
     for name in ("rows", "fingerprint", "split"):
@@ -230,7 +256,12 @@ def _owner(value: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 
 
 _FIELDS = [path for path in _leaves(llama_7b().to_json()) if path != "format_version"]
-_OPTIONAL = {"text.end_token_id", "text.template_date"}
+_OPTIONAL = {
+    "base.parameters",
+    "states.computed_in",
+    "text.end_token_id",
+    "text.template_date",
+}
 
 
 @pytest.mark.parametrize("path", sorted(_OPTIONAL))
@@ -370,7 +401,7 @@ def _unchecked(cls: type[Any], value: dict[str, Any]) -> Any:
     """Build records from JSON without the checks of `from_json`."""
     fields = {}
     for name, hint in cls.__annotations__.items():
-        item: Any = tuple(value[name]) if name == "layers" else value[name]
+        item: Any = tuple(value[name]) if name in ("layers", "computed_in") else value[name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             item = _unchecked(hint, item)
         if name == "sources":

@@ -146,6 +146,7 @@ def options(root: Path, *sources: DataSource) -> ExtractOptions:
         pooled_size=32,
         max_length=64,
         dtype="float32",
+        storage_dtype="float32",
         device="cpu",
     )
 

@@ -19,21 +19,20 @@ from cache_schema.errors import CacheError, DataError, MismatchError
 from cache_schema.local_objects import LocalObjects
 from cache_schema.manifest import LogitsEncoding
 from cache_schema.objects import open_objects
-from cache_schema.quantization import StatesStorage
 from cache_schema.reader import CacheReader
 from cache_schema.sizes import METADATA, ExpectedSize, compressed_share, expected_size
 from pipeline.base_model import BaseModel
 from pipeline.block_forward import BlockForward
 from pipeline.data_sources import DataSource
 from pipeline.extract import ExtractReport, extract
-from pipeline.extract_options import ExtractOptions
+from pipeline.extract_options import ExtractOptions, StorageDtype
 from pipeline.preflight import Preflight, preflight, screen
 from tests.test_cli import done, mav
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.written_caches import draft, quick_disk
 
 ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
-STORAGES: tuple[StatesStorage, ...] = get_args(StatesStorage)
+STORAGES: tuple[StorageDtype, ...] = get_args(StorageDtype)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 JSON_KEYS = {
@@ -94,6 +93,7 @@ def asked(base: BaseModel, data: Path, tmp_path: Path) -> Asked:
         data=DataSource(id=str(data)),
         output=tmp_path / "deep" / "cache",
         dtype="float32",
+        storage_dtype="float32",
         device="cpu",
         pooled_size=HIDDEN,
         block_tokens=256,
@@ -131,7 +131,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
 @pytest.mark.parametrize("logits", ENCODINGS)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_sizes_are_exact_without_compression(
-    asked: Asked, storage: StatesStorage, logits: LogitsEncoding
+    asked: Asked, storage: StorageDtype, logits: LogitsEncoding
 ) -> None:
     asked = asked.changed(storage_dtype=storage, logits=logits, pooled_size=HIDDEN // 2)
     expected = asked.expected()
@@ -152,7 +152,7 @@ def test_sizes_are_exact_without_compression(
 def test_sizes_are_close_with_compression(
     asked: Asked,
     compression: Compression,
-    storage: StatesStorage,
+    storage: StorageDtype,
     logits: LogitsEncoding,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -381,7 +381,18 @@ def saved(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(saved: Path, data: Path, output: Path) -> list[object]:
     return [
         *["extract", "--base-model", saved, "--dataset", data, "--output", output],
-        *["--dtype", "float32", "--device", "cpu", "--pooled-size", HIDDEN, "--max-length", 128],
+        *[
+            "--dtype",
+            "float32",
+            "--storage-dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--pooled-size",
+            HIDDEN,
+            "--max-length",
+            128,
+        ],
     ]
 
 

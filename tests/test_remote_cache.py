@@ -321,6 +321,7 @@ class World:
             data=DataSource(id=str(self.data)),
             output=output,
             dtype="float32",
+            storage_dtype="float32",
             device="cpu",
             pooled_size=HIDDEN,
             block_tokens=256,

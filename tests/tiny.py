@@ -107,6 +107,8 @@ def make_cache(
         "max_length": 128,
         **options,
     }
+    # States as they were computed, unless a test says otherwise.
+    settings.setdefault("storage_dtype", settings["dtype"])
     extract(
         ExtractOptions(
             base_model="tiny",

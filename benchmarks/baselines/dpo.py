@@ -18,6 +18,7 @@ from time import perf_counter, process_time
 from typing import Any, Final
 from unittest import mock
 
+import torch
 from torch import Tensor
 
 from benchmarks.baselines.lora import (
@@ -30,6 +31,7 @@ from benchmarks.baselines.lora import (
 )
 from benchmarks.baselines.split import Split
 from pipeline.base_model import BaseModel
+from pipeline.compute_dtype import native_dtype
 from pipeline.progress import progress_bar
 
 DPO: Final = LoraSettings(
@@ -90,7 +92,7 @@ def train_dpo(
         max_length=None,  # the pairs are cut already
         precompute_ref_log_probs=True,
         gradient_checkpointing=False,
-        bf16=True,
+        bf16=native_dtype(torch.device("cpu")) == torch.bfloat16,
         use_cpu=True,
         remove_unused_columns=False,
         save_strategy="no",

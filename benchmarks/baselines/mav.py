@@ -20,6 +20,7 @@ from benchmarks.baselines.lora import Trained
 from benchmarks.baselines.scoring import Scores
 from benchmarks.baselines.split import DataSettings
 from cache_schema.reader import CacheReader
+from pipeline.compute_dtype import pick_dtype_for_stored
 from pipeline.data_sources import DataSource
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
@@ -140,9 +141,9 @@ def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> S
     reader = CacheReader(cache)
     wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=data.eval_fraction))
     head = load_head(str(folder / "last")).head
-    gains, logp, kl, _ = tally_pairs(head, reader, wanted.tolist(), (alpha,), torch.device("cpu"))[
-        0
-    ]
+    cpu = torch.device("cpu")
+    dtype = pick_dtype_for_stored("auto", cpu, lambda _: None)
+    gains, logp, kl, _ = tally_pairs(head, reader, wanted.tolist(), (alpha,), cpu, dtype)[0]
     base: Tensor = logp - gains
     return Scores(
         chosen=logp[:, 0],

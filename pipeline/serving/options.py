@@ -8,8 +8,8 @@ from typing import Final, get_args
 
 from cache_schema.errors import UsageError
 from pipeline.base_quantization import Quantize
+from pipeline.compute_dtype import AUTO, DtypeName
 from pipeline.prompt_form import FormName
-from pipeline.stored import TORCH_DTYPES
 
 MAX_ALPHA: Final = 100.0
 """Largest strength, either way: beyond it logits leave the range in which they mean anything."""
@@ -25,7 +25,7 @@ class ServeOptions:
             to the others. None for the base the head was trained on.
         gguf_file: File inside the folder or repository of the one base.
         revision: Branch, tag or commit of the hub repository of the one base.
-        dtype: Element type bases and head compute in.
+        dtype: Element type bases and head compute in; `auto` is what the device has natively.
         device: `auto` or a torch device.
         device_map: How a base is spread over several devices, in place of `device`.
         quantize: How a base's weights are quantized when it is loaded.
@@ -49,7 +49,7 @@ class ServeOptions:
     bases: tuple[str, ...] = ()
     gguf_file: str | None = None
     revision: str | None = None
-    dtype: str = "bfloat16"
+    dtype: DtypeName = AUTO
     device: str = "auto"
     device_map: str | None = None
     quantize: Quantize | None = None
@@ -84,8 +84,9 @@ class ServeOptions:
             return False
 
     def _problems(self) -> Iterator[str]:
-        if self.dtype not in TORCH_DTYPES:
-            yield f"--dtype: got {self.dtype!r}, expected one of {', '.join(TORCH_DTYPES)}"
+        if self.dtype not in get_args(DtypeName):
+            known = ", ".join(get_args(DtypeName))
+            yield f"--dtype: got {self.dtype!r}, expected one of {known}"
         if self.prompt_form not in get_args(FormName):
             forms = ", ".join(get_args(FormName))
             yield f"--prompt-form: got {self.prompt_form!r}, expected one of {forms}"

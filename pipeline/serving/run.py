@@ -59,7 +59,6 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
     from pipeline.serving.preparing import Limits
     from pipeline.serving.served_bases import require_all_fit, served_bases
     from pipeline.serving.worker import Worker
-    from pipeline.stored import TORCH_DTYPES
 
     sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
     bases = served_bases(sources)
@@ -78,7 +77,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         options.bases[0] if options.bases else None,
         gguf_file=options.gguf_file,
         revision=options.revision,
-        dtype=TORCH_DTYPES[options.dtype],
+        dtype=options.dtype,
         device=options.device,
         device_map=options.device_map,
         quantize=options.quantize,

@@ -34,7 +34,17 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("inputs")
     base = save_base(tiny_base(), folder / "base")
     rows = write_rows(folder / "pairs.jsonl", 8)
-    return ["extract", "--base-model", str(base), "--dataset", str(rows), "--dtype", "float32"]
+    return [
+        "extract",
+        "--base-model",
+        str(base),
+        "--dataset",
+        str(rows),
+        "--dtype",
+        "float32",
+        "--storage-dtype",
+        "float32",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from cache_schema.errors import CacheError, MismatchError
@@ -87,6 +86,7 @@ def begin(folder: Path, *, complete: bool, base: BaseModel | None = None, **chan
     folder.mkdir()
     settings: dict[str, Any] = {
         "dtype": "float32",
+        "storage_dtype": "float32",
         "device": "cpu",
         "pooled_size": HIDDEN,
         "block_tokens": 256,
@@ -180,11 +180,7 @@ OTHERS: Final = {
         changes={"pooled_size": 16}, named={"states.pooled_size", "states.stored_width"}
     ),
     "pooling up": Other(changes={"pooled_size": 64}, named={"states.pooled_size"}),
-    "dtype": Other(
-        changes={"dtype": "bfloat16"},
-        base=lambda: tiny_base(dtype=torch.bfloat16),
-        named={"states.dtype", "base.weights_digest"},
-    ),
+    "stored type": Other(changes={"storage_dtype": "bfloat16"}, named={"states.dtype"}),
     "dense logits": Other(changes={"logits": "dense"}, named={"logits.encoding"}),
     "top-k logits": Other(
         changes={"logits": "topk", "top_k": 8}, named={"logits.encoding", "logits.top_k"}
@@ -196,7 +192,9 @@ OTHERS: Final = {
     ),
     "block size": Other(changes={"block_tokens": 512}, named={"plan.block_tokens", "plan.blocks"}),
     "compression": Other(changes={"compression": "zstd"}, named={"storage.compression"}),
-    "quantized states": Other(changes={"storage_dtype": "int8"}, named={"storage.states"}),
+    "quantized states": Other(
+        changes={"storage_dtype": "int8"}, named={"storage.states", "states.dtype"}
+    ),
     "all at once": Other(
         changes={
             "layer_selection": "2",
@@ -279,6 +277,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         "--dataset": str(write_rows(folder / "pairs.jsonl", PAIRS)),
         "--output": str(folder / "cache"),
         "--dtype": "float32",
+        "--storage-dtype": "float32",
         "--device": "cpu",
     }
     arguments = ["extract", *(part for option in command.items() for part in option)]
@@ -289,7 +288,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (["--dtype", "bfloat16"], {"states.dtype"}),
+        (["--storage-dtype", "bfloat16"], {"states.dtype"}),
         (["--layer-selection", "1,2"], {"states.layer_selection", "states.layers"}),
         (["--logits", "topk", "--top-k", "5"], {"logits.encoding", "logits.top_k"}),
         (
