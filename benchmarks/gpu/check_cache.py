@@ -91,7 +91,7 @@ def make_cache(base: BaseModel, rows: Path, output: Path, **options: Any) -> Cac
             dtype=named(base.dtype),  # type: ignore[arg-type]
             device=str(base.device),
             block_tokens=_BLOCK_TOKENS,
-            **{"pooled_size": POOLED, **options},
+            **{"pooled_size": POOLED, "storage_dtype": named(base.dtype), **options},
         ),
         base=base,
     )

@@ -6,8 +6,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.shapes import LLAMA_7B, BaseShape, HeadShape
-
-_BFLOAT16_CAPABILITY: Final = (8, 0)
+from pipeline.compute_dtype import native_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +114,5 @@ MINIATURE: Final = Sizes(
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the type a device is to compute in: a narrow one that it multiplies natively."""
-    if device.type != "cuda":
-        return torch.float32
-    natively = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
-    return torch.bfloat16 if natively else torch.float16
+    """Return the type a device is to compute in; the CPU, which is the reference, in float32."""
+    return torch.float32 if device.type == "cpu" else native_dtype(device)
