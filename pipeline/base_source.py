@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cache_schema.errors import BaseModelError, UsageError
+from cache_schema.portable import portable_name
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
@@ -31,7 +32,7 @@ class BaseSource:
     """Where a base model's files are.
 
     Attributes:
-        id: Hub id, or absolute path, so that a head finds its base from any folder.
+        id: Hub id, or absolute path.
         folder: Local folder with config, tokenizer and weights.
         gguf_file: Name of the GGUF file in the folder, or None for safetensors.
         revision: Commit of the hub repository, or None for local files.
@@ -41,6 +42,11 @@ class BaseSource:
     folder: Path
     gguf_file: str | None
     revision: str | None
+
+    @property
+    def name(self) -> str:
+        """What caches and heads call it: hub id, or name of the folder or file."""
+        return portable_name(self.id)
 
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights.

@@ -3,17 +3,18 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from cache_schema.errors import UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
 from pipeline.answer_text import AnswerText
-from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
-from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
+from pipeline.base_model import BaseModel, Placement, load_source, preview_base
+from pipeline.base_source import BaseSource, file_digest, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.decoding import Decoding
+from pipeline.find_base import find_base
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
 from pipeline.int8_head import is_quantized, quantize_head
@@ -35,6 +36,7 @@ class Trained:
         states: The states it reads.
         template: The prompt template it was trained with.
         digest: SHA-256 over its weights.
+        folder: Its folder, or None if it was made in memory.
     """
 
     name: str
@@ -43,23 +45,17 @@ class Trained:
     states: StatesRecord
     template: str
     digest: str
+    folder: Path | None
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
         """Find the base it was trained on.
 
         Raises:
             UsageError: That base was never in files.
-            BaseModelError: It is not where it was.
+            BaseModelError: It is not found.
         """
-        if self.base.id.startswith(IN_MEMORY):
-            raise UsageError(
-                f"{self.name} was trained on a base built in memory; name one with --base-model"
-            )
-        is_file = self.base.id.endswith(".gguf")
-        return resolve_base(
-            self.base.id,
-            gguf_file or (None if is_file else self.base.gguf_file),
-            revision or self.base.revision,
+        return find_base(
+            self.base, self.name, near=self.folder, revision=revision, gguf_file=gguf_file
         )
 
 
@@ -127,6 +123,7 @@ def load_trained(
         states=manifest.states,
         template=manifest.text.prompt_template,
         digest=file_digest(stored.path / WEIGHTS),
+        folder=stored.path,
     )
 
 
@@ -161,6 +158,7 @@ def untrained(
         states=states,
         template=TEMPLATE,
         digest=tensors_digest(head.state_dict()),
+        folder=None,
     )
 
 

@@ -20,7 +20,7 @@ from cache_schema.root import read_manifest
 from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
 from cache_schema.writer import require_same
 from pipeline.base_model import BaseModel
-from pipeline.extract_options import ExtractOptions
+from pipeline.extract_options import ExtractOptions, as_begun
 from pipeline.extract_work import Say, Work, load, prepare, read, unembedding_arrays
 from pipeline.progress import progress_bar
 
@@ -102,7 +102,10 @@ def preflight(
     """
     request, objects = prepare(options, base), open_objects(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
-    work = load(options, request, read(options, request.tokenizer, say), say)
+    data = read(options, request.tokenizer, say)
+    if stored is not None:
+        options = as_begun(options, stored, data)
+    work = load(options, request, data, say)
     if stored is not None:
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)
