@@ -202,7 +202,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
     layers = layers_on(trained.states, trained.base, record)
     if record.tokenizer_digest != trained.base.tokenizer_digest:
         say(
-            f"{record.id} has another tokenizer than the base the head was trained on "
+            f"{base.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
@@ -210,12 +210,12 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
     unknown = same_weights and trained.base.quantization is None and base.quantize is None
     if record.quantization != trained.base.quantization and not unknown:
         say(
-            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
+            f"{base.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
         )
     if not same_weights:
         say(
-            f"{record.id} is another base than the head was trained on ({trained.base.id}); "
+            f"{base.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
         )
     return layers
