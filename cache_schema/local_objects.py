@@ -178,7 +178,7 @@ class LocalObjects:
     @contextlib.contextmanager
     def _mutex(self) -> Iterator[None]:
         """Keep out everyone who compares and replaces in this folder."""
-        descriptor = os.open(self._root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self._root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -225,7 +225,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _write_new(path: Path, data: Bytes) -> Version:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         rest = memoryview(data).cast("B")
         while rest:

@@ -36,7 +36,7 @@ class BaseModelRecord:
     """The base model that was run."""
 
     id: str
-    """Hub id, folder or file as the user named it."""
+    """Hub id, or name of the folder or file, without the folders above it."""
     revision: str | None
     """Commit of a hub repository; none for local files."""
     gguf_file: str | None
@@ -121,7 +121,7 @@ class SourceRecord:
     """One data set that pairs were read from, and what became of its rows."""
 
     id: str
-    """Hub id, folder or file as the user named it."""
+    """Hub id, or name of the folder or file, without the folders above it."""
     data_dir: str | None
     split: str
     limit: int | None

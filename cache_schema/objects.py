@@ -6,18 +6,16 @@ told when another writer came first. On that one rule the locks, claims and comm
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_schema.addresses import is_remote, local_folder
 from cache_schema.errors import CacheBusyError
-
-_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
 Bytes = bytes | memoryview
 
@@ -122,20 +120,15 @@ def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> I
         raise ValueError("it does not end where it should")
 
 
-def is_remote(location: str | Path) -> bool:
-    """Tell whether a location is a URL rather than a folder."""
-    found = _URL.fullmatch(str(location))
-    return found is not None and found[1].lower() != "file"
-
-
 def open_objects(location: str | Path) -> Objects:
-    """Open a folder, `file://`, or any URL that obstore knows: `s3://`, `gs://`, `az://`, ….
+    """Open a folder, `file:///…`, or a prefix of a bucket: `s3://`, `gs://`, `az://`, ….
 
     Args:
-        location: Folder or URL. Nothing needs to be there yet.
+        location: Folder or address, each character of which stands for itself. Nothing needs to be
+            there yet.
 
     Raises:
-        UsageError: The URL cannot be understood.
+        UsageError: It names no place that can be used.
     """
     if is_remote(location):
         # Its library takes a tenth of a second to import, which most runs need not pay.
@@ -144,7 +137,7 @@ def open_objects(location: str | Path) -> Objects:
         return RemoteObjects(str(location))
     from cache_schema.local_objects import LocalObjects
 
-    return LocalObjects(Path(str(location).removeprefix("file://")))
+    return LocalObjects(local_folder(location))
 
 
 def replace(objects: Objects, key: str, data: Bytes) -> Version:

@@ -15,6 +15,9 @@ from cache_schema.errors import UsageError
 TARGET_BLOCK_BYTES: Final = 256 << 20
 MOST_BLOCK_TOKENS: Final = 8192
 LEAST_BLOCK_TOKENS: Final = 256
+LEAST_DEFAULT_TOKENS: Final = 512
+DEFAULT_BLOCKS: Final = 32
+"""What an interrupted run loses is a block, so a small data set has about this many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,15 @@ def plan_blocks(response_length: NDArray[np.int32], block_tokens: int) -> BlockP
     )
 
 
-def default_block_tokens(token_bytes: int, longest_pair: int) -> int:
-    """Choose T so that a block is about 256 MiB, holds at most 8,192 tokens, and fits any pair."""
+def default_block_tokens(token_bytes: int, longest_pair: int, tokens: int) -> int:
+    """Choose T: at most about 256 MiB and 8,192 tokens, less where that makes few blocks.
+
+    Args:
+        token_bytes: Bytes that a token takes.
+        longest_pair: Response tokens of the longest pair, which must fit.
+        tokens: Response tokens of all pairs.
+    """
     fitting = min(MOST_BLOCK_TOKENS, TARGET_BLOCK_BYTES // token_bytes)
-    tokens = max(LEAST_BLOCK_TOKENS, fitting, longest_pair)
+    shared = max(LEAST_DEFAULT_TOKENS, tokens // DEFAULT_BLOCKS)
+    tokens = max(LEAST_BLOCK_TOKENS, min(fitting, shared), longest_pair)
     return -(-tokens // LEAST_BLOCK_TOKENS) * LEAST_BLOCK_TOKENS

@@ -17,8 +17,9 @@ import numpy as np
 import obstore
 from numpy.typing import NDArray
 from obstore import exceptions
-from obstore.store import from_url
+from obstore.store import AzureStore, GCSStore, S3Store
 
+from cache_schema.addresses import StorageAddress, parse_address
 from cache_schema.errors import CacheError, UsageError
 from cache_schema.objects import Bytes, ConflictError, Version, fill_parts
 
@@ -33,17 +34,14 @@ class RemoteObjects:
     """A prefix of a bucket; see `Objects`."""
 
     def __init__(self, location: str) -> None:
-        self.location = location.rstrip("/")
+        address = parse_address(location)
+        self.location = address.location
         try:
-            self._store: Any = from_url(
-                self.location,
-                client_options={"timeout": _PATIENCE, "allow_http": _asks_for_http()},
-                retry_config={"max_retries": 5, "retry_timeout": _GIVE_UP},
-            )
-        except exceptions.BaseError as error:
+            self._store: Any = _store(address)
+        except (exceptions.BaseError, ValueError) as error:
             raise UsageError(
                 f"{location}: not a place caches can be kept ({_reason(error)}). "
-                f"Name a folder, or a URL such as s3://bucket/llama.cache."
+                f"Name a folder, or an address such as s3://bucket/llama.cache."
             ) from error
 
     def read(self, key: str) -> NDArray[np.uint8]:
@@ -144,6 +142,25 @@ class RemoteObjects:
 
     def _no_bucket(self) -> CacheError:
         return CacheError(f"{self.location}: there is no such bucket. Make it, or name another.")
+
+
+def _store(address: StorageAddress) -> Any:
+    """Return a store of the objects under a prefix.
+
+    Made of parts, as from an address the library would make a web address first.
+    """
+    options: dict[str, Any] = {
+        "prefix": address.prefix or None,
+        "client_options": {"timeout": _PATIENCE, "allow_http": _asks_for_http()},
+        "retry_config": {"max_retries": 5, "retry_timeout": _GIVE_UP},
+    }
+    if address.storage == "s3":
+        return S3Store(address.bucket, **options)
+    if address.storage == "gs":
+        return GCSStore(address.bucket, **options)
+    if address.account is not None:
+        options["account_name"] = address.account
+    return AzureStore(address.bucket, **options)
 
 
 def _version(found: Any, size: int) -> Version:

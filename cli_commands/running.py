@@ -1,10 +1,15 @@
 """How every command runs: its errors become one message and an exit code."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
+import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import click
@@ -32,11 +37,10 @@ class ReportsErrors(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Command.invoke`."""
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            goes_on = _goes_on(ctx)
-            click.echo(f"\nInterrupted.{f' {goes_on}' if goes_on else ''}", err=True)
-            ctx.exit(130)
+            with _terminable():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            ctx.exit(_tell_of_stop(ctx, stop))
         except BrokenPipeError:
             raise  # click ends quietly when its reader has gone
         except OSError as error:
@@ -53,6 +57,44 @@ class ReportsErrors(click.Command):
             raise
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does."""
+    from pipeline.interruption import Terminated
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # it is ending already
+        raise Terminated
+
+    # Threads may not set signals, and whoever has set them means it so.
+    free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = free and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _tell_of_stop(ctx: click.Context, stop: KeyboardInterrupt) -> int:
+    """Say what a command that was asked to stop has kept; return the code to exit with."""
+    from pipeline.interruption import Interrupted, Terminated
+
+    told = str(stop) if isinstance(stop, Interrupted) else _goes_on(ctx)
+    cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+    code = 128 + (signal.SIGTERM if isinstance(cause, Terminated) else signal.SIGINT)
+    # Of processes launched together, one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"\nInterrupted.{f' {told}' if told else ''}", err=True)
+    if isinstance(stop, Interrupted) and stop.at_once:
+        # Threads that still write would be waited for; what they write counts only when whole.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 def _goes_on(ctx: click.Context) -> str | None:
     """Return how a command that was interrupted goes on, if it does."""
     if ctx.info_name == "train":
@@ -60,7 +102,7 @@ def _goes_on(ctx: click.Context) -> str | None:
     if ctx.info_name in ("extract", "demo") or (
         ctx.params.get("prompts_file") and ctx.params.get("output")
     ):
-        return "The same command goes on where it was; what is finished is kept."
+        return "The same command goes on where it was; what was written is kept."
     return None
 
 

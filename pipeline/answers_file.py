@@ -21,6 +21,7 @@ from pipeline.context import tokens_beyond
 from pipeline.decoding import Decoding, Generation
 from pipeline.generate import MAVInference
 from pipeline.int8_head import is_quantized
+from pipeline.interruption import Interrupted
 from pipeline.memory import free_memory, is_out_of_memory
 from pipeline.progress import progress_bar
 from pipeline.prompts import PromptLine, read_prompts
@@ -91,10 +92,16 @@ def answer_file(
         if found:
             say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
-            for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
-                _append(file, answers)
-                found |= {answer["line"]: answer for answer in answers}
-                bar.update(len(answers))
+            try:
+                for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
+                    _append(file, answers)
+                    found |= {answer["line"]: answer for answer in answers}
+                    bar.update(len(answers))
+            except KeyboardInterrupt as stop:
+                raise Interrupted(
+                    f"{len(found):,} of {len(lines):,} answers are kept, in {partial}.",
+                    "The same command goes on with the rest.",
+                ) from stop
         ordered = [found[line.number] for line in lines]
         whole = output.with_name(f"{output.name}.whole")
         with whole.open("w", encoding="utf-8") as finished:

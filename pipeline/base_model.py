@@ -213,7 +213,7 @@ class BaseModel:
         """Return what the manifest says of it; reads all weight files once for their digest."""
         source = self.source
         return BaseModelRecord(
-            id=self.id,
+            id=source.name if source else self.id,
             revision=source.revision if source else None,
             gguf_file=source.gguf_file if source else None,
             quantization=(

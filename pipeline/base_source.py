@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cache_schema.errors import BaseModelError, UsageError
+from cache_schema.portable import portable_name
 from pipeline import hub
 from pipeline.weight_files import refuse_adapter, safetensors_files
 
@@ -36,7 +37,7 @@ class BaseSource:
     """Where a base model's files are.
 
     Attributes:
-        id: Hub id, or absolute path, so that a head finds its base from any folder.
+        id: Hub id, or absolute path.
         folder: Local folder with config, tokenizer and weights.
         gguf_file: Name of the GGUF file in the folder, or None for safetensors.
         revision: Commit of the hub repository, or None for local files.
@@ -56,6 +57,11 @@ class BaseSource:
         if self.gguf_file is None or self.converted is not None:
             return {"pretrained_model_name_or_path": self.converted or self.folder}
         return {"pretrained_model_name_or_path": self.folder, "gguf_file": self.gguf_file}
+
+    @property
+    def name(self) -> str:
+        """What caches and heads call it: hub id, or name of the folder or file."""
+        return portable_name(self.id)
 
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, of a GGUF base the file itself.

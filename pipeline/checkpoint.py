@@ -20,7 +20,6 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import Tensor
 from cache_schema.errors import HeadError
 from cache_schema.local_objects import sync_directory
 from cache_schema.sealed import UNSEALED, seal, unseal
+from pipeline.file_modes import give_usual_mode, new_folder
 
 CHECKPOINTS: Final = "checkpoints"
 POINTER: Final = "newest.json"
@@ -125,9 +125,8 @@ def save_checkpoint(
     # The former one of this step is needed until the pointer names the new one.
     again = plain.exists() and not (pointer and pointer.newest == f"{plain.name}{_AGAIN}")
     target = root / f"{plain.name}{_AGAIN}" if again else plain
-    building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=root))
+    building = new_folder(root, _BUILDING)
     try:
-        building.chmod(0o755)
         _write_files(building, tensors, state)
         shutil.rmtree(target, ignore_errors=True)  # a leftover, or the name would have been free
         building.replace(target)
@@ -280,6 +279,7 @@ def _write_tensors(path: Path, values: Mapping[str, Tensor]) -> None:
         if found:
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise HeadError(f"{path}: cannot be written: {error}") from error
+    give_usual_mode(path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from cache_schema.errors import UsageError
@@ -46,6 +47,14 @@ class DataSource:
                 f"part for evaluation; name each as a data set of its own, or say held_out=true or "
                 f"held_out=false for all of it"
             )
+
+    @property
+    def stored_id(self) -> str:
+        """What caches and heads call it: hub id, or name of the file or folder."""
+        path = Path(self.id)
+        if not path.exists():
+            return self.id
+        return path.name if path.name not in ("", "..") else path.resolve().name
 
     @property
     def is_held_out(self) -> bool:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from cache_schema.addresses import is_remote, local_folder
 from cache_schema.arrays import bytes_per_token, layouts
 from cache_schema.errors import CacheError
 from cache_schema.lock import read_holder
 from cache_schema.manifest import Manifest
-from cache_schema.objects import Objects, is_remote, open_objects
+from cache_schema.objects import Objects, open_objects
 from cache_schema.records import read_commits
 from cache_schema.root import ROOT, read_manifest
 from pipeline.head_files import find_head, read_head_config
@@ -22,12 +23,14 @@ def describe(path: str) -> dict[str, Any]:
     Raises:
         MAVError: It is neither, or damaged.
     """
-    folder = Path(path)
-    if is_remote(path) or (folder / ROOT).is_file():
+    if is_remote(path):
         return _describe_cache(open_objects(path))
+    folder = local_folder(path)
+    if (folder / ROOT).is_file():
+        return _describe_cache(open_objects(folder))
     if folder.is_dir() and not any(folder.iterdir()):
         raise CacheError(f"{path}: an empty folder, neither a cache nor a head")
-    return _describe_head(find_head(path))
+    return _describe_head(find_head(str(folder)))
 
 
 def screen(description: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache_schema.errors import DataError
 from cache_schema.manifest import Manifest
+from cache_schema.portable import portable
 from cache_schema.reader import CacheReader
 from pipeline.belonging import require_same_features
 from pipeline.by_length import LengthBin, LongerGroup, by_length, by_longer
@@ -23,6 +24,8 @@ from pipeline.devices import pick_device
 from pipeline.head_files import StoredHead, load_head
 from pipeline.held_out import PairSubset, Which, in_subset
 from pipeline.intervals import mean_interval, wilson
+from pipeline.known_places import shown_place
+from pipeline.movement import advice, has_hardly_moved
 from pipeline.tally import tally_pairs
 
 
@@ -62,13 +65,16 @@ class Evaluation:
     """Results of a head on a cache.
 
     Attributes:
-        head: Folder of the head.
+        head: Folder of the head, or its hub id.
         cache: Folder or URL of the cache.
         which: The part of the cache's pairs that was used.
         pairs: Number of pairs.
         tokens: Number of response tokens.
         computed_in: Type of the products.
+        steps: Optimizer steps the head took.
         results: One an alpha.
+        hardly_moved: Whether the KL at alpha 1 is so small that the head leaves the base about as
+            it is; None where alpha 1 is not among the strengths.
         length_alpha: The strength that accuracy by length is told for: the one nearest to 1, or
             None where every alpha is 0.
         by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
@@ -82,14 +88,25 @@ class Evaluation:
     pairs: int
     tokens: int
     computed_in: str
+    steps: int
     results: tuple[AlphaResult, ...]
+    hardly_moved: bool | None
     length_alpha: float | None
     by_length: tuple[LengthBin, ...]
     by_longer: tuple[LongerGroup, ...]
 
+    @property
+    def advice(self) -> str | None:
+        """What to change about a head that has hardly moved, in one line; None of any other."""
+        if not self.hardly_moved:
+            return None
+        kl = next(result.kl_per_token for result in self.results if result.alpha == 1)
+        return advice(kl, f"{self.pairs:,} pairs ({self.which})", self.steps)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return dataclasses.asdict(self)
+        places = {"head": shown_place(self.head), "cache": shown_place(self.cache)}
+        return dataclasses.asdict(self) | places
 
 
 def evaluate(
@@ -139,17 +156,21 @@ def evaluate(
     if length_alpha is not None:
         gains = tallies[list(alphas).index(length_alpha)][0]
         right = (gains[:, 0] > gains[:, 1]).numpy()
+    results = tuple(
+        _result(alpha, gains, chosen, kl, norms)
+        for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
+    )
+    at_one = next((result.kl_per_token for result in results if result.alpha == 1), None)
     return Evaluation(
-        head=str(stored.path),
+        head=str(stored.path) if Path(head).exists() else head,
         cache=str(cache),
         which=subset.which,
         pairs=len(lengths),
         tokens=int(lengths.sum()),
+        steps=stored.origin.steps,
         computed_in=plain_name(computed_in),
-        results=tuple(
-            _result(alpha, gains, chosen, kl, norms)
-            for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
-        ),
+        results=results,
+        hardly_moved=None if at_one is None else has_hardly_moved(at_one),
         length_alpha=length_alpha,
         by_length=() if length_alpha is None else by_length(lengths.sum(axis=1), right),
         by_longer=() if length_alpha is None else by_longer(lengths, right),
@@ -177,8 +198,11 @@ def _share_data(trained_on: Manifest, other: Manifest) -> bool:
     """Tell whether a cache has pairs that a head may have been trained on."""
     if trained_on.data.fingerprint == other.data.fingerprint:
         return True
-    known = {(one.id, one.data_dir, one.split) for one in trained_on.data.sources}
-    return any((one.id, one.data_dir, one.split) in known for one in other.data.sources)
+    known, others = (
+        {(one.id, one.data_dir, one.split) for one in portable(manifest).data.sources}
+        for manifest in (trained_on, other)
+    )
+    return bool(known & others)
 
 
 def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor) -> AlphaResult:

@@ -1,12 +1,10 @@
 """Stage one: run the frozen base once over preference pairs and write the cache."""
 
 import dataclasses
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
 from cache_schema.creation import require_free
 from cache_schema.errors import CacheError
@@ -20,7 +18,8 @@ from pipeline.base_model import BaseModel
 from pipeline.base_quantization import Quantize, quantization_of
 from pipeline.base_source import tokenizer_digest
 from pipeline.compute_dtype import dtype_name
-from pipeline.extract_options import ExtractOptions, draft_manifest
+from pipeline.extract_blocks import run_blocks
+from pipeline.extract_options import ExtractOptions, as_begun, draft_manifest
 from pipeline.extract_work import (
     Request,
     Say,
@@ -32,12 +31,9 @@ from pipeline.extract_work import (
     require_begun_in,
     unembedding_arrays,
 )
+from pipeline.known_places import remember
 from pipeline.packing import Packing
 from pipeline.preflight import require_room
-from pipeline.progress import progress_bar
-
-_BLOCKS_WAITING: Final = 2
-"""Blocks that are written or wait to be; a disk that is slow for a moment holds up nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +110,24 @@ def extract(
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
         data = read(options, request.tokenizer, stored, say)
+        for given, kept in zip(options.sources, data.sources, strict=True):
+            if kept.pairs:
+                remember(kept.fingerprint, given.id)
         if stored is not None:
+            options = as_begun(options, stored, data)
             found = base.record() if base else _as_stored(stored, request, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
             if told := _moved(stored.base, asked.base):
                 say(told)
+            _remember_base(request, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 say(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
         # One type for all: what processes compute on may differ.
         dtype = processes.from_first(lambda: choose_dtype(options, request, stored, say))
         work = load(options, request, data, dtype, say)
+        _remember_base(request, work.manifest)
         if stored is not None:
             # Now with what only the loaded base tells.
             require_same(objects.location, stored, work.manifest)
@@ -146,7 +148,8 @@ def extract(
         if processes.count > 1:
             say(f"{processes.count} processes share {len(missing)} blocks")
         started = perf_counter()
-        done = _run_blocks(work, writer, missing[processes.rank :: processes.count])
+        own = missing[processes.rank :: processes.count]
+        done = run_blocks(work, writer, own, objects, say, alone=processes.count == 1)
         done = sum(processes.gather(done))
         processes.from_first(writer.complete)
         return _report(
@@ -194,6 +197,12 @@ def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
     )
 
 
+def _remember_base(request: Request, manifest: Manifest) -> None:
+    """Note where the base is, for heads that are trained from the cache."""
+    if request.source is not None:
+        remember(manifest.base.weights_digest, request.source.id)
+
+
 def _create(objects: Objects, run: str, work: Work) -> None:
     require_room(objects, work, list(range(work.plan.blocks)), begun=False)
     CacheWriter.create(
@@ -203,29 +212,6 @@ def _create(objects: Objects, run: str, work: Work) -> None:
 
 def _restore(writer: CacheWriter, work: Work) -> list[str]:
     return writer.restore_layout(work.plan, work.data.columns(), unembedding_arrays(work))
-
-
-def _run_blocks(work: Work, writer: CacheWriter, blocks: list[int]) -> int:
-    """Compute and write blocks, some while those before are written; return their pairs.
-
-    One block is computed, one is written and one waits: three are in memory at most, and the bytes
-    of one array of the one that is written.
-    """
-    pairs = sum(len(work.plan.pairs_of(block)) for block in blocks)
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="writer") as pool,
-        progress_bar(pairs, "Extracting", "pair") as bar,
-    ):
-        waiting: deque[Future[None]] = deque()
-        for block in blocks:
-            in_block = work.plan.pairs_of(block)
-            rows = work.forward.run(in_block, bar.update)
-            if len(waiting) == _BLOCKS_WAITING:
-                waiting.popleft().result()
-            waiting.append(pool.submit(writer.write_block, block, len(in_block), rows))
-        for writing in waiting:
-            writing.result()
-    return pairs
 
 
 def _report(

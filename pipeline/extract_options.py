@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+import numpy as np
+
 from cache_schema.arrays import bytes_per_token
 from cache_schema.codecs import Compression
 from cache_schema.errors import UsageError
@@ -206,9 +208,19 @@ def draft_manifest(
     )
     length = data.pairs.response_length
     longest = int(length.sum(axis=1).max())
-    block_tokens = options.block_tokens or default_block_tokens(bytes_per_token(manifest), longest)
+    block_tokens = options.block_tokens or default_block_tokens(
+        bytes_per_token(manifest), longest, int(length.sum(dtype=np.int64))
+    )
     plan = plan_blocks(length, block_tokens)
     placed = dataclasses.replace(
         manifest.plan, block_tokens=plan.block_tokens, blocks=plan.blocks, tokens=plan.tokens
     )
     return dataclasses.replace(manifest, plan=placed), plan
+
+
+def as_begun(options: ExtractOptions, stored: Manifest, data: ReadData) -> ExtractOptions:
+    """Keep to the block size of a cache that was begun, where the default is another by now."""
+    longest = int(data.pairs.response_length.sum(axis=1).max())
+    if options.block_tokens is not None or longest > stored.plan.block_tokens:
+        return options
+    return dataclasses.replace(options, block_tokens=stored.plan.block_tokens)

@@ -35,6 +35,7 @@ from pipeline.joining import (
     require_fit,
     untrained,
 )
+from pipeline.known_places import remember
 from pipeline.lending import Lending
 from pipeline.memory import free_memory
 from pipeline.prompt_form import FormName, Messages
@@ -120,6 +121,7 @@ class MAVInference:
                 else resolve_base(base, gguf_file, revision)
             )
             base = load_fitting(source, trained, rules, placement, say)
+            remember(source.weights_digest(), source.id)
         self._begin(base, trained, rules, placement, say)
 
     def _begin(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache_schema.errors import CacheError, HeadError
 from cache_schema.manifest import Manifest
+from cache_schema.portable import portable
 from pipeline import hub
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.whole_folder import write_folder
@@ -88,7 +89,7 @@ def save_head(
             "held_out_fraction": origin.held_out_fraction,
             "steps": origin.steps,
         },
-        "cache": origin.manifest.to_json(),
+        "cache": portable(origin.manifest).to_json(),
     }
     write_folder(folder, {CONFIG: config}, {WEIGHTS: dict(weights)})
 

@@ -19,11 +19,13 @@ import torch
 from cache_schema.local_objects import sync_directory
 from cache_schema.manifest import DataRecord
 from cache_schema.objects import open_objects
+from cache_schema.portable import portable
 from cache_schema.root import read_manifest
 from pipeline.charts import STYLE, Chart, Point, Series, plots, require_matplotlib, table, text
 from pipeline.evaluate import AlphaResult, Evaluation
 from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import HeadOrigin, read_head_config
+from pipeline.head_files import HeadOrigin, find_head, read_head_config
+from pipeline.known_places import shown_place
 from pipeline.report import partial_name, require_place
 from pipeline.train_log import METRICS, read_lines
 from pipeline.versions import package_versions
@@ -109,9 +111,10 @@ def render(evaluation: Evaluation, written: datetime) -> str:
     Raises:
         MAVError: matplotlib is not installed, or head or cache have gone.
     """
-    sizes, origin = read_head_config(Path(evaluation.head))
-    log = read_log(Path(evaluation.head))
-    title = f"MAV evaluation: {evaluation.head}"
+    folder, name = find_head(evaluation.head), shown_place(evaluation.head)
+    sizes, origin = read_head_config(folder)
+    log = read_log(folder)
+    title = f"MAV evaluation: {name}"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -124,7 +127,7 @@ def render(evaluation: Evaluation, written: datetime) -> str:
 <body>
 <header>
 <h1>Evaluation of an alignment head</h1>
-<p><code>{text(evaluation.head)}</code> · <time datetime="{written:%Y-%m-%dT%H:%MZ}">\
+<p><code>{text(name)}</code> · <time datetime="{written:%Y-%m-%dT%H:%MZ}">\
 {written:%Y-%m-%d %H:%M} UTC</time></p>
 </header>
 <main>
@@ -194,7 +197,7 @@ def _by_alpha(evaluation: Evaluation) -> str:
 response tokens. Brackets and bars are 95 % intervals. Reward accuracy: the chosen answer gained \
 more log-probability over the base than the rejected one. Logp accuracy: the chosen answer is the \
 more probable one.</p>
-{plots(charts, "alpha")}
+{_advice(evaluation)}{plots(charts, "alpha")}
 {table("Figures by alpha", [*head, "norm of alpha a"], rows)}
 </section>"""
 
@@ -281,8 +284,8 @@ head.</p>
     skipped = f" {log.unreadable} of its lines could not be read." if log.unreadable else ""
     return f"""<section>
 <h2>Training</h2>
-<p class="note">From <code>{text(log.path)}</code>.{skipped} The dashed line is the step of this \
-head, {step:,}.</p>
+<p class="note">From <code>{text(log.path.name)}</code>.{skipped} The dashed line is the \
+step of this head, {step:,}.</p>
 {plots(charts, "training")}
 <details><summary>Figures by step</summary>
 {table("Training log" + thinned, ["step", *(head for _, head in keys)], rows)}
@@ -291,14 +294,15 @@ head, {step:,}.</p>
 
 
 def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> str:
-    cache = read_manifest(open_objects(evaluation.cache))
+    cache = portable(read_manifest(open_objects(evaluation.cache)))
     with torch.device("meta"):
         head = AlignmentHead(sizes)
     alignment, total = head.alignment_parameters(), head.total_parameters()
-    trained, base = origin.manifest, origin.manifest.base
+    trained = portable(origin.manifest)
+    base = trained.base
     versions = package_versions(_PACKAGES)
     rows = {
-        "head": evaluation.head,
+        "head": shown_place(evaluation.head),
         "parameters": f"alignment {alignment:,}, with fusion {total:,}",
         "sizes": f"{sizes.num_layers} layers {list(trained.states.layers)} pooled to "
         f"{sizes.pooled_size:,}, expansion {sizes.expansion_size:,}, vocabulary "
@@ -308,7 +312,7 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
         "held out": f"{origin.held_out_fraction:.3g} of prompts",
         "base": base.id + (f", revision {base.revision}" if base.revision else ""),
         "trained on": _told(trained.data),
-        "cache evaluated": evaluation.cache,
+        "cache evaluated": shown_place(evaluation.cache),
         "its data": _told(cache.data),
         "its base": f"{cache.base.id}, logits {cache.logits.encoding}, states "
         f"{cache.states.dtype} ({cache.storage.states})",
@@ -323,6 +327,11 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
 <h2>What was evaluated</h2>
 {table("Head, cache and software", ["", ""], list(map(list, rows.items())))}
 </section>"""
+
+
+def _advice(evaluation: Evaluation) -> str:
+    said = evaluation.advice
+    return f'<p class="note"><strong>{text(said)}</strong></p>\n' if said else ""
 
 
 def _told(data: DataRecord) -> str:

@@ -3,20 +3,21 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache_schema.errors import UsageError
 from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
 from pipeline.answer_text import AnswerText
 from pipeline.base_generation import not_carried_out, readable_config, settings_of
-from pipeline.base_model import IN_MEMORY, BaseModel, Placement, load_source, preview_base
-from pipeline.base_source import BaseSource, file_digest, resolve_base, tensors_digest
+from pipeline.base_model import BaseModel, Placement, load_source, preview_base
+from pipeline.base_source import BaseSource, file_digest, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.chat_template import parse_date
 from pipeline.decoding import Decoding
+from pipeline.find_base import find_base
 from pipeline.gguf_copy import with_copy
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import WEIGHTS, load_head
@@ -41,6 +42,7 @@ class Trained:
         template: The prompt template it was trained with.
         template_date: Day that this template was told, or None.
         digest: SHA-256 over its weights.
+        folder: Its folder, or None if it was made in memory.
     """
 
     name: str
@@ -50,23 +52,17 @@ class Trained:
     template: str
     template_date: str | None
     digest: str
+    folder: Path | None
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
         """Find the base it was trained on.
 
         Raises:
             UsageError: That base was never in files.
-            BaseModelError: It is not where it was.
+            BaseModelError: It is not found.
         """
-        if self.base.id.startswith(IN_MEMORY):
-            raise UsageError(
-                f"{self.name} was trained on a base built in memory; name one with --base-model"
-            )
-        is_file = self.base.id.endswith(".gguf")
-        return resolve_base(
-            self.base.id,
-            gguf_file or (None if is_file else self.base.gguf_file),
-            revision or self.base.revision,
+        return find_base(
+            self.base, self.name, near=self.folder, revision=revision, gguf_file=gguf_file
         )
 
 
@@ -153,6 +149,7 @@ def load_trained(
         template=manifest.text.prompt_template,
         template_date=manifest.text.template_date,
         digest=file_digest(stored.path / WEIGHTS),
+        folder=stored.path,
     )
 
 
@@ -194,6 +191,7 @@ def untrained(
         template=TEMPLATE,
         template_date=None,
         digest=tensors_digest(head.state_dict()),
+        folder=None,
     )
 
 
@@ -245,7 +243,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
     layers = layers_on(trained.states, trained.base, record)
     if record.tokenizer_digest != trained.base.tokenizer_digest:
         say(
-            f"{record.id} has another tokenizer than the base the head was trained on "
+            f"{base.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
@@ -253,12 +251,12 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
     unknown = same_weights and trained.base.quantization is None and base.quantize is None
     if record.quantization != trained.base.quantization and not unknown:
         say(
-            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
+            f"{base.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
         )
     if not same_weights:
         say(
-            f"{record.id} is another base than the head was trained on ({trained.base.id}); "
+            f"{base.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
         )
     return layers

@@ -20,7 +20,7 @@ from cache_schema.sizes import ExpectedSize, compressed_share, expected_size
 from cache_schema.writer import require_same
 from pipeline.base_model import BaseModel
 from pipeline.compute_dtype import dtype_name
-from pipeline.extract_options import ExtractOptions, StorageDtype, states_storage
+from pipeline.extract_options import ExtractOptions, StorageDtype, as_begun, states_storage
 from pipeline.extract_work import (
     Say,
     Work,
@@ -114,6 +114,8 @@ def preflight(
     if stored is not None:
         require_begun_in(options, stored, dtype_name(options.dtype))
     data = read(options, request.tokenizer, stored, say)
+    if stored is not None:
+        options = as_begun(options, stored, data)
     work = load(options, request, data, choose_dtype(options, request, stored, say), say)
     if stored is not None:
         require_same(objects.location, stored, work.manifest)

@@ -96,7 +96,7 @@ def read_data(
         dropped = count.dropped + part.dropped + mixed.dropped[number]
         records.append(
             SourceRecord(
-                id=source.id,
+                id=source.stored_id,
                 data_dir=source.data_dir,
                 split=source.split,
                 limit=source.limit,

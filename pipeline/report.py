@@ -33,6 +33,8 @@ def table(evaluation: Evaluation) -> str:
             f"{result.alpha:>6g}  {reward:<25}{logp:<25}{margin:<24}"
             f"{result.kl_per_token:>9.4f}  {result.vector_norm:>9.3f}"
         )
+    if evaluation.advice:
+        lines.append(evaluation.advice)
     return "\n".join(lines)
 
 

@@ -50,6 +50,8 @@ def tally_pairs(
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in alphas]
     with progress_bar(sum(wanted), "Evaluating", "pair") as bar:
         for number in range(reader.plan.blocks):
+            if not any(wanted[pair] for pair in reader.plan.pairs_of(number)):
+                continue
             block = reader.read_block(number)
             inside = [(block, pair - block.pairs.start) for pair in block.pairs if wanted[pair]]
             for at in range(0, len(inside), _PAIRS_AT_ONCE):

@@ -18,14 +18,18 @@ from pipeline.checkpoint import Checkpoint, TrainState, save_checkpoint
 from pipeline.compute_dtype import plain_name
 from pipeline.evaluation_set import EvaluationSet, evaluation_set
 from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import HeadOrigin, save_head
+from pipeline.head_files import HeadOrigin, load_head, save_head
 from pipeline.held_out import PairSubset, in_subset
+from pipeline.interruption import Interrupted
+from pipeline.known_places import remember
+from pipeline.movement import advice, has_hardly_moved
 from pipeline.order import order_epoch
 from pipeline.processes import leave_at_exit, require_joined
 from pipeline.progress import between_bars, progress_bar
 from pipeline.resume import checkpoint_to_go_on_from, require_same_run
 from pipeline.schedule import Schedule
 from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
+from pipeline.tally import tally_pairs
 from pipeline.trackers import require_tracker, start_tracker
 from pipeline.train_defaults import settled
 from pipeline.train_log import MetricsLog
@@ -33,6 +37,7 @@ from pipeline.train_options import TrainOptions
 from pipeline.train_step import Trainer
 
 _LOG_STEPS: Final = 10
+_PAIRS_FOR_KL: Final = 64
 
 Say = Callable[[str], None]
 
@@ -50,6 +55,9 @@ class TrainReport:
         alignment_parameters: Parameters of the alignment network.
         total_parameters: Parameters with the fusion layer.
         computed_in: Type of the products.
+        kl_per_token: Mean KL(aligned || base) of the best head at alpha 1 over at most 64 held-out
+            pairs, in nats a token; None where nothing is held out, or nothing was trained.
+        hardly_moved: Whether that is so small that the head leaves the base about as it is.
     """
 
     output_dir: Path
@@ -60,6 +68,8 @@ class TrainReport:
     alignment_parameters: int
     total_parameters: int
     computed_in: str
+    kl_per_token: float | None
+    hardly_moved: bool | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures people script with."""
@@ -88,6 +98,9 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
         say = lambda _: None  # noqa: E731
     found = checkpoint_to_go_on_from(options, say=say)
     reader = CacheReader(options.cache)
+    if Path(reader.manifest.base.id).is_absolute():
+        # Caches of earlier programs held the place itself, which the head will not.
+        remember(reader.manifest.base.weights_digest, reader.manifest.base.id)
     options = settled(
         options,
         reader.manifest,
@@ -191,7 +204,7 @@ class _Run:
         require_same_run(options.output_dir, found.state, self._first_state())
         if found.state.complete:
             self._say(f"{options.output_dir}: trained already, left as it is")
-            return self._report(found.state, {})
+            return self._report(found.state, {}, None)
         self._restore(found)
         self._say(f"Going on after step {found.state.step} of {total}")
         return self._train(found.state)
@@ -210,37 +223,67 @@ class _Run:
         log = self._start_logs(state)
         every = options.eval_steps or max(1, schedule.epoch_steps[0] // 4)
         seen, evaluation = Averages(), {}
+        saved = state.step
         total = self._tokens * options.num_epochs
         bar = progress_bar(total, "Training", "tok", done=total * state.step // schedule.total)
         bar.disable |= not self._accelerator.is_main_process
-        with bar:
-            for batches in self._micro_batches(state.step):
-                rate = schedule.learning_rate(state.step)
-                norm = self._trainer.step(state.step, rate, batches, self._base, seen)
-                state = dataclasses.replace(state, step=state.step + 1)
-                bar.update(sum(len(batch.labels) for batch in batches) * self._shape.world_size)
-                # A checkpoint closes the averages too, or a resumed run would log others.
-                at_checkpoint = state.step % every == 0 or state.step == schedule.total
-                if state.step % _LOG_STEPS == 0 or at_checkpoint:
-                    values = seen.take(self._accelerator)
-                    values |= {"learning_rate": rate, "grad_norm": norm}
-                    self._write(log, state.step, values)
-                    bar.set_postfix(
-                        loss=f"{values['loss']:.4f}", acc=f"{values['rewards/accuracies']:.2f}"
-                    )
-                if at_checkpoint:
-                    evaluation = self._evaluate(log, state.step)
-                    state = self._save(state, evaluation, every)
-                    if state.complete:
-                        break
-                    seen = Averages()  # its clock begins after the evaluation
+        try:
+            with bar:
+                for batches in self._micro_batches(state.step):
+                    rate = schedule.learning_rate(state.step)
+                    norm = self._trainer.step(state.step, rate, batches, self._base, seen)
+                    state = dataclasses.replace(state, step=state.step + 1)
+                    bar.update(sum(len(batch.labels) for batch in batches) * self._shape.world_size)
+                    # A checkpoint closes the averages too, or a resumed run would log others.
+                    at_checkpoint = state.step % every == 0 or state.step == schedule.total
+                    if state.step % _LOG_STEPS == 0 or at_checkpoint:
+                        values = seen.take(self._accelerator)
+                        values |= {"learning_rate": rate, "grad_norm": norm}
+                        self._write(log, state.step, values)
+                        bar.set_postfix(
+                            loss=f"{values['loss']:.4f}", acc=f"{values['rewards/accuracies']:.2f}"
+                        )
+                    if at_checkpoint:
+                        evaluation = self._evaluate(log, state.step)
+                        state = self._save(state, evaluation, every)
+                        saved = state.step
+                        if state.complete:
+                            break
+                        seen = Averages()  # its clock begins after the evaluation
+        except KeyboardInterrupt as stop:
+            raise _interrupted(saved, state.step, schedule.total, every) from stop
+        kl = self._kl_of_best()
         self._accelerator.end_training()
         if state.step < schedule.total:
             self._say(
                 f"Stopped after step {state.step} of {schedule.total}: {options.early_stopping} "
                 f"evaluations without a better held-out loss"
             )
-        return self._report(state, evaluation)
+        return self._report(state, evaluation, kl)
+
+    def _kl_of_best(self) -> float | None:
+        """Measure how far the best head moves the base, and tell if it hardly does."""
+        held = self._held_out
+        kl = None
+        if held is not None and self._accelerator.is_main_process:
+            best = load_head(
+                str(self._options.output_dir / "best"), device=str(self._accelerator.device)
+            )
+            wanted = in_subset(held.reader.prompt_id, held.subset, held.reader.set_apart)
+            wanted &= wanted.cumsum() <= _PAIRS_FOR_KL
+            tallies = tally_pairs(
+                best.head,
+                held.reader,
+                wanted.tolist(),
+                [1.0],
+                self._accelerator.device,
+                self._trainer.dtype,
+            )
+            kl = float(tallies[0][2].mean())
+            if has_hardly_moved(kl):
+                self._say(advice(kl, f"{wanted.sum()} held-out pairs", best.origin.steps))
+        self._accelerator.wait_for_everyone()
+        return kl
 
     def _start_logs(self, state: TrainState) -> MetricsLog | None:
         report_to = self._options.report_to
@@ -342,7 +385,9 @@ class _Run:
             complete=False,
         )
 
-    def _report(self, state: TrainState, evaluation: dict[str, float]) -> TrainReport:
+    def _report(
+        self, state: TrainState, evaluation: dict[str, float], kl: float | None
+    ) -> TrainReport:
         return TrainReport(
             output_dir=self._options.output_dir,
             steps=state.step,
@@ -352,4 +397,20 @@ class _Run:
             alignment_parameters=self._head.alignment_parameters(),
             total_parameters=self._head.total_parameters(),
             computed_in=plain_name(self._trainer.dtype),
+            kl_per_token=kl,
+            hardly_moved=None if kl is None else has_hardly_moved(kl),
         )
+
+
+def _interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
+    if not saved:
+        return Interrupted(
+            f"No checkpoint was written yet; the first comes at step {min(every, total)}, and "
+            f"{step} steps were taken.",
+            "The same command begins anew.",
+        )
+    return Interrupted(
+        f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "
+        f"not kept.",
+        "The same command with --resume goes on from there.",
+    )

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_schema.addresses import is_remote
 from cache_schema.errors import DataError, MismatchError, UsageError
-from cache_schema.manifest import Manifest
+from cache_schema.manifest import Manifest, SourceRecord
+from cache_schema.portable import portable_name
 from cache_schema.reader import CacheReader
 from pipeline.base_checks import OTHER_ORDER, relative_error
 from pipeline.base_model import BaseModel, DeviceMap, Placement, load_source
@@ -29,7 +31,9 @@ from pipeline.chat_template import parse_date
 from pipeline.compute_dtype import AUTO, Dtype, dtype_name
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
+from pipeline.find_base import find_base
 from pipeline.gguf_copy import with_copy
+from pipeline.known_places import recall
 from pipeline.pooling import pool_states
 from pipeline.preferences import PreferencePair, ReadCounts, read_pairs
 from pipeline.progress import progress_bar
@@ -106,7 +110,7 @@ def verify_against_base(
     if base is None:
         asked = manifest.states.compute_dtypes[-1] if dtype == AUTO else dtype
         placement = Placement(dtype=asked, device=device, device_map=device_map)
-        base = _load(manifest, base_model, placement.in_one_dtype(say), gguf_cache, say)
+        base = _load(reader, base_model, placement.in_one_dtype(say), gguf_cache, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
@@ -133,15 +137,21 @@ def verify_against_base(
     )
 
 
+def _near(reader: CacheReader) -> Path | None:
+    return None if is_remote(reader.location) else Path(reader.location)
+
+
 def _load(
-    manifest: Manifest, base_model: str | None, placement: Placement, gguf_cache: bool, say: Say
+    reader: CacheReader, base_model: str | None, placement: Placement, gguf_cache: bool, say: Say
 ) -> BaseModel:
-    record = manifest.base
-    named = base_model or record.id
-    # A file is named whole, so it needs no name inside a folder; and what is here has no revision.
-    inside = None if named.endswith(".gguf") else record.gguf_file
-    revision = None if Path(named).exists() else record.revision
-    source = resolve_base(named, inside, revision)
+    record = reader.manifest.base
+    if base_model is None:
+        source = find_base(record, reader.location, near=_near(reader))
+    else:
+        # A file is named whole, so it needs no name inside a folder; what is here has no revision.
+        inside = None if base_model.endswith(".gguf") else record.gguf_file
+        revision = None if Path(base_model).exists() else record.revision
+        source = resolve_base(base_model, inside, revision)
     for what, found, stored in (
         ("weights", source.weights_digest(), record.weights_digest),
         ("configuration", source.config_digest(), record.config_digest),
@@ -170,7 +180,7 @@ def _tokenize(
 ) -> TokenizedPairs:
     ids = set(reader.pair_id[wanted].tolist())
     found: dict[int, PreferencePair] = {}
-    sources = _sources(reader.manifest, datasets)
+    sources = _sources(reader, datasets)
     for source in sources:
         for pair in read_pairs(source, ReadCounts()):
             if pair.pair_id in ids:
@@ -190,20 +200,22 @@ def _tokenize(
     )
 
 
-def _sources(manifest: Manifest, datasets: Sequence[str]) -> list[DataSource]:
+def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
     """Return the data sets of a cache, where they are now.
 
     Raises:
         UsageError: More or fewer are named than the cache has.
+        DataError: One that was a file or folder is not found.
     """
-    records = manifest.data.sources
+    records = reader.manifest.data.sources
     if datasets and len(datasets) != len(records):
         raise UsageError(
             f"--dataset: got {len(datasets)}, but the cache has {len(records)} data sets "
             f"({', '.join(record.name for record in records)}); name all of them, in this order"
         )
     found = []
-    for record, place in zip(records, datasets or [record.id for record in records], strict=True):
+    places = datasets or [_find_data(record, reader) for record in records]
+    for record, place in zip(records, places, strict=True):
         is_file = Path(place).is_file()
         found.append(
             DataSource(
@@ -211,10 +223,25 @@ def _sources(manifest: Manifest, datasets: Sequence[str]) -> list[DataSource]:
                 data_dir=None if is_file else record.data_dir,
                 split=DEFAULT_SPLIT if is_file else record.split,
                 # A file that stands for the data set may have its rows in another order.
-                limit=record.limit if place == record.id else None,
+                limit=None if datasets and place != record.id else record.limit,
             )
         )
     return found
+
+
+def _find_data(record: SourceRecord, reader: CacheReader) -> str:
+    """Return where a data set of a cache is: a hub id, or a path that is there."""
+    near = _near(reader)
+    beside = None if near is None else near.resolve().parent / portable_name(record.id)
+    for place in (recall(record.fingerprint), Path(record.id), beside):
+        if place is not None and place.exists():
+            return str(place)
+    if "/" in record.id and not Path(record.id).is_absolute():
+        return record.id
+    raise DataError(
+        f"{record.id}: this data set of {reader.location} is not found here. Name it with "
+        f"--dataset{', and all others' if len(reader.manifest.data.sources) > 1 else ''}."
+    )
 
 
 def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseModel) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cache_schema.errors import HeadError
 from cache_schema.local_objects import sync_directory
+from pipeline.file_modes import give_usual_mode, new_folder
 
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD: Final = -100
@@ -36,11 +36,11 @@ def write_folder(
         HeadError: The tensors cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    building = new_folder(folder.parent, f".{folder.name}.")
     try:
-        building.chmod(0o755)
         for name, values in tensors.items():
             safetensors.torch.save_file(values, building / name)
+            give_usual_mode(building / name)
         for name, value in documents.items():
             (building / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
         for path in building.iterdir():

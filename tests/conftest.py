@@ -6,7 +6,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import atexit
 import shutil
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +17,10 @@ import torch
 
 from tests.tiny import make_cache
 from tests.written_caches import quick_disk, write
+
+# What runs note of this machine is the tests' own.
+os.environ["MAV_CACHE_HOME"] = tempfile.mkdtemp(prefix="mav-home-")
+atexit.register(shutil.rmtree, os.environ["MAV_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
 # Machines are slow at times; a property test looks for wrong results, not for late ones.

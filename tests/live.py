@@ -10,6 +10,7 @@ from cache_schema.reader import CacheReader
 from pipeline.base_model import BaseModel
 from pipeline.batch import Batch, CachedBase
 from pipeline.data_sources import DataSource
+from pipeline.known_places import recall
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
@@ -38,7 +39,7 @@ class LiveAnswer:
 def cached_pairs(reader: CacheReader, base: BaseModel) -> TokenizedPairs:
     """Tokenize a cache's pairs again."""
     (data,) = reader.manifest.data.sources
-    source = DataSource(id=data.id, limit=data.limit)
+    source = DataSource(id=str(recall(data.fingerprint)), limit=data.limit)
     return tokenize_pairs(
         read_pairs(source, ReadCounts()), base.tokenizer, reader.manifest.text.max_length
     )

@@ -14,6 +14,7 @@ from cache_schema.reader import CacheReader
 from pipeline.base_model import BaseModel
 from pipeline.data_sources import DataSource
 from pipeline.generate import MAVInference
+from pipeline.known_places import recall
 from pipeline.preferences import ReadCounts, read_pairs
 from pipeline.tokenizing import tokenize_pairs
 from pipeline.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_transcript
@@ -60,7 +61,7 @@ def test_what_decoding_reads_is_what_was_extracted(base: BaseModel, cache: Path)
     head = write_head(cache.parent / "head", cache)
     form = MAVInference(head, base).joined.form
     assert form.name == "chat"
-    source = DataSource(id=reader.manifest.data.sources[0].id)
+    source = DataSource(id=str(recall(reader.manifest.data.sources[0].fingerprint)))
     pairs = {pair.pair_id: pair for pair in read_pairs(source, ReadCounts())}
     tokenized = tokenize_pairs(pairs.values(), base.tokenizer, 128, form="chat")
     for at, pair_id in enumerate(tokenized.pair_id.tolist()):

@@ -19,12 +19,15 @@ from cache_schema import CacheReader
 from cache_schema.errors import DataError, MismatchError, UsageError
 from pipeline import report
 from pipeline.by_length import by_length, by_longer
+from pipeline.data_sources import DataSource
 from pipeline.evaluate import AlphaResult, Evaluation, evaluate
+from pipeline.extract import extract
+from pipeline.extract_options import ExtractOptions
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.head_files import HeadOrigin, save_head
 from pipeline.held_out import PairSubset, in_subset
 from pipeline.intervals import mean_interval, wilson
-from tests.tiny import make_cache
+from tests.tiny import HIDDEN, make_cache, tiny_base, write_rows
 
 FRACTION = 0.3
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
@@ -252,7 +255,21 @@ def test_a_head_that_held_nothing_out_is_measured_on_all(tiny_cache: Path, tmp_p
 
 
 def test_other_data_is_measured_on_whole(head: str, tmp_path: Path) -> None:
-    found = evaluate(head, make_cache(tmp_path, pairs=6), [1.0], device="cpu")
+    cache = make_cache(tmp_path, pairs=6)
+    # Data of the same name may be the same pairs, as these are.
+    assert evaluate(head, cache, [1.0], device="cpu").which == "held-out"
+    data = write_rows(tmp_path / "others.jsonl", 6)
+    options = {"pooled_size": HIDDEN, "max_length": 128, "dtype": "float32", "device": "cpu"}
+    extract(
+        ExtractOptions(
+            base_model="tiny",
+            data=DataSource(id=str(data)),
+            output=tmp_path / "other",
+            **options,  # type: ignore[arg-type]
+        ),
+        base=tiny_base(),
+    )
+    found = evaluate(head, tmp_path / "other", [1.0], device="cpu")
     assert (found.which, found.pairs) == ("all", 6)
 
 
@@ -346,7 +363,9 @@ def evaluation(*results: AlphaResult) -> Evaluation:
         pairs=50,
         tokens=1234,
         computed_in="float32",
+        steps=12,
         results=results,
+        hardly_moved=None,
         length_alpha=None,
         by_length=(),
         by_longer=(),

@@ -22,6 +22,7 @@ from cache_schema.errors import UsageError
 from pipeline.charts import Chart, Point, Series, plots
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.html_report import read_log, render, write_report
+from pipeline.known_places import shown_place
 from tests.test_evaluate import ALPHAS, save_random_head
 from tests.tiny import make_cache
 
@@ -178,8 +179,8 @@ def test_the_training_log_is_there(found: Evaluation) -> None:
 def test_what_was_evaluated_is_there(found: Evaluation) -> None:
     page = Page(render(found, NOW))
     told = {row[0]: row[1] for row in page.tables[-1]}
-    assert told["head"] == found.head
-    assert told["cache evaluated"] == found.cache
+    assert told["head"] == shown_place(found.head)
+    assert told["cache evaluated"] == Path(found.cache).name
     assert told["objective"] == "dpo, beta 0.1"
     assert told["pairs used"] == f"8 (held out from training), {found.tokens} response tokens"
     assert re.search(r"fingerprint [0-9a-f]{16}$", told["its data"])
@@ -274,7 +275,7 @@ def test_names_are_escaped(found: Evaluation, tiny_cache: Path, tmp_path: Path) 
     assert "<script" not in text
     assert "<!--" not in text
     told = {row[0]: "".join(row[1:]) for row in page.tables[-1]}
-    assert (told["head"], told["base"]) == (head, HOSTILE + "</td>")
+    assert (told["head"], told["base"]) == (shown_place(head), HOSTILE + "</td>")
 
 
 def test_a_name_that_is_no_text(found: Evaluation, tiny_cache: Path, tmp_path: Path) -> None:

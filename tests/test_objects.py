@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cache_schema.addresses import is_remote
 from cache_schema.errors import CacheError
 from cache_schema.local_objects import LocalObjects
 from cache_schema.objects import (
     ConflictError,
     Version,
-    is_remote,
     open_objects,
     replace,
 )

@@ -102,24 +102,29 @@ def test_rows_beyond_32_bits_do_not_wrap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token_bytes", "longest_pair", "tokens"),
+    ("token_bytes", "longest_pair", "total", "tokens"),
     [
-        (24_584, 700, 8192),  # LLaMA-7B, factored: 256 MiB would hold more, 8,192 is the most
-        (88_584, 700, 3072),  # dense
-        (4_000_000, 700, 768),  # one pair of 700 tokens, rounded up
-        (4_000_000, 3, 256),
-        (24_584, 9000, 9216),
+        (24_584, 700, 10**8, 8192),  # LLaMA-7B, factored: 256 MiB would hold more, 8,192 is most
+        (88_584, 700, 10**8, 3072),  # dense
+        (4_000_000, 700, 10**8, 768),  # one pair of 700 tokens, rounded up
+        (4_000_000, 3, 10**8, 256),
+        (24_584, 9000, 10**8, 9216),
+        (24_584, 300, 20_000, 768),  # 199 pairs: 27 blocks, where 8,192 tokens made three
+        (24_584, 300, 262_144, 8192),
+        (24_584, 100, 1000, 512),  # not smaller still
+        (24_584, 600, 1000, 768),
+        (1_000_000, 100, 1000, 512),
     ],
 )
-def test_default_block_tokens(token_bytes: int, longest_pair: int, tokens: int) -> None:
-    assert default_block_tokens(token_bytes, longest_pair) == tokens
+def test_default_block_tokens(token_bytes: int, longest_pair: int, total: int, tokens: int) -> None:
+    assert default_block_tokens(token_bytes, longest_pair, total) == tokens
 
 
 @given(st.integers(1, 10_000_000), st.integers(1, 20_000))
 def test_default_blocks_fit_any_pair_and_are_no_larger_than_need_be(
     token_bytes: int, longest_pair: int
 ) -> None:
-    tokens = default_block_tokens(token_bytes, longest_pair)
+    tokens = default_block_tokens(token_bytes, longest_pair, 10**9)
     assert tokens % LEAST_BLOCK_TOKENS == 0
     assert tokens >= max(longest_pair, LEAST_BLOCK_TOKENS)
     smaller = tokens - LEAST_BLOCK_TOKENS

@@ -1,0 +1,21 @@
+"""Ctrl-C and SIGTERM: what a long run kept is told, and what is as good as done is done."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop; says what of it is kept.
+
+    Attributes:
+        kept: What there is now, in a sentence.
+        goes_on: How the same work goes on, in a sentence.
+        at_once: Whether it was asked twice, so that nothing may be waited for.
+    """
+
+    def __init__(self, kept: str, goes_on: str, *, at_once: bool = False) -> None:
+        super().__init__(f"{kept} {goes_on}")
+        self.kept = kept
+        self.goes_on = goes_on
+        self.at_once = at_once
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; handled as Ctrl-C is."""
