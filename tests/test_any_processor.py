@@ -1,5 +1,6 @@
 """The line with all defaults on a processor without bfloat16 instructions, in its own process."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,7 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.checkpoint import TrainState
+from pipeline.compute_dtype import native_dtype
+from pipeline.train_defaults import settled
+from pipeline.train_options import TrainOptions
+from tests.test_manifest import llama_7b
 from tests.tiny import save_base, tiny_base, write_rows
 
 WITHOUT_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -69,3 +76,25 @@ def test_it_is_recorded_and_states_are_stored_in_bfloat16(told: dict[str, str]) 
 def test_it_is_verified_in_the_type_it_was_computed_in(told: dict[str, str]) -> None:
     assert "in float32" in told["verify"]
     assert "Sound." in told["printed"]
+
+
+@pytest.mark.parametrize(("begun", "expected"), [(True, True), (False, False), (None, None)])
+def test_a_training_run_goes_on_in_the_type_it_was_begun_in(
+    begun: bool | None, expected: bool | None
+) -> None:
+    options = TrainOptions(cache="c", output_dir=Path("o"), expansion_size=8)
+    device = torch.device("cpu")
+    state = TrainState(
+        step=1,
+        best_step=None,
+        best_loss=None,
+        trajectory={} if begun is None else {"bf16": begun},
+        cache_identity="x",
+        complete=False,
+    )
+    lines: list[str] = []
+    found = settled(options, llama_7b(), device, begun=state, say=lines.append)
+    # What was not recorded is as if it were begun now.
+    assert found.bf16 is (native_dtype(device) == torch.bfloat16 if expected is None else expected)
+    assert any("in which the run was begun" in line for line in lines) == (begun is not None)
+    assert settled(dataclasses.replace(options, bf16=True), llama_7b(), device, begun=state).bf16
