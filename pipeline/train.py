@@ -266,17 +266,16 @@ class _Run:
         held = self._held_out
         kl = None
         if held is not None and self._accelerator.is_main_process:
-            best = load_head(
-                str(self._options.output_dir / "best"), device=str(self._accelerator.device)
-            )
+            best = load_head(str(self._options.output_dir / "best"))
             wanted = in_subset(held.reader.prompt_id, held.subset, held.reader.set_apart)
             wanted &= wanted.cumsum() <= _PAIRS_FOR_KL
+            device = self._accelerator.device
             tallies = tally_pairs(
-                best.head,
+                best.head.to(device),
                 held.reader,
                 wanted.tolist(),
                 [1.0],
-                self._accelerator.device,
+                device,
                 self._trainer.dtype,
             )
             kl = float(tallies[0][2].mean())

@@ -32,6 +32,10 @@ ROOT = Path(__file__).parents[1]
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+BLOCKS = 29
+"""What 400 pairs make by default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """A base, data for several blocks, and the cache one process made of them; read only."""
@@ -66,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         cache=folder / "cache",
     )
     done(*made.extract(made.cache))
-    assert CacheReader(made.cache).plan.blocks == 5
+    assert CacheReader(made.cache).plan.blocks == BLOCKS
     return made
 
 
@@ -109,9 +113,9 @@ def test_two_processes_make_the_cache_that_one_makes(world: World, tmp_path: Pat
     assert code == 0, err
     # One speaks for both.
     found = json.loads(out)
-    assert (found["pairs"], found["pairs_done"], found["blocks"]) == (400, 400, 5)
+    assert (found["pairs"], found["pairs_done"], found["blocks"]) == (400, 400, BLOCKS)
     assert err.count("400 pairs kept") == 1
-    assert err.count("2 processes share 5 blocks") == 1
+    assert err.count(f"2 processes share {BLOCKS} blocks") == 1
     assert contents(tmp_path / "cache") == contents(world.cache)
     assert done("verify", tmp_path / "cache").endswith("\nSound.\n")
     assert sorted(open_objects(tmp_path / "cache").sizes()) == sorted(
@@ -144,12 +148,12 @@ def test_when_one_is_killed_all_end_and_one_goes_on(
     assert (code, out) == (1, ""), err
     assert f'File "{ROOT}/cli.py"' not in err
     before = contents(cache)
-    assert 0 < len(before) < 5
+    assert 0 < len(before) < BLOCKS
     told = refused(1, "train", "--cache", cache, "--output-dir", tmp_path / "run")
-    assert f"incomplete, {len(before)} of 5 blocks are written" in told
+    assert f"incomplete, {len(before)} of {BLOCKS} blocks are written" in told
     result = mav(*slowly)
     assert result.exit_code == 0, result.output
-    assert f"{len(before)} of 5 blocks are written" in result.stderr
+    assert f"{len(before)} of {BLOCKS} blocks are written" in result.stderr
     assert contents(cache).keys() == contents(world.cache).keys()
     assert done("verify", cache, "--against-base", 12).endswith("\nSound.\n")
     whole = tmp_path / "whole"
@@ -165,7 +169,7 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
     assert mav("verify", cache, "--repair").exit_code == 1
     code, out, err = finished(start(3, *world.extract(cache)))
     assert code == 0, err
-    assert "Going on where it stopped: 2 of 5 blocks are written" in err
+    assert f"Going on where it stopped: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
     assert json.loads(out)["pairs_done"] < 400
     assert contents(cache) == contents(world.cache)
 
@@ -337,7 +341,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
         assert told.startswith(f"{cache}: another run writes to this cache, ")
         assert f"process {os.getpid()} on {socket.gethostname()} since " in told
         assert (f"process {os.getpid()} on " in mav("inspect", cache).stdout) == begun
-    assert json.loads(done(*world.extract(cache)))["blocks"] == 5
+    assert json.loads(done(*world.extract(cache)))["blocks"] == BLOCKS
     assert contents(cache) == contents(world.cache)
 
 

@@ -402,7 +402,7 @@ def test_the_command_tells_it_as_json(saved: Path, data: Path, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
     assert set(found) == JSON_KEYS
     assert (found["rows"], found["pairs"], found["missing_pairs"]) == (24, 24, 24)
-    assert (found["blocks"], found["fits"], found["dropped"]) == (1, True, {})
+    assert (found["blocks"], found["fits"], found["dropped"]) == (5, True, {})
     assert found["bytes"] == found["bytes_to_write"] == sum(found["bytes_by_array"].values())
     assert found["pairs_per_second"] > 0
     assert found["hours"] == pytest.approx(24 / found["pairs_per_second"] / 3600)
@@ -416,7 +416,7 @@ def test_the_command_tells_it_on_a_screen(saved: Path, data: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert list(tmp_path.iterdir()) == []
     text = result.stdout
-    assert text.startswith("24 pairs, 2,104 response tokens, 1 blocks\n")
+    assert text.startswith("24 pairs, 2,104 response tokens, 5 blocks\n")
     for line in ("hidden_states", "labels", "pairs/pair_id", "unembedding/weight", METADATA):
         assert re.search(rf"^{line} +[\d.,]+ [kM]B$", text, re.MULTILINE), line
     for option in ("--logits dense", "--storage-dtype fp8", "--compression blosc"):
