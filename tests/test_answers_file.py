@@ -289,7 +289,7 @@ def test_options_that_do_not_go_together(folder: Path, args: list[str]) -> None:
     ("wrong", "told"),
     [
         (["--prompt", "Hi", "--num-beams", "2", "--stream"], "--num-beams: got 2, expected 1"),
-        (["--prompt", "\udcff"], "no Unicode text"),
+        (["--prompt", "\udcff"], "not Unicode text"),
         *((["--prompts", line], "p.jsonl, line 3: ") for line in map(json.dumps, WRONG[2:9])),
     ],
     ids=str,

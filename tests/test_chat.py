@@ -119,7 +119,7 @@ def test_what_cannot_be_is_said_and_the_conversation_goes_on(
 ) -> None:
     before = chat.decoding
     assert not list(chat.take(line))
-    assert any("expected" in text or "no Unicode text" in text for text in said)
+    assert any("expected" in text or "not Unicode text" in text for text in said)
     assert chat.decoding == before
     assert "".join(chat.take("Hello"))
 

@@ -298,7 +298,7 @@ def test_strengths_for_other_rows_than_there_are(head: str, rows: int) -> None:
 def test_bytes_that_are_no_text_are_refused(head: str) -> None:
     mav = MAVInference(head, tiny_base())
     for prompt in ("bad \udcff", [{"role": "user", "content": "\ud800"}]):
-        with pytest.raises(DataError, match="no Unicode text"):
+        with pytest.raises(DataError, match="not Unicode text"):
             mav.generate_response(prompt)
 
 
