@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from cache_schema.errors import BaseModelError
+from pipeline.base_failures import REFUSALS, told_if_it_fails
 from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
-from pipeline.forward import REFUSALS, run_decoder, run_whole, told_if_it_fails
+from pipeline.forward import run_decoder, run_whole
 from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
 from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
 from pipeline.tokenizing import TokenizedPairs

@@ -22,13 +22,13 @@ from pipeline.base_logits import Unembedding
 from pipeline.base_model import BaseModel
 from pipeline.batch_budget import BatchBudget
 from pipeline.block_rows import quantized_rows, vocabulary_rows
-from pipeline.compute_dtype import plain_name
+from pipeline.compute_dtype import TORCH_DTYPES, plain_name
 from pipeline.forward import run_decoder, run_whole
 from pipeline.host_copies import HostCopies
 from pipeline.memory import free_memory, is_out_of_memory, too_long_for_memory
 from pipeline.packing import ForwardBatch, Packing, batches, pack
 from pipeline.pooling import pool_states
-from pipeline.stored import TORCH_DTYPES, too_large
+from pipeline.stored import too_large
 from pipeline.taps import StateTaps
 from pipeline.tokenizing import TokenizedPairs
 

@@ -15,8 +15,9 @@ from cache_schema.errors import BaseModelError
 from cache_schema.manifest import Manifest
 from cache_schema.quantization import QUANTIZED
 from pipeline.base_logits import Unembedding, encode_topk
+from pipeline.compute_dtype import TORCH_DTYPES
 from pipeline.quantize import quantize
-from pipeline.stored import TORCH_DTYPES, from_stored, require_holds, to_stored
+from pipeline.stored import from_stored, require_holds, to_stored
 
 _LOGITS_AT_ONCE: Final = 1 << 25
 """Elements of the largest tokens-by-vocabulary tensor, 128 MiB in float32."""

@@ -15,13 +15,17 @@ import torch
 
 from cache_schema.errors import UsageError
 from pipeline.devices import pick_device
-from pipeline.stored import TORCH_DTYPES
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Dtype = DtypeName | torch.dtype
 """What Python takes: a name, or torch's own type."""
 
 AUTO: Final = "auto"
+TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 _ENOUGH_FOR_BFLOAT16: Final = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10")
 """How values of ONEDNN_MAX_CPU_ISA begin that leave bfloat16 instructions in use."""

@@ -18,9 +18,9 @@ from transformers.generation.configuration_utils import CompileConfig
 from pipeline.aligned_lm import AlignedLM
 from pipeline.alpha import AlphaSchedule
 from pipeline.answer_text import AnswerText
+from pipeline.base_failures import told_if_it_fails
 from pipeline.base_generation import generation_config_set_aside
 from pipeline.decoding import Decoding, Generation
-from pipeline.forward import told_if_it_fails
 from pipeline.joining import Joined
 
 

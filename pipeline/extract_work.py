@@ -20,7 +20,7 @@ from pipeline.base_source import BaseSource
 from pipeline.batch_budget import CPU_TOKENS, BatchBudget, measured_budget
 from pipeline.block_forward import BlockForward
 from pipeline.chat_template import parse_date, uses_date
-from pipeline.compute_dtype import AUTO, DtypeName, dtype_name, pick_dtype
+from pipeline.compute_dtype import AUTO, TORCH_DTYPES, DtypeName, dtype_name, pick_dtype
 from pipeline.devices import pick_device
 from pipeline.extract_options import ExtractOptions, draft_manifest
 from pipeline.gguf_copy import find_base
@@ -29,7 +29,7 @@ from pipeline.packing import even_batches
 from pipeline.pretrained import load_config, load_tokenizer
 from pipeline.processes import Processes, launched_here
 from pipeline.read_data import ReadData, read_data
-from pipeline.stored import TORCH_DTYPES, require_holds, to_stored
+from pipeline.stored import require_holds, to_stored
 
 Say = Callable[[str], None]
 

@@ -11,8 +11,9 @@ import torch
 from cache_schema.manifest import BaseModelRecord, StatesRecord
 from pipeline.aligned_lm import AlignedLM
 from pipeline.answer_text import AnswerText
-from pipeline.base_generation import not_carried_out, readable_config, settings_of
+from pipeline.base_generation import readable_config
 from pipeline.base_model import BaseModel, Placement, load_source, preview_base
+from pipeline.base_settings import not_carried_out, settings_of
 from pipeline.base_source import BaseSource, file_digest, tensors_digest
 from pipeline.belonging import layers_on, require_same_vocabulary
 from pipeline.chat_template import parse_date

@@ -1,6 +1,6 @@
 """Between tensors and the arrays of a cache, without converting a bit."""
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,12 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_schema.errors import BaseModelError
-
-TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+from pipeline.compute_dtype import TORCH_DTYPES
 
 
 def require_holds(tensor: Tensor, dtype: str, what: str) -> None:

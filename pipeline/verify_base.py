@@ -28,7 +28,7 @@ from pipeline.base_quantization import quantize_as
 from pipeline.base_source import resolve_base, tokenizer_digest
 from pipeline.batch import Batch, CachedBase, collate
 from pipeline.chat_template import parse_date
-from pipeline.compute_dtype import AUTO, Dtype, dtype_name
+from pipeline.compute_dtype import AUTO, TORCH_DTYPES, Dtype, dtype_name
 from pipeline.data_sources import DEFAULT_SPLIT, DataSource
 from pipeline.extract_work import Say
 from pipeline.find_base import find_base
@@ -38,7 +38,6 @@ from pipeline.pooling import pool_states
 from pipeline.preferences import PreferencePair, ReadCounts, read_pairs
 from pipeline.progress import progress_bar
 from pipeline.prompt_form import form_of
-from pipeline.stored import TORCH_DTYPES
 from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
 
 LOSS: Final = {"computed": 0.0, "int8": 0.02, "fp8": 0.05}

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import cli
 from cache_schema.errors import BaseModelError
-from pipeline.base_generation import not_carried_out
 from pipeline.base_model import load_base
+from pipeline.base_settings import not_carried_out
 from pipeline.decoding import Decoding
 from pipeline.generate import MAVInference
 from tests.serving.running import chat_body, http, running

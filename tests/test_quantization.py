@@ -26,11 +26,12 @@ from cache_schema.quantization import (
 )
 from cache_schema.reader import CacheReader
 from pipeline.batch import CachedBase
+from pipeline.compute_dtype import TORCH_DTYPES
 from pipeline.head import AlignmentHead, HeadConfig
 from pipeline.order import StepShape
 from pipeline.pooling import pool_states
 from pipeline.quantize import quantize
-from pipeline.stored import TORCH_DTYPES, from_stored, to_stored
+from pipeline.stored import from_stored, to_stored
 from pipeline.stream import read_ahead
 from pipeline.train import train
 from pipeline.train_options import TrainOptions

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from pipeline.base_model import BaseModel
+from pipeline.compute_dtype import TORCH_DTYPES
 from pipeline.data_sources import DataSource
 from pipeline.extract import extract
 from pipeline.extract_options import ExtractOptions
-from pipeline.stored import TORCH_DTYPES
 from tests.architectures import CATALOGUE
 from tests.architectures import HIDDEN as HIDDEN
 from tests.architectures import LAYERS as LAYERS
