@@ -2,10 +2,10 @@
 
 import click
 
-from cli_commands.answering import chat_command, generate_command, serve_command
-from cli_commands.caches import extract_command, verify_command
-from cli_commands.heads import evaluate_command, train_command
-from cli_commands.showing import demo_command, inspect_command
+from mav.cli_commands.answering import chat_command, generate_command, serve_command
+from mav.cli_commands.caches import extract_command, verify_command
+from mav.cli_commands.heads import evaluate_command, train_command
+from mav.cli_commands.showing import demo_command, inspect_command
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 100})

@@ -28,7 +28,7 @@ from benchmarks.baselines.jobs import run_job
 from benchmarks.baselines.mav import VARIANTS
 from benchmarks.baselines.results import difference, read_result, summarise
 from benchmarks.baselines.split import DataSettings
-from pipeline.demo import installed_base
+from mav.pipeline.demo.run import installed_base
 
 METHODS: Final = ("base", "dpo-lora", "genarm", "mav")
 

@@ -27,7 +27,7 @@ that difference. `..._over_base_weights` is the ratio of the bytes of all weight
 With `--int8` the head it was made of is not kept, unlike in `MAVInference`.
 """
 
-import pipeline  # noqa: F401 (sets what torch reads from the environment)
+import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 # isort: split
 
@@ -50,10 +50,10 @@ from benchmarks.decoders import Task, Timing, Way, copied, latency, latency_rati
 from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 from benchmarks.shapes import BaseShape, HeadShape, read_bytes
 from benchmarks.synthetic import machine, require_positive, say
-from cache_schema.errors import MAVError, UsageError
-from pipeline.compute_dtype import native_dtype
-from pipeline.demo import installed_base
-from pipeline.devices import pick_device
+from mav.cache_schema.errors import MAVError, UsageError
+from mav.pipeline.demo.run import installed_base
+from mav.pipeline.runtime.compute_dtype import native_dtype
+from mav.pipeline.runtime.devices import pick_device
 
 _REDUCED: Final = "576x1024"
 _FULL: Final = "4096x16384"

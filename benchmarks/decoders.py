@@ -21,13 +21,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.baselines.decoding import BesideReward
 from benchmarks.synthetic import say, wait
-from pipeline.aligned_lm import AlignedLM
-from pipeline.alpha import AlphaSchedule
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding
-from pipeline.in_flight import InFlightDecoder, Request
-from pipeline.joining import Joined
-from pipeline.prompt_form import PromptForm
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.prompt_format import PromptForm
 
 ALPHA: Final = 1.0
 _HEAD_CALLS: Final = 8

@@ -23,7 +23,7 @@ exact without compression; with it, this base's states are taken to compress as 
 and weight of the decoder layers and those of attention, over that of a 4096 x 4096 x 4096 product.
 """
 
-import pipeline  # noqa: F401 (sets what torch reads from the environment)
+import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 # isort: split
 
@@ -43,25 +43,25 @@ from transformers import DynamicCache
 
 from benchmarks.step import best_matmul_rate
 from benchmarks.synthetic import machine, require_positive, run_in_folder, say, timed
-from cache_schema.arrays import bytes_per_token, layouts, shard_key
-from cache_schema.dtypes import itemsize
-from cache_schema.manifest import Manifest
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.sizes import compressed_share
-from pipeline.base_model import BaseModel, load_base
-from pipeline.batch_budget import CPU_TOKENS
-from pipeline.compute_dtype import DtypeName, pick_dtype, plain_name
-from pipeline.data_sources import DataSource
-from pipeline.demo import installed_base
-from pipeline.devices import pick_device
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.forward import run_decoder
-from pipeline.layers import select_layers
-from pipeline.packing import batches, pack, pack_separate
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.cache_schema.arrays import bytes_per_token, layouts, shard_key
+from mav.cache_schema.dtypes import itemsize
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.size_estimate import compressed_share
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.demo.run import installed_base
+from mav.pipeline.extraction.batch_size import CPU_TOKENS
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.forward import run_decoder
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.extraction.packing import batches, pack, pack_separate
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.runtime.compute_dtype import DtypeName, pick_dtype, plain_name
+from mav.pipeline.runtime.devices import pick_device
 
 _MATMUL: Final = 4096
 _DENSE_VALUES_7B: Final = 3 * 4096 + 32000

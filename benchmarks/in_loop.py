@@ -25,24 +25,24 @@ from accelerate import Accelerator
 
 from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answers
 from benchmarks.synthetic import machine, new_head, say, timed
-from cache_schema.errors import MAVError
-from cache_schema.reader import CacheReader
-from pipeline.averages import Averages
-from pipeline.base_model import BaseModel, load_base
-from pipeline.batch import CachedBase
-from pipeline.data_sources import DataSource
-from pipeline.demo import installed_base
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.head import AlignmentHead
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
-from pipeline.train_defaults import settled
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema.errors import MAVError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.demo.run import installed_base
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.training.defaults import settled
+from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.trainer import Trainer
 
 _SECONDS: Final = "extraction.json"
 

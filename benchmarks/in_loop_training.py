@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.base_model import BaseModel
-from pipeline.head import AlignmentHead
-from pipeline.tokenizing import TokenizedPairs
-from pipeline.train_options import TrainOptions
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.preferences.tokenization import TokenizedPairs
+from mav.pipeline.training.options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,14 @@ import transformers
 from transformers import GenerationConfig
 
 from benchmarks.baselines.decoding import weight_bytes
-from pipeline.aligned_lm import AlignedLM
-from pipeline.base_model import BaseModel, Placement, load_source, preview_base
-from pipeline.base_source import resolve_base
-from pipeline.compute_dtype import AUTO, native_dtype
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.int8_head import quantize_head
-from pipeline.layers import select_layers
+from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.base.model import BaseModel, Placement, load_source, preview_base
+from mav.pipeline.base.source import resolve_base
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.int8 import quantize_head
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.runtime.compute_dtype import AUTO, native_dtype
 
 LLAMA_7B: Final[dict[str, Any]] = {
     "model_type": "llama",

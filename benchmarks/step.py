@@ -19,7 +19,7 @@ but its time is.
 about 13 GB of memory on a CPU.
 """
 
-import pipeline  # noqa: F401 (sets what torch reads from the environment)
+import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 # isort: split
 
@@ -56,14 +56,14 @@ from benchmarks.synthetic import (
     wait,
     write_cache,
 )
-from cache_schema.reader import CacheReader
-from pipeline.averages import Averages
-from pipeline.batch import CachedBase
-from pipeline.compute_dtype import plain_name
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream
-from pipeline.train_step import Trainer
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.loader.dataset import PreferenceStream
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.runtime.compute_dtype import plain_name
+from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.trainer import Trainer
 
 _BLOCK_TOKENS: Final = 1024
 _RATE: Final = 1e-4

@@ -20,23 +20,23 @@ from typing import Any, Final
 import torch
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts, shard_key
-from cache_schema.codecs import Compression
-from cache_schema.lock import run_lock
-from cache_schema.objects import open_objects
-from cache_schema.quantization import StatesStorage
-from cache_schema.reader import CacheReader
-from cache_schema.writer import CacheWriter
-from pipeline.batch import CachedBase, collate
-from pipeline.block_rows import quantized_rows
-from pipeline.compute_dtype import native_dtype, plain_name
-from pipeline.data_sources import DataSource
-from pipeline.demo import installed_base
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from mav.cache_schema.arrays import layouts, shard_key
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.quantization import StatesStorage
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.storage.lock import run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
+from mav.pipeline.demo.run import installed_base
+from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.extraction.encode import quantized_rows
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.loader.batch import CachedBase, collate
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
 
 STORAGES: Final[tuple[StatesStorage, ...]] = ("computed", "int8", "fp8")
 COMPRESSIONS: Final[tuple[Compression, ...]] = ("none", "zstd", "blosc")

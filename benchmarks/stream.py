@@ -15,7 +15,7 @@ with the shapes of LLaMA-7B and with the page cache warm:
 `ACCELERATE_USE_CPU=true` measures the CPU of a machine with an accelerator.
 """
 
-import pipeline  # noqa: F401 (sets what torch reads from the environment)
+import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 # isort: split
 
@@ -42,15 +42,15 @@ from benchmarks.synthetic import (
     timed,
     write_cache,
 )
-from cache_schema.arrays import layouts, shard_key
-from cache_schema.codecs import Compression
-from cache_schema.quantization import StatesStorage
-from cache_schema.reader import CacheReader
-from pipeline.averages import Averages
-from pipeline.batch import Batch, CachedBase
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
+from mav.cache_schema.arrays import layouts, shard_key
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.quantization import StatesStorage
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.training.metrics import Averages
 
 _SMALL_VOCABULARY: Final = 128
 """Of the cache that is only read, so that there is next to no unembedding."""

@@ -23,10 +23,9 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from cache_schema.codecs import Compression
-from cache_schema.errors import MAVError
-from cache_schema.lock import run_lock
-from cache_schema.manifest import (
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.errors import MAVError
+from mav.cache_schema.manifest import (
     FORMAT_VERSION,
     BaseModelRecord,
     DataRecord,
@@ -38,18 +37,20 @@ from cache_schema.manifest import (
     StorageRecord,
     TextRecord,
 )
-from cache_schema.objects import open_objects
-from cache_schema.plan import BlockPlan, plan_blocks
-from cache_schema.quantization import StatesStorage
-from cache_schema.reader import CacheReader
-from cache_schema.writer import CacheWriter
-from pipeline.block_rows import quantized_rows
-from pipeline.compute_dtype import native_dtype, plain_name
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.stored import to_stored
-from pipeline.train_defaults import settled
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema.plan import BlockPlan, plan_blocks
+from mav.cache_schema.quantization import StatesStorage
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.storage.lock import run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
+from mav.pipeline.extraction.encode import quantized_rows
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.ops.tensor_storage import to_stored
+from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
+from mav.pipeline.training.defaults import settled
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.trainer import Trainer
 
 LAYERS: Final = (1, 16, 32)
 _LONGEST_ANSWER: Final = 512

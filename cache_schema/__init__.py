@@ -3,7 +3,7 @@
 Imports neither torch nor transformers, so any program that reads Zarr can use it.
 """
 
-from cache_schema.errors import (
+from mav.cache_schema.errors import (
     BaseModelError,
     CacheError,
     CacheIncompleteError,
@@ -14,10 +14,10 @@ from cache_schema.errors import (
     MismatchError,
     UsageError,
 )
-from cache_schema.manifest import Manifest
-from cache_schema.plan import BlockPlan, plan_blocks
-from cache_schema.reader import Block, CacheReader
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan, plan_blocks
+from mav.cache_schema.reader import Block, CacheReader
+from mav.cache_schema.writer import CacheWriter
 
 __all__ = [
     "BaseModelError",

@@ -14,11 +14,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from cache_schema import version_1
-from cache_schema.codecs import Compression
-from cache_schema.dtypes import STORED_AS
-from cache_schema.manifest import Manifest
-from cache_schema.quantization import CODES, PER_CHANNEL, PER_TOKEN, QUANTIZED
+from mav.cache_schema import version_1
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.dtypes import STORED_AS
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.quantization import CODES, PER_CHANNEL, PER_TOKEN, QUANTIZED
 
 Kind = Literal["block", "plan", "unembedding"]
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cache_schema.arrays import TABLE
-from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.layout import laid_out
-from cache_schema.lock import LOCK, require_held
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Bytes, Objects, Version, put
-from cache_schema.plan import BlockPlan
-from cache_schema.records import COMMITS, LAYOUT, LayoutRecord, ObjectRecord, encode_record
-from cache_schema.root import ROOT, encode_root
+from mav.cache_schema.arrays import TABLE
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.layout import laid_out
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.records import COMMITS, LAYOUT, LayoutRecord, ObjectRecord, encode_record
+from mav.cache_schema.root import ROOT, encode_root
+from mav.cache_schema.storage.base import Bytes, Objects, Version, put
+from mav.cache_schema.storage.lock import LOCK, require_held
 
 
 def require_free(objects: Objects) -> bool:

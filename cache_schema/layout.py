@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
-from cache_schema.arrays import ArrayLayout, element_type, layouts, shard_key
-from cache_schema.codecs import ChunkCodec
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Bytes
-from cache_schema.plan import BlockPlan
-from cache_schema.records import ObjectRecord, object_record
-from cache_schema.shards import encode_shard
+from mav.cache_schema.arrays import ArrayLayout, element_type, layouts, shard_key
+from mav.cache_schema.codecs import ChunkCodec
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.records import ObjectRecord, object_record
+from mav.cache_schema.shards import encode_shard
+from mav.cache_schema.storage.base import Bytes
 
 
 def laid_out(

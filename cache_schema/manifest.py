@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from cache_schema import version_1
-from cache_schema.codecs import Compression
-from cache_schema.errors import CacheError, ManifestError
-from cache_schema.quantization import StatesStorage
+from mav.cache_schema import version_1
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.errors import CacheError, ManifestError
+from mav.cache_schema.quantization import StatesStorage
 
 FORMAT_VERSION: Final = 2
 """Of the caches that are written."""

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.errors import UsageError
+from mav.cache_schema.errors import UsageError
 
 TARGET_BLOCK_BYTES: Final = 256 << 20
 MOST_BLOCK_TOKENS: Final = 8192

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import PurePath
 
-from cache_schema.manifest import Manifest
+from mav.cache_schema.manifest import Manifest
 
 
 def portable_name(named: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.dtypes import from_float32
+from mav.cache_schema.dtypes import from_float32
 
 StatesStorage = Literal["computed", "int8", "fp8"]
 

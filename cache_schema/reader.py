@@ -8,13 +8,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.errors import CacheError, CacheIncompleteError
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Objects, open_objects
-from cache_schema.plan import BlockPlan
-from cache_schema.quantization import restore
-from cache_schema.records import (
+from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
+from mav.cache_schema.errors import CacheError, CacheIncompleteError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.quantization import restore
+from mav.cache_schema.records import (
     LAYOUT,
     LayoutRecord,
     ObjectRecord,
@@ -23,8 +22,10 @@ from cache_schema.records import (
     read_commits,
     read_layout,
 )
-from cache_schema.root import read_manifest
-from cache_schema.shards import read_shard, shard_memory
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.shards import read_shard, shard_memory
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.open import open_objects
 
 _MOST_NAMED: Final = 10
 _MENDED: Final = (

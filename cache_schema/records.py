@@ -14,12 +14,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, block_keys
-from cache_schema.errors import CacheError
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Bytes, Objects
-from cache_schema.sealed import UNSEALED, seal, unseal
-from cache_schema.shards import EncodedShard
+from mav.cache_schema.arrays import ArrayLayout, block_keys
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.sealed import UNSEALED, seal, unseal
+from mav.cache_schema.shards import EncodedShard
+from mav.cache_schema.storage.base import Bytes, Objects
 
 COMMITS: Final = "commits/"
 LAYOUT: Final = "commits/layout.json"

@@ -3,10 +3,10 @@
 import json
 from typing import Any, Final
 
-from cache_schema.errors import CacheError
-from cache_schema.manifest import ATTRIBUTE, READ_VERSIONS, Manifest
-from cache_schema.objects import Objects
-from cache_schema.sealed import UNSEALED, seal, unseal
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import ATTRIBUTE, READ_VERSIONS, Manifest
+from mav.cache_schema.sealed import UNSEALED, seal, unseal
+from mav.cache_schema.storage.base import Objects
 
 ROOT: Final = "zarr.json"
 

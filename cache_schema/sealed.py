@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cache_schema.objects import Bytes
+from mav.cache_schema.storage.base import Bytes
 
 UNSEALED: Final = "0" * 64
 _SEAL: Final = re.compile(rb'"seal": "([0-9a-f]{64})"')

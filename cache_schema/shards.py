@@ -19,9 +19,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout
-from cache_schema.codecs import ChunkCodec
-from cache_schema.objects import Objects
+from mav.cache_schema.arrays import ArrayLayout
+from mav.cache_schema.codecs import ChunkCodec
+from mav.cache_schema.storage.base import Objects
 
 _CHECKSUM_BYTES: Final = 4
 _LEFT_OUT: Final = np.uint64(2**64 - 1)

@@ -9,13 +9,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.lock import LOCK, run_lock
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Objects, replace
-from cache_schema.plan import BlockPlan
-from cache_schema.reader import read_array
-from cache_schema.records import (
+from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.reader import read_array
+from mav.cache_schema.records import (
     CommitRecord,
     LayoutRecord,
     ObjectRecord,
@@ -27,8 +25,10 @@ from cache_schema.records import (
     read_commits,
     read_layout,
 )
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.shards import decode_shard
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.shards import decode_shard
+from mav.cache_schema.storage.base import Objects, replace
+from mav.cache_schema.storage.lock import LOCK, run_lock
 
 _CHANGED: Final = "{}: its bytes have another SHA-256 than when it was written"
 

@@ -9,16 +9,14 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts, shard_key
-from cache_schema.creation import is_part, lay_out
-from cache_schema.errors import CacheBusyError, CacheError, MismatchError
-from cache_schema.layout import laid_out
-from cache_schema.lock import LOCK, require_held
-from cache_schema.manifest import Manifest, StoredDtype, differences
-from cache_schema.objects import ConflictError, Objects, Version, put, replace
-from cache_schema.plan import BlockPlan
-from cache_schema.reader import require_complete, require_layout
-from cache_schema.records import (
+from mav.cache_schema.arrays import layouts, shard_key
+from mav.cache_schema.creation import is_part, lay_out
+from mav.cache_schema.errors import CacheBusyError, CacheError, MismatchError
+from mav.cache_schema.layout import laid_out
+from mav.cache_schema.manifest import Manifest, StoredDtype, differences
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.reader import require_complete, require_layout
+from mav.cache_schema.records import (
     ClaimRecord,
     CommitRecord,
     LayoutRecord,
@@ -34,8 +32,10 @@ from cache_schema.records import (
     read_commits,
     read_layout,
 )
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.shards import encode_shard
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.shards import encode_shard
+from mav.cache_schema.storage.base import ConflictError, Objects, Version, put, replace
+from mav.cache_schema.storage.lock import LOCK, require_held
 
 _NOT_COMPARED: Final = (
     # Progress, and what measured noise can change.

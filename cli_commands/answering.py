@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cli_commands.parsing import BASE, PLACEMENT, Number, Numbers, OneOnly, Strength, options
-from cli_commands.running import command, print_result, say
+from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._options import BASE, PLACEMENT, Number, Numbers, OneOnly, Strength, options
 
 _JOINED = options(
     click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
@@ -143,9 +143,9 @@ def generate_command(
         raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
-    from pipeline.alpha import as_schedule
-    from pipeline.prompt_form import require_prompt
-    from pipeline.prompts import read_prompts, require_sound
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.preferences.prompt_format import require_prompt
 
     decoding, given = _decoding(others)
     if stream:
@@ -161,7 +161,7 @@ def generate_command(
         require_sound(lines, prompts_file)
     mav, decoding = _load(base_model, given, others)
     if demo_switching is not None:
-        from pipeline.switching_demo import DEMO_PROMPT, demonstrate_switching
+        from mav.pipeline.demo.switching import DEMO_PROMPT, demonstrate_switching
 
         demonstrate_switching(
             mav,
@@ -202,8 +202,8 @@ def generate_command(
 @_SAMPLING
 def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
     """Talk in the terminal; /alpha 1.5 and /base ID change both on the fly, /help tells more."""
-    from pipeline.alpha import as_schedule
-    from pipeline.chat import Chat
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.chat import Chat
 
     _, given = _decoding(others)
     mav, decoding = _load(base_model, given, others)
@@ -246,8 +246,8 @@ def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
 @click.option("--max-prompt-tokens", default=8192, help="Most tokens of a prompt.")
 def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
-    from pipeline.serving.options import ServeOptions
-    from pipeline.serving.run import serve
+    from mav.pipeline.serving.options import ServeOptions
+    from mav.pipeline.serving.run import serve
 
     serve(ServeOptions(bases=bases, **others), say=say)
 
@@ -260,7 +260,7 @@ def _decoding(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """
     from dataclasses import fields
 
-    from pipeline.decoding import Decoding
+    from mav.pipeline.decoding.options import Decoding
 
     context = click.get_current_context()
     named = {
@@ -280,7 +280,7 @@ def _shown(prompt: Any) -> str:
 
 def _load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) -> tuple[Any, Any]:
     """Return head and base, and how tokens are chosen."""
-    from pipeline.generate import MAVInference
+    from mav.pipeline.decoding.inference import MAVInference
 
     mav = MAVInference(others.pop("head"), base_model, say=say, **others)
     decoding = mav.decoding(**given)
@@ -300,9 +300,9 @@ def _answer_file(
     base_model: str | None,
     others: dict[str, Any],
 ) -> None:
-    from pipeline.alpha import as_schedule
-    from pipeline.answers_file import answer_file, require_new
-    from pipeline.prompts import read_prompts
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.batch_file import answer_file, require_new
+    from mav.pipeline.decoding.prompt_file import read_prompts
 
     require_new(output)
     read_prompts(prompts)

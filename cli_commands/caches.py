@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from cli_commands.parsing import BASE, DEVICE, DEVICE_MAP, GGUF_CACHE, JSON, PLACEMENT
-from cli_commands.running import command, print_result, say
+from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._options import BASE, DEVICE, DEVICE_MAP, GGUF_CACHE, JSON, PLACEMENT
 
 
 @command(
@@ -101,10 +101,10 @@ def extract_command(
     Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
     as several processes (accelerate launch, torchrun), they share the work.
     """
-    from pipeline.data_sources import DataSource, parse_source
-    from pipeline.extract import extract
-    from pipeline.extract_options import ExtractOptions
-    from pipeline.preflight import preflight, screen
+    from mav.pipeline.extraction.dry_run import preflight, screen
+    from mav.pipeline.extraction.extract import extract
+    from mav.pipeline.extraction.options import ExtractOptions
+    from mav.pipeline.preferences.sources import DataSource, parse_source
 
     defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit)
     data = tuple(parse_source(dataset, defaults) for dataset in datasets)
@@ -176,7 +176,7 @@ def verify_command(
     as_json: bool,
 ) -> None:
     """Check that a cache is whole; exit code 1 if it is not."""
-    from pipeline.verification import run_verification, screen
+    from mav.pipeline.verification.verify import run_verification, screen
 
     found = run_verification(
         cache,

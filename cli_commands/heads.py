@@ -7,8 +7,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from cli_commands.parsing import DEVICE, DTYPE, JSON, Number, Numbers, OneOnly
-from cli_commands.running import command, print_result, say
+from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._options import DEVICE, DTYPE, JSON, Number, Numbers, OneOnly
 
 _NO_BF16: Final = "mav.no_bf16"
 
@@ -107,8 +107,8 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @JSON
 def train_command(*, bf16: str, as_json: bool, **options: Any) -> None:
     """Train an alignment head from a cache alone; the base model is not needed."""
-    from pipeline.train import train
-    from pipeline.train_options import TrainOptions
+    from mav.pipeline.training.options import TrainOptions
+    from mav.pipeline.training.train import train
 
     wanted: Any = "auto" if bf16 == "auto" else bf16 == "on"
     report = train(TrainOptions(bf16=wanted, **options), say=say)
@@ -159,8 +159,9 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Measure a head at several alphas on cached pairs; the base model is not needed."""
-    from pipeline import html_report, report
-    from pipeline.evaluate import evaluate
+    from mav.pipeline.evaluation.evaluate import evaluate
+    from mav.pipeline.reporting import html as html_report
+    from mav.pipeline.reporting import tables as report
 
     if plot is not None:
         report.require_plot(plot)

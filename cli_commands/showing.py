@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cli_commands.parsing import JSON
-from cli_commands.running import command, print_result
+from mav.cli_commands._errors import command, print_result
+from mav.cli_commands._options import JSON
 
 
 @command(
@@ -18,7 +18,7 @@ from cli_commands.running import command, print_result
 @JSON
 def inspect_command(*, path: str, as_json: bool) -> None:
     """Show what a cache or a head is."""
-    from pipeline.describe import describe, screen
+    from mav.pipeline.reporting.inspect import describe, screen
 
     found = describe(path)
     print_result(as_json, found, screen(found))
@@ -38,6 +38,6 @@ def inspect_command(*, path: str, as_json: bool) -> None:
 @click.option("--base-model", help="Another base than the installed SmolLM2-135M-Instruct.")
 def demo_command(*, output_dir: Path, base_model: str | None) -> None:
     """Extract, train, evaluate and decode on a shipped sample, in a few minutes on a CPU."""
-    from pipeline.demo import run_demo
+    from mav.pipeline.demo.run import run_demo
 
     run_demo(output_dir, base_model, say=click.echo)

@@ -1,9 +1,12 @@
-"""The two stages and the online decoder.
+"""The two stages, the online decoder, and what serves them; a room for each task.
 
-Stage one: preferences -> tokenizing -> packing -> base_model -> extract. Stage two: stream -> head,
-objective -> train, evaluate. Online: aligned_lm -> generate. Stages never import each other.
+A room imports only rooms of a lower floor, and `tests/test_structure.py` holds the table:
+`runtime`; `ops`; `preferences`, `loader`, `base`; `head`; `extraction`, `evaluation`, `decoding`;
+`training`, `verification`; `reporting`, `serving`; `demo`.
+
+Importing this package sets what torch's CPU kernels read from the environment.
 """
 
-from pipeline.cpu_environment import set_cpu_environment
+from mav.pipeline.runtime.environment import set_cpu_environment
 
 set_cpu_environment()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.packing import PACKINGS, Packing
+from mav.pipeline.extraction.packing import PACKINGS, Packing
 from tests.peculiarities import (
     ALIBI,
     BIASED,

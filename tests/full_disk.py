@@ -17,7 +17,7 @@ class FullDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, works: int | None) -> None:
         self.written = 0
         self._works = works
-        monkeypatch.setattr("cache_schema.local_objects.os.fsync", self)
+        monkeypatch.setattr("mav.cache_schema.storage.local.os.fsync", self)
 
     def __call__(self, descriptor: int) -> None:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base_model import BaseModel
+from mav.pipeline.base.model import BaseModel
 from tests.tiny import tiny_base
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

@@ -78,7 +78,7 @@ def run(
 def _run_in_turn(commands: list[list[str]], said: str) -> list[dict[str, Any]]:
     from click.testing import CliRunner
 
-    from cli import main
+    from mav.cli import main
 
     done = []
     for args in commands:
@@ -101,9 +101,6 @@ def _main() -> None:
     # What the forks share. `cli` brings each command's modules when it is run.
     import datasets  # noqa: F401
     import transformers  # noqa: F401
-
-    import pipeline.extract
-    import pipeline.generate  # noqa: F401
 
     groups, said = json.load(sys.stdin)
     if len(groups) == 1:

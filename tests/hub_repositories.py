@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow
 from pyarrow import parquet
 
-from pipeline.base_model import BaseModel
+from mav.pipeline.base.model import BaseModel
 from tests.tiny import rows, save_base
 
 DATA_README: Final = b"---\nlicense: mit\n---\n# Preferences\n"

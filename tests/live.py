@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.batch import Batch, CachedBase
-from pipeline.data_sources import DataSource
-from pipeline.known_places import recall
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.runtime.known_places import recall
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from pipeline.base_model import BaseModel
-from pipeline.packed_attention import PackedLayout, packed_attention
-from pipeline.packing import Packing
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.packed_attention import PackedLayout, packed_attention
+from mav.pipeline.extraction.packing import Packing
 
 WINDOW: Final = 8
 """Shorter than every text: even the states of layer L do not see the first tokens of most."""

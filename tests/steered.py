@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.alpha import Alpha, as_schedule
-from pipeline.base_model import BaseModel
-from pipeline.generate import MAVInference
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import Alpha, as_schedule
+from mav.pipeline.decoding.inference import MAVInference
 from tests.tiny import HIDDEN, tiny_base
 
 LAYER_INDICES = (1, 2, 4)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.batch import Batch
-from pipeline.held_out import PairSubset
-from pipeline.memory import is_out_of_memory
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream, read_ahead
-from pipeline.versions import UNKNOWN, package_versions
+from mav.pipeline.loader.batch import Batch
+from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.runtime.memory import is_out_of_memory
+from mav.pipeline.runtime.versions import UNKNOWN, package_versions
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cache_schema.addresses import is_remote, local_folder, parse_address
-from cache_schema.errors import UsageError
-from cache_schema.objects import open_objects
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.storage.addresses import is_remote, local_folder, parse_address
+from mav.cache_schema.storage.open import open_objects
 from tests.test_cli_errors import refused
 
 SPECIAL = "#?%+ &=;@:*~^`{}[]|<>\"'!$,()éü漢😀\u0301\u200b.-_"

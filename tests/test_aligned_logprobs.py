@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.aligned_logprobs import Tiling, aligned_logprobs
-from pipeline.base_logits import (
+from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
+from mav.pipeline.ops.base_logits import (
     BaseLogits,
     DenseLogits,
     FactoredLogits,
@@ -15,7 +15,7 @@ from pipeline.base_logits import (
     Unembedding,
     encode_topk,
 )
-from pipeline.projection import Projection
+from mav.pipeline.ops.projection import Projection
 
 TOKENS, FEATURES, VOCAB = 11, 5, 17
 LOSSES = ("logp", "squared_norm", "both")

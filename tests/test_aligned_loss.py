@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cache_schema.errors import UsageError
+from mav.cache_schema.errors import UsageError
 from tests.steered import steered, varied_base
 from tests.tiny import ARCHITECTURES
 

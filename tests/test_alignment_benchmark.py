@@ -10,11 +10,11 @@ from benchmarks.baselines.results import accuracy_interval, difference, read_res
 from benchmarks.baselines.results import write_result as write
 from benchmarks.baselines.scoring import final_states, pad_width, score_pairs, tuned_alone
 from benchmarks.baselines.split import DataSettings, Split, load_split
-from cache_schema.reader import CacheReader
-from pipeline.batch import collate
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.intervals import wilson
-from pipeline.packing import pack_shared
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.evaluation.confidence import wilson
+from mav.pipeline.extraction.packing import pack_shared
+from mav.pipeline.loader.batch import collate
+from mav.pipeline.loader.split import PairSubset, in_subset
 from tests.live import cached_logprobs
 from tests.tiny import make_cache, tiny_base
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.errors import UsageError
-from pipeline.alpha import AlphaSchedule, as_schedule, for_each
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule, for_each
 
 STRENGTHS = st.floats(-1e6, 1e6)
 SCHEDULES = st.dictionaries(st.integers(0, 10_000), STRENGTHS, min_size=1, max_size=6).map(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from pipeline.answer_text import AnswerText
+from mav.pipeline.decoding.answer_text import AnswerText
 
 SPECIAL = ["<eos>", "<bos>"]
 

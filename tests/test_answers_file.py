@@ -10,13 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import cli
-from cache_schema.errors import DataError
-from pipeline.alpha import AlphaSchedule, as_schedule
-from pipeline.answers_file import AnswersReport, answer_file
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.prompts import read_prompts
+from mav import cli
+from mav.cache_schema.errors import DataError
+from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.decoding.batch_file import AnswersReport, answer_file
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.prompt_file import read_prompts
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import TrainState
-from pipeline.compute_dtype import native_dtype
-from pipeline.train_defaults import settled
-from pipeline.train_options import TrainOptions
+from mav.pipeline.runtime.compute_dtype import native_dtype
+from mav.pipeline.training.checkpoint import TrainState
+from mav.pipeline.training.defaults import settled
+from mav.pipeline.training.options import TrainOptions
 from tests.test_manifest import llama_7b
 from tests.tiny import save_base, tiny_base, write_rows
 
 WITHOUT_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """
 import sys
-from cli import main
+from mav.cli import main
 for line in sys.stdin.read().splitlines():
     print("$", line.split()[0], file=sys.stderr)
     main(line.split(), standalone_mode=False)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError
-from pipeline.aligned_lm import AlignedLM
-from pipeline.base_checks import check_base
-from pipeline.base_model import BaseModel
-from pipeline.forward import run_decoder
-from pipeline.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.extraction.forward import run_decoder
+from mav.pipeline.extraction.model_checks import check_base
+from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.architectures import CATALOGUE, README, table, table_in, with_table
 from tests.live import relative
 from tests.peculiarities import Peculiarity

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cache_schema.arrays import (
+from mav.cache_schema.arrays import (
     INNER_CHUNK_BYTES,
     TABLE,
     bytes_per_token,
@@ -14,7 +14,7 @@ from cache_schema.arrays import (
     layouts,
     shard_key,
 )
-from cache_schema.manifest import Manifest
+from mav.cache_schema.manifest import Manifest
 from tests.test_manifest import changed, llama_7b
 
 _ALWAYS = {

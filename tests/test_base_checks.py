@@ -5,13 +5,13 @@ from functools import cache
 import pytest
 import torch
 
-import pipeline.forward
-from cache_schema.errors import BaseModelError
-from pipeline import base_checks
-from pipeline.base_checks import BaseVerdict, check_base
-from pipeline.base_model import BaseModel
-from pipeline.packing import ForwardBatch
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction import forward
+from mav.pipeline.extraction import model_checks as base_checks
+from mav.pipeline.extraction.model_checks import BaseVerdict, check_base
+from mav.pipeline.extraction.packing import ForwardBatch
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.test_packing import tiny_pairs
 from tests.tiny import tiny_base, tiny_tokenizer
 
@@ -29,7 +29,7 @@ def checked(architecture: str = "llama") -> BaseVerdict:
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Have a forward pass of more tokens, padding included, run out of memory; list them all."""
-    run, ran = pipeline.forward.run_decoder, []
+    run, ran = forward.run_decoder, []
 
     def limited(base: BaseModel, batch: ForwardBatch) -> None:
         tokens = batch.inputs["input_ids"].numel()
@@ -66,7 +66,7 @@ def test_all_states_and_logits_are_kept_of_one_text_alone(monkeypatch: pytest.Mo
         shapes.append(tuple(batch.inputs["input_ids"].shape))
         return run(base, batch)
 
-    run = pipeline.forward.run_whole
+    run = forward.run_whole
     monkeypatch.setattr(base_checks, "run_whole", noted)
     checked()
     ((sequences, tokens),) = shapes

@@ -9,12 +9,12 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 
-import cli
-from cache_schema.errors import BaseModelError
-from pipeline.base_model import load_base
-from pipeline.base_settings import not_carried_out
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
+from mav import cli
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import load_base
+from mav.pipeline.decoding.base_settings import not_carried_out
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 from tests.serving.running import chat_body, http, running
 from tests.steered import plain_generate
 from tests.test_generate import write_head
@@ -299,8 +299,8 @@ def test_the_server_does_as_the_command(head: str, tmp_path: Path) -> None:
 
 
 def test_in_chat_another_base_brings_its_own_settings(head: str, tmp_path: Path) -> None:
-    from pipeline.alpha import as_schedule
-    from pipeline.chat import Chat
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.chat import Chat
 
     mav = asked(head, with_config(tmp_path / "first", OWN))
     other = with_config(tmp_path / "second", {"max_new_tokens": 3, "top_k": 5})

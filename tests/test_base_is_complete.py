@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache_schema.errors import BaseModelError
-from pipeline.base_model import load_base, preview_base
-from pipeline.base_source import file_digest, resolve_base
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import load_base, preview_base
+from mav.pipeline.base.source import file_digest, resolve_base
 from tests.tiny import VOCAB, save_base, tiny_base
 
 Tensors = dict[str, Tensor]

@@ -5,15 +5,15 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema.errors import BaseModelError, UsageError
-from pipeline.base_checks import check_base
-from pipeline.base_limits import require_readable
-from pipeline.base_model import BaseModel
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.preferences import PreferencePair
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.cache_schema.errors import BaseModelError, UsageError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.limits import require_readable
+from mav.pipeline.extraction.model_checks import check_base
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.test_cached_equals_live import assert_equals_live
 from tests.tiny import make_cache, save_base, tiny_base, tiny_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.base_logits import (
+from mav.pipeline.ops.base_logits import (
     BaseLogits,
     DenseLogits,
     FactoredLogits,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError, MismatchError, UsageError
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel, load_base
-from pipeline.base_quantization import Quantize, named, quantization_of
-from pipeline.base_source import BaseSource, resolve_base
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.verify_base import verify_against_base
+from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.quantization import Quantize, named, quantization_of
+from mav.pipeline.base.source import BaseSource, resolve_base
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.verification.against_base import verify_against_base
 from tests.tiny import save_base, tiny_base, write_rows
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.batch import Batch, BatchMemory
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.stored import from_stored
-from pipeline.stream import PreferenceStream, StreamMemory, read_ahead
+from mav.pipeline.loader.batch import Batch, BatchMemory
+from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.ops.tensor_storage import from_stored
 
 STATES = np.dtype(np.uint16)
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import step, stream
 from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
-from cache_schema.arrays import bytes_per_token
-from cache_schema.reader import CacheReader
+from mav.cache_schema.arrays import bytes_per_token
+from mav.cache_schema.reader import CacheReader
 from tests.written_caches import quick_disk
 
 HEAD = (

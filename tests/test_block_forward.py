@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.block_forward
-from cache_schema.errors import BaseModelError
-from pipeline.base_model import BaseModel
-from pipeline.batch_budget import BatchBudget, DeviceMemory, budget_for
-from pipeline.data_sources import DataSource
-from pipeline.extract_options import ExtractOptions
-from pipeline.extract_work import Work, load, prepare, read
-from pipeline.forward import run_decoder
-from pipeline.memory import is_out_of_memory
-from pipeline.packing import ForwardBatch
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction import block_runner
+from mav.pipeline.extraction.batch_size import BatchBudget, DeviceMemory, budget_for
+from mav.pipeline.extraction.forward import run_decoder
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.extraction.packing import ForwardBatch
+from mav.pipeline.extraction.prepare import Work, load, prepare, read
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.memory import is_out_of_memory
 from tests.tiny import tiny_base, write_rows
 
 PAIRS = 14
@@ -116,7 +116,7 @@ def test_smaller_batches_where_memory_does_not_suffice(
     longest = int(found.data.pairs.shared_length.max())
     seen: list[int] = []
     run = with_room_for(2 * longest, seen, error)
-    monkeypatch.setattr(pipeline.block_forward, "run_decoder", run)
+    monkeypatch.setattr(block_runner, "run_decoder", run)
     assert_same(rows_of(found), want)
     assert found.forward.budget.tokens < ENOUGH
     failed = sum(size > 2 * longest for size in seen)
@@ -131,7 +131,7 @@ def test_a_single_pair_that_does_not_fit_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = work(tmp_path, tiny_base())
-    monkeypatch.setattr(pipeline.block_forward, "run_decoder", with_room_for(10, [], _cuda))
+    monkeypatch.setattr(block_runner, "run_decoder", with_room_for(10, [], _cuda))
     with pytest.raises(BaseModelError, match=r"memory does not suffice to run a single pair of \d"):
         rows_of(found)
 
@@ -142,7 +142,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     found = work(tmp_path, tiny_base())
     run = with_room_for(0, [], lambda: RuntimeError("shapes do not match"))
-    monkeypatch.setattr(pipeline.block_forward, "run_decoder", run)
+    monkeypatch.setattr(block_runner, "run_decoder", run)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         rows_of(found)
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_schema.errors import CacheBusyError
-from cache_schema.local_objects import LocalObjects
-from cache_schema.lock import LOCK
-from cache_schema.objects import Bytes, Version, open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import ClaimRecord, commit_key, encode_record
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.errors import CacheBusyError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import ClaimRecord, commit_key, encode_record
+from mav.cache_schema.storage.base import Bytes, Version
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.lock import LOCK
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter
 from tests.written_caches import (
     Rows,
     all_same_bits,

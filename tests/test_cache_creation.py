@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.arrays import layouts
-from cache_schema.creation import require_free
-from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.layout import laid_out
-from cache_schema.local_objects import LocalObjects
-from cache_schema.lock import LOCK
-from cache_schema.objects import Bytes, Version, open_objects, replace
-from cache_schema.reader import CacheReader
-from cache_schema.records import COMMITS, LAYOUT, commit_key
-from cache_schema.root import ROOT
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.arrays import layouts
+from mav.cache_schema.creation import require_free
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.layout import laid_out
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import COMMITS, LAYOUT, commit_key
+from mav.cache_schema.root import ROOT
+from mav.cache_schema.storage.base import Bytes, Version, replace
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.lock import LOCK
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter
 from tests.full_disk import FullDisk
 from tests.written_caches import (
     begin,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.errors import CacheError, CacheIncompleteError
-from cache_schema.objects import replace
-from cache_schema.reader import CacheReader
-from cache_schema.records import LAYOUT, commit_key
-from cache_schema.root import ROOT, encode_root
-from cache_schema.sealed import UNSEALED, seal
+from mav.cache_schema.errors import CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import LAYOUT, commit_key
+from mav.cache_schema.root import ROOT, encode_root
+from mav.cache_schema.sealed import UNSEALED, seal
+from mav.cache_schema.storage.base import replace
 from tests.written_caches import (
     LOSSES,
     SEVERAL_CHUNKS,

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError, MismatchError, UsageError
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.writer import CacheWriter
-from pipeline.base_model import BaseModel, load_base
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.verify_base import verify_against_base
+from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.verification.against_base import verify_against_base
 from tests.tiny import save_base, tiny_base, write_rows
 
 WRITE = CacheWriter.write_block

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.errors import CacheIncompleteError, MismatchError
-from cache_schema.manifest import Manifest
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import ClaimRecord, commit_key, encode_record, read_block_record
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.errors import CacheIncompleteError, MismatchError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import ClaimRecord, commit_key, encode_record, read_block_record
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter, require_same
 from tests.written_caches import (
     LOSSES,
     all_same_bits,

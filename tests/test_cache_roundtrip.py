@@ -11,17 +11,18 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_schema.arrays import layouts
-from cache_schema.codecs import Compression
-from cache_schema.dtypes import STORED_AS, to_float32
-from cache_schema.lock import LOCK
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Bytes, Version, open_objects
-from cache_schema.quantization import StatesStorage
-from cache_schema.reader import CacheReader
-from cache_schema.records import CommitRecord, commit_key, object_problem, read_block_record
-from cache_schema.shards import shard_bytes
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.arrays import layouts
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.dtypes import STORED_AS, to_float32
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.quantization import StatesStorage
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import CommitRecord, commit_key, object_problem, read_block_record
+from mav.cache_schema.shards import shard_bytes
+from mav.cache_schema.storage.base import Bytes, Version
+from mav.cache_schema.storage.lock import LOCK
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
 from tests.written_caches import (
     SEVERAL_CHUNKS,
     Rows,
@@ -96,8 +97,8 @@ def test_what_is_written_is_read_back(
 ) -> None:
     root = tmp_path_factory.mktemp("any") / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache_schema.arrays.INNER_CHUNK_BYTES", chunk_bytes)
-        patch.setattr("cache_schema.arrays._MOST_CHUNKS", most_chunks)
+        patch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", chunk_bytes)
+        patch.setattr("mav.cache_schema.arrays._MOST_CHUNKS", most_chunks)
         manifest, plan = write(root, lengths=tuple(lengths), **options)
         reader = CacheReader(root)
     assert reader.manifest.complete

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError
-from cache_schema.reader import Block, CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.batch import Batch, CachedBase, collate
-from pipeline.pooling import pool_states
+from mav.cache_schema.errors import BaseModelError
+from mav.cache_schema.reader import Block, CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.ops.pooling import pool_states
 from tests.live import cached_logprobs, live_answers, relative
 from tests.tiny import ARCHITECTURES, HIDDEN, VOCAB, make_cache, tiny_base
 

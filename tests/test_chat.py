@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import cli
-from pipeline.alpha import as_schedule
-from pipeline.chat import HELP, Chat
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
+from mav import cli
+from mav.pipeline.decoding.alpha import as_schedule
+from mav.pipeline.decoding.chat import HELP, Chat
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_schema.errors import UsageError
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.data_sources import DataSource
-from pipeline.generate import MAVInference
-from pipeline.known_places import recall
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.tokenizing import tokenize_pairs
-from pipeline.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_transcript
-from pipeline.verify_base import verify_against_base
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import tokenize_pairs
+from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_transcript
+from mav.pipeline.runtime.known_places import recall
+from mav.pipeline.verification.against_base import verify_against_base
 from tests.test_generate import write_head
 from tests.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
 

@@ -8,15 +8,15 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.chat_template import ChatTemplate, parse_date, uses_date
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.prompt_form import PromptForm
-from pipeline.transcripts import CHAT_TEMPLATE
-from pipeline.verify_base import verify_against_base
+from mav.cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.chat_template import ChatTemplate, parse_date, uses_date
+from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE
+from mav.pipeline.verification.against_base import verify_against_base
 from tests.test_generate import write_head
 from tests.tiny import make_cache, tiny_base, tiny_tokenizer
 

@@ -19,8 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache_schema.errors import HeadError
-from pipeline.checkpoint import Checkpoint, TrainState, newest_checkpoint, save_checkpoint
+from mav.cache_schema.errors import HeadError
+from mav.pipeline.training.checkpoint import (
+    Checkpoint,
+    TrainState,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 FILES: Final = ("head.safetensors", "optimizer.safetensors", "state.json")
 

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
-from cache_schema.reader import CacheReader
+from mav import cli
+from mav.cache_schema.reader import CacheReader
 from tests.limits import PROCESS
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 

@@ -17,10 +17,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cache_schema.reader import CacheReader
-from cache_schema.sealed import UNSEALED, seal
-from pipeline.base_model import BaseModel, load_base
-from pipeline.base_source import tokenizer_digest
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.sealed import UNSEALED, seal
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.source import tokenizer_digest
 from tests.test_cli import mav
 from tests.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base, write_rows
 from tests.written_caches import all_same_bits, leftovers, read_all, stored_objects
@@ -813,7 +813,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.extract.extract", interrupted)
+    monkeypatch.setattr("mav.pipeline.extraction.extract.extract", interrupted)
     result = mav(*extract_args(world, output))
     assert result.exit_code == 130
     assert "goes on where it was" in result.stderr
@@ -825,5 +825,5 @@ def test_a_mistake_in_the_program_keeps_its_traceback(
     def mistaken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pipeline.extract.extract", mistaken)
+    monkeypatch.setattr("mav.pipeline.extraction.extract.extract", mistaken)
     assert isinstance(mav(*extract_args(world, output)).exception, ZeroDivisionError)

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import UsageError
-from pipeline import compute_dtype
-from pipeline.compute_dtype import dtype_name, native_dtype, pick_dtype, pick_dtype_for_stored
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime import compute_dtype
+from mav.pipeline.runtime.compute_dtype import (
+    dtype_name,
+    native_dtype,
+    pick_dtype,
+    pick_dtype_for_stored,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
@@ -172,7 +177,7 @@ def test_names_and_torchs_types_are_the_same() -> None:
 
 def test_this_processor_without_its_instructions_computes_in_float32() -> None:
     program = (
-        "import torch; from pipeline.compute_dtype import native_dtype;"
+        "import torch; from mav.pipeline.runtime.compute_dtype import native_dtype;"
         "print(native_dtype(torch.device('cpu')))"
     )
     env = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.errors import UsageError
-from pipeline.data_sources import DataSource, parse_source, require_weights
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.preferences.sources import DataSource, parse_source, require_weights
 
 PLAIN = DataSource(id="")
 

@@ -12,7 +12,7 @@ from benchmarks import decode
 from benchmarks.baselines.decoding import weight_bytes
 from benchmarks.decoders import Task, Timing, copied, latency, latency_ratio
 from benchmarks.shapes import BaseShape, EndlessBase, HeadShape, read_bytes
-from pipeline.base_model import BaseModel
+from mav.pipeline.base.model import BaseModel
 from tests.tiny import HIDDEN, LAYERS, VOCAB, save_base, tiny_base
 
 RATIOS = (

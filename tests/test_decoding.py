@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_schema.errors import UsageError
-from pipeline.decoding import Decoding
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.options import Decoding
 
 LARGEST = 2**62
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.alpha import Alpha, AlphaSchedule
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding, Generation
-from pipeline.generate import MAVInference
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding, Generation
 from tests.steered import (
     plain_generate,
     steered,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_schema.dtypes import itemsize, to_float32
+from mav.cache_schema.dtypes import itemsize, to_float32
 from tests.written_caches import same_bits
 
 

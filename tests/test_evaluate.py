@@ -15,18 +15,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema import CacheReader
-from cache_schema.errors import DataError, MismatchError, UsageError
-from pipeline import report
-from pipeline.by_length import by_length, by_longer
-from pipeline.data_sources import DataSource
-from pipeline.evaluate import AlphaResult, Evaluation, evaluate
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import HeadOrigin, save_head
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.intervals import mean_interval, wilson
+from mav.cache_schema import CacheReader
+from mav.cache_schema.errors import DataError, MismatchError, UsageError
+from mav.pipeline.evaluation.confidence import mean_interval, wilson
+from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation, evaluate
+from mav.pipeline.evaluation.length_breakdown import by_length, by_longer
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.pretrained import save_head
+from mav.pipeline.head.storage import HeadOrigin
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.reporting import tables as report
 from tests.tiny import HIDDEN, make_cache, tiny_base, write_rows
 
 FRACTION = 0.3
@@ -240,8 +242,8 @@ def test_results_do_not_depend_on_how_pairs_are_grouped(
     head: str, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
-    monkeypatch.setattr("pipeline.tally._PAIRS_AT_ONCE", 1)
-    monkeypatch.setattr("pipeline.tally.CHUNK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("mav.pipeline.evaluation.pair_scores._PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr("mav.pipeline.evaluation.pair_scores.CHUNK_ELEMENTS", 300 * 7)
     pieces = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
     for one, other in zip(whole.results, pieces.results, strict=True):
         for name, value in dataclasses.asdict(one).items():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import extract
-from cache_schema.arrays import INNER_CHUNK_BYTES
+from mav.cache_schema.arrays import INNER_CHUNK_BYTES
 from tests.tiny import save_base, tiny_base, write_rows
 
 PAIRS = 6

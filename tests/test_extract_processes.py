@@ -15,12 +15,12 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.errors import UsageError
-from cache_schema.lock import run_lock
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from pipeline.block_forward import BlockForward
-from pipeline.processes import Processes, launched, require_joined
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.storage.lock import run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.runtime.distributed import Processes, launched, require_joined
 from tests.limits import PROCESS, wait_until
 from tests.test_cli import done, mav
 from tests.test_cli_errors import refused
@@ -230,7 +230,8 @@ def test_the_number_of_processes_is_the_launchers(monkeypatch: pytest.MonkeyPatc
 
 def test_one_process_needs_no_accelerate() -> None:
     code = (
-        "import sys\nfrom pipeline.processes import Processes\nProcesses(on_cpu=True)\n"
+        "import sys\nfrom mav.pipeline.runtime.distributed import Processes\n"
+        "Processes(on_cpu=True)\n"
         "sys.exit(bool({'torch', 'accelerate'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
@@ -241,8 +242,8 @@ def test_one_process_needs_no_accelerate() -> None:
 
 TOGETHER = """
 import os
-from cache_schema.errors import MAVError
-from pipeline.processes import Processes
+from mav.cache_schema.errors import MAVError
+from mav.pipeline.runtime.distributed import Processes
 
 processes = Processes(on_cpu=True)
 rank = processes.rank
@@ -301,8 +302,8 @@ def test_two_processes_are_told_what_the_first_found(tmp_path: Path) -> None:
 
 def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
     code = (
-        "from pipeline.processes import Processes\n"
-        "from cache_schema.errors import UsageError\n"
+        "from mav.pipeline.runtime.distributed import Processes\n"
+        "from mav.cache_schema.errors import UsageError\n"
         "try:\n    Processes(on_cpu=False)\n"
         "except UsageError as error:\n    print(error)"
     )
@@ -315,7 +316,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
 
 
 def test_a_number_of_processes_without_their_places_is_refused() -> None:
-    code = "from pipeline.processes import Processes\nProcesses(on_cpu=True)"
+    code = "from mav.pipeline.runtime.distributed import Processes\nProcesses(on_cpu=True)"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -323,7 +324,7 @@ def test_a_number_of_processes_without_their_places_is_refused() -> None:
         capture_output=True,
         text=True,
     )
-    assert found.stderr.strip().splitlines()[-1].startswith("cache_schema.errors.UsageError: ")
+    assert found.stderr.strip().splitlines()[-1].startswith("mav.cache_schema.errors.UsageError: ")
 
 
 # Unrelated runs

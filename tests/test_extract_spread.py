@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_schema.errors import UsageError
-from cache_schema.reader import CacheReader
-from pipeline.data_sources import DataSource
-from pipeline.extract import ExtractReport, extract
-from pipeline.extract_options import ExtractOptions
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.extraction.extract import ExtractReport, extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
 from tests.test_spread_and_compiled import MAPS, MODULES, placed
 from tests.tiny import save_base, tiny_base, write_rows
 
@@ -79,16 +79,16 @@ def test_on_an_accelerator_or_partly(
 def test_in_bfloat16_the_kernel_for_texts_of_many_lengths_is_used(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.packed_attention
+    from mav.pipeline.base import packed_attention
 
     calls: list[int] = []
-    varlen = pipeline.packed_attention._varlen
+    varlen = packed_attention._varlen
 
     def counted(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return varlen(*arguments)
 
-    monkeypatch.setattr(pipeline.packed_attention, "_varlen", counted)
+    monkeypatch.setattr(packed_attention, "_varlen", counted)
     assert run(folder, tmp_path, device="cuda", dtype="bfloat16").packing == "packed"
     assert calls
 

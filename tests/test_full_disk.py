@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.errors import CacheError, CacheIncompleteError
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import commit_key, read_commits
-from cache_schema.verify import verify
+from mav.cache_schema.errors import CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import commit_key, read_commits
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
 from tests.full_disk import FullDisk
 from tests.tiny import make_cache
 from tests.written_caches import (
@@ -74,7 +74,7 @@ def test_a_commit_that_may_not_outlive_a_power_failure_is_withdrawn(
                     raise OSError(errno.EIO, "Input/output error")
 
         with monkeypatch.context() as patch:
-            patch.setattr("cache_schema.local_objects.os.fsync", sync)
+            patch.setattr("mav.cache_schema.storage.local.os.fsync", sync)
             with pytest.raises(OSError, match="Input/output error"):
                 write_one(writer, manifest, plan, 2)
         assert len(synced) == 2

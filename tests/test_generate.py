@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
-from cache_schema.reader import CacheReader
-from pipeline.aligned_lm import AlignedLM
-from pipeline.alpha import AlphaSchedule
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference, create_mav
-from pipeline.head_files import HeadOrigin, save_head
+from mav.cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference, create_mav
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.head.pretrained import save_head
+from mav.pipeline.head.storage import HeadOrigin
 from tests.live import relative
 from tests.steered import plain_generate
 from tests.test_training_equals_online import random_head

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache_schema.errors import BaseModelError
-from pipeline import gguf_copy
-from pipeline.base_model import BaseModel, load_base
-from pipeline.base_source import file_digest
-from pipeline.gguf_copy import find_base
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base import gguf_copy
+from mav.pipeline.base.gguf_copy import find_base
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.source import file_digest
 from tests.gguf_files import SIZES, Tensors, write_gguf
 from tests.tiny import rows, tiny_base
 
@@ -177,7 +177,7 @@ def test_one_that_was_interrupted_leaves_nothing(
 def test_several_processes_at_once_make_one(home: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     code = (
-        "import sys; from pipeline.gguf_copy import find_base; "
+        "import sys; from mav.pipeline.base.gguf_copy import find_base; "
         "print(find_base(sys.argv[1], say=print).converted)"
     )
     runs = [
@@ -199,7 +199,7 @@ def test_where_there_is_no_room_the_file_is_read(
     path = write_gguf(tmp_path / "tiny.gguf")
     target = {"memory": "psutil.virtual_memory", "disk": "shutil.disk_usage"}[lacking]
     nothing = type("Free", (), {"available": 10, "free": 10})
-    monkeypatch.setattr(f"pipeline.gguf_copy.{target}", lambda *_: nothing)
+    monkeypatch.setattr(f"mav.pipeline.base.gguf_copy.{target}", lambda *_: nothing)
     said: list[str] = []
     assert find_base(str(path), say=said.append).converted is None
     assert f"of {lacking}, and 0.0 are free" in said[0]

@@ -20,12 +20,12 @@ from benchmarks.gpu.place import Place, Settings, Tell
 from benchmarks.gpu.report import BEGIN, END, all_right, docs_block, is_check, write_docs
 from benchmarks.gpu.running import Outcome, Part, run_parts
 from benchmarks.gpu.sizes import compute_dtype
-from cache_schema.errors import UsageError
-from pipeline.aligned_lm import AlignedLM
-from pipeline.head import AlignmentHead
-from pipeline.host_copies import HostCopies
-from pipeline.packed_attention import PackedLayout
-from pipeline.pooling import pool_states
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.packed_attention import PackedLayout
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.ops.host_copies import HostCopies
+from mav.pipeline.ops.pooling import pool_states
 from tests.written_caches import quick_disk
 
 ROOT = Path(__file__).parents[1]
@@ -207,7 +207,7 @@ def test_wrong_states_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -
         pooled = pool_states(states, size)
         return pooled * 1.5 if pooled.dtype == torch.bfloat16 else pooled
 
-    monkeypatch.setattr("pipeline.block_forward.pool_states", off)
+    monkeypatch.setattr("mav.pipeline.extraction.block_runner.pool_states", off)
     names = wrong(check_cache, place)
     assert "states, int8, bfloat16" in names
     assert all("bfloat16" in name for name in names)

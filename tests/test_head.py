@@ -16,18 +16,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cache_schema import CacheReader, HeadError, Manifest
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import (
-    CONFIG,
-    WEIGHTS,
-    HeadOrigin,
-    find_head,
-    load_head,
-    read_head_config,
-    save_head,
-)
-from pipeline.pooling import pool_states
+from mav.cache_schema import CacheReader, HeadError, Manifest
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.pretrained import load_head, save_head
+from mav.pipeline.head.storage import CONFIG, WEIGHTS, HeadOrigin, find_head, read_head_config
+from mav.pipeline.ops.pooling import pool_states
 
 SIZES = HeadConfig(num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300, dropout=0.25)
 
@@ -391,7 +385,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_head(
 KILLED_AT_A_RENAME = """
 import os, sys
 from pathlib import Path
-from pipeline.head_files import load_head, save_head
+from mav.pipeline.head.pretrained import load_head, save_head
 
 folder, left = sys.argv[1], int(sys.argv[2])
 stored = load_head(folder)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.generate import MAVInference
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_sizes import base_parameters, default_expansion_size, default_pooled_size
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.sizes import base_parameters, default_expansion_size, default_pooled_size
 from tests.test_manifest import llama_7b
 from tests.tiny import tiny_base
 

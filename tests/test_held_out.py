@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache_schema import CacheReader
-from pipeline.held_out import PairSubset, Which, in_subset
-from pipeline.preferences import PreferencePair
-from pipeline.transcripts import split_transcript
+from mav.cache_schema import CacheReader
+from mav.pipeline.loader.split import PairSubset, Which, in_subset
+from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.preferences.transcripts import split_transcript
 from tests.tiny import rows
 
 FRACTIONS = st.floats(0, 1)

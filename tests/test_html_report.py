@@ -17,12 +17,12 @@ import matplotlib
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
-from cache_schema.errors import UsageError
-from pipeline.charts import Chart, Point, Series, plots
-from pipeline.evaluate import Evaluation, evaluate
-from pipeline.html_report import read_log, render, write_report
-from pipeline.known_places import shown_place
+from mav import cli
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
+from mav.pipeline.reporting.html import read_log, render, write_report
+from mav.pipeline.reporting.plots import Chart, Point, Series, plots
+from mav.pipeline.runtime.known_places import shown_place
 from tests.test_evaluate import ALPHAS, save_random_head
 from tests.tiny import make_cache
 
@@ -114,7 +114,7 @@ def drawn_once() -> Iterator[None]:
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.html_report.plots", draw)
+        patch.setattr("mav.pipeline.reporting.html.plots", draw)
         yield
 
 
@@ -308,7 +308,7 @@ def test_alpha_zero_alone(found: Evaluation, tiny_cache: Path) -> None:
 def test_two_reports_differ_in_the_date_alone(
     found: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.html_report.plots", plots)
+    monkeypatch.setattr("mav.pipeline.reporting.html.plots", plots)
     first = render(found, NOW)
     assert render(found, NOW) == first
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
@@ -378,7 +378,7 @@ def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluated(*_: Any, **__: Any) -> Evaluation:
         pytest.fail("the evaluation was begun")
 
-    monkeypatch.setattr("pipeline.evaluate.evaluate", evaluated)
+    monkeypatch.setattr("mav.pipeline.evaluation.evaluate.evaluate", evaluated)
 
 
 def refused(*args: object) -> str:

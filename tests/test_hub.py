@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema.reader import CacheReader
-from pipeline.base_source import file_digest
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.source import file_digest
 from tests.docs.world import free_port
 from tests.hub_commands import ROOT, Ran, run
 from tests.hub_repositories import base_files, files_in, hh_rlhf, ultrafeedback

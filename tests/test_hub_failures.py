@@ -11,11 +11,11 @@ from typing import Final
 
 import pytest
 
-from cache_schema.errors import MAVError
-from pipeline.base_source import resolve_base
-from pipeline.data_sources import DataSource
-from pipeline.head_files import find_head
-from pipeline.preferences import ReadCounts, read_pairs
+from mav.cache_schema.errors import MAVError
+from mav.pipeline.base.source import resolve_base
+from mav.pipeline.head.storage import find_head
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
 from tests.hub_commands import Ran, run
 from tests.hub_repositories import base_files, hh_rlhf
 from tests.hub_server import TROUBLES, Hub, hub_server

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError
-from pipeline.alpha import Alpha, AlphaSchedule, as_schedule
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.in_flight import InFlightDecoder, NewToken, Request, Row
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder, NewToken, Request, Row
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 from tests.steered import steered, varied_base, whole_text_logits
 from tests.tiny import ARCHITECTURES
 
@@ -275,7 +275,7 @@ def test_a_row_waits_for_the_prompts_of_others(
     mav: MAVInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 3.0
-    monkeypatch.setattr("pipeline.in_flight.perf_counter", lambda: clock)
+    monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.perf_counter", lambda: clock)
     decoder = decoder_of(mav)
     first, second = (
         Request(prompt=prompt, alpha=as_schedule(1.0), decoding=Decoding())
@@ -326,7 +326,7 @@ def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(
 ) -> None:
     chance = random.Random(4)
     requests = [random_request(chance) for _ in range(7)]
-    monkeypatch.setattr("pipeline.in_flight.PREFILL_TOKENS", 26)
+    monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.PREFILL_TOKENS", 26)
     passes: list[int] = []
     handle = mav.base.model.register_forward_pre_hook(
         lambda _, __, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -9,12 +9,12 @@ import torch
 
 from benchmarks import in_loop
 from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answers
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.batch import CachedBase
-from pipeline.head import AlignmentHead
-from pipeline.objective import Objective, Scorer, Scores
-from pipeline.train_options import TrainOptions
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.training.loss import Objective, Scorer, Scores
+from mav.pipeline.training.options import TrainOptions
 from tests.live import cached_pairs, relative
 from tests.test_cached_equals_live import whole_cache
 from tests.test_training_equals_online import random_head

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.objects import open_objects
-from cache_schema.records import read_commits
-from cache_schema.root import read_manifest
+from mav.cache_schema.records import read_commits
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.open import open_objects
 from tests.test_cli import Line, done
 from tests.tiny import save_base, tiny_base, write_rows
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ENDS_HANGS_S = 600
 TO_ITSELF = "import os, signal\ndef stop():\n    os.kill(os.getpid(), signal.{name})\n"
 IN_BLOCK = """
-from pipeline.block_forward import BlockForward
+from mav.pipeline.extraction.block_runner import BlockForward
 run, begun = BlockForward.run, []
 def counted(self, pairs, progress):
     begun.append(pairs)
@@ -31,7 +31,7 @@ BlockForward.run = counted
 """
 STUCK = """
 import contextlib, threading
-import pipeline.extract_blocks as blocks
+from mav.pipeline.extraction import blocks as blocks
 blocks.CacheWriter.write_block = lambda *_: threading.Event().wait()
 @contextlib.contextmanager
 def again():
@@ -40,7 +40,7 @@ def again():
 blocks.between_bars = again
 """
 IN_STEP = """
-from pipeline.train_step import Trainer
+from mav.pipeline.training.trainer import Trainer
 step = Trainer.step
 def stopped(self, number, *args):
     if number == {step}:
@@ -49,7 +49,7 @@ def stopped(self, number, *args):
 Trainer.step = stopped
 """
 IN_ANSWERS = """
-import pipeline.answers_file as answers
+from mav.pipeline.decoding import batch_file as answers
 append, times = answers._append, []
 def stopped(file, values):
     times.append(values)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.errors import UsageError
-from pipeline.layers import parse_indices, select_layers
-from pipeline.pooling import pool_states
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.layer_selection import parse_indices, select_layers
+from mav.pipeline.ops.pooling import pool_states
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.lock import LOCK
-from cache_schema.objects import open_objects
-from cache_schema.records import LAYOUT, read_layout
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.records import LAYOUT, read_layout
+from mav.cache_schema.storage.lock import LOCK
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter
 from tests.written_caches import (
     LOSSES,
     all_same_bits,

@@ -14,9 +14,17 @@ from typing import Any
 import psutil
 import pytest
 
-from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.lock import BEAT_SECONDS, LOCK, Holder, read_holder, require_held, run_lock
-from cache_schema.objects import ConflictError, Objects, Version, open_objects, replace
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.storage.base import ConflictError, Objects, Version, replace
+from mav.cache_schema.storage.lock import (
+    BEAT_SECONDS,
+    LOCK,
+    Holder,
+    read_holder,
+    require_held,
+    run_lock,
+)
+from mav.cache_schema.storage.open import open_objects
 from tests.limits import EVENT, Clock, wait_until
 from tests.written_caches import silent
 
@@ -28,14 +36,14 @@ def objects(tmp_path: Path) -> Objects:
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("mav.cache_schema.storage.lock.BEAT_SECONDS", 0.05)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of who watches another's lock."""
     found = Clock()
-    monkeypatch.setattr("cache_schema.lock.time", found)
+    monkeypatch.setattr("mav.cache_schema.storage.lock.time", found)
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 
 import pytest
 
-from cache_schema.local_objects import LocalObjects
-from cache_schema.lock import LOCK, require_held, run_lock
-from cache_schema.objects import Bytes, ConflictError, Version, open_objects
+from mav.cache_schema.storage.base import Bytes, ConflictError, Version
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.lock import LOCK, require_held, run_lock
+from mav.cache_schema.storage.open import open_objects
 from tests.full_disk import FullDisk
 from tests.limits import wait_until
 from tests.written_caches import silent
@@ -20,7 +21,7 @@ Call = Literal["before writing", "after writing", "conflict", "looking"]
 
 @pytest.fixture(autouse=True)
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_schema.lock.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("mav.cache_schema.storage.lock.BEAT_SECONDS", 0.05)
 
 
 class Failing(LocalObjects):
@@ -99,7 +100,7 @@ def test_a_lock_whose_taking_failed_does_not_keep_its_own_process_out(
             raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache_schema.local_objects.os.fsync", fail)
+        patch.setattr("mav.cache_schema.storage.local.os.fsync", fail)
         with (
             pytest.raises(OSError, match="Input/output error"),
             run_lock(open_objects(tmp_path / "cache"), say=silent),

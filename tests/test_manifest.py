@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cache_schema.errors import CacheError, ManifestError
-from cache_schema.manifest import (
+from mav.cache_schema.errors import CacheError, ManifestError
+from mav.cache_schema.manifest import (
     FORMAT_VERSION,
     BaseModelRecord,
     DataRecord,

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.errors import DataError, MismatchError
-from cache_schema.reader import CacheReader
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.mixing import MixedPairs, mix
-from pipeline.preferences import PreferencePair
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from mav.cache_schema.errors import DataError, MismatchError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.preferences.mixture import MixedPairs, mix
+from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
 from tests.tiny import tiny_base, tiny_tokenizer
 
 

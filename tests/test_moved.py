@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.reader import CacheReader
-from pipeline.head_files import load_head
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.pretrained import load_head
 from tests.test_cli import Line, done
 from tests.test_cli_errors import refused
 from tests.tiny import save_base, tiny_base, write_rows

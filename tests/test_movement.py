@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.movement import LEAST_KL, has_hardly_moved
+from mav.pipeline.head.movement import LEAST_KL, has_hardly_moved
 from tests.test_cli import Line, done, mav
 from tests.tiny import save_base, tiny_base, write_rows
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError, HeadError, MAVError
-from pipeline.base_model import load_base, preview_base
-from pipeline.base_source import resolve_base
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.head_files import load_head
+from mav.cache_schema.errors import BaseModelError, HeadError, MAVError
+from mav.pipeline.base.model import load_base, preview_base
+from mav.pipeline.base.source import resolve_base
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.head.pretrained import load_head
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
 

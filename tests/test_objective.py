@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache_schema import Block, CacheReader
-from pipeline.base_logits import DenseLogits
-from pipeline.batch import Batch, CachedBase, collate
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.objective import Objective, ObjectiveName, Scorer, Scores
+from mav.cache_schema import Block, CacheReader
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.ops.base_logits import DenseLogits
+from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer, Scores
 from tests.live import cached_logprobs
 
 LENGTHS = (3, 1, 2, 4, 1, 1)

@@ -12,15 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.addresses import is_remote
-from cache_schema.errors import CacheError
-from cache_schema.local_objects import LocalObjects
-from cache_schema.objects import (
-    ConflictError,
-    Version,
-    open_objects,
-    replace,
-)
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.storage.addresses import is_remote
+from mav.cache_schema.storage.base import ConflictError, Version, replace
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.open import open_objects
 from tests.written_caches import leftovers
 
 _WRITE = os.write
@@ -214,7 +210,7 @@ def test_short_reads_are_gone_on_with(
         calls.append(len(buffers[0]))
         return _READV(descriptor, [buffers[0][:3]])
 
-    monkeypatch.setattr("cache_schema.local_objects.os.readv", short)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.readv", short)
     parts = rooms(8, 2)
     assert list(objects.read_parts("x", parts)) == [0, 1]
     assert b"".join(part.tobytes() for part in parts) == b"0123456789"
@@ -229,7 +225,7 @@ def test_a_failing_read_names_its_file(
     def fail(*arguments: Any) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("cache_schema.local_objects.os.readv", fail)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.readv", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         list(objects.read_parts("x", rooms(10)))
     assert str(caught.value.filename) == str(tmp_path / "place" / "x")
@@ -250,8 +246,8 @@ def test_no_descriptor_stays_open(
         closed.append(descriptor)
         _CLOSE(descriptor)
 
-    monkeypatch.setattr("cache_schema.local_objects.os.open", note_open)
-    monkeypatch.setattr("cache_schema.local_objects.os.close", note_close)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.open", note_open)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.close", note_close)
     with contextlib.suppress(ValueError):
         list(objects.read_parts("x", rooms(*sizes)))
     assert len(opened) == 1
@@ -272,7 +268,7 @@ class Syncs:
         self.steps: list[tuple[str, bytes | None]] = []
         self.folders: set[int] = set()
         self._path = path
-        monkeypatch.setattr("cache_schema.local_objects.os.fsync", self)
+        monkeypatch.setattr("mav.cache_schema.storage.local.os.fsync", self)
 
     def __call__(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
@@ -327,7 +323,7 @@ def test_short_writes_are_gone_on_with(
         calls.append(len(data))
         return _WRITE(descriptor, data[:3])
 
-    monkeypatch.setattr("cache_schema.local_objects.os.write", short)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.write", short)
     objects.write("x", b"0123456789", None)
     assert content(objects, "x") == b"0123456789"
     assert calls == [10, 7, 4, 1]
@@ -343,7 +339,7 @@ def test_a_new_object_that_cannot_be_written_is_not_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"cache_schema.local_objects.os.{call}", fail)
+        patch.setattr(f"mav.cache_schema.storage.local.os.{call}", fail)
         with pytest.raises(OSError, match="No space left") as caught:
             objects.write("x", b"2", None)
     assert caught.value.filename == str(tmp_path / "place" / "x")
@@ -361,7 +357,7 @@ def test_an_object_that_cannot_be_replaced_stays_as_it_was(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"cache_schema.local_objects.os.{call}", fail)
+        patch.setattr(f"mav.cache_schema.storage.local.os.{call}", fail)
         with pytest.raises(OSError, match="Input/output error"):
             objects.write("x", b"2", version)
     assert content(objects, "x") == b"1"
@@ -376,7 +372,7 @@ def test_a_file_system_without_hard_links_will_do(
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("cache_schema.local_objects.os.link", fail)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.link", fail)
     version = objects.write("a/x", b"1", None)
     assert version == objects.version("a/x")
     with pytest.raises(ConflictError):
@@ -407,7 +403,7 @@ def test_withdrawing_never_raises(
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("cache_schema.local_objects.os.unlink", fail)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.unlink", fail)
     objects.withdraw("x", b"mine")
     assert content(objects, "x") == b"mine"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.local_objects import LocalObjects
-from cache_schema.objects import ConflictError
+from mav.cache_schema.storage.base import ConflictError
+from mav.cache_schema.storage.local import LocalObjects
 from tests.limits import EVENT
 from tests.written_caches import leftovers, quick_disk
 
@@ -42,7 +42,7 @@ def objects(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     if request.param == "no hard links":
-        monkeypatch.setattr("cache_schema.local_objects.os.link", fail)
+        monkeypatch.setattr("mav.cache_schema.storage.local.os.link", fail)
     return LocalObjects(tmp_path / "place")
 
 
@@ -113,7 +113,7 @@ def test_a_name_that_another_takes_just_before_it_is_given_is_the_others(
         target.write_bytes(b"another's")
         link(source, target)
 
-    monkeypatch.setattr("cache_schema.local_objects.os.link", link_late)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.link", link_late)
     with pytest.raises(ConflictError):
         objects.write("x", b"mine", None)
     assert objects.read("x").tobytes() == b"another's"
@@ -126,7 +126,7 @@ def test_versions_are_compared_when_all_others_are_kept_out(
     def fail(*arguments: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("cache_schema.local_objects.os.link", fail)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.link", fail)
     objects = LocalObjects(tmp_path / "place")
     objects.write("other", b"so that there is a place", None)
     expected = objects.write("x", b"first", None) if replaces else None
@@ -137,7 +137,7 @@ def test_versions_are_compared_when_all_others_are_kept_out(
         asking.set()
         flock(file, operation)
 
-    monkeypatch.setattr("cache_schema.local_objects.fcntl.flock", asked)
+    monkeypatch.setattr("mav.cache_schema.storage.local.fcntl.flock", asked)
     with ThreadPoolExecutor(1) as pool:
         with (tmp_path / "place" / ".mutex").open("wb") as mutex:
             flock(mutex.fileno(), fcntl.LOCK_EX)
@@ -166,7 +166,7 @@ def test_an_object_that_goes_while_all_are_listed_is_left_out(
         (tmp_path / "place" / "lock.json").unlink(missing_ok=True)
         return entries
 
-    monkeypatch.setattr("cache_schema.local_objects.os.scandir", then_gone)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.scandir", then_gone)
     assert objects.sizes() == {"kept": 1}
 
 
@@ -185,7 +185,7 @@ def test_a_folder_that_another_prunes_meanwhile_is_made_again(
                 objects.prune()
         return real(path, flags, *mode)
 
-    monkeypatch.setattr("cache_schema.local_objects.os.open", pruned_before)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.open", pruned_before)
     objects.write("x", b"1", None)
     assert objects.sizes() == {"x": 1}
     assert leftovers(tmp_path) == []

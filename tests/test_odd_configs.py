@@ -17,11 +17,11 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_schema.errors import MAVError
-from pipeline.alpha import as_schedule
-from pipeline.base_model import BaseModel, load_base
-from pipeline.decoding import Decoding
-from pipeline.in_flight import Request
+from mav.cache_schema.errors import MAVError
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.decoding.alpha import as_schedule
+from mav.pipeline.decoding.continuous_batching import Request
+from mav.pipeline.decoding.options import Decoding
 from tests.steered import steered, whole_text_choices
 from tests.test_cached_equals_live import assert_equals_live
 from tests.test_in_flight import alone

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from pipeline.joining import Joined
-from pipeline.messages import Messages
-from pipeline.preference_rows import PreferencePair, read_answers, to_pair
-from pipeline.prompt_form import Form, PromptForm, text_tokens
-from pipeline.serving.fields import FieldLimits, chat_asked, completion_asked
-from pipeline.serving.jobs import Asked
-from pipeline.serving.preparing import _tokens
-from pipeline.tokenizing import tokenize_pairs
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.preferences.messages import Messages
+from mav.pipeline.preferences.prompt_format import Form, PromptForm, text_tokens
+from mav.pipeline.preferences.rows import PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.tokenization import tokenize_pairs
+from mav.pipeline.serving.fields import FieldLimits, chat_asked, completion_asked
+from mav.pipeline.serving.jobs import Asked
+from mav.pipeline.serving.preparing import _tokens
 from tests.steered import steered
 from tests.tiny import tiny_base, tiny_tokenizer
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache_schema.plan import BlockPlan, plan_blocks
-from pipeline.order import EpochOrder, StepShape, order_epoch, shuffled_windows
+from mav.cache_schema.plan import BlockPlan, plan_blocks
+from mav.pipeline.loader.sampler import EpochOrder, StepShape, order_epoch, shuffled_windows
 
 SHAPES = st.builds(
     StepShape,

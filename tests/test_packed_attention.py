@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.forward import run_decoder
-from pipeline.packed_attention import NAME, PackedLayout, Segment, _attend, packed_attention
-from pipeline.packing import pack_separate, pack_together
+from mav.pipeline.base.packed_attention import (
+    NAME,
+    PackedLayout,
+    Segment,
+    _attend,
+    packed_attention,
+)
+from mav.pipeline.extraction.forward import run_decoder
+from mav.pipeline.extraction.packing import pack_separate, pack_together
 from tests.test_architectures import some_pairs
 from tests.tiny import tiny_base
 

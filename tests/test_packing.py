@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.errors import BaseModelError
-from pipeline import tokenizing
-from pipeline.packing import (
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.extraction.packing import (
     ForwardBatch,
     batches_by_length,
     even_batches,
@@ -20,9 +19,10 @@ from pipeline.packing import (
     pack_shared,
     pack_together,
 )
-from pipeline.preferences import PreferencePair
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
-from pipeline.transcripts import ASSISTANT, split_transcript
+from mav.pipeline.preferences import tokenization as tokenizing
+from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.preferences.transcripts import ASSISTANT, split_transcript
 from tests.tiny import rows, tiny_tokenizer
 
 EOS, BOS, MERGED = 0, 1, 5000

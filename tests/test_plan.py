@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cache_schema.errors import UsageError
-from cache_schema.plan import (
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.plan import (
     LEAST_BLOCK_TOKENS,
     MOST_BLOCK_TOKENS,
     TARGET_BLOCK_BYTES,

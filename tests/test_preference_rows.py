@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from cache_schema.errors import DataError
-from pipeline.data_sources import DataSource
-from pipeline.preference_rows import COLUMNS, PreferencePair, read_answers, to_pair
-from pipeline.preferences import ReadCounts, read_pairs
+from mav.cache_schema.errors import DataError
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.rows import COLUMNS, PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.sources import DataSource
 
 ROW: Final[dict[str, Any]] = {"prompt": "Hi", "chosen": "Arr", "rejected": "Hello"}
 PROMPT: Final = "\n\nHuman: Hi\n\nAssistant:"

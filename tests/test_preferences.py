@@ -11,14 +11,14 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cache_schema.errors import DataError, UsageError
-from pipeline.data_sources import DataSource
-from pipeline.preferences import (
+from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.preferences.reader import (
     FILE_FORMATS,
     PreferencePair,
     ReadCounts,
     read_pairs,
 )
+from mav.pipeline.preferences.sources import DataSource
 
 Row = dict[str, Any]
 

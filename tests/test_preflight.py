@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts
-from cache_schema.codecs import Compression
-from cache_schema.errors import CacheError, DataError, MismatchError
-from cache_schema.local_objects import LocalObjects
-from cache_schema.manifest import LogitsEncoding
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.sizes import METADATA, ExpectedSize, compressed_share, expected_size
-from pipeline.base_model import BaseModel
-from pipeline.block_forward import BlockForward
-from pipeline.data_sources import DataSource
-from pipeline.extract import ExtractReport, extract
-from pipeline.extract_options import ExtractOptions, StorageDtype
-from pipeline.preflight import Preflight, preflight, screen
+from mav.cache_schema.arrays import layouts
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.errors import CacheError, DataError, MismatchError
+from mav.cache_schema.manifest import LogitsEncoding
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.size_estimate import METADATA, ExpectedSize, compressed_share, expected_size
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.extraction.dry_run import Preflight, preflight, screen
+from mav.pipeline.extraction.extract import ExtractReport, extract
+from mav.pipeline.extraction.options import ExtractOptions, StorageDtype
+from mav.pipeline.preferences.sources import DataSource
 from tests.test_cli import done, mav
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.written_caches import draft, quick_disk
@@ -157,7 +157,7 @@ def test_sizes_are_close_with_compression(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Blocks of many chunks, as they are where rows are wide.
-    monkeypatch.setattr("cache_schema.arrays.INNER_CHUNK_BYTES", 1 << 11)
+    monkeypatch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", 1 << 11)
     asked = asked.changed(
         compression=compression, storage_dtype=storage, logits=logits, block_tokens=512
     )
@@ -318,7 +318,7 @@ def test_the_refusal_names_what_is_needed_and_what_is_free(
     def gigabytes(*args: Any, **options: Any) -> ExpectedSize:
         return dataclasses.replace(expected_size(*args, **options), to_write=5_430_000_000)
 
-    monkeypatch.setattr("pipeline.preflight.expected_size", gigabytes)
+    monkeypatch.setattr("mav.pipeline.extraction.dry_run.expected_size", gigabytes)
     with_free(monkeypatch, 3.21e9)
     with pytest.raises(
         CacheError, match=r"needs 5\.43 GB more, but only 3\.21 GB are free"

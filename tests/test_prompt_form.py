@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from cache_schema.errors import BaseModelError, DataError, UsageError
-from pipeline.prompt_form import PromptForm, choose_form
-from pipeline.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
+from mav.cache_schema.errors import BaseModelError, DataError, UsageError
+from mav.pipeline.preferences.prompt_format import PromptForm, choose_form
+from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
 from tests.tiny import tiny_tokenizer
 
 JINJA = (

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_schema.dtypes import STORED_AS, from_float32, to_float32
-from cache_schema.quantization import (
+from mav.cache_schema.dtypes import STORED_AS, from_float32, to_float32
+from mav.cache_schema.quantization import (
     CODES,
     LARGEST,
     PER_CHANNEL,
@@ -24,19 +24,20 @@ from cache_schema.quantization import (
     dequantize,
     restore,
 )
-from cache_schema.reader import CacheReader
-from pipeline.batch import CachedBase
-from pipeline.compute_dtype import TORCH_DTYPES
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.order import StepShape
-from pipeline.pooling import pool_states
-from pipeline.quantize import quantize
-from pipeline.stored import from_stored, to_stored
-from pipeline.stream import read_ahead
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
-from pipeline.verify_base import LOSS
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.extraction.quantize import quantize
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.loader.dataset import read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import from_stored, to_stored
+from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
+from mav.pipeline.training.trainer import Trainer
+from mav.pipeline.verification.against_base import LOSS
 from tests.live import live_answers, relative
 from tests.test_cached_equals_live import whole_cache
 from tests.test_stream import stream
@@ -221,7 +222,7 @@ def test_restoring_does_not_depend_on_how_much_is_done_at_once(
     found = quantize("x", values, storage)
     whole = back(found, dtype)
     for at_once in (1, 24, 25, 100, 17 * 24):
-        monkeypatch.setattr("cache_schema.quantization._AT_ONCE", at_once)
+        monkeypatch.setattr("mav.cache_schema.quantization._AT_ONCE", at_once)
         assert np.array_equal(back(found, dtype), whole)
     for start in range(17):
         token = slice(start, start + 1)

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_schema.errors import BaseModelError
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel, load_base
-from pipeline.data_sources import DataSource
-from pipeline.demo import installed_base
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
+from mav.cache_schema.errors import BaseModelError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.demo.run import installed_base
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
 from tests.test_cached_equals_live import assert_equals_live
 
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

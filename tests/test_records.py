@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.arrays import shard_key
-from cache_schema.errors import CacheError
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Objects, open_objects
-from cache_schema.records import (
+from mav.cache_schema.arrays import shard_key
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.records import (
     LAYOUT,
     ClaimRecord,
     CommitRecord,
@@ -34,8 +33,10 @@ from cache_schema.records import (
     read_commits,
     read_layout,
 )
-from cache_schema.sealed import UNSEALED, seal
-from cache_schema.shards import encode_shard
+from mav.cache_schema.sealed import UNSEALED, seal
+from mav.cache_schema.shards import encode_shard
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.open import open_objects
 from tests.written_caches import block_rows, draft, of_kind
 
 CACHE = draft()[0].identity()
@@ -219,7 +220,7 @@ def test_a_commit_that_goes_missing_meanwhile_is_no_commit(objects: Objects) -> 
 
 
 def test_many_commits_are_read(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_schema.local_objects.os.fsync", lambda _: None)
+    monkeypatch.setattr("mav.cache_schema.storage.local.os.fsync", lambda _: None)
     manifest = of_blocks(100)
     record = dataclasses.replace(COMMIT, cache=manifest.identity())
     for block in range(100):

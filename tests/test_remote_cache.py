@@ -21,22 +21,23 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
-from cache_schema import remote_objects
-from cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
-from cache_schema.lock import LOCK, Holder, read_holder, run_lock
-from cache_schema.objects import ConflictError, Objects, Version, open_objects, replace
-from cache_schema.reader import CacheReader
-from cache_schema.records import commit_key
-from pipeline.base_model import BaseModel
-from pipeline.block_forward import BlockForward
-from pipeline.data_sources import DataSource
-from pipeline.extract import ExtractReport, extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream, read_ahead
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import commit_key
+from mav.cache_schema.storage import remote as remote_objects
+from mav.cache_schema.storage.base import ConflictError, Objects, Version, replace
+from mav.cache_schema.storage.lock import LOCK, Holder, read_holder, run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.extraction.extract import ExtractReport, extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
 from tests.limits import NEVER, Clock
 from tests.s3_server import S3Server, s3_server
 from tests.test_cli import done
@@ -239,7 +240,7 @@ def test_one_writer_replaces_each_version(url: str) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of who watches another's lock."""
     found = Clock()
-    monkeypatch.setattr("cache_schema.lock.time", found)
+    monkeypatch.setattr("mav.cache_schema.storage.lock.time", found)
     return found
 
 

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from obstore.store import S3Store
 
-from cache_schema.objects import ConflictError, open_objects
+from mav.cache_schema.storage.base import ConflictError
+from mav.cache_schema.storage.open import open_objects
 from tests.s3_server import S3Server, s3_server
 from tests.test_addresses import SEGMENTS
 

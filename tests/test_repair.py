@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import commit_key
-from cache_schema.root import read_manifest
-from cache_schema.verify import repair, verify
+from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import commit_key
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import repair, verify
 from tests.written_caches import (
     all_same_bits,
     go_on,

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import zarr
 
-from cache_schema.errors import CacheError, ManifestError
-from cache_schema.manifest import FORMAT_VERSION
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.sealed import UNSEALED, seal
+from mav.cache_schema.errors import CacheError, ManifestError
+from mav.cache_schema.manifest import FORMAT_VERSION
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.sealed import UNSEALED, seal
+from mav.cache_schema.storage.open import open_objects
 from tests.test_manifest import llama_7b
 from tests.written_caches import quick_disk, write
 

@@ -2,10 +2,10 @@
 
 import json
 
-from pipeline.demo import _sample
-from pipeline.preference_rows import PreferencePair, read_answers, to_pair
-from pipeline.preferences import ReadCounts
-from pipeline.transcripts import HUMAN
+from mav.pipeline.demo.run import _sample
+from mav.pipeline.preferences.reader import ReadCounts
+from mav.pipeline.preferences.rows import PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.transcripts import HUMAN
 
 
 def pairs(part: str) -> list[PreferencePair]:

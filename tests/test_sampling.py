@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decoding import Decoding
-from pipeline.sampling import RowSampler, choose_each, less_repeated, within_nucleus
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.sampling import RowSampler, choose_each, less_repeated, within_nucleus
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 1.5])

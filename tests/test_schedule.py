@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.schedule import Schedule
+from mav.pipeline.training.schedule import Schedule
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import DataError, UsageError
-from pipeline.alpha import Alpha, AlphaSchedule, as_schedule
-from pipeline.base_model import BaseModel
-from pipeline.data_sources import DataSource
-from pipeline.generate import MAVInference
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.prompt_form import Form, PromptForm
-from pipeline.scoring import Score
-from pipeline.tokenizing import tokenize_pairs
+from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.scoring import Score
+from mav.pipeline.preferences.prompt_format import Form, PromptForm
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import tokenize_pairs
 from tests.steered import steered, varied_base, whole_text_logits
 from tests.test_chat_form import TEMPLATE_TEXT
 from tests.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows

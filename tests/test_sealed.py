@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_schema.sealed import UNSEALED, seal, unseal
+from mav.cache_schema.sealed import UNSEALED, seal, unseal
 
 DOCUMENT: dict[str, Any] = {
     "block": 7,

@@ -17,16 +17,16 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from cache_schema.arrays import ArrayLayout, ArraySpec
-from cache_schema.codecs import ChunkCodec, Compression
-from cache_schema.local_objects import LocalObjects
-from cache_schema.shards import (
+from mav.cache_schema.arrays import ArrayLayout, ArraySpec
+from mav.cache_schema.codecs import ChunkCodec, Compression
+from mav.cache_schema.shards import (
     decode_shard,
     encode_shard,
     read_shard,
     shard_bytes,
     shard_memory,
 )
+from mav.cache_schema.storage.local import LocalObjects
 from tests.written_caches import random_values, same_bits
 
 LEFT_OUT = 2**64 - 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.generation.configuration_utils import CompileConfig
 
-from cache_schema.errors import UsageError
-from pipeline.base_model import load_base
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.int8_head import quantize_head
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.model import load_base
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.head.int8 import quantize_head
 from tests.live import relative
 from tests.steered import plain_generate, steered
 from tests.tiny import save_base, tiny_base

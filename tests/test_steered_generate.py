@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import UsageError
-from pipeline.generate import MAVInference
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.inference import MAVInference
 from tests.steered import steered, varied_base
 
 NEW = 8

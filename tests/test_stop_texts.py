@@ -8,12 +8,12 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pipeline.alpha import as_schedule
-from pipeline.answer_text import AnswerText
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.in_flight import Request
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import as_schedule
+from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.continuous_batching import Request
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 from tests.steered import steered
 from tests.test_in_flight import Listener, decoder_of
 from tests.tiny import tiny_base, tiny_tokenizer

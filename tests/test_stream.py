@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cache_schema import Block, CacheError, CacheReader
-from cache_schema.reader import BlockMemory
-from pipeline.batch import Batch, collate, empty_like
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.order import EpochOrder, StepShape, order_epoch, shuffled_windows
-from pipeline.stored import from_stored
-from pipeline.stream import _BATCHES_AHEAD, PreferenceStream, read_ahead
+from mav.cache_schema import Block, CacheError, CacheReader
+from mav.cache_schema.reader import BlockMemory
+from mav.pipeline.loader.batch import Batch, collate, empty_like
+from mav.pipeline.loader.dataset import _BATCHES_AHEAD, PreferenceStream, read_ahead
+from mav.pipeline.loader.sampler import EpochOrder, StepShape, order_epoch, shuffled_windows
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.ops.tensor_storage import from_stored
 from tests.limits import EVENT, PROCESS, wait_until
 from tests.written_caches import quick_disk, stored_objects, write
 

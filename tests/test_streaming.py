@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cache_schema.errors import UsageError
-from pipeline.alpha import Alpha, AlphaSchedule
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.text_stream import Abandoned
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.text_stream import Abandoned
 from tests.limits import EVENT, wait_until
 from tests.steered import steered
 from tests.tiny import tiny_base
@@ -76,7 +76,7 @@ def test_who_stops_listening_ends_the_answer(
         if len(passes) >= len(whole) // 3:
             abandoned[-1].wait(EVENT)
 
-    monkeypatch.setattr("pipeline.generate.Abandoned", Noted)
+    monkeypatch.setattr("mav.pipeline.decoding.inference.Abandoned", Noted)
     hook = mav.base.decoder.register_forward_hook(wait_for_the_listener)
     stream = mav.stream_response("Hi", 12.0, max_new_tokens=150)
     for _ in range(heard):

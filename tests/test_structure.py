@@ -3,80 +3,103 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-STAGE_ONE = {"extract", "extract_options", "block_forward", "packing", "tokenizing", "preferences"}
-STAGE_TWO = {
-    "aligned_logprobs",
-    "checkpoint",
-    "evaluate",
-    "evaluation_set",
-    "html_report",
-    "objective",
-    "optimizer",
-    "order",
-    "projection",
-    "schedule",
-    "stream",
-    "tally",
-    "trackers",
-    "train",
-    "train_step",
-    "wrapping",
+ROOT: Final = Path(__file__).parents[1]
+MAY_IMPORT: Final[dict[str, str]] = {
+    "mav": "cache_schema decoding evaluation extraction head preferences training",
+    "cli_commands": "cache_schema base decoding demo evaluation extraction preferences reporting "
+    "runtime serving training verification",
+    "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
+    "serving": "cache_schema base decoding preferences runtime",
+    "reporting": "cache_schema evaluation head runtime training",
+    "verification": "cache_schema base extraction loader ops preferences runtime",
+    "training": "cache_schema evaluation head loader ops runtime",
+    "decoding": "cache_schema base head preferences runtime",
+    "evaluation": "cache_schema head loader ops runtime",
+    "extraction": "cache_schema base head ops preferences runtime",
+    "head": "cache_schema base ops runtime",
+    "base": "cache_schema ops runtime",
+    "loader": "cache_schema ops",
+    "preferences": "cache_schema runtime",
+    "ops": "cache_schema runtime",
+    "runtime": "cache_schema",
+    "cache_schema": "",
 }
-ONLINE = {"generate", "aligned_lm", "decoding"}
-NEEDS_THE_BASE = {"base_model", "base_checks", "base_source"}
+MOST_MODULES: Final = 20
+
+
+def modules() -> dict[str, Path]:
+    """Every module that is installed, by its dotted name."""
+    found = {}
+    for top in ("cache_schema", "cli_commands", "pipeline"):
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(["mav", *parts]).removesuffix(".__init__")] = path
+    return found | {"mav": ROOT / "mav" / "__init__.py", "mav.cli": ROOT / "cli.py"}
+
+
+MODULES: Final = modules()
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the modules of this project that a file imports, anywhere in it."""
-    found: set[str] = set()
+    """The modules of this project that a file imports, anywhere in it."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            # A package itself is imported where something is that is not a module of its own.
+            names |= whole if whole <= MODULES.keys() else {node.module, *whole}
         elif isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-    return found
+            names |= {alias.name for alias in node.names}
+    return names & MODULES.keys()
 
 
-def modules_of_pipeline(name: str) -> set[str]:
-    found = imported(ROOT / "pipeline" / f"{name}.py")
-    return {module.split(".")[1] for module in found if module.startswith("pipeline.")}
+def room(module: str) -> str:
+    """The room a module is in."""
+    parts = module.split(".")
+    if len(parts) < 3 or parts[1] != "pipeline":
+        return parts[1] if len(parts) > 2 or parts[-1] == "cache_schema" else "mav"
+    return parts[2]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cache_schema").glob("*.py")), ids=lambda p: p.stem)
-def test_the_format_imports_no_model_code(path: Path) -> None:
-    roots = {module.split(".")[0] for module in imported(path)}
-    assert not roots & {"torch", "transformers", "pipeline", "cli", "mav"}
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"mav.cli", "mav.pipeline"}))
+def test_a_room_imports_only_rooms_it_may(module: str) -> None:
+    own = room(module)
+    rooms = {room(other) for other in imported(MODULES[module]) - {"mav.pipeline"}}
+    assert rooms <= {own, *MAY_IMPORT[own].split()}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").glob("*.py")), ids=lambda p: p.stem)
-def test_the_pipeline_imports_neither_cli_nor_api(path: Path) -> None:
-    roots = {module.split(".")[0] for module in imported(path)}
-    assert not roots & {"cli", "mav", "click"}
+def test_imports_run_one_way() -> None:
+    graph = {module: imported(path) - {module} for module, path in MODULES.items()}
+    # Every import of a module imports the packages it is in; those import little.
+    order = [*TopologicalSorter(graph).static_order()]
+    assert len(order) == len(MODULES)
+    floors = {name: set(lower.split()) for name, lower in MAY_IMPORT.items()}
+    assert [*TopologicalSorter(floors).static_order()]
 
 
-@pytest.mark.parametrize("name", sorted(STAGE_ONE | STAGE_TWO | ONLINE))
-def test_stages_do_not_import_each_other(name: str) -> None:
-    own = next(stage for stage in (STAGE_ONE, STAGE_TWO, ONLINE) if name in stage)
-    assert not modules_of_pipeline(name) & ((STAGE_ONE | STAGE_TWO | ONLINE) - own)
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in MODULES.values()} - {ROOT}), ids=lambda f: f.name
+)
+def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", sorted(STAGE_TWO))
-def test_training_knows_no_base_model(name: str) -> None:
-    assert not modules_of_pipeline(name) & NEEDS_THE_BASE
-
-
-@pytest.mark.parametrize("module", ["cache_schema", "pipeline.train", "pipeline.evaluate"])
-def test_transformers_is_not_imported(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_the_format_does_not_load_torch() -> None:
-    code = "import sys, cache_schema; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("mav.cache_schema", "torch"),
+        ("mav.cache_schema", "transformers"),
+        ("mav.pipeline.training.train", "transformers"),
+        ("mav.pipeline.evaluation.evaluate", "transformers"),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(module: str, absent: str) -> None:
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

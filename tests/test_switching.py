@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-import pipeline.generate
-from cache_schema.errors import BaseModelError, MismatchError, UsageError
-from pipeline.base_model import BaseModel, load_source
-from pipeline.base_quantization import Quantize
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.joining import JoinRules, require_fit, untrained
+from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
+from mav.pipeline.base.model import BaseModel, load_source
+from mav.pipeline.base.quantization import Quantize
+from mav.pipeline.decoding import inference
+from mav.pipeline.decoding.attach import JoinRules, require_fit, untrained
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 from tests.steered import plain_generate
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base
@@ -91,7 +91,7 @@ def test_the_base_in_use_is_freed_before_the_other_is_loaded(
         alive.append(model() is not None or weight() is not None)
         return load_source(*arguments, **options)
 
-    monkeypatch.setattr(pipeline.generate, "load_source", load)
+    monkeypatch.setattr(inference, "load_source", load)
     gc.disable()  # what frees it is the switch, not luck
     try:
         mav.switch_base_model(str(bases / "weights"))
@@ -151,7 +151,9 @@ def test_a_refused_base_is_never_loaded(
 ) -> None:
     first, base = tokens(mav), mav.base
     monkeypatch.setattr(
-        pipeline.generate, "load_source", lambda *_, **__: pytest.fail("it was loaded")
+        inference,
+        "load_source",
+        lambda *_, **__: pytest.fail("it was loaded"),
     )
     with pytest.raises(error, match=message):
         mav.switch_base_model(str(bases / other))
@@ -163,7 +165,9 @@ def test_a_refused_base_is_never_loaded(
 def test_a_refused_base_is_never_loaded_at_the_beginning(
     head: str, bases: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    monkeypatch.setattr("pipeline.joining.load_source", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(
+        "mav.pipeline.decoding.attach.load_source", lambda *_: pytest.fail("it was loaded")
+    )
     with pytest.raises(MismatchError):
         MAVInference(head, str(bases / other), **FLOAT32)
 

@@ -15,19 +15,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cache_schema import CacheReader
-from cache_schema.errors import DataError, HeadError, MismatchError, UsageError
-from pipeline.batch import Batch, CachedBase
-from pipeline.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from pipeline.evaluate import evaluate
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.head_files import load_head
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream
-from pipeline.train import TrainReport, train
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema import CacheReader
+from mav.cache_schema.errors import DataError, HeadError, MismatchError, UsageError
+from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.pretrained import load_head
+from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.loader.dataset import PreferenceStream
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import TrainReport, train
+from mav.pipeline.training.trainer import Trainer
 from tests.tiny import make_cache
 
 FRACTION = 0.3
@@ -291,7 +292,7 @@ def test_a_run_killed_while_it_saves_is_resumed(tiny_cache: Path, tmp_path: Path
 
     killed = tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("pipeline.train.save_checkpoint", save)
+        patch.setattr("mav.pipeline.training.train.save_checkpoint", save)
         run(tiny_cache, killed, **settings)
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 16, "eval_lo')
@@ -601,15 +602,15 @@ def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -
 ALONE = """
 import sys
 from pathlib import Path
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from mav.pipeline.training.train import train
+from mav.pipeline.training.options import TrainOptions
 
 cache, folder = map(Path, sys.argv[1:])
 options = TrainOptions(
     cache=cache, output_dir=folder, expansion_size=16, bf16=False, batch_size=8, eval_fraction=0.3
 )
 report = train(options)
-found = {"transformers", "tokenizers", "datasets", "pipeline.base_model"} & set(sys.modules)
+found = {"transformers", "tokenizers", "datasets", "mav.pipeline.base.model"} & set(sys.modules)
 print(report.steps, sorted(found))
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.train_log import MetricsLog, read_lines
+from mav.pipeline.training.log import MetricsLog, read_lines
 
 
 def write(folder: Path, steps: range) -> Path:

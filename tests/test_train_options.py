@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from cache_schema import CacheReader
-from cache_schema.errors import MismatchError, UsageError
-from pipeline.batch import Batch
-from pipeline.checkpoint import newest_checkpoint
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema import CacheReader
+from mav.cache_schema.errors import MismatchError, UsageError
+from mav.pipeline.loader.batch import Batch
+from mav.pipeline.training.checkpoint import newest_checkpoint
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.trainer import Trainer
 from tests.test_train import (
     METRICS,
     assert_same,

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cache_schema.reader import CacheReader
-from pipeline.batch import CachedBase
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.objective import Objective, ObjectiveName, Scorer
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer
 from tests.live import LiveAnswer, live_answers, relative
 from tests.test_cached_equals_live import whole_cache
 from tests.tiny import HIDDEN, VOCAB, make_cache, tiny_base

@@ -14,8 +14,8 @@ import torch
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from mav.pipeline.training.train import train
+from mav.pipeline.training.options import TrainOptions
 
 options = json.loads(sys.argv[1])
 for name in ("cache", "output_dir"):

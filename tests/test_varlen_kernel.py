@@ -11,8 +11,8 @@ import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.packed_attention import PackedLayout, Segment, _varlen
-from pipeline.varlen_kernel import has_varlen
+from mav.pipeline.base.packed_attention import PackedLayout, Segment, _varlen
+from mav.pipeline.base.varlen_kernel import has_varlen
 from tests.test_packed_attention import LAYOUT, attend, states
 
 Kernel = Callable[..., Tensor]

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_schema.errors import CacheError
-from cache_schema.lock import LOCK
-from cache_schema.objects import open_objects, replace
-from cache_schema.reader import CacheReader
-from cache_schema.records import (
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import (
     LAYOUT,
     ClaimRecord,
     CommitRecord,
@@ -23,8 +21,11 @@ from cache_schema.records import (
     object_record,
     read_block_record,
 )
-from cache_schema.shards import encode_shard
-from cache_schema.verify import VerifyReport, verify
+from mav.cache_schema.shards import encode_shard
+from mav.cache_schema.storage.base import replace
+from mav.cache_schema.storage.lock import LOCK
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import VerifyReport, verify
 from tests.written_caches import (
     begin,
     block_rows,

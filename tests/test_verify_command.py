@@ -13,10 +13,10 @@ import pytest
 from click.testing import Result
 from numpy.typing import NDArray
 
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import COMMITS, LAYOUT, CommitRecord, commit_key, decode_record
-from pipeline.block_forward import BlockForward
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import COMMITS, LAYOUT, CommitRecord, commit_key, decode_record
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.extraction.block_runner import BlockForward
 from tests.test_cli import done, mav
 from tests.test_cli_errors import refused
 from tests.test_preflight import tree
@@ -51,7 +51,7 @@ class World:
 def small_blocks() -> Iterator[None]:
     """No option of the command makes blocks so small that a tiny cache has several."""
     with pytest.MonkeyPatch.context() as patch, quick_disk():
-        patch.setattr("cache_schema.plan.MOST_BLOCK_TOKENS", 256)
+        patch.setattr("mav.cache_schema.plan.MOST_BLOCK_TOKENS", 256)
         yield
 
 

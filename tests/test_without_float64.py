@@ -8,14 +8,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cache_schema.reader import CacheReader
-from pipeline import tally
-from pipeline.averages import Averages
-from pipeline.base_checks import relative_error
-from pipeline.batch import Batch, CachedBase, collate
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.intervals import mean_interval
-from pipeline.objective import Objective, Scorer
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.evaluation import pair_scores as tally
+from mav.pipeline.evaluation.confidence import mean_interval
+from mav.pipeline.extraction.model_checks import relative_error
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.training.loss import Objective, Scorer
+from mav.pipeline.training.metrics import Averages
 from tests.tiny import HIDDEN, VOCAB, make_cache
 
 CPU = torch.device("cpu")

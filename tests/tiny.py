@@ -9,11 +9,11 @@ import tokenizers
 import torch
 import transformers
 
-from pipeline.base_model import BaseModel
-from pipeline.compute_dtype import TORCH_DTYPES
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES
 from tests.architectures import CATALOGUE
 from tests.architectures import HIDDEN as HIDDEN
 from tests.architectures import LAYERS as LAYERS

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, layouts
-from cache_schema.lock import run_lock
-from cache_schema.manifest import Manifest
-from cache_schema.objects import Objects, open_objects
-from cache_schema.plan import BlockPlan, plan_blocks
-from cache_schema.reader import CacheReader
-from cache_schema.root import read_manifest
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.arrays import ArrayLayout, layouts
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan, plan_blocks
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.lock import run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
 from tests.test_manifest import llama_7b
 
 LENGTHS: Final = ((3, 2), (4, 1), (1, 1), (7, 3), (2, 6))
@@ -196,7 +197,7 @@ def leftovers(folder: Path) -> list[Path]:
 def quick_disk() -> Iterator[None]:
     """Flush nothing: doing so for thousands of tiny files takes most of a minute on some disks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache_schema.local_objects.os.fsync", lambda _: None)
+        patch.setattr("mav.cache_schema.storage.local.os.fsync", lambda _: None)
         yield
 
 

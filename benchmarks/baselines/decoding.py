@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.transcripts import HUMAN
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.transcripts import HUMAN
 
 NEW_TOKENS: Final = 64
 PROMPTS: Final = 7

@@ -30,9 +30,9 @@ from benchmarks.baselines.lora import (
     trainable_parameters,
 )
 from benchmarks.baselines.split import Split
-from pipeline.base_model import BaseModel
-from pipeline.compute_dtype import native_dtype
-from pipeline.progress import progress_bar
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.runtime.compute_dtype import native_dtype
+from mav.pipeline.runtime.progress import progress_bar
 
 DPO: Final = LoraSettings(
     rank=16,

@@ -37,11 +37,11 @@ from benchmarks.baselines.lora import (
 )
 from benchmarks.baselines.scoring import Combine, pad_width
 from benchmarks.baselines.split import Split
-from pipeline.base_logits import Unembedding
-from pipeline.base_model import BaseModel
-from pipeline.packing import pack_shared
-from pipeline.progress import progress_bar
-from pipeline.tokenizing import TokenizedPairs
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.packing import pack_shared
+from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.preferences.tokenization import TokenizedPairs
+from mav.pipeline.runtime.progress import progress_bar
 
 GENARM: Final = LoraSettings(
     rank=8,

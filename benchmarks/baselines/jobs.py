@@ -15,7 +15,7 @@ from benchmarks.baselines.lora import Trained, in_float32, merged
 from benchmarks.baselines.results import per_pair, read_result, write_result
 from benchmarks.baselines.scoring import Combine, Scores, final_states, score_pairs, tuned_alone
 from benchmarks.baselines.split import Split, load_split
-from pipeline.base_model import BaseModel, load_base
+from mav.pipeline.base.model import BaseModel, load_base
 
 
 def run_job(job: Job) -> None:
@@ -143,7 +143,7 @@ def _decoding(job: Job) -> dict[str, Any]:
     trained = job.work / "models" / f"{job.row}-seed{job.seed}"
     plain = decoding.weight_bytes(base.model)
     if job.variant is not None:
-        from pipeline.generate import MAVInference
+        from mav.pipeline.decoding.inference import MAVInference
 
         joined = MAVInference(str(trained / "last"), base)
         weights = decoding.weight_bytes(base.model, joined.head)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.base_model import BaseModel
+from mav.pipeline.base.model import BaseModel
 
 
 @dataclass(frozen=True, kw_only=True)

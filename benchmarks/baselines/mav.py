@@ -19,17 +19,17 @@ from torch import Tensor
 from benchmarks.baselines.lora import Trained
 from benchmarks.baselines.scoring import Scores
 from benchmarks.baselines.split import DataSettings
-from cache_schema.reader import CacheReader
-from pipeline.compute_dtype import pick_dtype_for_stored
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.head_files import load_head
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.tally import tally_pairs
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.head.pretrained import load_head
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.compute_dtype import pick_dtype_for_stored
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
+from mav.pipeline.training.trainer import Trainer
 
 _NEVER: Final = 10**9
 

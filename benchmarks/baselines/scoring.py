@@ -1,4 +1,4 @@
-"""What a tuned policy makes of held-out pairs, measured as `pipeline.evaluate` measures a head.
+"""What a tuned policy makes of held-out pairs, measured as `mav evaluate` measures a head.
 
 The final states of base and policy at the positions that predict response tokens are computed once
 each; all else follows from them and the output embedding, which no method changes.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.base_logits import Unembedding
-from pipeline.base_model import BaseModel
-from pipeline.packing import ForwardBatch, batches_by_length, pack_shared
-from pipeline.progress import progress_bar
-from pipeline.tokenizing import TokenizedPairs
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.packing import ForwardBatch, batches_by_length, pack_shared
+from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.preferences.tokenization import TokenizedPairs
+from mav.pipeline.runtime.progress import progress_bar
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """Log-probabilities of the policy [N, V] from those of base and tuned model."""

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data_sources import DataSource
-from pipeline.held_out import PairSubset, in_subset
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

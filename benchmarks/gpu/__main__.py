@@ -10,7 +10,7 @@ A table goes to standard error; figures, as one JSON object, to `--json` after e
 standard output at the end. Exits with 1 where a comparison is wrong or a part was not done.
 """
 
-import pipeline  # noqa: F401 (sets what torch reads from the environment)
+import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 
 # isort: split
 
@@ -27,7 +27,7 @@ from benchmarks.gpu.place import Settings
 from benchmarks.gpu.report import all_right, table, write_docs
 from benchmarks.gpu.running import Outcome, Part, run_parts
 from benchmarks.synthetic import require_positive, say
-from cache_schema.errors import MAVError
+from mav.cache_schema.errors import MAVError
 
 _HERE: Final = "benchmarks.gpu"
 PARTS: Final = (

@@ -10,16 +10,16 @@ from torch import Tensor
 from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import MAX_LENGTH, POOLED, on_device, small_base, small_rows
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
-from cache_schema.reader import CacheReader
-from pipeline.base_model import BaseModel
-from pipeline.batch import Batch, CachedBase, collate
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
-from pipeline.held_out import PairSubset
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream, read_ahead
-from pipeline.verify_base import LOSS
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.verification.against_base import LOSS
 
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "factored": {},

@@ -15,10 +15,10 @@ import torch
 from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
-from pipeline.alpha import AlphaSchedule
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.in_flight import InFlightDecoder, Request, Row
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request, Row
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
 
 _NEW: Final = 8
 _EXPANSION: Final = 40

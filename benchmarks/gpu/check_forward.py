@@ -10,15 +10,20 @@ from torch import Tensor
 from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import KINDS, MAX_LENGTH, POOLED, on_device, small_base, small_pairs
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
-from pipeline.base_checks import check_layers, check_unembedding, predicting_states, window_fits
-from pipeline.base_model import BaseModel
-from pipeline.host_copies import HostCopies
-from pipeline.layers import select_layers
-from pipeline.packing import PACKINGS, Packing, pack, pack_alone
-from pipeline.pooling import pool_states
-from pipeline.stored import to_stored
-from pipeline.tokenizing import TokenizedPairs
-from pipeline.varlen_kernel import varlen_attention
+from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.varlen_kernel import varlen_attention
+from mav.pipeline.extraction.model_checks import (
+    check_layers,
+    check_unembedding,
+    predicting_states,
+    window_fits,
+)
+from mav.pipeline.extraction.packing import PACKINGS, Packing, pack, pack_alone
+from mav.pipeline.ops.host_copies import HostCopies
+from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import to_stored
+from mav.pipeline.preferences.tokenization import TokenizedPairs
 
 _PAIRS = 6
 
@@ -107,7 +112,7 @@ def _counted() -> Iterator[list[int]]:
         calls.append(1)
         return varlen_attention(*given, **named_)  # type: ignore[arg-type]
 
-    with mock.patch("pipeline.packed_attention.varlen_attention", counted):
+    with mock.patch("mav.pipeline.base.packed_attention.varlen_attention", counted):
         yield calls
 
 

@@ -15,19 +15,20 @@ from benchmarks.gpu.check_cache import make_cache
 from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import on_device, small_base, small_rows
 from benchmarks.gpu.verdicts import TOLERANCE, Checks, apart, named
-from cache_schema.reader import CacheReader
-from pipeline.aligned_logprobs import Tiling, aligned_logprobs
-from pipeline.averages import Averages
-from pipeline.batch import Batch, CachedBase
-from pipeline.evaluate import AlphaResult, evaluate
-from pipeline.head import AlignmentHead, HeadConfig
-from pipeline.held_out import PairSubset
-from pipeline.objective import Objective, Scorer, last_layer
-from pipeline.order import StepShape
-from pipeline.stream import PreferenceStream
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
-from pipeline.train_step import Trainer
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.evaluation.evaluate import AlphaResult, evaluate
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.loader.dataset import PreferenceStream
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
+from mav.pipeline.training.loss import Objective, Scorer, last_layer
+from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
+from mav.pipeline.training.trainer import Trainer
 
 _CPU: Final = torch.device("cpu")
 _EXPANSION: Final = 40

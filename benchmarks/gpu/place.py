@@ -15,7 +15,7 @@ from benchmarks.gpu.sizes import FULL, MINIATURE, Sizes, compute_dtype
 from benchmarks.shapes import EndlessBase
 from benchmarks.step import best_matmul_rate
 from benchmarks.synthetic import machine
-from pipeline.devices import pick_device
+from mav.pipeline.runtime.devices import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)

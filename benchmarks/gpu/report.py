@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.gpu.running import Outcome
-from cache_schema.errors import UsageError
+from mav.cache_schema.errors import UsageError
 
 BEGIN: Final = "<!-- benchmarks.gpu begins -->"
 END: Final = "<!-- benchmarks.gpu ends -->"

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from benchmarks.gpu.place import Place, Settings
 from benchmarks.gpu.verdicts import told
 from benchmarks.synthetic import say
-from pipeline.memory import free_memory
+from mav.pipeline.runtime.memory import free_memory
 
 State = Literal["done", "failed", "late", "died", "left out"]
 

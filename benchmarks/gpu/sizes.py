@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.shapes import LLAMA_7B, BaseShape, HeadShape
-from pipeline.compute_dtype import native_dtype
+from mav.pipeline.runtime.compute_dtype import native_dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from benchmarks.shapes import BaseShape
-from pipeline.base_model import BaseModel
-from pipeline.data_sources import DataSource
-from pipeline.preferences import ReadCounts, read_pairs
-from pipeline.tokenizing import TokenizedPairs, tokenize_pairs
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.preferences.reader import ReadCounts, read_pairs
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 
 VOCABULARY: Final = 258
 MAX_LENGTH: Final = 96

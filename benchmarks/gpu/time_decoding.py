@@ -14,14 +14,14 @@ from benchmarks.decoders import ALPHA, Task, Timing, Way, copied, latency, laten
 from benchmarks.gpu.place import Place, Tell
 from benchmarks.shapes import read_bytes
 from benchmarks.synthetic import wait
-from pipeline.aligned_lm import AlignedLM
-from pipeline.alpha import AlphaSchedule
-from pipeline.base_model import BaseModel
-from pipeline.decoding import Decoding
-from pipeline.in_flight import InFlightDecoder, Request
-from pipeline.joining import Joined
-from pipeline.memory import free_memory
-from pipeline.prompt_form import PromptForm
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.runtime.memory import free_memory
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import write_rows
 from benchmarks.stream import block_files, epoch_of, per_second, read_raw, read_stream
 from benchmarks.synthetic import CacheShape, answer_lengths, say, timed, write_cache
-from pipeline.stream import read_ahead
+from mav.pipeline.loader.dataset import read_ahead
 
 _COPIES: Final = 5
 _AFTER_BARE: Final = 10

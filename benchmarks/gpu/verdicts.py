@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.place import Tell
-from pipeline.base_checks import relative_error
+from mav.pipeline.extraction.model_checks import relative_error
 
 TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Relative errors (Frobenius norm) that count as rounding; wrong code gives 0.1 to 1."""

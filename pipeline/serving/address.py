@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass
 
-from cache_schema.errors import UsageError
+from mav.cache_schema.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

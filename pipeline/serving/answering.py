@@ -13,10 +13,10 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from pipeline.serving.api_errors import ApiError
-from pipeline.serving.forms import AnswerForm, Written
-from pipeline.serving.jobs import Asked, Begun, Job, Outbox, Piece
-from pipeline.serving.worker import Worker
+from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.forms import AnswerForm, Written
+from mav.pipeline.serving.jobs import Asked, Begun, Job, Outbox, Piece
+from mav.pipeline.serving.worker import Worker
 
 
 class Answer(Response):

@@ -9,17 +9,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from pipeline.serving import guards
-from pipeline.serving.answering import Answer
-from pipeline.serving.api_errors import ApiError
-from pipeline.serving.bodies import json_body
-from pipeline.serving.fields import FieldLimits, chat_asked, completion_asked
-from pipeline.serving.forms import ChatForm, CompletionForm
-from pipeline.serving.jobs import Asked
-from pipeline.serving.metrics import Metrics
-from pipeline.serving.options import ServeOptions
-from pipeline.serving.page_files import HEADERS, PageFile, page_files
-from pipeline.serving.worker import Worker
+from mav.pipeline.serving import guards
+from mav.pipeline.serving.answering import Answer
+from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.fields import FieldLimits, chat_asked, completion_asked, json_body
+from mav.pipeline.serving.forms import ChatForm, CompletionForm
+from mav.pipeline.serving.jobs import Asked
+from mav.pipeline.serving.metrics import Metrics
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.page_files import HEADERS, PageFile, page_files
+from mav.pipeline.serving.worker import Worker
 
 
 def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIApp:

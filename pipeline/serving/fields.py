@@ -3,14 +3,16 @@
 import json
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cache_schema.errors import UsageError
-from pipeline.alpha import AlphaSchedule, as_schedule
-from pipeline.serving.api_errors import ApiError
-from pipeline.serving.jobs import Asked, ChatPrompt, TokenPrompt
-from pipeline.serving.neutral import MOST, without_neutral
-from pipeline.serving.options import MAX_ALPHA
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.runtime.json_input import strict_json
+from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.jobs import Asked, ChatPrompt, TokenPrompt
+from mav.pipeline.serving.neutral import MOST, without_neutral
+from mav.pipeline.serving.options import MAX_ALPHA
 
 _LATEST: Final = 1_000_000
 """Last token that a schedule of strengths may name."""
@@ -251,3 +253,27 @@ def _refuse(error: ValidationError) -> NoReturn:
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return f", got {text if len(text) <= 80 else text[:79] + '…'}"
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """Return the object a request carries.
+
+    Raises:
+        ApiError: It carries something else.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Pages of other origins can send other types without the browser asking first.
+        raise ApiError(
+            400, f"Content-Type: got {kind or 'none'}, expected application/json", code="not_json"
+        )
+    content = await request.body()
+    try:
+        body = strict_json(content)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON: {error}", code="not_json") from error
+    if not isinstance(body, dict):
+        raise ApiError(
+            400, f"The body: got {type(body).__name__}, expected an object", code="not_json"
+        )
+    return body

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
-from pipeline.serving.jobs import Begun, Candidate, Piece, TokenDetail
+from mav.pipeline.serving.jobs import Begun, Candidate, Piece, TokenDetail
 
 
 @dataclass(kw_only=True)

@@ -10,10 +10,10 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from pipeline.serving.address import Address
-from pipeline.serving.connections import HEADER_SECONDS, ImpatientProtocol
-from pipeline.serving.guards import Crowded
-from pipeline.serving.worker import Worker
+from mav.pipeline.serving.address import Address
+from mav.pipeline.serving.connections import HEADER_SECONDS, ImpatientProtocol
+from mav.pipeline.serving.guards import Crowded
+from mav.pipeline.serving.worker import Worker
 
 GRACE_SECONDS: Final = 5.0
 """How long answers may still be written after the server was told to stop."""

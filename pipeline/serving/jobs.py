@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from pipeline.alpha import AlphaSchedule
-from pipeline.serving.api_errors import ApiError
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.serving.api_errors import ApiError
 
 ChatPrompt = tuple[Mapping[str, str], ...]
 """Turns of a conversation."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from cache_schema.errors import UsageError
-from pipeline.base_quantization import Quantize
-from pipeline.compute_dtype import AUTO, DtypeName
-from pipeline.prompt_form import FormName
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.quantization import Quantize
+from mav.pipeline.preferences.prompt_format import FormName
+from mav.pipeline.runtime.compute_dtype import AUTO, DtypeName
 
 MAX_ALPHA: Final = 100.0
 """Largest strength, either way: beyond it logits leave the range in which they mean anything."""

@@ -42,7 +42,7 @@ class PageFile:
 
 def page_files() -> list[PageFile]:
     """Return all files of the page."""
-    folder = importlib.resources.files("pipeline.serving") / "page"
+    folder = importlib.resources.files("mav.pipeline.serving") / "page"
     return [
         PageFile(
             path="/" if name == "index.html" else f"/{name}",

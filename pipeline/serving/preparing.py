@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from cache_schema.errors import DataError
-from pipeline.decoding import Decoding
-from pipeline.in_flight import Request
-from pipeline.joining import Joined
-from pipeline.prompt_form import text_tokens
-from pipeline.serving.api_errors import ApiError
-from pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
+from mav.cache_schema.errors import DataError
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.continuous_batching import Request
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.prompt_format import text_tokens
+from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cache_schema.errors import UsageError
-from pipeline.serving.options import ServeOptions
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.serving.options import ServeOptions
 
 if TYPE_CHECKING:
-    from pipeline.serving.address import Address
-    from pipeline.serving.http_server import HttpServer
+    from mav.pipeline.serving.address import Address
+    from mav.pipeline.serving.http_server import HttpServer
 
 
 def serve(options: ServeOptions, *, say: Callable[[str], None]) -> None:
@@ -30,7 +30,7 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
     Raises:
         MAVError: As `serve` has it.
     """
-    from pipeline.serving.address import take_address
+    from mav.pipeline.serving.address import take_address
 
     try:
         import fastapi  # noqa: F401
@@ -38,7 +38,7 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"mav serve needs {error.name}, which is not installed: pip install 'mav[serve]'"
+            f"mav serve needs {error.name}, which is not installed: pip install 'mav-align[serve]'"
         ) from error
     # Before anything is loaded, which may take minutes.
     address = take_address(options.host, options.port)
@@ -50,15 +50,15 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
 
 
 def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], None]) -> "HttpServer":
-    from pipeline.base_source import resolve_base
-    from pipeline.generate import MAVInference
-    from pipeline.joining import JoinRules
-    from pipeline.serving.app import build_app
-    from pipeline.serving.http_server import HttpServer
-    from pipeline.serving.metrics import Metrics
-    from pipeline.serving.preparing import Limits
-    from pipeline.serving.served_bases import require_all_fit, served_bases
-    from pipeline.serving.worker import Worker
+    from mav.pipeline.base.source import resolve_base
+    from mav.pipeline.decoding.attach import JoinRules
+    from mav.pipeline.decoding.inference import MAVInference
+    from mav.pipeline.serving.app import build_app
+    from mav.pipeline.serving.http_server import HttpServer
+    from mav.pipeline.serving.metrics import Metrics
+    from mav.pipeline.serving.preparing import Limits
+    from mav.pipeline.serving.served_bases import require_all_fit, served_bases
+    from mav.pipeline.serving.worker import Worker
 
     sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
     bases = served_bases(sources)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_schema.errors import UsageError
-from pipeline.base_model import preview_base
-from pipeline.base_quantization import Quantize
-from pipeline.base_source import BaseSource
-from pipeline.gguf_copy import with_copy
-from pipeline.joining import JoinRules, load_trained, require_fit
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.gguf_copy import with_copy
+from mav.pipeline.base.model import preview_base
+from mav.pipeline.base.quantization import Quantize
+from mav.pipeline.base.source import BaseSource
+from mav.pipeline.decoding.attach import JoinRules, load_trained, require_fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ import re
 from functools import cache
 from typing import Any, Final
 
-from pipeline.in_flight import LogProbs
-from pipeline.serving.jobs import Candidate, TokenDetail
+from mav.pipeline.decoding.continuous_batching import LogProbs
+from mav.pipeline.serving.jobs import Candidate, TokenDetail
 
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LOWEST: Final = -9999.0

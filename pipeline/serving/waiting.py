@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from pipeline.serving.api_errors import ApiError, shutting_down
-from pipeline.serving.jobs import Job
+from mav.pipeline.serving.api_errors import ApiError, shutting_down
+from mav.pipeline.serving.jobs import Job
 
 
 class Waiting:

@@ -5,17 +5,17 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
-from cache_schema.errors import BaseModelError, MAVError
-from pipeline.generate import MAVInference
-from pipeline.in_flight import InFlightDecoder, NewToken
-from pipeline.memory import free_memory
-from pipeline.serving.api_errors import ApiError, shutting_down
-from pipeline.serving.jobs import Begun, Event, Job, Piece
-from pipeline.serving.metrics import Metrics
-from pipeline.serving.preparing import Choice, Limits, choices_of
-from pipeline.serving.served_bases import ServedBase
-from pipeline.serving.token_text import token_detail
-from pipeline.serving.waiting import Waiting
+from mav.cache_schema.errors import BaseModelError, MAVError
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder, NewToken
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.runtime.memory import free_memory
+from mav.pipeline.serving.api_errors import ApiError, shutting_down
+from mav.pipeline.serving.jobs import Begun, Event, Job, Piece
+from mav.pipeline.serving.metrics import Metrics
+from mav.pipeline.serving.preparing import Choice, Limits, choices_of
+from mav.pipeline.serving.served_bases import ServedBase
+from mav.pipeline.serving.token_text import token_detail
+from mav.pipeline.serving.waiting import Waiting
 
 _LOG = logging.getLogger(__name__)
 

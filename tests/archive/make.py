@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from cache_schema.manifest import FORMAT_VERSION
-from cache_schema.reader import CacheReader
-from cache_schema.records import content_digest
+from mav.cache_schema.manifest import FORMAT_VERSION
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import content_digest
 from tests.tiny import make_cache
 
 HERE: Final = Path(__file__).parent

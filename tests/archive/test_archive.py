@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_schema.arrays import TABLE, layouts
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.verify import verify
+from mav.cache_schema.arrays import TABLE, layouts
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
 from tests.archive.make import CACHES, HERE, decoded
 
 VERSIONS = sorted(path.stem.removesuffix(".tar") for path in HERE.glob("version-*.tar.xz"))

@@ -8,7 +8,7 @@ import pytest
 from tests.docs.world import BASES, World, make_world, warm_python
 
 _EXTRACT = f"""
-cat pipeline/sample/*-train.jsonl > pairs.jsonl
+cat pipeline/demo/sample/*-train.jsonl > pairs.jsonl
 mav extract --base-model {BASES[0]} --dataset pairs.jsonl --output pairs.cache --pooled-size 576
 """
 _TRAIN = "mav train --cache pairs.cache --output-dir runs/head --expansion-size 64 --report-to none"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from pipeline.joining import untrained
+from mav.pipeline.decoding.attach import untrained
 from tests.docs.pages import LANGUAGES, RUN, Block, blocks_of, differs
 from tests.docs.world import ROOT, World, free_port
 

@@ -12,8 +12,8 @@ import click
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-import cli
 import mav
+from mav import cli
 from tests.docs.world import ROOT
 
 DOCS: Final = ROOT / "docs"

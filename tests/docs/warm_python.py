@@ -20,20 +20,20 @@ from typing import Final
 
 _IMPORTED: Final = (
     "accelerate.tracking",
-    "cli",
+    "mav.cli",
     "mav",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
-    "pipeline.answers_file",
-    "pipeline.chat",
-    "pipeline.demo",
-    "pipeline.html_report",
-    "pipeline.preflight",
-    "pipeline.serving.app",
-    "pipeline.serving.http_server",
-    "pipeline.serving.worker",
-    "pipeline.switching_demo",
-    "pipeline.verification",
+    "mav.pipeline.decoding.batch_file",
+    "mav.pipeline.decoding.chat",
+    "mav.pipeline.demo.run",
+    "mav.pipeline.reporting.html",
+    "mav.pipeline.extraction.dry_run",
+    "mav.pipeline.serving.app",
+    "mav.pipeline.serving.http_server",
+    "mav.pipeline.serving.worker",
+    "mav.pipeline.demo.switching",
+    "mav.pipeline.verification.verify",
     "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama",
     "transformers.quantizers.auto",
@@ -74,7 +74,7 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
         args: What follows it.
         defaults: Command of `mav` -> option -> value where none is given.
     """
-    import cli
+    from mav import cli
 
     try:
         if program == "mav":

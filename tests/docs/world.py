@@ -19,7 +19,7 @@ from typing import Any, Final
 import tokenizers
 import transformers
 
-from pipeline.base_model import BaseModel
+from mav.pipeline.base.model import BaseModel
 from tests.docs.warm_python import write_programs
 from tests.limits import EVENT, PROCESS, SCRIPT, wait_until
 from tests.tiny import rows, save_base, tiny_base

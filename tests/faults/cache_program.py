@@ -1,4 +1,4 @@
-"""One extraction of three tiny blocks, step for step as `pipeline/extract.py` does it.
+"""One extraction of three tiny blocks, step for step as `pipeline/extraction/extract.py` does it.
 
 It looks for a cache, takes the lock, creates the cache or goes on with it, takes stock, writes the
 missing blocks and marks the cache complete; alone, or shared by several processes. What it did it
@@ -18,18 +18,18 @@ from unittest import mock
 
 from zarr.core.sync import cleanup_resources
 
-from cache_schema import layout
-from cache_schema.creation import require_free
-from cache_schema.errors import CacheError
-from cache_schema.lock import run_lock
-from cache_schema.manifest import Manifest
-from cache_schema.objects import open_objects
-from cache_schema.plan import BlockPlan
-from cache_schema.reader import CacheReader
-from cache_schema.records import CommitRecord, decode_record
-from cache_schema.root import read_manifest
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema import layout
+from mav.cache_schema.creation import require_free
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.plan import BlockPlan
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import CommitRecord, decode_record
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.lock import run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter, require_same
 from tests.written_caches import (
     Rows,
     block_rows,
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 
 class Processes(Protocol):
-    """What a run asks of the processes it was launched with; see `pipeline.processes`."""
+    """What a run asks of the processes it was launched with; see `runtime.distributed`."""
 
     rank: int
     count: int

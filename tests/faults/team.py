@@ -1,6 +1,6 @@
 """The processes of one run, which talk through pipes as those of `torchrun` do through sockets.
 
-Whoever waits for one that has ended is told so, and fails, as in `pipeline.processes`.
+Whoever waits for one that has ended is told so, and fails, as in `runtime.distributed`.
 """
 
 import os
@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from cache_schema.errors import MAVError
+from mav.cache_schema.errors import MAVError
 from tests.faults.fork_server import fork
 
 _T = TypeVar("_T")

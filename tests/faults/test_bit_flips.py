@@ -15,13 +15,13 @@ from typing import Final
 import numpy as np
 import pytest
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.errors import CacheError
-from cache_schema.manifest import Manifest
-from cache_schema.objects import open_objects
-from cache_schema.records import LAYOUT, commit_key
-from cache_schema.root import ROOT
-from cache_schema.verify import VerifyReport, verify
+from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.records import LAYOUT, commit_key
+from mav.cache_schema.root import ROOT
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import VerifyReport, verify
 from tests.written_caches import Rows, all_same_bits, draft, quick_disk, read_all, write
 
 COMPRESSIONS: Final = ("none", "zstd", "blosc")
@@ -174,10 +174,10 @@ def _parts(layout: ArrayLayout, data: bytes) -> Iterator[tuple[str, range]]:
 def small_chunks() -> Iterator[None]:
     """Make chunks of a few rows, objects of the unembedding of two chunks, and few threads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache_schema.arrays.INNER_CHUNK_BYTES", _CHUNK_BYTES)
-        patch.setattr("cache_schema.arrays._MOST_CHUNKS", 2)
+        patch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", _CHUNK_BYTES)
+        patch.setattr("mav.cache_schema.arrays._MOST_CHUNKS", 2)
         # Starting a thread for each record takes longer than to read them all.
-        patch.setattr("cache_schema.records._AT_ONCE", 1)
+        patch.setattr("mav.cache_schema.records._AT_ONCE", 1)
         yield
 
 

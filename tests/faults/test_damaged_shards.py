@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.arrays import ArrayLayout, layouts, shard_key
-from cache_schema.errors import CacheError, CacheIncompleteError
-from cache_schema.objects import open_objects
-from cache_schema.reader import CacheReader
-from cache_schema.records import (
+from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
+from mav.cache_schema.errors import CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import (
     LAYOUT,
     ClaimRecord,
     CommitRecord,
@@ -29,10 +28,11 @@ from cache_schema.records import (
     decode_record,
     encode_record,
 )
-from cache_schema.root import ROOT
-from cache_schema.shards import EncodedShard, encode_shard
-from cache_schema.verify import VerifyReport, repair, verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.root import ROOT
+from mav.cache_schema.shards import EncodedShard, encode_shard
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import VerifyReport, repair, verify
+from mav.cache_schema.writer import CacheWriter
 from tests.written_caches import (
     Rows,
     all_same_bits,
@@ -307,7 +307,7 @@ def check_wrong_encoding_is_found(root: Path) -> None:
     with held(root) as (objects, run):
         writer = begin(objects, run, MANIFEST, PLAN)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cache_schema.writer.encode_shard", faulty)
+            patch.setattr("mav.cache_schema.writer.encode_shard", faulty)
             finish(writer, MANIFEST, PLAN)
     report = verify(open_objects(root), full=True)
     assert set(report.damaged_blocks) == set(range(PLAN.blocks)), report

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
+from mav import cli
 from tests.faults.cache_program import decoded_digest
 from tests.faults.watched_os import Count, Fail, watching
 from tests.tiny import save_base, tiny_base, write_rows

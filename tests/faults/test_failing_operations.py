@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema.errors import CacheError
-from cache_schema.objects import open_objects
-from cache_schema.verify import verify
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
 from tests.faults.cache_program import (
     Journal,
     Whole,

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema.creation import require_free
-from cache_schema.verify import VerifyReport, verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.creation import require_free
+from mav.cache_schema.verify import VerifyReport, verify
+from mav.cache_schema.writer import CacheWriter
 from tests.faults.cache_program import (
     BLOCKS,
     Journal,

@@ -14,9 +14,10 @@ from unittest import mock
 
 import pytest
 
-from cache_schema import local_objects, lock
-from cache_schema.objects import open_objects
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.storage import local as local_objects
+from mav.cache_schema.storage import lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
 from tests.faults.cache_program import BLOCKS, Whole, content, decoded_digest, examine, extract
 from tests.faults.fork_server import ForkServer, fork
 from tests.faults.watched_os import Count, Kill, Watched, watching

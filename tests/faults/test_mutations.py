@@ -16,11 +16,14 @@ from typing import Any, Final
 
 import pytest
 
-from cache_schema import local_objects, lock, records, sealed, shards, verify
-from cache_schema.local_objects import LocalObjects
-from cache_schema.objects import Objects, open_objects, replace
-from cache_schema.records import commit_key
-from cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema import records, sealed, shards, verify
+from mav.cache_schema.records import commit_key
+from mav.cache_schema.storage import local as local_objects
+from mav.cache_schema.storage import lock
+from mav.cache_schema.storage.base import Objects, replace
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter, require_same
 from tests.faults import test_bit_flips as flips
 from tests.faults import test_damaged_shards as damage
 from tests.faults import test_power_loss as power
@@ -66,7 +69,7 @@ def commits_first() -> Iterator[None]:
             replace(self._objects, *late.pop())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache_schema.writer.put", put)
+        patch.setattr("mav.cache_schema.writer.put", put)
         patch.setattr(CacheWriter, "_commit", commit_and_put)
         yield
 

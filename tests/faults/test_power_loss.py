@@ -12,10 +12,10 @@ from typing import Final
 
 import pytest
 
-from cache_schema.errors import CacheError
-from cache_schema.objects import open_objects
-from cache_schema.root import read_manifest
-from cache_schema.verify import verify
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
 from tests.faults.cache_program import (
     BLOCKS,
     Whole,

@@ -21,8 +21,8 @@ from unittest import mock
 
 import pytest
 
-from cache_schema import lock
-from cache_schema.errors import CacheBusyError, MAVError
+from mav.cache_schema.errors import CacheBusyError, MAVError
+from mav.cache_schema.storage import lock
 from tests.faults.cache_program import (
     MORE_BLOCKS,
     Journal,

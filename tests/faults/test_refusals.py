@@ -18,15 +18,15 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 
-from cache_schema.errors import CacheError, MismatchError
-from cache_schema.objects import open_objects
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.writer import CacheWriter
-from cli import main
-from pipeline.base_model import BaseModel
-from pipeline.data_sources import DataSource
-from pipeline.extract import extract
-from pipeline.extract_options import ExtractOptions
+from mav.cache_schema.errors import CacheError, MismatchError
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter
+from mav.cli import main
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
 from tests.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.written_caches import quick_disk
 

@@ -28,19 +28,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cache_schema.arrays import layouts, shard_key
-from cache_schema.errors import CacheBusyError, CacheError
-from cache_schema.lock import LOCK, Holder, run_lock
-from cache_schema.objects import (
-    Bytes,
-    ConflictError,
-    Objects,
-    Version,
-    fill_parts,
-    open_objects,
-    replace,
-)
-from cache_schema.records import (
+from mav.cache_schema.arrays import layouts, shard_key
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.records import (
     ClaimRecord,
     CommitRecord,
     commit_key,
@@ -48,10 +38,20 @@ from cache_schema.records import (
     decode_record,
     encode_record,
 )
-from cache_schema.root import ROOT, encode_root, read_manifest
-from cache_schema.shards import decode_shard, encode_shard
-from cache_schema.verify import verify
-from cache_schema.writer import CacheWriter
+from mav.cache_schema.root import ROOT, encode_root, read_manifest
+from mav.cache_schema.shards import decode_shard, encode_shard
+from mav.cache_schema.storage.base import (
+    Bytes,
+    ConflictError,
+    Objects,
+    Version,
+    fill_parts,
+    replace,
+)
+from mav.cache_schema.storage.lock import LOCK, Holder, run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.verify import verify
+from mav.cache_schema.writer import CacheWriter
 from tests.limits import EVENT
 from tests.written_caches import Rows, begin, draft, quick_disk, random_values, silent
 
@@ -595,7 +595,7 @@ def check_comparing_and_replacing_is_one_step(folder: Path) -> None:
             os.close(descriptor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache_schema.local_objects.os.rename", rename)
+        patch.setattr("mav.cache_schema.storage.local.os.rename", rename)
         objects.write("x", b"second", first)
     assert not free
     assert objects.read("x").tobytes() == b"second"

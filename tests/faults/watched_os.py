@@ -1,6 +1,6 @@
 """The system calls by which a cache changes a disk, each passed through a function of the test.
 
-`cache_schema/local_objects.py` calls them all by name from the modules `os` and `fcntl`, so those
+`cache_schema/storage/local.py` calls them all by name from the modules `os` and `fcntl`, so those
 two names are replaced there, and there alone, by objects that forward. Flushing to the disk is left
 out: a killed process takes nothing with it that it had handed to the kernel, and what a power
 failure takes is simulated (`simulated_disk.py`).
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Final
 from unittest import mock
 
-from cache_schema import local_objects
+from mav.cache_schema.storage import local as local_objects
 
 CHANGES: Final = (
     "open",

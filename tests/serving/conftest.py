@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.http_server import HttpServer
 from tests.serving.running import client, running
 from tests.test_generate import write_head
 from tests.tiny import make_cache, save_base, tiny_base

@@ -11,11 +11,11 @@ import httpx2
 import openai
 import pytest
 
-from pipeline.serving import connections, guards, http_server
-from pipeline.serving.connections import ImpatientProtocol
-from pipeline.serving.http_server import HttpServer
-from pipeline.serving.options import ServeOptions
-from pipeline.serving.run import load_server
+from mav.pipeline.serving import connections, guards, http_server
+from mav.pipeline.serving.connections import ImpatientProtocol
+from mav.pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.run import load_server
 from tests.limits import EVENT, NEVER, wait_until
 
 

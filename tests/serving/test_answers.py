@@ -8,9 +8,9 @@ import openai
 import pytest
 import torch
 
-from pipeline.decoding import Decoding
-from pipeline.generate import MAVInference
-from pipeline.prompt_form import PromptForm
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.preferences.prompt_format import PromptForm
 
 ASK: dict[str, Any] = {
     "model": "first",
@@ -38,7 +38,7 @@ def content(ai: openai.OpenAI, **changes: Any) -> str:
 def test_an_answer_is_the_one_mav_generate_gives(
     ai: openai.OpenAI, mav: MAVInference, alpha: Any
 ) -> None:
-    from pipeline.alpha import AlphaSchedule
+    from mav.pipeline.decoding.alpha import AlphaSchedule
 
     strength = AlphaSchedule.parse(alpha) if isinstance(alpha, str) else alpha
     want = mav.generate(ASK["messages"], strength, Decoding(max_new_tokens=24))

@@ -8,11 +8,11 @@ import h11
 import psutil
 import pytest
 
-from cache_schema.errors import UsageError
-from pipeline.serving import connections, http_server
-from pipeline.serving.http_server import HttpServer
-from pipeline.serving.options import ServeOptions
-from pipeline.serving.run import load_server
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.serving import connections, http_server
+from mav.pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.run import load_server
 from tests.limits import EVENT, NEVER, wait_until
 from tests.serving.running import chat_body, forward, http, open_connections, running
 from tests.tiny import save_base, tiny_base

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import sync_playwright
 
-from pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.http_server import HttpServer
 from tests.limits import EVENT, wait_until
 from tests.serving.running import http, running
 from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch

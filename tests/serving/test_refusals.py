@@ -11,11 +11,11 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from cache_schema.errors import MismatchError, UsageError
-from pipeline.serving import fields, guards
-from pipeline.serving.api_errors import ApiError
-from pipeline.serving.http_server import HttpServer
-from pipeline.serving.options import ServeOptions
+from mav.cache_schema.errors import MismatchError, UsageError
+from mav.pipeline.serving import fields, guards
+from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.options import ServeOptions
 from tests.limits import EVENT
 from tests.serving.running import chat_body, client, http, running
 from tests.tiny import save_base, tiny_base

@@ -18,10 +18,10 @@ import httpx2
 import openai
 import pytest
 
-from pipeline.in_flight import InFlightDecoder
-from pipeline.serving.http_server import HttpServer
-from pipeline.serving.preparing import Choice
-from pipeline.serving.worker import Worker
+from mav.pipeline.decoding.continuous_batching import InFlightDecoder
+from mav.pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.preparing import Choice
+from mav.pipeline.serving.worker import Worker
 from tests.limits import NEVER, PROCESS, wait_until
 from tests.serving.running import chat_body, client, http, running
 
@@ -211,7 +211,7 @@ def test_a_thread_that_dies_is_told_of(
 def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
     head: str, bases: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.serving import http_server
+    from mav.pipeline.serving import http_server
 
     monkeypatch.setattr(http_server, "GRACE_SECONDS", 0.2)
     before = set(threading.enumerate())
@@ -238,8 +238,8 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
     code = (
-        "import sys; from pipeline.serving.options import ServeOptions;"
-        "from pipeline.serving.run import serve;"
+        "import sys; from mav.pipeline.serving.options import ServeOptions;"
+        "from mav.pipeline.serving.run import serve;"
         "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'),"
         "say=lambda line: print(line, flush=True))"
     )
@@ -271,11 +271,11 @@ def test_without_its_packages_the_server_says_which_to_install(
 ) -> None:
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
-        "from cache_schema.errors import UsageError\n"
-        "from pipeline.serving.options import ServeOptions\n"
-        "from pipeline.serving.run import serve\n"
+        "from mav.cache_schema.errors import UsageError\n"
+        "from mav.pipeline.serving.options import ServeOptions\n"
+        "from mav.pipeline.serving.run import serve\n"
         "try: serve(ServeOptions(head='x'), say=print)\n"
         "except UsageError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "pip install 'mav[serve]'" in found.stdout, found.stderr
+    assert "pip install 'mav-align[serve]'" in found.stdout, found.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.serving.http_server import HttpServer
+from mav.pipeline.serving.http_server import HttpServer
 from tests.limits import PROCESS, wait_until
 from tests.serving.running import chat_body, http, running
 

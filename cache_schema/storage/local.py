@@ -1,0 +1,267 @@
+"""Objects as files of a folder, written so that a power failure cannot cut or lose them.
+
+A file is written under a temporary name, forced to the disk, given its name, and then its folder is
+forced to the disk. A new name is given by a hard link, which fails where the name is taken; an old
+one is replaced by renaming, inside a file lock and after comparing its version. File locks end with
+the process that holds them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.storage.base import Bytes, ConflictError, Version
+
+_MUTEX: Final = ".mutex"
+_PARTIAL: Final = ".partial"
+_ATTEMPTS: Final = 3
+_WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+class LocalObjects:
+    """A folder of objects; see `Objects`."""
+
+    def __init__(self, root: Path) -> None:
+        self.location = str(root)
+        self._root = root
+
+    def read(self, key: str) -> NDArray[np.uint8]:
+        """Return an object's bytes."""
+        return np.fromfile(self._root / key, np.uint8)
+
+    def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+        """Fill buffers with an object's bytes, one after the other."""
+        path = self._root / key
+        with _named(path):
+            file = os.open(path, os.O_RDONLY)
+            try:
+                for number, part in enumerate(parts):
+                    filled = 0
+                    while filled < len(part):
+                        count = os.readv(file, [part[filled:].data])
+                        if not count:
+                            raise ValueError("it ends early")
+                        filled += count
+                    yield number
+                if os.read(file, 1):
+                    raise ValueError("it does not end where it should")
+            finally:
+                os.close(file)
+
+    def version(self, key: str) -> Version | None:
+        """Return an object's version, or None if there is no such object."""
+        return _version_of(self._root / key)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every object; files whose name begins with a dot are none."""
+        if self._root.is_file():
+            raise CacheError(
+                f"{self._root}: a file, so it is not a MAV cache. Name a folder instead."
+            )
+        return dict(_walk(str(self._root), ""))
+
+    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+        """Write an object durably, whole or not at all."""
+        path = self._root / key
+        with _named(path):
+            for _ in range(_ATTEMPTS - 1):
+                # A run that ends removes empty folders, and one that begins half-written files.
+                with contextlib.suppress(FileNotFoundError):
+                    return self._write(path, data, expected)
+            return self._write(path, data, expected)
+
+    def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:
+        _make_folder(path.parent)
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
+        named: Version | None = None
+        try:
+            # Opened now: a process may be out of descriptors when the name is already given.
+            with _opened(path.parent) as folder:
+                try:
+                    version = _write_new(temporary, data)
+                    if expected is None:
+                        self._give_name(temporary, path)
+                    else:
+                        self._replace(temporary, path, expected)
+                    named = version
+                finally:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary)
+                os.fsync(folder)
+        except OSError:
+            if named is not None and expected is None:
+                # A name that may not last is taken back; what it replaced could not be.
+                with contextlib.suppress(OSError), self._mutex():
+                    if _version_of(path) == named:
+                        os.unlink(path)
+            raise
+        return version
+
+    def withdraw(self, key: str, data: Bytes) -> None:
+        """Remove an object whose writing failed, if it holds these bytes."""
+        path = self._root / key
+        with contextlib.suppress(OSError), self._mutex():
+            if path.read_bytes() == bytes(data):
+                os.unlink(path)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._root / key)
+            sync_directory((self._root / key).parent)
+
+    def tidy(self) -> None:
+        """Remove what killed writers left half-written, and make durable what they left whole."""
+        if not self._root.exists():
+            return
+        for inside, _, names in os.walk(self._root):
+            for name in names:
+                if name.startswith(".") and name.endswith(_PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(Path(inside, name))
+            # Files were flushed before they had their names, but perhaps not the names.
+            sync_directory(Path(inside))
+        for folder in self._root.absolute().parents:
+            with contextlib.suppress(PermissionError):  # a folder of others, so not made here
+                sync_directory(folder)
+
+    def prune(self) -> None:
+        """Remove empty folders, and the place itself if no object is left in it."""
+        for folder, _, _ in os.walk(self._root, topdown=False):
+            if folder == str(self._root) and os.listdir(folder) == [_MUTEX]:
+                os.unlink(self._root / _MUTEX)
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+    def free_bytes(self) -> int | None:
+        """Return the free space of the file system that holds the folder, or would hold it."""
+        place = self._root.absolute()
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file that holds an object."""
+        return self._root / key
+
+    def _give_name(self, temporary: Path, path: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise ConflictError(str(path)) from error
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            # Some network and removable file systems have no hard links.
+            with self._mutex():
+                if path.exists():
+                    raise ConflictError(str(path)) from error
+                os.rename(temporary, path)
+
+    def _replace(self, temporary: Path, path: Path, expected: Version) -> None:
+        with self._mutex():
+            if _version_of(path) != expected:
+                raise ConflictError(str(path))
+            os.rename(temporary, path)
+
+    @contextlib.contextmanager
+    def _mutex(self) -> Iterator[None]:
+        """Keep out everyone who compares and replaces in this folder."""
+        descriptor = os.open(self._root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    with _named(path), _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors the path; calls on descriptors do not know their file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, each entry durable."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        sync_directory(folder.parent)
+
+
+def _write_new(path: Path, data: Bytes) -> Version:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        # File systems keep time by the tick, too coarse to tell versions apart.
+        now = time.time_ns()
+        os.utime(descriptor, ns=(now, now))
+        os.fsync(descriptor)
+        return _version(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _version_of(path: Path) -> Version | None:
+    try:
+        return _version(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _version(status: os.stat_result) -> Version:
+    return Version(
+        tag=f"{status.st_ino}-{status.st_mtime_ns}", generation=None, size=status.st_size
+    )
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        else:
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                yield f"{prefix}{entry.name}", entry.stat().st_size

@@ -1,0 +1,179 @@
+"""Objects in object storage, through obstore.
+
+A PUT is durable and whole once it is answered, so what takes renaming and syncing in a folder is
+one request here. Conditional PUTs (`If-None-Match`, `If-Match`) tell writers who came first.
+Credentials and endpoints come from the environment, as obstore documents them.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import obstore
+from numpy.typing import NDArray
+from obstore import exceptions
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from mav.cache_schema.errors import CacheError, UsageError
+from mav.cache_schema.storage.addresses import StorageAddress, parse_address
+from mav.cache_schema.storage.base import Bytes, ConflictError, Version, fill_parts
+
+_PATIENCE: Final = timedelta(minutes=10)
+"""For one request, its body included: a block at half a megabyte a second."""
+_GIVE_UP: Final = timedelta(seconds=60)
+_ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+_REFUSED: Final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+
+
+class RemoteObjects:
+    """A prefix of a bucket; see `Objects`."""
+
+    def __init__(self, location: str) -> None:
+        address = parse_address(location)
+        self.location = address.location
+        try:
+            self._store: Any = _store(address)
+        except (exceptions.BaseError, ValueError) as error:
+            raise UsageError(
+                f"{location}: not a place caches can be kept ({_reason(error)}). "
+                f"Name a folder, or an address such as s3://bucket/llama.cache."
+            ) from error
+
+    def read(self, key: str) -> NDArray[np.uint8]:
+        """Return an object's bytes."""
+        with self._told(key):
+            data: Any = obstore.get(self._store, key).bytes()
+        return np.frombuffer(data, np.uint8)
+
+    def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
+        """Fill buffers with an object's bytes, one after the other."""
+        yield from fill_parts(self.read(key), parts)
+
+    def version(self, key: str) -> Version | None:
+        """Return an object's version, or None if there is no such object."""
+        with self._told(key):
+            try:
+                found = obstore.head(self._store, key)
+            except FileNotFoundError:
+                return None
+        return _version(found, found["size"])
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every object."""
+        with self._told(""):
+            return {
+                item["path"]: item["size"]
+                for page in obstore.list(self._store, chunk_size=1000)
+                for item in page
+            }
+
+    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+        """Write an object, if it is still in the version expected."""
+        mode: Any = "create"
+        if expected is not None:
+            mode = {"e_tag": expected.tag}
+            if expected.generation is not None:
+                mode["version"] = expected.generation
+        with self._told(key):
+            try:
+                done = obstore.put(self._store, key, data, mode=mode)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+                # Where an answer is lost, the library asks again and meets its own write.
+                if (version := self._if_ours(key, data)) is not None:
+                    return version
+                raise ConflictError(key) from error
+            except FileNotFoundError as error:
+                raise self._no_bucket() from error
+        return _version(done, len(data))
+
+    def _if_ours(self, key: str, data: Bytes) -> Version | None:
+        """Return an object's version if it holds these bytes."""
+        version = self.version(key)
+        if version is None or version.size != len(data):
+            return None
+        return version if self.read(key).tobytes() == bytes(data) else None
+
+    def withdraw(self, key: str, data: Bytes) -> None:
+        """Do nothing: an object that was not answered for is whole if it is there."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        with self._told(key), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    def tidy(self) -> None:
+        """Do nothing: an interrupted PUT leaves nothing."""
+
+    def prune(self) -> None:
+        """Do nothing: there are no folders."""
+
+    def free_bytes(self) -> int | None:
+        """Return None: buckets have no end."""
+        return None
+
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
+        """Return None: objects are not files here."""
+        return None
+
+    @contextlib.contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        """Turn the library's errors into those callers know."""
+        try:
+            yield
+        except (FileNotFoundError, ConflictError, CacheError):
+            raise
+        except (exceptions.BaseError, OSError) as error:
+            reason = _reason(error)
+            # Listing knows no kinds of errors, only the answers of the storage.
+            if isinstance(error, _REFUSED) or " 403 " in reason:
+                raise CacheError(
+                    f"{self.location}: access refused ({reason}). Set the credentials of the "
+                    f"storage in the environment, such as AWS_ACCESS_KEY_ID, "
+                    f"AWS_SECRET_ACCESS_KEY and AWS_REGION."
+                ) from error
+            if " 404 " in reason:
+                raise self._no_bucket() from error
+            raise OSError(errno.EIO, reason, f"{self.location}/{key}") from error
+
+    def _no_bucket(self) -> CacheError:
+        return CacheError(f"{self.location}: there is no such bucket. Make it, or name another.")
+
+
+def _store(address: StorageAddress) -> Any:
+    """Return a store of the objects under a prefix.
+
+    Made of parts, as from an address the library would make a web address first.
+    """
+    options: dict[str, Any] = {
+        "prefix": address.prefix or None,
+        "client_options": {"timeout": _PATIENCE, "allow_http": _asks_for_http()},
+        "retry_config": {"max_retries": 5, "retry_timeout": _GIVE_UP},
+    }
+    if address.storage == "s3":
+        return S3Store(address.bucket, **options)
+    if address.storage == "gs":
+        return GCSStore(address.bucket, **options)
+    if address.account is not None:
+        options["account_name"] = address.account
+    return AzureStore(address.bucket, **options)
+
+
+def _version(found: Any, size: int) -> Version:
+    return Version(tag=found["e_tag"] or "", generation=found["version"], size=size)
+
+
+def _asks_for_http() -> bool:
+    """Tell whether the user named an endpoint without encryption, as of a server of their own."""
+    named = [os.environ.get(name, "") for name in _ENDPOINTS]
+    return any(endpoint.startswith("http://") for endpoint in named)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a message, without the document the storage answered with."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(": <?xml")[0]

@@ -1,0 +1,31 @@
+"""What a base's own code raises, as one plain error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.runtime.memory import is_out_of_memory
+
+REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What models raise that cannot be run as they are asked to; NotImplementedError is one of them."""
+
+
+@contextmanager
+def told_if_it_fails(base: BaseModel) -> Iterator[None]:
+    """Make one plain error of what a base's own code raises; errors of memory stay as they are.
+
+    Raises:
+        BaseModelError: It cannot be run as it is configured.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        raise BaseModelError(
+            f"{base.id}: transformers cannot run this base as it is configured "
+            f"({type(error).__name__}: {said})"
+        ) from error

@@ -1,0 +1,168 @@
+"""A GGUF base as safetensors, converted once and kept in the user's cache folder.
+
+transformers takes many seconds to parse a GGUF file, and reads safetensors at once. A copy is found
+by the SHA-256 of the GGUF file and the releases of what converted it. It is made in a folder that
+gets its name when it is whole, and is used only where every file in it has its checksum. It holds
+what dequantizing gives, in float32, or in 16 bits where those give the same numbers, so a base
+computes the same with and without it in every type.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import filelock
+import google_crc32c
+import psutil
+
+from mav.pipeline.base.gguf_conversion import convert
+from mav.pipeline.base.gguf_header import read_gguf_header
+from mav.pipeline.base.source import BaseSource, file_digest, resolve_base
+
+Say = Callable[[str], None]
+
+_RECORD: Final = "copy.json"
+_LAYOUT: Final = 1
+"""Goes up when copies are written otherwise, so that older ones are not used."""
+_MADE_BY: Final = ("transformers", "gguf", "tokenizers")
+_FLOAT32: Final = 4
+_ROOM: Final = 1.1
+"""Disk a copy takes, and memory its making takes, at most: float32 weights and a little more."""
+_READ_AT_ONCE: Final = 1 << 24
+
+
+def find_base(
+    base_model: str,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    *,
+    gguf_cache: bool = True,
+    say: Say = lambda _: None,
+) -> BaseSource:
+    """Find a base model's files, those of a GGUF base as a converted copy.
+
+    Args:
+        base_model: Hub id, folder, or a `.gguf` file.
+        gguf_file: File inside the folder or repository, for weights in GGUF.
+        revision: Branch, tag or commit of a hub repository.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        say: Called with a line when a copy is made, or cannot be.
+
+    Raises:
+        BaseModelError: Nothing is there, or it cannot be converted.
+        UsageError: What is there has no revisions, or is a file and a file in it is named.
+    """
+    source = resolve_base(base_model, gguf_file, revision)
+    return with_copy(source, gguf_cache=gguf_cache, say=say)
+
+
+def with_copy(source: BaseSource, *, gguf_cache: bool, say: Say) -> BaseSource:
+    """Return a source that is read from its copy, where it is a GGUF file; see `find_base`."""
+    if source.gguf_file is None or not gguf_cache:
+        return source
+    return dataclasses.replace(source, converted=_copy(source, say))
+
+
+def cache_home() -> Path:
+    """Return the folder MAV keeps what it can make again in."""
+    if named := os.environ.get("MAV_CACHE_HOME"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mav"
+
+
+def _copy(source: BaseSource, say: Say) -> Path | None:
+    """Return the folder of a source's copy, making it if need be, or None where that cannot be."""
+    path = source.weight_files()[0]
+    elements = sum(read_gguf_header(path).elements.values())
+    digest = file_digest(path)
+    made_by = {name: importlib.metadata.version(name) for name in _MADE_BY}
+    releases = "-".join(f"{name}-{version}" for name, version in made_by.items())
+    folder = cache_home() / "gguf" / digest / f"{releases}-{_LAYOUT}"
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.parent / "lock"):
+            # Another process may have made it meanwhile.
+            if not _is_whole(folder):
+                if lacking := _lacking(folder.parent, int(elements * _FLOAT32 * _ROOM)):
+                    say(f"{path.name} is read as GGUF, which takes longer: {lacking}")
+                    return None
+                say(f"Converting {path.name} to safetensors, once: {folder}")
+                _make(source, folder, {"sha256": digest, **made_by})
+    except OSError as error:
+        say(
+            f"{path.name} is read as GGUF, which takes longer: no copy can be kept in {folder}: "
+            f"{error.strerror or error}. MAV_CACHE_HOME names another folder."
+        )
+        return None
+    return folder
+
+
+def _lacking(folder: Path, needed: int) -> str | None:
+    """Say what there is too little of to make a copy, if anything."""
+    for what, free, remedy in (
+        ("memory", psutil.virtual_memory().available, ""),
+        ("disk", shutil.disk_usage(folder).free, "; MAV_CACHE_HOME names another folder"),
+    ):
+        if free < needed:
+            return (
+                f"a copy as safetensors takes up to {needed / 1e9:.1f} GB of {what}, and "
+                f"{free / 1e9:.1f} are free{remedy}"
+            )
+    return None
+
+
+def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
+    """Convert into a new folder, then give it its name. Whoever calls holds the lock."""
+    building = folder.with_name(f".{folder.name}.part")
+    for left_over in (building, folder):
+        shutil.rmtree(left_over, ignore_errors=True)
+    building.mkdir()
+    try:
+        convert(source, building)
+        files = sorted(building.iterdir())
+        for file in files:
+            # safetensors lets nobody else read what it writes; the folder is as the umask has it.
+            file.chmod(building.stat().st_mode & 0o666)
+        record = {"origin": origin, "files": {file.name: _checksum(file) for file in files}}
+        (building / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        for file in building.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a copy is there with every byte as it was written; looked at once a process."""
+    try:
+        status = (folder / _RECORD).stat()
+    except OSError:
+        return False
+    try:
+        return _has_checksums(folder, status.st_ino, status.st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@lru_cache
+def _has_checksums(folder: Path, inode: int, modified: int) -> bool:  # noqa: ARG001
+    record: dict[str, Any] = json.loads((folder / _RECORD).read_bytes())
+    return all(_checksum(folder / name) == stored for name, stored in record["files"].items())
+
+
+def _checksum(path: Path) -> list[int]:
+    """Return a file's size and CRC-32C: it is to find damage, not to keep anybody from writing."""
+    value, size = 0, 0
+    with path.open("rb") as file:
+        while part := file.read(_READ_AT_ONCE):
+            value, size = google_crc32c.extend(value, part), size + len(part)
+    return [size, value]

@@ -1,0 +1,121 @@
+"""The header of a GGUF file: what its tensors are called and stored in, and where the file ends.
+
+`gguf.GGUFReader` makes an array of every token of the vocabulary, which takes many seconds.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any, Final
+
+from gguf import GGML_QUANT_SIZES
+
+from mav.cache_schema.errors import BaseModelError
+
+_MAGIC: Final = b"GGUF"
+_FILE_TYPE: Final = b"general.file_type"
+_ALIGNMENT: Final = b"general.alignment"
+_USUAL_ALIGNMENT: Final = 32
+_STRING, _ARRAY = 8, 9
+_SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Type of a value -> its bytes."""
+_UINT32: Final = 4
+_LONGEST_KEY: Final = (1 << 16) - 1
+_MOST_DIMENSIONS: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFHeader:
+    """What the header of a GGUF file says.
+
+    Attributes:
+        file_type: `general.file_type`, or None where the file does not have it.
+        elements: Name of a tensor -> how many values it holds.
+        least_bytes: Bytes the file has if all its tensors are in it.
+    """
+
+    file_type: int | None
+    elements: dict[str, int]
+    least_bytes: int
+
+
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """Read the header of a GGUF file whose tensors are all there.
+
+    Raises:
+        BaseModelError: It is no GGUF file, or ends before its last tensor does.
+    """
+    try:
+        with path.open("rb") as file:
+            header = _header(file)
+    except (OSError, ValueError, struct.error) as error:
+        raise BaseModelError(f"{path}: cannot be read as GGUF: {error}") from error
+    size = path.stat().st_size
+    if size < header.least_bytes:
+        raise BaseModelError(
+            f"{path}: got {size:,} bytes, expected at least {header.least_bytes:,}, as its header "
+            f"has it: the file ends too early. Download or copy it again."
+        )
+    return header
+
+
+def _header(file: IO[bytes]) -> GGUFHeader:
+    if file.read(4) != _MAGIC:
+        raise ValueError("it does not begin as one")
+    _, tensors, values = struct.unpack("<IQQ", file.read(20))
+    found: dict[bytes, int] = {}
+    for _ in range(values):
+        key, kind = _key(file), _number(file, "<I")
+        if key in (_FILE_TYPE, _ALIGNMENT) and kind == _UINT32:
+            found[key] = _number(file, "<I")
+        else:
+            _skip(file, kind)
+    elements, end = {}, 0
+    for _ in range(tensors):
+        name = _key(file).decode()
+        dimensions = _number(file, "<I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"{name} of {dimensions} dimensions")
+        elements[name] = prod(_number(file, "<Q") for _ in range(dimensions))
+        block, size = _block(name, _number(file, "<I"))
+        end = max(end, _number(file, "<Q") + elements[name] // block * size)
+    alignment = found.get(_ALIGNMENT, _USUAL_ALIGNMENT)
+    begins = -(-file.tell() // alignment) * alignment
+    return GGUFHeader(
+        file_type=found.get(_FILE_TYPE), elements=elements, least_bytes=begins + end if end else 0
+    )
+
+
+def _block(name: str, kind: int) -> tuple[int, int]:
+    """Return how many values a block of a type holds, and its bytes."""
+    sizes: dict[Any, tuple[int, int]] = GGML_QUANT_SIZES
+    if kind not in sizes:
+        raise ValueError(f"{name} is of a type that is not known, {kind}")
+    return sizes[kind]
+
+
+def _number(file: IO[bytes], form: str) -> int:
+    (found,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    return int(found)
+
+
+def _key(file: IO[bytes]) -> bytes:
+    length = _number(file, "<Q")
+    if length > _LONGEST_KEY:
+        raise ValueError(f"a key of {length} bytes")
+    return file.read(length)
+
+
+def _skip(file: IO[bytes], kind: int, count: int = 1) -> None:
+    if kind in _SIZES:
+        file.seek(_SIZES[kind] * count, 1)
+    elif kind == _STRING:
+        for _ in range(count):
+            file.seek(_number(file, "<Q"), 1)
+    elif kind == _ARRAY and count == 1:
+        inner = _number(file, "<I")
+        _skip(file, inner, _number(file, "<Q"))
+    else:
+        raise ValueError(f"a value of an unknown type, {kind}")

@@ -1,0 +1,88 @@
+"""Reading a GGUF file with transformers, once, and seeing which of its tensors are left out.
+
+transformers parses the whole file for the configuration, again for the tokenizer and again for the
+weights, makes a table of all tensor names for each module, and skips tensors that it has no
+name for without a word.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from unittest.mock import patch
+
+import gguf
+from transformers import modeling_gguf_pytorch_utils
+
+from mav.cache_schema.errors import BaseModelError
+
+_READING = threading.RLock()
+
+
+class _Names(dict[str, str]):
+    """Name of a tensor in the file -> its name in the model; keeps what was asked for in vain."""
+
+    def __init__(self, names: dict[str, str], skipped: set[str]) -> None:
+        super().__init__(names)
+        self._skipped = skipped
+
+    def __contains__(self, name: object) -> bool:
+        found = super().__contains__(name)
+        if not found and isinstance(name, str):
+            self._skipped.add(name)
+        return found
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[set[str]]:
+    """Yield the names of tensors that transformers leaves out of what it loads meanwhile."""
+    skipped: set[str] = set()
+    mapped: Any = getattr(modeling_gguf_pytorch_utils, "get_gguf_hf_weights_map", None)
+    nested = 0
+
+    def names(*arguments: Any, **options: Any) -> dict[str, str]:
+        nonlocal nested
+        nested += 1
+        try:
+            found: dict[str, str] = mapped(*arguments, **options)
+        finally:
+            nested -= 1
+        return found if nested else _Names(found, skipped)
+
+    with (
+        _READING,
+        patch.multiple(
+            gguf,
+            GGUFReader=lru_cache(maxsize=1)(gguf.GGUFReader),
+            get_tensor_name_map=lru_cache(maxsize=1)(gguf.get_tensor_name_map),
+        ),
+    ):
+        # Newer releases read some architectures by other means, and tell of what they leave out.
+        if mapped is None:
+            yield skipped
+        else:
+            with patch.object(modeling_gguf_pytorch_utils, "get_gguf_hf_weights_map", names):
+                yield skipped
+
+
+def require_none_skipped(skipped: set[str], name: str) -> None:
+    """Refuse a GGUF file with tensors that transformers has no place for.
+
+    Raises:
+        BaseModelError: Naming them.
+    """
+    if not skipped:
+        return
+    listed = ", ".join(sorted(skipped)[:5]) + (", …" if len(skipped) > 5 else "")
+    rotary = any(one.startswith("rope_") for one in skipped)
+    raise BaseModelError(
+        f"{name}: {len(skipped)} of its tensors not used, as transformers does not read them from "
+        f"GGUF: {listed}."
+        + (
+            " They scale the rotary embeddings, so without them every state would differ."
+            if rotary
+            else ""
+        )
+        + " Use the model as safetensors."
+    )

@@ -1,0 +1,347 @@
+"""The frozen base model: loading it, and finding in it what extraction and decoding need."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+import transformers
+from accelerate.utils import align_module_device
+from torch import nn
+
+from mav.cache_schema.errors import BaseModelError
+from mav.cache_schema.manifest import BaseModelRecord
+from mav.pipeline.base.generation_defaults import readable_config, tokens_named
+from mav.pipeline.base.gguf_copy import find_base
+from mav.pipeline.base.hidden_states import StateTaps
+from mav.pipeline.base.output_forms import closest, possible_forms
+from mav.pipeline.base.pretrained import Say, load_model, load_tokenizer, read_config, silent
+from mav.pipeline.base.quantization import (
+    Quantize,
+    loading_options,
+    quantization_in,
+    quantization_of,
+)
+from mav.pipeline.base.source import (
+    BaseSource,
+    config_digest,
+    tensors_digest,
+    tokenizer_digest,
+)
+from mav.pipeline.base.tokenizer import require_tokens_within
+from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype
+from mav.pipeline.runtime.devices import pick_device
+from mav.pipeline.runtime.library_logging import QuietLibraries
+
+IN_MEMORY: Final = "memory:"
+"""Begins the id of a base that was not loaded from files."""
+
+
+DeviceMap = str | Mapping[str, int | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """In what type and where a base is computed.
+
+    Attributes:
+        dtype: Element type, or `auto` for what the device multiplies natively; GGUF weights are
+            dequantised to it.
+        device: `auto`, or a torch device such as `cuda:1`.
+        device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
+            `sequential`, or a device by module), in place of `device`; None for one device.
+        quantize: How the base's weights are quantized when they are loaded.
+    """
+
+    dtype: Dtype = AUTO
+    device: str = "auto"
+    device_map: DeviceMap | None = None
+    quantize: Quantize | None = None
+
+    def in_one_dtype(self, say: Callable[[str], None]) -> "Placement":
+        """Return it with the type settled, having told what `auto` came to."""
+        spread = self.device_map is not None
+        dtype = pick_dtype(self.dtype, "auto" if spread else self.device, say, spread=spread)
+        return dataclasses.replace(self, dtype=dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A loaded causal language model, frozen and in eval mode.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        source: Its files, or None for a model built in memory.
+        quantize: How it was quantized when it was loaded.
+        generation_config: The model's own, also while it is set aside.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: BaseSource | None = None
+    quantize: Quantize | None = None
+    generation_config: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise BaseModelError(
+                f"{self.id}: its configuration says is_encoder_decoder, and only decoders can be "
+                f"bases; if it is one, set that to false in its config.json"
+            )
+        self.model.eval().requires_grad_(False)
+        # Outputs are read by name, and some architectures pass on what their own parts return;
+        # told to return attentions, some compute them in another way.
+        for config in (self.model.config, self.config):
+            config.return_dict = True
+            if config.output_attentions:
+                config.output_attentions = False
+        object.__setattr__(self, "generation_config", self.model.generation_config)
+
+    @property
+    def id(self) -> str:
+        """What it is called: hub id, folder or file; or the class of a model built in memory."""
+        return self.source.id if self.source else f"{IN_MEMORY}{type(self.model).__name__}"
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text decoder."""
+        return self.model.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        device = torch.device(self.model.device)
+        # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
+        hook = getattr(self.model, "_hf_hook", None)
+        if device.type == "meta" and hook is not None:
+            return torch.device(hook.execution_device)
+        return device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All devices it computes on; several where it is spread."""
+        placed = {parameter.device for parameter in self.model.parameters()}
+        return sorted({self.device, *(one for one in placed if one.type != "meta")}, key=str)
+
+    @property
+    def logits_device(self) -> torch.device:
+        """Where its logits are computed; another device than `device` where it is spread."""
+        device: torch.device = self.model.get_output_embeddings().weight.device
+        return self.device if device.type == "meta" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type it computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The text decoder without its output embedding."""
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of decoder layers, L."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output embedding."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the state the output embedding is given."""
+        return int(self.model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens it can read, or None where its configuration names no limit."""
+        named = getattr(self.config, "max_position_embeddings", None)
+        return named if isinstance(named, int) and named > 0 else None
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's, and what the base names besides."""
+        return frozenset([int(self.tokenizer.eos_token_id), *tokens_named(self.generation_config)])
+
+    @property
+    def pad_token(self) -> int:
+        """Token that fills up a batch; what it is does not matter."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def taps(self, indices: tuple[int, ...]) -> StateTaps:
+        """Return hooks, not yet set, for the hidden states of these layers."""
+        return StateTaps(self.decoder, self._layers(), indices)
+
+    def unembedding(self) -> Unembedding:
+        """Return the output embedding with the scale and soft-cap that the model goes by."""
+        head = self.model.get_output_embeddings()
+        weight, bias = head.weight.detach(), getattr(head, "bias", None)
+        if weight.device.type == "meta" and hasattr(head, "_hf_hook"):
+            # Left on disk by accelerate; it is brought once and kept.
+            with align_module_device(head, execution_device=self.device):
+                weight = head.weight.detach().clone()
+                bias = None if bias is None else head.bias.detach().clone()
+        candidates = [
+            Unembedding(
+                weight=weight,
+                bias=None if bias is None else bias.detach(),
+                scale=form.scale,
+                softcap=form.softcap,
+            )
+            for form in possible_forms(self.config)
+        ]
+        return candidates[0] if len(candidates) == 1 else closest(candidates, *self._some_logits())
+
+    @torch.inference_mode()
+    def _some_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return final states [S, hidden] of a short text, and the model's own logits of them."""
+        ids = self.tokenizer("How do I say no politely?", return_tensors="pt")["input_ids"]
+        last = self.num_hidden_layers
+        with self.taps((last,)) as taps:
+            output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
+            return taps.states[last][0], output.logits[0]
+
+    def record(self) -> BaseModelRecord:
+        """Return what the manifest says of it; reads all weight files once for their digest."""
+        source = self.source
+        return BaseModelRecord(
+            id=source.name if source else self.id,
+            revision=source.revision if source else None,
+            gguf_file=source.gguf_file if source else None,
+            quantization=(
+                quantization_of(source, self.quantize)
+                if source
+                else quantization_in(self.model.config)
+            ),
+            architecture=type(self.model).__name__,
+            weights_digest=(
+                source.weights_digest() if source else tensors_digest(self.model.state_dict())
+            ),
+            config_digest=(
+                source.config_digest() if source else config_digest(self.config.to_dict())
+            ),
+            tokenizer_digest=tokenizer_digest(self.tokenizer.get_vocab()),
+            num_hidden_layers=self.num_hidden_layers,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            eos_token_id=int(self.tokenizer.eos_token_id),
+            parameters=int(self.model.num_parameters()),
+        )
+
+    def _layers(self) -> list[nn.Module]:
+        wanted = self.num_hidden_layers
+        for module in self.decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == wanted:
+                return list(module)
+        raise BaseModelError(
+            f"{type(self.model).__name__}: no list of {wanted} decoder layers found in it, so its "
+            f"hidden states cannot be taken. Please report this architecture."
+        )
+
+
+def load_base(
+    base_model: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: Dtype = AUTO,
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    quantize: Quantize | None = None,
+    gguf_cache: bool = True,
+    say: Say = silent,
+) -> BaseModel:
+    """Load a base model and its tokenizer, running no code from the checkpoint.
+
+    Args:
+        base_model: Hub id, folder or `.gguf` file.
+        gguf_file: File inside the folder or repository, for weights in GGUF.
+        revision: Branch, tag or commit of a hub repository.
+        dtype: See `Placement`.
+        device: Likewise.
+        device_map: Likewise.
+        quantize: Likewise.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        BaseModelError: It cannot be found or loaded.
+        UsageError: The device is not there.
+    """
+    source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache, say=say)
+    placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
+    return load_source(source, placement, say=say)
+
+
+def load_source(
+    source: BaseSource, placement: Placement, tokenizer: Any | None = None, *, say: Say = silent
+) -> BaseModel:
+    """Load a base model whose files are found already; see `load_base`.
+
+    Args:
+        source: Its files.
+        placement: In what type and where.
+        tokenizer: Its tokenizer, where that is loaded already.
+        say: Called with each line worth telling the user.
+    """
+    source.weight_files()
+    spread = placement.device_map
+    placed = pick_device(placement.device) if spread is None else None
+    quantization_of(source, placement.quantize)
+    dtype = pick_dtype(placement.dtype, placed or "auto", spread=spread is not None)
+    quantizing = loading_options(placement.quantize, dtype)
+    generation, _ = readable_config(source.converted or source.folder)
+    if quantizing and spread is None:
+        # Quantized weights are made where they stay.
+        spread, placed = {"": str(placed)}, None
+    try:
+        model = load_model(
+            source,
+            say=say,
+            dtype=dtype,
+            **quantizing,
+            **({} if generation is None else {"generation_config": generation}),
+            **({} if spread is None else {"device_map": spread}),
+        )
+        tokenizer = tokenizer or load_tokenizer(source)
+    except BaseModelError:
+        raise
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
+    return BaseModel(
+        model=model if placed is None else model.to(placed),
+        tokenizer=tokenizer,
+        source=source,
+        quantize=placement.quantize,
+    )
+
+
+def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
+    """Return a base without its weights, to tell what it is before they are loaded.
+
+    Args:
+        source: Its files.
+        quantize: How its weights will be quantized.
+
+    Raises:
+        BaseModelError: Its configuration or tokenizer cannot be read.
+    """
+    source.weight_files()
+    try:
+        with QuietLibraries(), torch.device("meta"):
+            config = read_config(source)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
+    tokenizer = load_tokenizer(source)
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
+    return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

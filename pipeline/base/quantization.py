@@ -1,0 +1,127 @@
+"""What the weights of a base are stored in, where that is coarser than the type it computes in."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from gguf import LlamaFileType
+
+from mav.cache_schema.errors import BaseModelError, UsageError
+from mav.pipeline.base.gguf_header import read_gguf_header
+from mav.pipeline.base.source import BaseSource
+
+Quantize = Literal["nf4", "int8"]
+_PLAIN: Final = ("F32", "F16", "BF16", "F64")
+
+
+def quantization_of(source: BaseSource, quantize: Quantize | None) -> str | None:
+    """Return how the weights of a base are quantized, for the manifest, or None.
+
+    Args:
+        source: Its files, which may be quantized themselves.
+        quantize: How they are quantized when they are loaded.
+
+    Raises:
+        UsageError: They are quantized already, and are to be once more.
+        BaseModelError: The files cannot be read.
+    """
+    stored = (
+        _of_gguf(source.folder / source.gguf_file)
+        if source.gguf_file is not None
+        else _of_config(source.folder / "config.json")
+    )
+    if quantize is None:
+        return stored
+    if stored is not None:
+        raise UsageError(
+            f"--quantize {quantize}: {source.id} is quantized already ({stored}); leave it out, or "
+            f"name a base in full precision"
+        )
+    return f"bitsandbytes {quantize}"
+
+
+def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None:
+    """Return how a base is to be quantized when it is loaded, to be as a manifest says.
+
+    Args:
+        quantization: What the manifest says.
+        source: The base's files.
+    """
+    if quantization is None or quantization_of(source, None) == quantization:
+        return None
+    return next((one for one in get_args(Quantize) if quantization == f"bitsandbytes {one}"), None)
+
+
+def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what transformers is told to quantize a base while it is loaded.
+
+    Raises:
+        UsageError: bitsandbytes is not installed.
+    """
+    if quantize is None:
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "--quantize needs bitsandbytes: pip install 'mav-align[quantized]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    # It tells of every product that it casts.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    config = (
+        BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+        if quantize == "nf4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    return {"quantization_config": config}
+
+
+def quantization_in(config: Any) -> str | None:
+    """Return how the weights of a loaded model are quantized.
+
+    Args:
+        config: Its configuration.
+    """
+    found = getattr(config, "quantization_config", None)
+    return named(found if found is None or isinstance(found, Mapping) else found.to_dict())
+
+
+def named(config: Mapping[str, Any] | None) -> str | None:
+    """Return what a configuration's `quantization_config` is called."""
+    if not config:
+        return None
+    method = config.get("quant_method", "unknown")
+    # A configuration file has the name, a loaded model a member of an enumeration.
+    method = str(getattr(method, "value", method))
+    if method == "bitsandbytes":
+        kind = config.get("bnb_4bit_quant_type") if config.get("load_in_4bit") else "int8"
+        return f"{method} {kind}"
+    bits = config.get("bits")
+    return f"{method} {bits} bit" if bits else method
+
+
+def _of_config(path: Path) -> str | None:
+    try:
+        return named(json.loads(path.read_bytes()).get("quantization_config"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise BaseModelError(f"{path}: cannot be read: {error}") from error
+
+
+def _of_gguf(path: Path) -> str | None:
+    """Return what a GGUF file says most of its tensors are, such as Q4_K_M."""
+    found = read_gguf_header(path).file_type
+    if found is None:
+        return "GGUF"
+    try:
+        name = LlamaFileType(found).name
+    except ValueError:
+        name = f"type {found}"
+    name = name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    return None if name in _PLAIN else f"GGUF {name}"

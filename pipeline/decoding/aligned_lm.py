@@ -1,0 +1,173 @@
+"""A base model whose logits a head steers, inside every forward pass.
+
+Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
+returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token,
+and the head is computed only where logits are. `docs/decisions/` says why the addition follows the
+model's own logits rather than replace its output embedding.
+
+Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.aligned_loss import aligned_loss
+from mav.pipeline.head.model import AlignmentHead
+
+
+class AlignedLM:
+    """A base and a head, joined while the context is open.
+
+    The hooks stay for as long as it is open, whatever alpha is: a compiled model does not notice
+    hooks that come or go, but does notice whether they steer.
+
+    Attributes:
+        base: The base model.
+        head: The head.
+        layers: The layers of the base it reads.
+        base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
+            `keep_base_logits` is set.
+        keep_base_logits: Whether to keep them; for as long as `steering` is open.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        head: AlignmentHead,
+        layers: tuple[int, ...],
+        alpha: float | Sequence[float] = 0.0,
+    ) -> None:
+        """Prepare, without hooking yet.
+
+        Args:
+            base: The base model.
+            head: A head whose vocabulary is the base's.
+            layers: The layers of this base it reads.
+            alpha: Strength, as `set_alpha` takes it.
+        """
+        assert head.config.vocab_size == base.vocab_size
+        assert head.config.num_layers == len(layers)
+        self.base = base
+        self.head = head
+        self.keep_base_logits = False
+        self.base_logits: Tensor | None = None
+        self.layers = layers
+        self._depth = base.num_hidden_layers
+        self._taps = base.taps(layers)
+        self._handle: RemovableHandle | None = None
+        self.set_alpha(alpha)
+
+    def __enter__(self) -> Self:
+        assert self._handle is None, "an aligned model cannot be joined twice at once"
+        self._forget_compiled()
+        self._taps.__enter__()
+        self._handle = self.base.model.register_forward_hook(self._steer, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._handle is not None
+        self._handle.remove()
+        self._handle = None
+        self._taps.__exit__()
+        self._forget_compiled()
+
+    def set_alpha(self, alpha: float | Sequence[float] | Tensor) -> None:
+        """Set the strength for the passes that follow.
+
+        Args:
+            alpha: One for all; or one a request, [R], where B is R or, with beams or several
+                answers a request, a multiple of it; or one a request and position, [R, T].
+                Where all are 0 the head is not computed, and the base's logits are untouched.
+
+        Raises:
+            UsageError: One is no finite number.
+        """
+        values = torch.as_tensor(alpha, dtype=torch.float32)
+        if not values.numel() or not values.isfinite().all():
+            raise UsageError(f"alpha: got {alpha}, expected finite numbers")
+        self._taps.paused = self._off = not bool(values.any())
+        by_token_and_entry = values.reshape(*values.shape, *[1] * (3 - values.dim()))
+        self._alpha = by_token_and_entry.to(self.head.device)
+
+    @contextmanager
+    def steering(self, alpha: float | Sequence[float] | Tensor) -> Iterator[None]:
+        """Steer while the context is open; outside of it the base is as if alone."""
+        self.set_alpha(alpha)
+        try:
+            yield
+        finally:
+            self.set_alpha(0.0)
+            self.keep_base_logits, self.base_logits = False, None
+            # Of a pass that failed.
+            self._taps.states.clear()
+            if self.base.num_hidden_layers != self._depth:
+                # transformers leaves it lowered where a draft of the first layers fails.
+                self.base.config.num_hidden_layers = self._depth
+
+    def _steer(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if self.keep_base_logits:
+            self.base_logits = output.logits
+        if self._off:
+            return output
+        states = {**self._taps.states}
+        self._taps.states.clear()
+        if isinstance(output, tuple):
+            raise UsageError(
+                "return_dict: got False, expected True, as a steered model tells its logits by "
+                "name; leave it out, or read `output.to_tuple()`"
+            )
+        if self.base.num_hidden_layers < self._depth:
+            # A draft by the first layers alone (`assistant_early_exit`): what it proposes is taken
+            # or left by a pass of all layers, which is steered.
+            return output
+        kept = kwargs.get("logits_to_keep", 0)
+        # By how many there are: not every model keeps as few as it is asked to.
+        places = slice(-output.logits.shape[1], None) if isinstance(kept, int) else kept
+        device = self.head.device
+        states_BTKH = torch.stack(
+            [_state(states, layer)[:, places].to(device) for layer in self.layers], dim=-2
+        )
+        vector = self.vector(states_BTKH)
+        if len(vector) % len(self._alpha):
+            raise UsageError(
+                f"alpha: got {len(self._alpha)} strengths, but {len(vector)} rows are decoded; "
+                f"give one for all, or one for each request"
+            )
+        alpha = self._alpha.repeat_interleave(len(vector) // len(self._alpha), dim=0)
+        # In float32: a small alpha must not be rounded away against a large logit.
+        logits = output.logits.float() + (alpha * vector).to(output.logits.device)
+        if output.get("loss") is not None:
+            output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
+        output.logits = logits
+        return output
+
+    def vector(self, states: Tensor) -> Tensor:
+        """Return float32 alignment vectors [..., vocab] for states [..., K, hidden]."""
+        with torch.no_grad():
+            vector: Tensor = self.head(states).float()
+        return vector
+
+    def _forget_compiled(self) -> None:
+        """Drop what `generate()` compiled of the base: it holds the hooks there were then."""
+        if hasattr(self.base.model, "_compiled_call"):
+            del self.base.model._compiled_call
+            torch.compiler.reset()
+
+
+def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
+    """Return what a layer was given in a pass, [B, S, hidden]."""
+    if layer not in states:
+        raise UsageError(
+            f"a pass of the base ran without its layer {layer}, whose state the head reads; run "
+            f"all layers, or steer with alpha 0"
+        )
+    return states[layer]

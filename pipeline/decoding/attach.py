@@ -1,0 +1,313 @@
+"""Putting a base under a head: what belongs together, which layers are read, and switching."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mav.cache_schema.manifest import BaseModelRecord, StatesRecord
+from mav.pipeline.base.find_base import find_base
+from mav.pipeline.base.generation_defaults import readable_config
+from mav.pipeline.base.gguf_copy import with_copy
+from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.base.model import BaseModel, Placement, load_source, preview_base
+from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.head.compatibility import layers_on, require_same_vocabulary
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.int8 import is_quantized, quantize_head
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.pretrained import load_head
+from mav.pipeline.head.sizes import default_expansion_size, default_pooled_size
+from mav.pipeline.head.storage import WEIGHTS
+from mav.pipeline.preferences.chat_template import parse_date
+from mav.pipeline.preferences.prompt_format import FormName, PromptForm, choose_form
+from mav.pipeline.preferences.transcripts import TEMPLATE
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a head is for.
+
+    Attributes:
+        name: Of the head, for messages.
+        head: The head.
+        base: The base it was trained on.
+        states: The states it reads.
+        template: The prompt template it was trained with.
+        template_date: Day that this template was told, or None.
+        digest: SHA-256 over its weights.
+        folder: Its folder, or None if it was made in memory.
+    """
+
+    name: str
+    head: AlignmentHead
+    base: BaseModelRecord
+    states: StatesRecord
+    template: str
+    template_date: str | None
+    digest: str
+    folder: Path | None
+
+    def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
+        """Find the base it was trained on.
+
+        Raises:
+            UsageError: That base was never in files.
+            BaseModelError: It is not found.
+        """
+        return find_base(
+            self.base, self.name, near=self.folder, revision=revision, gguf_file=gguf_file
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinRules:
+    """What the user allows and wants of every base that is put under a head.
+
+    Attributes:
+        allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+        prompt_form: Form of prompts; `auto` is what the head was trained in.
+        template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD, or
+            `today`; the day of the head's training data if None.
+        int8_head: Keep the head's weights in a byte each; needs torchao.
+        base_generation_config: Take what the user leaves open from the base's generation_config.
+        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
+    """
+
+    allow_tokenizer_mismatch: bool = False
+    prompt_form: FormName = "auto"
+    template_date: str | None = None
+    int8_head: bool = False
+    base_generation_config: bool = False
+    gguf_cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.template_date is not None:
+            parse_date(self.template_date)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A head and a base that belong together, the hooks of the one in the other.
+
+    Attributes:
+        base: The base.
+        aligned: Both together; it steers nothing until told to.
+        form: Form of prompts.
+        settings: Fields of `Decoding` that take the place of its defaults.
+    """
+
+    base: BaseModel
+    aligned: AlignedLM
+    form: PromptForm
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer_text(self, decoding: Decoding) -> AnswerText:
+        """Return what makes text of an answer's tokens."""
+        stops = (*self.form.stops, *decoding.stop)
+        return AnswerText(self.base.tokenizer, stops, strip=True)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer in this form of prompts."""
+        return self.base.end_tokens | {self.form.end_token}
+
+    def close(self) -> None:
+        """Take the hooks out of the base."""
+        self.aligned.__exit__()
+
+
+def load_trained(
+    head: str, rules: JoinRules = JoinRules(), dtype: torch.dtype = torch.float32
+) -> Trained:
+    """Load a head from a folder, a training output or the hub.
+
+    Args:
+        head: Where it is.
+        rules: Whether its weights are to take a byte each.
+        dtype: Element type it is to compute in.
+
+    Raises:
+        HeadError: There is none, or its files are not a head's.
+        UsageError: What int8 needs is not installed.
+    """
+    stored = load_head(head, dtype=dtype)
+    if rules.int8_head:
+        quantize_head(stored.head)
+    manifest = stored.origin.manifest
+    return Trained(
+        name=f"The head {head}",
+        head=stored.head,
+        base=manifest.base,
+        states=manifest.states,
+        template=manifest.text.prompt_template,
+        template_date=manifest.text.template_date,
+        digest=file_digest(stored.path / WEIGHTS),
+        folder=stored.path,
+    )
+
+
+def untrained(
+    base: BaseModel,
+    *,
+    layer_selection: str = "auto",
+    num_layers: int = 3,
+    pooled_size: int | None = None,
+    expansion_size: int | None = None,
+) -> Trained:
+    """Return a new head for a base, which leaves it as it is until trained.
+
+    Sizes that are not given follow the base; see `head_sizes`.
+    """
+    layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
+    record = base.record()
+    pooled_size = pooled_size or default_pooled_size(base.hidden_size)
+    expansion_size = expansion_size or default_expansion_size(record, len(layers), pooled_size)
+    config = HeadConfig(
+        num_layers=len(layers),
+        pooled_size=pooled_size,
+        expansion_size=expansion_size,
+        vocab_size=base.vocab_size,
+    )
+    states = StatesRecord(
+        layer_selection=layer_selection if layer_selection in ("auto", "uniform") else "explicit",
+        layers=layers,
+        pooled_size=pooled_size,
+        stored_width=min(base.hidden_size, pooled_size),
+        dtype="float32",
+    )
+    head = AlignmentHead(config).to(base.dtype).eval()
+    return Trained(
+        name="The new head",
+        head=head,
+        base=record,
+        states=states,
+        template=TEMPLATE,
+        template_date=None,
+        digest=tensors_digest(head.state_dict()),
+        folder=None,
+    )
+
+
+def load_fitting(
+    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement, say: Say
+) -> BaseModel:
+    """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+
+    Args:
+        source: Its files.
+        trained: The head.
+        rules: What the user allows and wants.
+        placement: In what type and where.
+        say: Called with each line on how it is loaded.
+
+    Raises:
+        MAVError: It cannot be loaded or does not belong to the head.
+    """
+    source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
+    require_fit(preview_base(source), trained, rules, lambda _: None)
+    return load_source(source, placement, say=say)
+
+
+def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> tuple[int, ...]:
+    """Check that a base belongs to a head, its weights loaded or not.
+
+    Args:
+        base: The base.
+        trained: The head.
+        rules: What the user allows.
+        say: Called with what is allowed but worth knowing.
+
+    Returns:
+        The layers of this base that the head reads.
+
+    Raises:
+        MismatchError: It does not.
+        UsageError: Prompts cannot take the form the user wants.
+    """
+    record = base.record()
+    require_same_vocabulary(
+        trained.base,
+        record,
+        trained.name,
+        "the base",
+        other_tokenizer=rules.allow_tokenizer_mismatch,
+    )
+    _form(base, trained, rules)
+    layers = layers_on(trained.states, trained.base, record)
+    if record.tokenizer_digest != trained.base.tokenizer_digest:
+        say(
+            f"{base.id} has another tokenizer than the base the head was trained on "
+            f"({trained.base.id}): what the head raises may be other tokens than it learned of"
+        )
+    same_weights = record.weights_digest == trained.base.weights_digest
+    # A manifest of version 1 does not tell how the files of a base are quantized.
+    unknown = same_weights and trained.base.quantization is None and base.quantize is None
+    if record.quantization != trained.base.quantization and not unknown:
+        say(
+            f"{base.id} is {_told(record.quantization)}, and the base the head was trained on "
+            f"was {_told(trained.base.quantization)}: its states differ a little"
+        )
+    if not same_weights:
+        say(
+            f"{base.id} is another base than the head was trained on ({trained.base.id}); "
+            f"reading its layers {list(layers)}"
+        )
+    return layers
+
+
+def _told(quantization: str | None) -> str:
+    return "in full precision" if quantization is None else f"quantized ({quantization})"
+
+
+def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joined:
+    """Join a loaded base and a head, which goes to the base's device and takes its type.
+
+    Raises:
+        MAVError: They do not belong together.
+    """
+    layers = require_fit(base, trained, rules, say)
+    settings = _base_settings(base, rules, say)
+    head = trained.head.to(base.logits_device)
+    # One in int8 computes in the type it was quantized from, which is that of all bases under it.
+    if head.dtype != base.dtype and not is_quantized(head):
+        # The one that was loaded keeps its digits for the bases to come.
+        head = copy.deepcopy(head).to(base.dtype)
+    return Joined(
+        base=base,
+        aligned=AlignedLM(base, head, layers).__enter__(),
+        form=_form(base, trained, rules),
+        settings=settings,
+    )
+
+
+def _form(base: BaseModel, trained: Trained, rules: JoinRules) -> PromptForm:
+    date = rules.template_date or trained.template_date
+    return choose_form(
+        rules.prompt_form,
+        trained.template,
+        base.tokenizer,
+        None if date is None else parse_date(date),
+    )
+
+
+def _base_settings(base: BaseModel, rules: JoinRules, say: Say) -> dict[str, Any]:
+    """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
+    problem = None if base.source is None else readable_config(base.source.folder)[1]
+    if problem is not None:
+        say(problem)
+    if not rules.base_generation_config:
+        return {}
+    settings = settings_of(base.id, base.generation_config)
+    if others := not_carried_out(base.generation_config):
+        say(f"{base.id}: of its generation_config, {', '.join(others)} cannot be carried out here")
+    return settings

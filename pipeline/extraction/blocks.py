@@ -1,0 +1,97 @@
+"""Running the blocks of an extraction: one is computed while those before it are written."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from mav.cache_schema.records import read_commits
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.writer import CacheWriter
+from mav.pipeline.extraction.prepare import Say, Work
+from mav.pipeline.runtime.interruption import Interrupted
+from mav.pipeline.runtime.progress import between_bars, progress_bar
+
+_BLOCKS_WAITING: Final = 2
+"""Blocks that are written or wait to be; a disk that is slow for a moment holds up nothing."""
+
+
+def run_blocks(
+    work: Work, writer: CacheWriter, blocks: list[int], objects: Objects, say: Say, *, alone: bool
+) -> int:
+    """Compute and write blocks, some while those before are written; return their pairs.
+
+    One block is computed, one is written and one waits: three are in memory at most, and the bytes
+    of one array of the one that is written.
+
+    Args:
+        work: What to run.
+        writer: Where to.
+        blocks: Numbers of the blocks.
+        objects: Where the cache is.
+        say: Called with each line worth telling the user.
+        alone: Whether no other process has blocks of this run.
+
+    Raises:
+        Interrupted: The run was asked to stop. Blocks that were computed are written, unless it
+            was asked a second time.
+    """
+    pairs = sum(len(work.plan.pairs_of(block)) for block in blocks)
+    ran, at_once = 0, False
+    pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+    waiting: deque[Future[None]] = deque()
+    try:
+        with progress_bar(pairs, "Extracting", "pair") as bar:
+
+            def count(number: int) -> None:
+                nonlocal ran
+                ran += number
+                bar.update(number)
+
+            for block in blocks:
+                in_block = work.plan.pairs_of(block)
+                rows = work.forward.run(in_block, count)
+                if len(waiting) == _BLOCKS_WAITING:
+                    waiting.popleft().result()
+                waiting.append(pool.submit(writer.write_block, block, len(in_block), rows))
+            for writing in waiting:
+                writing.result()
+    except KeyboardInterrupt as stop:
+        at_once = not _written(waiting, say)
+        raise _interrupted(work, blocks, ran, objects, alone=alone, at_once=at_once) from stop
+    finally:
+        pool.shutdown(wait=not at_once, cancel_futures=at_once)
+    return pairs
+
+
+def _written(waiting: deque[Future[None]], say: Say) -> bool:
+    """Wait until blocks that are computed are written; False where that is interrupted too."""
+    try:
+        left = sum(not writing.done() for writing in waiting)
+        if left:
+            with between_bars():
+                say(f"Writing what is computed, {left} blocks; Ctrl-C again ends at once")
+        for writing in waiting:
+            writing.result()
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _interrupted(
+    work: Work, blocks: list[int], ran: int, objects: Objects, *, alone: bool, at_once: bool
+) -> Interrupted:
+    """Tell what is kept, as it stands in the cache."""
+    goes_on = "The same command goes on from there"
+    if at_once:
+        return Interrupted("Blocks that were written are kept.", f"{goes_on}.", at_once=True)
+    plan = work.plan
+    written = read_commits(objects, work.manifest, objects.sizes()).records
+    pairs = {block: len(plan.pairs_of(block)) for block in written}
+    kept = (
+        f"{len(written)} of {plan.blocks} blocks are written and kept, {sum(pairs.values()):,} of "
+        f"{plan.pairs:,} pairs."
+    )
+    # Of others' pairs this process does not know which had run.
+    again = ran - sum(pairs.get(block, 0) for block in blocks)
+    also = f"; {again:,} pairs that had run are run again" if alone and again > 0 else ""
+    return Interrupted(kept, f"{goes_on}{also}.")

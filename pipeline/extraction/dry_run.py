@@ -1,0 +1,264 @@
+"""What an extraction will take, told before it starts."""
+
+import dataclasses
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mav.cache_schema.arrays import layouts
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.creation import require_free
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import LogitsEncoding, Manifest
+from mav.cache_schema.records import read_commits
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import require_same
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.options import ExtractOptions, StorageDtype, as_begun, states_storage
+from mav.pipeline.extraction.prepare import (
+    Say,
+    Work,
+    choose_dtype,
+    load,
+    prepare,
+    read,
+    require_begun_in,
+    unembedding_arrays,
+)
+from mav.pipeline.runtime.compute_dtype import dtype_name
+from mav.pipeline.runtime.progress import progress_bar
+
+Rows = dict[str, NDArray[Any]]
+
+_SAMPLE_SECONDS: Final = 15.0
+_SAMPLE_PAIRS: Final = 32
+_SPARE: Final = 1.02
+"""Room for what the file system needs beside the bytes of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What an extraction will take.
+
+    Attributes:
+        manifest: The manifest the cache would have.
+        size: Its expected size.
+        alternatives: Option -> bytes of the whole cache with that one changed.
+        free_bytes: Room where the cache goes, or None where there is no limit to tell.
+        missing_pairs: Pairs that are yet to be run.
+        pairs_per_second: Measured on a sample.
+        processes: Processes that share the work.
+    """
+
+    manifest: Manifest
+    size: ExpectedSize
+    alternatives: dict[str, int]
+    free_bytes: int | None
+    missing_pairs: int
+    pairs_per_second: float
+    processes: int
+
+    @property
+    def hours(self) -> float:
+        """Expected time of the pairs that are yet to be run."""
+        return self.missing_pairs / (self.pairs_per_second * self.processes) / 3600
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what is yet to be written."""
+        return self.free_bytes is None or self.size.to_write * _SPARE <= self.free_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures people script with."""
+        manifest = self.manifest
+        return {
+            "rows": manifest.data.rows,
+            "pairs": manifest.data.pairs,
+            "dropped": manifest.data.dropped,
+            "response_tokens": manifest.plan.tokens,
+            "blocks": manifest.plan.blocks,
+            "bytes": self.size.total,
+            "bytes_to_write": self.size.to_write,
+            "bytes_by_array": self.size.arrays,
+            "bytes_with": self.alternatives,
+            "free_bytes": self.free_bytes,
+            "fits": self.fits,
+            "missing_pairs": self.missing_pairs,
+            "pairs_per_second": self.pairs_per_second * self.processes,
+            "hours": self.hours,
+        }
+
+
+def preflight(
+    options: ExtractOptions, *, say: Say = lambda _: None, base: BaseModel | None = None
+) -> Preflight:
+    """Find out what an extraction will take: size exactly or by a sample, time by a sample.
+
+    Nothing is written.
+
+    Args:
+        options: What would be extracted.
+        say: Called with each line worth telling the user.
+        base: A loaded base to use in place of `options.base_model`.
+
+    Raises:
+        MAVError: Any input is at fault, as it would be for the extraction.
+    """
+    request, objects = prepare(options, base, say), open_objects(options.output)
+    stored = read_manifest(objects) if require_free(objects) else None
+    if stored is not None:
+        require_begun_in(options, stored, dtype_name(options.dtype))
+    data = read(options, request.tokenizer, stored, say)
+    if stored is not None:
+        options = as_begun(options, stored, data)
+    work = load(options, request, data, choose_dtype(options, request, stored, say), say)
+    if stored is not None:
+        require_same(objects.location, stored, work.manifest)
+    missing = _missing(objects, work)
+    rows, rate = _sample(work)
+    rows |= {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
+    share = compressed_share(work.manifest, rows)
+    return Preflight(
+        manifest=work.manifest,
+        size=expected_size(work.manifest, work.plan, share, missing=missing, begun=bool(stored)),
+        alternatives=_alternatives(options, work, rows),
+        free_bytes=objects.free_bytes(),
+        missing_pairs=sum(len(work.plan.pairs_of(block)) for block in missing),
+        pairs_per_second=rate,
+        processes=request.processes.count,
+    )
+
+
+def require_room(objects: Objects, work: Work, missing: list[int], *, begun: bool) -> None:
+    """Refuse to start an extraction that the disk cannot hold.
+
+    Args:
+        objects: Where the cache goes.
+        work: The extraction.
+        missing: Blocks that are yet to be written.
+        begun: Whether plan and unembedding are written already.
+
+    Raises:
+        CacheError: With the figures.
+    """
+    free = objects.free_bytes()
+    if free is None:
+        return
+    share = dict.fromkeys(layouts(work.manifest), 1.0)
+    size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
+    if size.to_write * _SPARE > free and work.manifest.storage.compression != "none":
+        # Only now is it worth the time to see what compression makes of it.
+        share = compressed_share(work.manifest, _sample(work)[0])
+        size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
+    if size.to_write * _SPARE > free:
+        raise CacheError(
+            f"{objects.location}: the cache needs {size.to_write / 1e9:.2f} GB more, but only "
+            f"{free / 1e9:.2f} GB are free there. Free some space, name another --output, or make "
+            f"it smaller with --compression blosc, --storage-dtype int8, --pooled-size or --limit; "
+            f"`mav extract --dry-run` tells what each takes."
+        )
+
+
+def screen(found: Preflight) -> str:
+    """Lay the findings out for people."""
+    data, size = found.manifest.data, found.size
+    lines = [
+        f"{data.pairs:,} pairs, {found.manifest.plan.tokens:,} response tokens, "
+        f"{found.manifest.plan.blocks:,} blocks",
+        "",
+        *(f"{path:<32} {_bytes(count):>12}" for path, count in size.arrays.items()),
+        f"{'together':<32} {_bytes(size.total):>12}  "
+        f"({size.total / found.manifest.plan.tokens:,.0f} bytes a token)",
+        "",
+        *(
+            f"{f'with {option}':<32} {_bytes(count):>12}"
+            for option, count in found.alternatives.items()
+        ),
+        "",
+        f"{'yet to be written':<32} {_bytes(size.to_write):>12}",
+        f"{'free there':<32} "
+        + (f"{'no limit':>12}" if found.free_bytes is None else f"{_bytes(found.free_bytes):>12}"),
+        "",
+        f"{found.missing_pairs:,} pairs to run at {found.pairs_per_second * found.processes:,.1f} "
+        f"pairs/s (measured on a sample): {_duration(found.hours)}",
+    ]
+    if not found.fits:
+        lines.append("The disk cannot hold it.")
+    return "\n".join(lines)
+
+
+def _missing(objects: Objects, work: Work) -> list[int]:
+    sizes = objects.sizes()
+    committed = read_commits(objects, work.manifest, sizes).records
+    return [block for block in range(work.plan.blocks) if block not in committed]
+
+
+def _sample(work: Work) -> tuple[Rows, float]:
+    """Run some pairs of the first block; return their rows and the pairs per second."""
+    in_block = work.plan.pairs_of(0)
+    parts: list[Rows] = []
+    seconds, timed = 0.0, 0
+    with progress_bar(None, "Sampling", "pair") as bar:
+        for start in range(in_block.start, in_block.stop, _SAMPLE_PAIRS):
+            part = range(start, min(start + _SAMPLE_PAIRS, in_block.stop))
+            began = perf_counter()
+            parts.append(work.forward.run(part, bar.update))
+            # The first passes of a process are slow, so they count only if there are no others.
+            if start > in_block.start or len(in_block) <= _SAMPLE_PAIRS:
+                seconds += perf_counter() - began
+                timed += len(part)
+            if seconds > _SAMPLE_SECONDS:
+                break
+    rows = {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+    return rows, timed / seconds
+
+
+def _alternatives(options: ExtractOptions, work: Work, rows: Rows) -> dict[str, int]:
+    """Return what the cache would take with one option changed, and all others as asked for."""
+    manifest = work.manifest
+    found: dict[str, int] = {}
+    encodings: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
+    for name in encodings:
+        logits = dataclasses.replace(
+            manifest.logits, encoding=name, top_k=options.top_k if name == "topk" else None
+        )
+        found[f"--logits {name}"] = _total(work, {"logits": logits}, rows)
+    for storage in get_args(StorageDtype):
+        dtype, how = states_storage(storage)
+        stored = {
+            "states": dataclasses.replace(manifest.states, dtype=dtype),
+            "storage": dataclasses.replace(manifest.storage, states=how),
+        }
+        found[f"--storage-dtype {storage}"] = _total(work, stored, rows)
+    for compression in get_args(Compression):
+        changed = dataclasses.replace(manifest.storage, compression=compression)
+        found[f"--compression {compression}"] = _total(work, {"storage": changed}, rows)
+    return found
+
+
+def _total(work: Work, changes: dict[str, Any], rows: Rows) -> int:
+    manifest = dataclasses.replace(work.manifest, **changes)
+    # Arrays that the sample has in another type are counted as if not compressed.
+    same = {
+        path: rows[path]
+        for path, layout in layouts(manifest).items()
+        if path in rows and rows[path].dtype == layout.dtype
+    }
+    return expected_size(manifest, work.plan, compressed_share(manifest, same)).total
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"

@@ -1,0 +1,227 @@
+"""Stage one: run the frozen base once over preference pairs and write the cache."""
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from mav.cache_schema.creation import require_free
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import BaseModelRecord, Manifest
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.lock import LOCK, run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.writer import CacheWriter, require_same
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.quantization import Quantize, quantization_of
+from mav.pipeline.base.source import tokenizer_digest
+from mav.pipeline.extraction.blocks import run_blocks
+from mav.pipeline.extraction.dry_run import require_room
+from mav.pipeline.extraction.options import ExtractOptions, as_begun, draft_manifest
+from mav.pipeline.extraction.packing import Packing
+from mav.pipeline.extraction.prepare import (
+    Request,
+    Say,
+    Work,
+    choose_dtype,
+    load,
+    prepare,
+    read,
+    require_begun_in,
+    unembedding_arrays,
+)
+from mav.pipeline.runtime.compute_dtype import dtype_name
+from mav.pipeline.runtime.known_places import remember
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What an extraction did.
+
+    Attributes:
+        manifest: The cache's manifest.
+        pairs_done: Pairs run by this call; fewer than all when it resumed.
+        seconds: Time of those forward passes and writes.
+        packing: How pairs were packed, or None if nothing was run.
+        stored_bytes: Size of the cache on disk.
+    """
+
+    manifest: Manifest
+    pairs_done: int
+    seconds: float
+    packing: Packing | None
+    stored_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures people script with."""
+        manifest = self.manifest
+        return {
+            "rows": manifest.data.rows,
+            "pairs": manifest.data.pairs,
+            "dropped": manifest.data.dropped,
+            "prompts_truncated": manifest.data.prompts_truncated,
+            "responses_cut": manifest.data.responses_cut,
+            "response_tokens": manifest.plan.tokens,
+            "blocks": manifest.plan.blocks,
+            "layers": list(manifest.states.layers),
+            "pairs_done": self.pairs_done,
+            "seconds": self.seconds,
+            "pairs_per_second": self.pairs_done / self.seconds if self.pairs_done else None,
+            "packing": self.packing,
+            "checks": manifest.checks,
+            "stored_bytes": self.stored_bytes,
+            "stored_bytes_per_token": self.stored_bytes / manifest.plan.tokens,
+        }
+
+
+def extract(
+    options: ExtractOptions, *, say: Say = lambda _: None, base: BaseModel | None = None
+) -> ExtractReport:
+    """Write the cache, or go on with one that was interrupted, or leave a complete one as it is.
+
+    Processes that were launched together share the blocks that are missing.
+
+    Args:
+        options: What to extract.
+        say: Called with each line worth telling the user, on the first process.
+        base: A loaded base to use in place of `options.base_model`.
+
+    Raises:
+        MAVError: Any input is at fault; see its subclasses.
+    """
+    request = prepare(options, base, say)
+    processes, objects = request.processes, open_objects(options.output)
+    if not processes.first:
+        say = _silent
+    with ExitStack() as held:
+
+        def lock() -> str:
+            return held.enter_context(run_lock(objects, say=say))
+
+        stored = processes.from_first(
+            lambda: read_manifest(objects) if require_free(objects) else None
+        )
+        if stored is not None:
+            require_begun_in(options, stored, dtype_name(options.dtype))
+        # A complete cache is only looked at, so it may lie where nobody can write; a new one is
+        # not begun before the data and the base are known to be good.
+        begun = stored is not None and not stored.complete
+        run = processes.from_first(lock) if begun else None
+        data = read(options, request.tokenizer, stored, say)
+        for given, kept in zip(options.sources, data.sources, strict=True):
+            if kept.pairs:
+                remember(kept.fingerprint, given.id)
+        if stored is not None:
+            options = as_begun(options, stored, data)
+            found = base.record() if base else _as_stored(stored, request, options.quantize)
+            asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
+            require_same(objects.location, stored, asked)
+            if told := _moved(stored.base, asked.base):
+                say(told)
+            _remember_base(request, asked)
+            if not begun and processes.from_first(lambda: _sound(objects)):
+                say(f"{options.output}: complete already, left as it is")
+                return _report(objects, stored, 0, 0.0, None)
+        # One type for all: what processes compute on may differ.
+        dtype = processes.from_first(lambda: choose_dtype(options, request, stored, say))
+        work = load(options, request, data, dtype, say)
+        _remember_base(request, work.manifest)
+        if stored is not None:
+            # Now with what only the loaded base tells.
+            require_same(objects.location, stored, work.manifest)
+        run = run or processes.from_first(lock)
+        if stored is None:
+            processes.from_first(lambda: _create(objects, run, work))
+        writer = CacheWriter(objects, run)
+        processes.from_first(lambda: writer.record_compute_dtype(dtype))
+        if stored is not None and (lost := processes.from_first(lambda: _restore(writer, work))):
+            say(f"Written again: {', '.join(lost)}")
+        missing = processes.from_first(writer.missing)
+        if stored is not None:
+            processes.from_first(lambda: require_room(objects, work, missing, begun=True))
+            blocks = work.plan.blocks
+            say(
+                f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
+            )
+        if processes.count > 1:
+            say(f"{processes.count} processes share {len(missing)} blocks")
+        started = perf_counter()
+        own = missing[processes.rank :: processes.count]
+        done = run_blocks(work, writer, own, objects, say, alone=processes.count == 1)
+        done = sum(processes.gather(done))
+        processes.from_first(writer.complete)
+        return _report(
+            objects,
+            read_manifest(objects),
+            done,
+            perf_counter() - started,
+            work.forward.packing,
+        )
+
+
+def _silent(line: str) -> None:
+    """Say nothing; the first process speaks for all."""
+
+
+def _sound(objects: Objects) -> bool:
+    try:
+        CacheReader(objects.location)
+    except CacheError:
+        return False
+    return True
+
+
+def _as_stored(manifest: Manifest, request: Request, quantize: Quantize | None) -> BaseModelRecord:
+    """Describe a base without loading it: the same weights have the stored shapes."""
+    assert request.source is not None
+    return dataclasses.replace(
+        manifest.base,
+        id=request.source.id,
+        revision=request.source.revision,
+        weights_digest=request.source.weights_digest(),
+        config_digest=request.source.config_digest(),
+        tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
+        quantization=quantization_of(request.source, quantize),
+    )
+
+
+def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
+    """Return that a branch has moved since, to a commit that is the same model."""
+    if asked.id != stored.id or asked.revision == stored.revision:
+        return None
+    return (
+        f"{asked.id} is at another commit than when the cache was begun, {asked.revision} and not "
+        f"{stored.revision}; its weights, configuration and tokenizer are the same"
+    )
+
+
+def _remember_base(request: Request, manifest: Manifest) -> None:
+    """Note where the base is, for heads that are trained from the cache."""
+    if request.source is not None:
+        remember(manifest.base.weights_digest, request.source.id)
+
+
+def _create(objects: Objects, run: str, work: Work) -> None:
+    require_room(objects, work, list(range(work.plan.blocks)), begun=False)
+    CacheWriter.create(
+        objects, run, work.manifest, work.plan, work.data.columns(), unembedding_arrays(work)
+    )
+
+
+def _restore(writer: CacheWriter, work: Work) -> list[str]:
+    return writer.restore_layout(work.plan, work.data.columns(), unembedding_arrays(work))
+
+
+def _report(
+    objects: Objects, manifest: Manifest, done: int, seconds: float, packing: Packing | None
+) -> ExtractReport:
+    return ExtractReport(
+        manifest=manifest,
+        pairs_done=done,
+        seconds=seconds,
+        packing=packing,
+        stored_bytes=sum(size for key, size in objects.sizes().items() if key != LOCK),
+    )

@@ -1,0 +1,68 @@
+"""What a base's configuration allows an extraction to ask for, told before its weights are read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.tokenization import TokenizedPairs
+
+_BY_LENGTH: Final = ("dynamic", "longrope")
+"""Rotary embeddings that turn all positions of a text otherwise once it exceeds a length."""
+
+
+def require_allowed(options: ExtractOptions, config: Any) -> None:
+    """Refuse options that the base cannot be extracted with.
+
+    Args:
+        options: What is asked for.
+        config: The configuration of the base's text decoder.
+
+    Raises:
+        UsageError: Naming the option.
+    """
+    select_layers(options.layer_selection, options.num_layers, int(config.num_hidden_layers))
+    options.require_top_k(int(config.vocab_size))
+
+
+def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
+    """Refuse texts that are longer than the base reads, or than all are read alike.
+
+    Args:
+        base: What the base is called.
+        pairs: The pairs.
+        config: The configuration of the base's text decoder.
+
+    Raises:
+        UsageError: With the length that may be asked for.
+    """
+    lengths = np.diff(pairs.bounds, axis=1)
+    # The last token of a text is only predicted.
+    longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()) - 1
+    reads = getattr(config, "max_position_embeddings", None)
+    if reads is not None and longest > reads:
+        raise UsageError(
+            f"--max-length: a text has {longest} tokens, but {base} reads at most {reads}; use "
+            f"--max-length {reads}"
+        )
+    for rotary in _rotary_embeddings(config):
+        kind = rotary.get("rope_type")
+        steady = rotary.get("original_max_position_embeddings", reads)
+        if kind in _BY_LENGTH and steady is not None and longest > steady:
+            raise UsageError(
+                f"--max-length: a text has {longest} tokens, but beyond {steady} {base} turns all "
+                f"positions otherwise (rope_type {kind}), so that the states of a text would hang "
+                f"on what is in its batch; use --max-length {steady}"
+            )
+
+
+def _rotary_embeddings(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the parameters of rotary embeddings; kinds of layers may have their own."""
+    found = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in found:
+        yield found
+    else:
+        yield from (own for own in found.values() if isinstance(own, Mapping))

@@ -1,0 +1,277 @@
+"""What is measured on the first batch before an extraction is trusted.
+
+Every base model is its own code. Three facts that everything rests on are therefore not assumed
+but compared on real pairs: that the taps see transformers' own hidden states, that the factored
+logits are the model's own, and that packing changes nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.failures import REFUSALS, told_if_it_fails
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.forward import run_decoder, run_whole
+from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
+from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.preferences.tokenization import TokenizedPairs
+from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_for_memory
+
+# Relative errors (Frobenius norm) above which two results count as different. The same tensor
+# through the same kernels differs by nothing; the same product in another order by rounding,
+# which depth multiplies. A wrong layer or mask gives 0.1 to 1.
+SAME_PASS: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+OTHER_ORDER: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+_CHECKED_PAIRS: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseVerdict:
+    """What was found out about a base model.
+
+    Attributes:
+        errors: Relative errors that were measured, by what was compared.
+        factored: Whether its logits are a function of the final state.
+        packing: How pairs may be packed: the quickest way that changes nothing.
+    """
+
+    errors: dict[str, float]
+    factored: bool
+    packing: Packing
+
+
+def check_base(
+    base: BaseModel,
+    pairs: TokenizedPairs,
+    layers: tuple[int, ...],
+    max_length: int,
+    *,
+    must_factor: bool,
+    say: Callable[[str], None],
+) -> BaseVerdict:
+    """Run all checks on a few pairs.
+
+    Args:
+        base: The base model.
+        pairs: All pairs; the longest and others over the whole range of lengths are used.
+        layers: The layers that are taken.
+        max_length: Most tokens of a prompt with one response.
+        must_factor: Whether logits that cannot be factored are an error.
+        say: Called with each line worth telling the user.
+
+    Raises:
+        BaseModelError: A check failed that nothing can make up for.
+    """
+    longest_first = np.argsort(-pairs.shared_length, kind="stable")
+    spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
+    chosen = [int(longest_first[place]) for place in spread]
+    # All hidden states and logits of a text of middling length take little memory.
+    batch = pack_alone(pairs, int(longest_first[len(pairs) // 2]))[0].to(base.device)
+    with told_if_it_fails(base):
+        errors = {"layers": check_layers(base, layers, batch)}
+    factored = True
+    try:
+        with told_if_it_fails(base):
+            errors["factored_logits"] = check_unembedding(base, base.unembedding(), batch)
+    except BaseModelError as cause:
+        if must_factor:
+            raise
+        factored = False
+        say(f"{cause} They are taken from the whole model.")
+    packing, by_packing = choose_packing(base, layers, pairs, chosen, max_length)
+    errors["packing"] = by_packing[packing]
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
+    say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
+    if packing == "padded":
+        say(
+            f"{base.config.model_type}: its attention cannot be replaced, so each pair is run in a "
+            f"sequence of its own, padded, which takes about 1.2 times as long"
+        )
+    elif packing == "apart":
+        say(
+            f"{base.config.model_type}: sharing a prompt between two answers changes its states "
+            f"(relative error {by_packing['padded']:.2g}) or its attention window is shorter than "
+            f"the maximum length; each answer is run apart, which takes about twice as long"
+        )
+    return BaseVerdict(errors=errors, factored=factored, packing=packing)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Return ||got - expected|| / ||expected||, in float32 or what is wider."""
+    # Not in float64, which not every device has.
+    wide = expected.to(torch.promote_types(expected.dtype, torch.float32))
+    return float((got.to(wide.dtype) - wide).norm() / wide.norm().clamp_min(1e-30))
+
+
+@torch.inference_mode()
+def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) -> float:
+    """Compare tapped states with `output_hidden_states=True`.
+
+    Returns:
+        The largest relative error over the layers.
+
+    Raises:
+        BaseModelError: A layer differs.
+    """
+    with base.taps(layers) as taps:
+        expected = base.decoder(
+            **batch.inputs, use_cache=False, output_hidden_states=True, return_dict=True
+        )
+        worst = 0.0
+        for layer in layers:
+            got, want = taps.states[layer], expected.hidden_states[layer]
+            error = relative_error(got, want) if got.shape == want.shape else float("inf")
+            worst = max(worst, error)
+            # Written so that a NaN, from an overflow in float16 say, does not pass.
+            if not error <= SAME_PASS[base.dtype]:
+                raise BaseModelError(
+                    f"{base.config.model_type}: the states taken for layer {layer} are not its "
+                    f"hidden_states[{layer}] (shapes {tuple(got.shape)} and {tuple(want.shape)}, "
+                    f"relative error {error:.2g}). If that is no number, use another "
+                    f"--dtype; else please report this architecture."
+                )
+    return worst
+
+
+@torch.inference_mode()
+def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardBatch) -> float:
+    """Compare factored logits with the model's own.
+
+    Returns:
+        The relative error.
+
+    Raises:
+        BaseModelError: They differ, so only `--logits dense` or `topk` can serve this model.
+    """
+    last = base.num_hidden_layers
+    with base.taps((last,)) as taps:
+        own = run_whole(base, batch)
+        final = taps.states[last]
+    flat = own.reshape(-1, own.shape[-1])[batch.predict]
+    error = relative_error(unembedding(final.reshape(-1, final.shape[-1])[batch.predict]), flat)
+    if not error <= SAME_PASS[base.dtype] * 10:
+        raise BaseModelError(
+            f"{base.config.model_type}: the model's logits are not its final state times its "
+            f"output embedding (relative error {error:.2g}), so they cannot be factored. "
+            f"Use --logits dense or --logits topk."
+        )
+    return error
+
+
+@torch.inference_mode()
+def choose_packing(
+    base: BaseModel,
+    layers: tuple[int, ...],
+    pairs: TokenizedPairs,
+    chosen: Sequence[int],
+    max_length: int,
+) -> tuple[Packing, dict[Packing, float]]:
+    """Find the quickest way of packing that changes no state.
+
+    Every way is compared with each answer run alone, with nothing beside it in the batch.
+
+    Returns:
+        The way, and the largest relative error over the layers of every way that was tried;
+        infinite where the model refuses it.
+
+    Raises:
+        BaseModelError: Memory does not suffice for a single pair, or none of the ways gives the
+            states of an answer alone.
+    """
+    alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
+    errors: dict[Packing, float] = {}
+    for packing in PACKINGS:
+        errors[packing] = _packing_error(base, layers, pairs, alone, packing)
+        fits = packing != "padded" or window_fits(base, max_length)
+        if fits and errors[packing] <= OTHER_ORDER[base.dtype]:
+            return packing, errors
+    # Rounding that is a little more than usual is no reason to refuse what nothing can replace.
+    if errors["apart"] <= 2 * OTHER_ORDER[base.dtype]:
+        return "apart", errors
+    raise BaseModelError(
+        f"{base.config.model_type}: the states of a text change with what else is in its batch "
+        f"(relative error {errors['apart']:.2g}), so what extraction stores would not be what "
+        f"decoding sees. Try --dtype float32; if that changes nothing, please report this "
+        f"architecture."
+    )
+
+
+def _packing_error(
+    base: BaseModel,
+    layers: tuple[int, ...],
+    pairs: TokenizedPairs,
+    alone: Mapping[int, dict[int, Tensor]],
+    packing: Packing,
+) -> float:
+    """Return the largest relative error of the pairs together, or of as many as memory allows."""
+    together = list(alone)
+    while True:
+        batch = pack(pairs, together, packing, base.dtype)
+        try:
+            got = predicting_states(base, layers, batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                if packing != "apart" and isinstance(error, REFUSALS):
+                    return math.inf
+                raise
+            if len(together) == 1:
+                length = int(pairs.shared_length[together[0]])
+                raise too_long_for_memory(base.id, length) from error
+        else:
+            return max(
+                relative_error(got[layer], torch.cat([alone[pair][layer] for pair in together]))
+                for layer in layers
+            )
+        # Not where the error is caught: its frames hold what is to be freed.
+        free_memory()
+        together = together[len(together) // 2 :]
+
+
+def _alone_states(
+    base: BaseModel, layers: tuple[int, ...], pairs: TokenizedPairs, pair: int
+) -> dict[int, Tensor]:
+    try:
+        answers = [predicting_states(base, layers, batch) for batch in pack_alone(pairs, pair)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise too_long_for_memory(base.id, int(pairs.shared_length[pair])) from error
+    return {layer: torch.cat([answer[layer] for answer in answers]) for layer in layers}
+
+
+def window_fits(base: BaseModel, max_length: int) -> bool:
+    """Tell whether a model attends to all of a text of the maximum length.
+
+    The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
+    the longest text must fit in one. GPT-Neo counts its window in the padded sequence besides,
+    which must fit as a whole.
+    """
+    limits = [
+        (getattr(base.config, "sliding_window", None), max_length),
+        (getattr(base.config, "window_size", None), 2 * max_length),
+    ]
+    # A window of 0 is none.
+    return all(not window or needed <= window for window, needed in limits)
+
+
+def predicting_states(
+    base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch
+) -> dict[int, Tensor]:
+    """Return the states [N, hidden] of layers at the positions that predict the response tokens.
+
+    Raises:
+        NotImplementedError: The base cannot attend as the batch is packed.
+    """
+    placed = batch.to(base.device)
+    with base.taps(layers) as taps:
+        run_decoder(base, placed)
+        return {
+            layer: taps.states[layer].flatten(0, 1).index_select(0, placed.predict)
+            for layer in layers
+        }

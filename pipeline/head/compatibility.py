@@ -1,0 +1,85 @@
+"""Which things belong together: caches, heads and base models, judged by their manifests."""
+
+from mav.cache_schema.errors import MismatchError
+from mav.cache_schema.manifest import BaseModelRecord, Manifest, StatesRecord
+from mav.pipeline.base.layer_selection import select_layers
+
+
+def require_same_vocabulary(
+    expected: BaseModelRecord,
+    got: BaseModelRecord,
+    what_expects: str,
+    what_got: str,
+    *,
+    other_tokenizer: bool | None = None,
+) -> None:
+    """Refuse a base whose tokens mean something else than those the head was trained for.
+
+    Args:
+        expected: The base of the cache the head was trained from.
+        got: The other base.
+        what_expects: Name of the thing that expects, for the message.
+        what_got: Name of the thing that was got.
+        other_tokenizer: Whether the user allows another tokenizer of the same size; None where
+            there is no such choice.
+
+    Raises:
+        MismatchError: The vocabularies differ in size or in content.
+    """
+    if got.vocab_size != expected.vocab_size:
+        raise MismatchError(
+            f"{what_expects} was made for a vocabulary of {expected.vocab_size} tokens "
+            f"({expected.id}), but {what_got} has {got.vocab_size} ({got.id}). An alignment "
+            f"vector has one entry a token; train a head for this base."
+        )
+    choice = other_tokenizer is not None
+    if got.tokenizer_digest != expected.tokenizer_digest and not other_tokenizer:
+        raise MismatchError(
+            f"{what_expects} and {what_got} both have {got.vocab_size} tokens, but other "
+            f"tokenizers ({expected.id}: {expected.tokenizer_digest[:12]}, {got.id}: "
+            f"{got.tokenizer_digest[:12]}), so the same id means another token. Train a head for "
+            f"this base"
+            + (", or decode all the same with --allow-tokenizer-mismatch." if choice else ".")
+        )
+
+
+def require_same_features(
+    expected: Manifest, got: Manifest, what_expects: str, what_got: str
+) -> None:
+    """Refuse a cache whose states or tokens are not what a head reads.
+
+    Raises:
+        MismatchError: Vocabulary, number of layers or pooled size differ.
+    """
+    require_same_vocabulary(expected.base, got.base, what_expects, what_got)
+    same_base = expected.base.weights_digest == got.base.weights_digest
+    for name, stored, asked in (
+        ("layers", len(expected.states.layers), len(got.states.layers)),
+        ("pooled size", expected.states.pooled_size, got.states.pooled_size),
+        # On another base the same strategy gives other indices; on the same one it must not.
+        *((("layers", expected.states.layers, got.states.layers),) if same_base else ()),
+    ):
+        if stored != asked:
+            raise MismatchError(
+                f"{what_expects} and {what_got} differ in {name}: {stored} and {asked}. Extract "
+                f"with the layer selection and pooled size the head was trained with."
+            )
+
+
+def layers_on(
+    states: StatesRecord, trained_on: BaseModelRecord, other: BaseModelRecord
+) -> tuple[int, ...]:
+    """Return the layers a head reads on a base: the same choice, by strategy, at another depth.
+
+    Raises:
+        MismatchError: The layers were chosen by index, and the base has another depth.
+    """
+    if other.num_hidden_layers == trained_on.num_hidden_layers:
+        return states.layers
+    if states.layer_selection == "explicit":
+        raise MismatchError(
+            f"The head reads layers {list(states.layers)} of {trained_on.num_hidden_layers}, "
+            f"chosen by index, but {other.id} has {other.num_hidden_layers} layers; only heads "
+            f"trained with --layer-selection auto or uniform can go to a base of another depth."
+        )
+    return select_layers(states.layer_selection, len(states.layers), other.num_hidden_layers)

@@ -1,0 +1,124 @@
+"""The alignment head: hidden states of several layers in, a vector over the vocabulary out.
+
+    states of K layers, pooled to W -> concat K*W -> Linear W, ReLU, Dropout        fusion
+                                    -> Linear E, ReLU -> Linear V (zero at first)   alignment
+
+With the default sizes (K 3, W 4096, E 16384) and LLaMA's vocabulary of 32,000 the alignment
+network has 591,445,248 parameters, and 641,780,992 with the fusion layer.
+
+Shape legend: K layers, W pooled size, E expansion size, V vocabulary.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.storage import (
+    find_head,
+    load_weights,
+    read_head_config,
+    require_finite,
+)
+from mav.pipeline.ops.pooling import pool_states
+
+
+class AlignmentHead(nn.Module):
+    """Token-wise: a position's vector depends on the states at that position alone.
+
+    The last layer starts at zero, so an untrained head leaves the base exactly as it is.
+
+    Attributes:
+        config: Its sizes.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fusion = nn.Linear(config.num_layers * config.pooled_size, config.pooled_size)
+        self.expand = nn.Linear(config.pooled_size, config.expansion_size)
+        self.project = nn.Linear(config.expansion_size, config.vocab_size)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def features(self, states: Tensor) -> Tensor:
+        """Return the input of the last layer, [..., E].
+
+        Args:
+            states: [..., K, width]; pooled here to W where the width is another.
+        """
+        pooled = pool_states(states, self.config.pooled_size).flatten(-2)
+        fused = F.relu(self.fusion(pooled.to(self.fusion.weight.dtype)))
+        return F.relu(self.expand(self.dropout(fused)))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the alignment vector [..., V] for states [..., K, width]."""
+        vector: Tensor = self.project(self.features(states))
+        return vector
+
+    def alignment_parameters(self) -> int:
+        """Number of parameters of the alignment network, the figure a head is named by."""
+        return sum(
+            parameter.numel()
+            for layer in (self.expand, self.project)
+            for parameter in layer.parameters()
+        )
+
+    def total_parameters(self) -> int:
+        """Number of parameters, fusion layer included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of its weights."""
+        return self.project.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.project.weight.device
+
+    @staticmethod
+    def from_pretrained(
+        path_or_hub_id: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> "AlignmentHead":
+        """Load a head from a folder, a training output or the hub.
+
+        Args:
+            path_or_hub_id: Folder with `config.json` and `model.safetensors`, the output folder
+                of `mav train` (its best head), or a hub id.
+            dtype: Element type to load it in.
+            device: Where to put it.
+
+        Raises:
+            HeadError: There is no head, or its files are not a head's.
+        """
+        folder = find_head(path_or_hub_id)
+        config, _ = read_head_config(folder)
+        return head_in(folder, config, dtype=dtype, device=device)
+
+
+def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str) -> AlignmentHead:
+    """Return the head of a folder, in eval mode.
+
+    Args:
+        folder: Its folder.
+        config: Its sizes.
+        dtype: Element type to load it in.
+        device: Where to put it.
+
+    Raises:
+        HeadError: Its weights are missing, damaged, not finite, or another head's.
+    """
+    with torch.device("meta"):
+        head = AlignmentHead(config)
+    load_weights(head, folder, device)
+    head = head.to(dtype).eval()
+    require_finite(head, folder)
+    return head

@@ -1,0 +1,182 @@
+"""A head on disk: `model.safetensors`, and `config.json` with its sizes and its origin.
+
+Nothing from a checkpoint is ever executed: tensors come from safetensors, all else from JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from mav.cache_schema.errors import CacheError, HeadError
+from mav.cache_schema.manifest import Manifest
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.runtime import hub
+
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+KIND: Final = "mav-alignment-head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOrigin:
+    """What a head was trained from and how.
+
+    Attributes:
+        manifest: The manifest of the cache.
+        objective: Name of the objective.
+        beta: Its inverse temperature.
+        held_out_fraction: Share of prompts that training did not see.
+        steps: Optimizer steps taken.
+    """
+
+    manifest: Manifest
+    objective: str
+    beta: float
+    held_out_fraction: float
+    steps: int
+
+
+def load_weights(head: nn.Module, folder: Path, device: str) -> None:
+    """Give a head on `meta` the weights of its folder.
+
+    Args:
+        head: The head.
+        folder: Its folder.
+        device: Where the weights go.
+
+    Raises:
+        HeadError: They are missing, damaged, or another head's.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise HeadError(
+            f"{folder}: no {WEIGHTS} beside {CONFIG}."
+            + (_pickles_in(folder) or " Copy the whole folder again.")
+        )
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS, device=device)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HeadError(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from error
+    _require_all(tensors, head, folder / WEIGHTS)
+    head.load_state_dict(tensors, assign=True)
+
+
+def _require_all(tensors: Mapping[str, Tensor], head: nn.Module, path: Path) -> None:
+    """Refuse weights that are missing, unknown, of another shape, or no floating-point numbers."""
+    expected = head.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in expected if name not in tensors),
+        *(f"{name} is none of its weights" for name in sorted(tensors) if name not in expected),
+    ]
+    for name, weight in expected.items():
+        got = tensors.get(name)
+        if got is not None and got.shape != weight.shape:
+            problems.append(f"{name}: got shape {list(got.shape)}, expected {list(weight.shape)}")
+        elif got is not None and not got.is_floating_point():
+            problems.append(f"{name}: got {got.dtype}, expected floating-point numbers")
+    if problems:
+        raise HeadError(
+            f"{path}: not the head {CONFIG} describes: {'; '.join(problems)}. Copy the whole "
+            f"folder again."
+        )
+
+
+def require_finite(head: nn.Module, folder: Path) -> None:
+    """Refuse a head with weights that are not finite numbers.
+
+    Raises:
+        HeadError: Naming the first of them.
+    """
+    path = folder / WEIGHTS
+    for name, weight in head.state_dict().items():
+        # One pass that keeps nothing: a mask of 600 million weights would take as long as loading.
+        least, most = weight.aminmax()
+        if not (least.isfinite() and most.isfinite()):
+            raise HeadError(
+                f"{path}: {name} holds values that are no finite numbers in "
+                f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
+                f"diverged, or the type is too narrow: train with a lower --learning-rate, or use "
+                f"--dtype bfloat16."
+            )
+
+
+def find_head(path_or_hub_id: str) -> Path:
+    """Return the folder of a head, downloading it from the hub if need be.
+
+    Raises:
+        HeadError: There is none.
+    """
+    path = Path(path_or_hub_id)
+    for folder in (path, path / "best", path / "last"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.exists():
+        remedy = _pickles_in(path) or " Name the folder that `mav train --output-dir` wrote."
+        raise HeadError(f"{path}: no head here, expected {CONFIG} and {WEIGHTS}.{remedy}")
+    if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
+        raise HeadError(f"{path_or_hub_id}: no such folder")
+    try:
+        folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
+    except Exception as error:
+        reason = hub.why(error, path_or_hub_id, "model")
+        raise HeadError(
+            f"{path_or_hub_id}: no such folder here, and the hub did not give it: {reason}"
+        ) from error
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            told = hub.why_not_there(path_or_hub_id, folder.name, name, hub.PICKLES_REMEDY)
+            raise HeadError(f"{path_or_hub_id}: {told}")
+    return folder
+
+
+def _pickles_in(path: Path) -> str:
+    """Return why a pickle that is there is not read, or nothing."""
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+    pickles = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl"))]
+    return (
+        f" {pickles[0]} is a pickle, which can run code when loaded; MAV reads none."
+        if pickles
+        else ""
+    )
+
+
+def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
+    """Read the sizes and the origin of a head without its weights.
+
+    Raises:
+        HeadError: It is not a head's configuration.
+    """
+    path = folder / CONFIG
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.get("kind") != KIND:
+            raise HeadError(f"{path}: kind {value.get('kind')!r}, expected {KIND!r}")
+        origin = HeadOrigin(
+            manifest=Manifest.from_json(value["cache"], str(path)), **value["training"]
+        )
+        config = HeadConfig(**value["head"])
+        _require_same_sizes(config, origin.manifest, path)
+        return config, origin
+    except HeadError:
+        raise
+    except CacheError as error:
+        raise HeadError(str(error)) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HeadError(f"{path}: not a head's configuration: {error}") from error
+
+
+def _require_same_sizes(head: HeadConfig, cache: Manifest, path: Path) -> None:
+    for name, got, expected in (
+        ("num_layers", head.num_layers, len(cache.states.layers)),
+        ("pooled_size", head.pooled_size, cache.states.pooled_size),
+        ("vocab_size", head.vocab_size, cache.base.vocab_size),
+    ):
+        if got != expected:
+            raise HeadError(
+                f"{path}: head.{name}: got {got}, expected {expected}, as the cache it was trained "
+                f"from has it. The file was changed; copy the head again."
+            )

@@ -1,0 +1,197 @@
+"""Reading preference pairs, from files, saved data sets or the hub; see `preference_rows`."""
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final
+
+from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_answers, to_pair
+from mav.pipeline.preferences.rows import PreferencePair as PreferencePair
+from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
+from mav.pipeline.runtime import hub
+
+FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_ENCODING: Final = "utf-8-sig"
+"""UTF-8, without the mark that some editors begin a file with."""
+_SAVED: Final = ("dataset_dict.json", "state.json")
+"""Files of which `save_to_disk` leaves one."""
+
+
+@dataclass
+class ReadCounts:
+    """What became of the rows, filled while they are read.
+
+    Attributes:
+        rows: Rows read.
+        dropped: Those that hold no usable pair, by cause.
+        held_out_prompts: Ids of all prompts of a data set for evaluation alone, those of dropped
+            rows too.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    held_out_prompts: set[int] = field(default_factory=set)
+
+
+def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePair]:
+    """Yield the usable pairs of a data set in its own order.
+
+    Args:
+        source: The data set.
+        counts: Counts rows and those dropped, by cause.
+
+    Raises:
+        DataError: It is not there, cannot be read, or a row has none of the known forms.
+        UsageError: Options do not go with this kind of source.
+    """
+    for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
+        counts.rows += 1
+        answers, causes = read_answers(row, place)
+        if source.is_held_out:
+            counts.held_out_prompts.update(prompt_id(answer.prompt) for answer in answers)
+        pair = to_pair(answers, causes, number)
+        if isinstance(pair, str):
+            counts.dropped[pair] += 1
+        else:
+            yield pair
+
+
+def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
+    """Yield (where it stands, row)."""
+    path = Path(source.id)
+    saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
+    if source.data_dir is not None and (path.is_file() or saved):
+        raise UsageError(
+            f"data_dir={source.data_dir} goes with a data set that has subset folders, but {path} "
+            f"is {'one file' if path.is_file() else 'a saved data set'}"
+        )
+    if path.is_file():
+        if source.split != DEFAULT_SPLIT:
+            raise UsageError(
+                f"--split {source.split} goes with a hub or saved data set, but {path} is one file"
+            )
+        yield from _file_rows(path)
+    else:
+        rows = _saved_rows(path, source) if saved else _loaded_rows(source, is_here=path.is_dir())
+        known, others = _split_columns(rows.column_names)
+        # Without columns there would be no rows, and no row to say which columns are missing.
+        for number, row in enumerate(rows.select_columns(known) if known else [{}]):
+            yield f"{source.name}, row {number}", others | row
+
+
+def _split_columns(names: Sequence[str]) -> tuple[list[str], dict[str, None]]:
+    """Return the columns that pairs are read from, and the others, which are named but not read.
+
+    Others may hold what cannot be decoded here, images without their library, say.
+    """
+    known = [name for name in names if name in COLUMNS]
+    return known, {name: None for name in names if name not in COLUMNS}
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    name = path.name.lower()
+    try:
+        if name.endswith(".jsonl.gz"):
+            with gzip.open(path, "rt", encoding=_ENCODING) as file:
+                yield from _json_lines(path, file)
+        elif name.endswith(".jsonl"):
+            with path.open(encoding=_ENCODING) as file:
+                yield from _json_lines(path, file)
+        elif name.endswith(".json"):
+            rows = json.loads(path.read_text(encoding=_ENCODING))
+            if not isinstance(rows, list):
+                raise DataError(
+                    f"{path}: got a JSON {type(rows).__name__}, expected a list of rows"
+                )
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+        elif name.endswith(".parquet"):
+            from pyarrow import parquet
+
+            number = 0
+            file = parquet.ParquetFile(path)
+            known, others = _split_columns(file.schema_arrow.names)
+            for batch in file.iter_batches(columns=known):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", others | row
+                    number += 1
+        else:
+            raise DataError(
+                f"{path}: unknown kind of file, expected one of {', '.join(FILE_FORMATS)}"
+            )
+    except RecursionError as error:
+        raise DataError(f"{path}: cannot be read: its JSON is nested too deep") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        # Covers truncated gzip, undecodable text, bad JSON and pyarrow's ArrowInvalid.
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not JSON ({error}). Every line must be one object."
+                ) from error
+
+
+def _saved_rows(path: Path, source: DataSource) -> Any:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{path}: a saved data set that cannot be read: {error}") from error
+    if not isinstance(saved, datasets.DatasetDict):
+        _require_split(path, None if saved.split is None else str(saved.split), source.split)
+        return saved
+    if source.split not in saved:
+        raise DataError(f"{path}: no split {source.split!r}, it has {', '.join(saved)}")
+    return saved[source.split]
+
+
+def _require_split(path: Path, saved: str | None, asked: str) -> None:
+    """Refuse a split that a data set without a choice of splits is not known to be."""
+    if saved is None and asked != DEFAULT_SPLIT:
+        raise UsageError(
+            f"split {asked!r}: {path} was saved without the name of a split; leave split out, and "
+            f"say held_out=true where its pairs are for evaluation alone"
+        )
+    if saved is not None and saved != asked:
+        raise UsageError(f"split: got {asked!r}, but {path} holds {saved!r}; say split={saved}")
+
+
+def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
+    """Load a data set as the hub has them: from there, or from a folder that is a copy of it."""
+    looks_local = (
+        source.id.lower().endswith(FILE_FORMATS)
+        or source.id.startswith(("/", ".", "~"))
+        or source.id.count("/") != 1
+    )
+    if looks_local and not is_here:
+        raise DataError(
+            f"{source.id}: no such file or folder. Name a {', '.join(FILE_FORMATS)} file, a folder "
+            f"with a data set, or a hub id such as Anthropic/hh-rlhf."
+        )
+    import datasets
+
+    try:
+        found = source.id if is_here else hub.find_data(source.id, source.data_dir)
+        return datasets.load_dataset(found, data_dir=source.data_dir, split=source.split)
+    except Exception as error:
+        where = "is no folder of a data set" if is_here else "is not available from the hub"
+        reason = (
+            hub.why_no_table(error)
+            if is_here
+            else hub.why_no_rows(error, source.id, source.data_dir)
+        )
+        raise DataError(
+            f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {reason}"
+        ) from error

@@ -1,0 +1,336 @@
+"""What one row of a data set says: a prompt and two answers, in any of the usual forms.
+
+A row is one of:
+
+- transcripts `{chosen, rejected}`, as Anthropic/hh-rlhf has them;
+- `{prompt, chosen, rejected}` texts, as Dahoas/full-hh-rlhf has them;
+- either of them with messages in place of texts (see `messages`), as TRL uses them; a text
+  prompt beside whole conversations, as UltraFeedback has it, is understood too.
+
+A `system` column is the conversation's first turn. Columns that would change what the base reads
+and that MAV cannot give it, such as `tools`, leave their row out; all others are not looked at.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mav.cache_schema.errors import DataError
+from mav.pipeline.preferences.messages import Messages, UnusableMessageError, read_messages
+from mav.pipeline.preferences.transcripts import (
+    as_response,
+    canonical,
+    is_transcript,
+    messages_of,
+    split_transcript,
+    transcript_of,
+)
+
+_ANSWERS: Final = ("chosen", "rejected")
+_SYSTEM: Final = ("system", "system_prompt", "system_message")
+_MORE_THAN_TEXT: Final = (
+    "tools",
+    "functions",
+    "documents",
+    "history",
+    "chat_template_kwargs",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+)
+"""Columns that change what an answer is an answer to."""
+COLUMNS: Final = ("prompt", *_ANSWERS, *_SYSTEM, *_MORE_THAN_TEXT)
+"""All columns that are looked at."""
+_LIKE_A_PROMPT: Final = (
+    "question",
+    "instruction",
+    "input",
+    "query",
+    "context",
+    "messages",
+    "conversation",
+    "conversations",
+)
+_MARKUP: Final = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|begin_of_text|>",
+    "<start_of_turn>",
+    "<bos><start_of_turn>",
+    "<|start|>",
+    "<|user|>",
+    "<|system|>",
+    "<|assistant|>",
+    "[INST]",
+    "<s>[INST]",
+    "### Instruction:",
+)
+"""What begins a text that a chat template has rendered already."""
+_EMPTY: Final = ("", "[]", "{}", "null", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """One comparison: two answers to the same prompt, of which people preferred the first.
+
+    Attributes:
+        prompt: The prompt as a transcript that ends in `Assistant:`.
+        chosen: The preferred answer.
+        rejected: The other one.
+        source_row: Number of the row.
+        given: The prompt as the row has it where that is not a transcript: a user's message, or
+            messages.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    source_row: int
+    given: str | Messages | None = field(default=None, compare=False)
+
+    @property
+    def asked(self) -> str | Messages:
+        """The prompt as the row has it, for `PromptForm`."""
+        return self.prompt if self.given is None else self.given
+
+    @property
+    def pair_id(self) -> int:
+        """64-bit hash of the three texts; the same pair has the same id in every data set."""
+        return _hash64(self.prompt, self.chosen, self.rejected)
+
+    @property
+    def prompt_id(self) -> int:
+        """64-bit hash of the prompt, by which pairs are held out."""
+        return prompt_id(self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer of a row.
+
+    Attributes:
+        prompt: Its prompt, as a transcript.
+        given: Its prompt, as `PreferencePair` has it.
+        response: The answer.
+    """
+
+    prompt: str
+    given: str | Messages | None
+    response: str
+
+
+def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
+    """Return the usable answers of a row, and the causes for which others are not.
+
+    Args:
+        row: The row.
+        place: Where it stands, for errors.
+
+    Raises:
+        DataError: It has none of the known forms.
+    """
+    if not isinstance(row, Mapping):
+        raise _not_a_pair(row, place, "it is not an object")
+    answers: list[Answer] = []
+    causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
+    for key in _ANSWERS:
+        try:
+            found = _answer(row, key)
+            found = found if isinstance(found, str) else _under_system(found, row)
+        except UnusableMessageError as error:
+            found = error.cause
+        except DataError as error:
+            raise _not_a_pair(row, place, str(error)) from error
+        if isinstance(found, str):
+            causes.append(found)
+        else:
+            answers.append(found)
+    return answers, causes
+
+
+def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> PreferencePair | str:
+    """Return the pair that a row holds, or the cause for which it is left out.
+
+    Args:
+        answers: As `read_answers` returns them.
+        causes: Likewise.
+        number: Number of the row.
+    """
+    if causes:
+        return causes[0]
+    one, other = answers
+    if one.prompt != other.prompt or (one.given and other.given and one.given != other.given):
+        return "prompts_differ"
+    if not one.response.strip() or not other.response.strip():
+        return "empty_response"
+    if one.response == other.response:
+        return "identical_responses"
+    try:
+        (one.prompt + one.response + other.response).encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON can write but no tokenizer can read.
+        return "invalid_unicode"
+    return PreferencePair(
+        prompt=one.prompt,
+        given=one.given,
+        chosen=one.response,
+        rejected=other.response,
+        source_row=number,
+    )
+
+
+def prompt_id(prompt: str) -> int:
+    """Return a 64-bit hash of a prompt, the same whatever white space its turns begin or end with.
+
+    Args:
+        prompt: A transcript that ends in `Assistant:`.
+    """
+    return _hash64(canonical(prompt))
+
+
+def _hash64(*texts: str) -> int:
+    digest = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def _not_a_pair(row: Any, place: str, reason: str) -> DataError:
+    got = sorted(row) if isinstance(row, Mapping) else type(row).__name__
+    return DataError(
+        f"{place}: not a preference pair. Got {got}; expected texts or lists of "
+        f"{{role, content}} messages under 'chosen' and 'rejected', with or without 'prompt' "
+        f"({reason})."
+    )
+
+
+def _answer(row: Mapping[str, Any], key: str) -> Answer | str:
+    """Return an answer, or the cause for which it is not usable."""
+    if key not in row:
+        raise DataError(f"there is no column {key!r}")
+    answer = _parsed(row[key], key)
+    prompt = None if row.get("prompt") is None else _prompt(row["prompt"])
+    if isinstance(answer, str):
+        return _of_text(row, key, answer, prompt)
+    return _of_messages(key, read_messages(answer), prompt)
+
+
+def _prompt(given: Any) -> str | Messages:
+    prompt = _parsed(given, "prompt")
+    return prompt if isinstance(prompt, str) else read_messages(prompt)
+
+
+def _of_text(
+    row: Mapping[str, Any], key: str, answer: str, prompt: str | Messages | None
+) -> Answer | str:
+    parts = split_transcript(answer)
+    if prompt is None:
+        if parts is None:
+            _require_no_prompt_elsewhere(row, key)
+            return "no_assistant_turn"
+        return Answer(prompt=parts[0], given=None, response=parts[1])
+    if parts is not None and is_transcript(answer):
+        # A whole conversation beside its own beginning; else it is an answer that quotes one.
+        begun = canonical(transcript_of(prompt)).removesuffix("Assistant:").rstrip()
+        if not canonical(parts[0]).startswith(begun):
+            return "prompts_differ"
+        return Answer(prompt=parts[0], given=None, response=parts[1])
+    return _behind(prompt, answer)
+
+
+def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> Answer | str:
+    if not turns or turns[-1]["role"] != "assistant":
+        return "no_assistant_turn"
+    earlier, last = turns[:-1], turns[-1]["content"]
+    if prompt is None:
+        if not earlier:
+            raise DataError(f"there is no column 'prompt', and {key!r} holds an answer alone")
+        return _behind(earlier, last)
+    if not earlier:
+        return _behind(prompt, last)
+    begun = messages_of(prompt)
+    # TRL's answers go on after the prompt; UltraFeedback's are whole conversations, which
+    # begin as the prompt does, with the user or the system.
+    if earlier[0]["role"] == "assistant":
+        return _behind([*begun, *earlier], last)
+    return _behind(earlier, last) if _begins_with(earlier, begun) else "prompts_differ"
+
+
+def _behind(prompt: str | Messages, response: str) -> Answer:
+    transcript = transcript_of(prompt)
+    given = None if prompt == transcript else prompt
+    return Answer(prompt=transcript, given=given, response=as_response(response))
+
+
+def _under_system(answer: Answer, row: Mapping[str, Any]) -> Answer | str:
+    """Return an answer whose conversation begins with the text of a row's system column."""
+    name = next((name for name in _SYSTEM if row.get(name)), None)
+    if name is None:
+        return answer
+    text = row[name]
+    if not isinstance(text, str):
+        raise DataError(f"{name!r} is {type(text).__name__}, expected a text")
+    if not text.strip():
+        return answer
+    turns = messages_of(answer.prompt if answer.given is None else answer.given)
+    if turns and turns[0]["role"] == "system":
+        return answer if turns[0]["content"].strip() == text.strip() else "two_system_texts"
+    return _behind([{"role": "system", "content": text}, *turns], answer.response)
+
+
+def _begins_with(conversation: Messages, begun: Messages) -> bool:
+    """Tell whether a conversation begins as a prompt does, which may lack its system turn."""
+    has_own = bool(begun) and begun[0]["role"] == "system"
+    skipped = int(conversation[0]["role"] == "system" and not has_own)
+    return _plain(conversation[skipped : skipped + len(begun)]) == _plain(begun)
+
+
+def _plain(messages: Messages) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"].strip()) for turn in messages]
+
+
+def _parsed(value: Any, key: str) -> Any:
+    """Return a column's text or messages; messages may stand in it as JSON.
+
+    Raises:
+        DataError: It is neither, or a text that a chat template has rendered already.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        return value
+    if not isinstance(value, str):
+        raise DataError(f"{key!r} is {'null' if value is None else type(value).__name__}")
+    begun = value.lstrip()
+    markup = next((known for known in _MARKUP if begun.startswith(known)), None)
+    if markup is not None:
+        raise DataError(
+            f"{key!r} begins with {markup!r}, the markup of a chat template; give messages, or the "
+            f"text without markup"
+        )
+    if begun.startswith(("[{'role'", "[{'from'", '[{"role"', '[{"from"')):
+        try:
+            return json.loads(begun)
+        except ValueError as error:
+            raise DataError(
+                f"{key!r} begins with {begun[:10]!r} but is not JSON ({error}); give messages as a "
+                f"list, or as JSON"
+            ) from error
+    return value
+
+
+def _require_no_prompt_elsewhere(row: Mapping[str, Any], key: str) -> None:
+    """Refuse a row whose prompt has another name, or whose answers are in two forms."""
+    named = next((name for name in _LIKE_A_PROMPT if row.get(name)), None)
+    if named is not None:
+        raise DataError(f"there is no column 'prompt'; rename {named!r} if it holds the prompt")
+    if not all(isinstance(row.get(other), str) for other in _ANSWERS):
+        raise DataError(f"there is no column 'prompt', and {key!r} holds no 'Assistant:' turn")
+
+
+def _asks_for_something(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() not in _EMPTY
+    # Media may be decoded objects that cannot be asked whether they are empty.
+    return value is not None and not (isinstance(value, Mapping | Sequence) and not value)

@@ -1,0 +1,157 @@
+"""Which data sets pairs are read from, as a command line names them."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mav.cache_schema.errors import UsageError
+from mav.cache_schema.manifest import source_name
+
+DEFAULT_SPLIT: Final = "train"
+_LIKE_A_FIELD: Final = re.compile(r"\w+=")
+_FOR_EVALUATION: Final = ("test", "eval", "valid", "dev", "held")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where pairs are read from.
+
+    Attributes:
+        id: File, folder, or id on the hub.
+        data_dir: Subset folder of a hub data set, such as `harmless-base`.
+        split: Split of a hub or saved data set.
+        limit: Read only this many rows.
+        weight: Its part of a mixture, relative to other sources with a weight; None to keep all.
+        held_out: Whether its pairs are for evaluation alone; None to go by the name of the split.
+    """
+
+    id: str
+    data_dir: str | None = None
+    split: str = DEFAULT_SPLIT
+    limit: int | None = None
+    weight: float | None = None
+    held_out: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit: got {self.limit}, expected at least 1")
+        if self.weight is not None and not (math.isfinite(self.weight) and self.weight > 0):
+            raise UsageError(f"weight of {self.id}: got {self.weight}, expected more than 0")
+        if self.held_out is None and len(self._uses) > 1:
+            raise UsageError(
+                f"split of {self.id}: got {self.split!r}, of which a part is for training and a "
+                f"part for evaluation; name each as a data set of its own, or say held_out=true or "
+                f"held_out=false for all of it"
+            )
+
+    @property
+    def stored_id(self) -> str:
+        """What caches and heads call it: hub id, or name of the file or folder."""
+        path = Path(self.id)
+        if not path.exists():
+            return self.id
+        return path.name if path.name not in ("", "..") else path.resolve().name
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its pairs are for evaluation alone: as it was said, or by the split's name."""
+        return self._uses == {True} if self.held_out is None else self.held_out
+
+    @property
+    def _uses(self) -> set[bool]:
+        """Of the splits that are put together, as in `train+test[:10%]`: whether for evaluation."""
+        return {
+            any(word.startswith(_FOR_EVALUATION) for word in re.split("[^a-z]+", part.lower()))
+            for part in self.split.split("+")
+        }
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return source_name(self.id, self.data_dir, self.split)
+
+
+def parse_source(text: str, defaults: DataSource) -> DataSource:
+    """Read `ID` or `ID,data_dir=…,split=…,limit=…,weight=…,held_out=true`.
+
+    Args:
+        text: What was given.
+        defaults: What holds for fields that it does not name.
+
+    Raises:
+        UsageError: A field has a value that it cannot have, or is there twice.
+    """
+    name, *fields = text.split(",")
+    # A comma that nothing like a field follows is part of a name.
+    while fields and not _LIKE_A_FIELD.match(fields[0]):
+        name = f"{name},{fields.pop(0)}"
+    if not name:
+        raise UsageError(f"--dataset: got {text!r}, expected a file, a folder or a hub id")
+    found: dict[str, Any] = {}
+    for field in fields:
+        key, _, value = field.partition("=")
+        if key not in _FIELDS:
+            raise UsageError(
+                f"--dataset {text}: got {field!r}, expected one of "
+                f"{', '.join(f'{known}=' for known in _FIELDS)}"
+            )
+        if key in found:
+            raise UsageError(f"--dataset {text}: {key} is there twice")
+        try:
+            found[key] = _FIELDS[key](value)
+        except ValueError as error:
+            raise UsageError(f"--dataset {text}: {key}: got {value!r}, {error}") from error
+    return dataclasses.replace(defaults, id=name, **found)
+
+
+def require_weights(sources: Sequence[DataSource]) -> None:
+    """Refuse a weight that no other source has one to compare with.
+
+    Raises:
+        UsageError: With the remedy.
+    """
+    weighted = [source for source in sources if source.weight is not None]
+    if len(weighted) == 1:
+        raise UsageError(
+            f"weight of {weighted[0].id}: no other data set has one, and weights are relative to "
+            f"each other; give one to those that are to be mixed with it"
+        )
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise ValueError("expected a name")
+    return value
+
+
+def _count(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
+def _yes_or_no(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return value == "true"
+
+
+_FIELDS: Final[dict[str, Callable[[str], Any]]] = {
+    "data_dir": _text,
+    "split": _text,
+    "limit": _count,
+    "weight": _number,
+    "held_out": _yes_or_no,
+}

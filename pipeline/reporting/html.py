@@ -1,0 +1,379 @@
+"""An evaluation as one HTML page that needs nothing else: plots inside, no scripts, no network.
+
+Everything drawn is also there as a table. Two reports of the same evaluation differ in the date
+alone.
+"""
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from mav.cache_schema.manifest import DataRecord
+from mav.cache_schema.portable import portable
+from mav.cache_schema.root import read_manifest
+from mav.cache_schema.storage.local import sync_directory
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.storage import HeadOrigin, find_head, read_head_config
+from mav.pipeline.reporting.plots import (
+    STYLE,
+    Chart,
+    Point,
+    Series,
+    plots,
+    require_matplotlib,
+    table,
+    text,
+)
+from mav.pipeline.reporting.tables import partial_name, require_place
+from mav.pipeline.runtime.known_places import shown_place
+from mav.pipeline.runtime.versions import package_versions
+from mav.pipeline.training.log import METRICS, read_lines
+
+_PACKAGES: Final = ("mav-align", "torch", "numpy", "zarr", "matplotlib")
+_MOST_ROWS: Final = 200
+_CURVES: Final = (
+    ("loss", "Loss", False),
+    ("rewards/accuracies", "Reward accuracy", True),
+    ("rewards/margins", "Reward margin (nats times beta)", False),
+    ("learning_rate", "Learning rate", False),
+)
+_PARTS: Final = {
+    "held-out": "held out from training",
+    "training": "those trained on",
+    "all": "all of the cache",
+}
+_LONGER: Final = {
+    "chosen": "chosen longer",
+    "neither": "same length",
+    "rejected": "rejected longer",
+}
+# Nothing may be loaded, whatever a name in the page looks like.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+Log = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    """What a training run wrote down.
+
+    Attributes:
+        path: The file.
+        values: Step -> metric -> value; those on held-out pairs begin with `eval_`.
+        unreadable: Lines that are no metrics, as a killed run may leave one.
+    """
+
+    path: Path
+    values: Log
+    unreadable: int
+
+
+def require_report(path: Path) -> None:
+    """Check, before the evaluation that ends in it, that a report can be written to a file.
+
+    Raises:
+        UsageError: matplotlib is not installed, or no file can be written there.
+    """
+    require_matplotlib("--report")
+    require_place(path, "--report")
+
+
+def write_report(evaluation: Evaluation, path: Path) -> None:
+    """Write a report to a file, whole or not at all.
+
+    Raises:
+        UsageError: See `require_report`.
+        MAVError: The head or the cache have gone since they were evaluated.
+    """
+    require_report(path)
+    page = render(evaluation, datetime.now(UTC))
+    partial = partial_name(path)
+    try:
+        with partial.open("xb") as file:
+            # Names of files need not be text.
+            file.write(page.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(os.path.realpath(path))
+        sync_directory(partial.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def render(evaluation: Evaluation, written: datetime) -> str:
+    """Return a report as HTML.
+
+    Args:
+        evaluation: What to report.
+        written: The time that the report bears, in UTC.
+
+    Raises:
+        MAVError: matplotlib is not installed, or head or cache have gone.
+    """
+    folder, name = find_head(evaluation.head), shown_place(evaluation.head)
+    sizes, origin = read_head_config(folder)
+    log = read_log(folder)
+    title = f"MAV evaluation: {name}"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{text(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>Evaluation of an alignment head</h1>
+<p><code>{text(name)}</code> · <time datetime="{written:%Y-%m-%dT%H:%MZ}">\
+{written:%Y-%m-%d %H:%M} UTC</time></p>
+</header>
+<main>
+{_by_alpha(evaluation)}
+{_by_length(evaluation)}
+{_training(log, origin.steps)}
+{_subject(evaluation, sizes, origin)}
+</main>
+</body>
+</html>
+"""
+
+
+def read_log(head: Path) -> TrainingLog | None:
+    """Read the log of the run that wrote a head, or None if it is not beside the head's folder."""
+    path = head.resolve().parent / METRICS
+    try:
+        lines, unreadable = read_lines(path)
+    except OSError:
+        return None
+    values: Log = {}
+    for line in lines:
+        values.setdefault(line.step, {}).update(line.values)
+    return TrainingLog(path=path, values=dict(sorted(values.items())), unreadable=unreadable)
+
+
+def _by_alpha(evaluation: Evaluation) -> str:
+    results = sorted(evaluation.results, key=lambda result: result.alpha)
+    figures: tuple[tuple[str, Callable[[AlphaResult], Point | None], bool], ...] = (
+        (
+            "Reward accuracy",
+            lambda r: _point(r, r.reward_accuracy, r.reward_accuracy_interval),
+            True,
+        ),
+        ("Logp accuracy", lambda r: _point(r, r.logp_accuracy, r.logp_accuracy_interval), True),
+        ("Margin (nats)", lambda r: _point(r, r.margin, r.margin_interval), False),
+        (
+            "KL to the base (nats a token)",
+            lambda r: _point(r, r.kl_per_token, r.kl_interval),
+            False,
+        ),
+    )
+    charts = [
+        Chart(
+            title=title,
+            x_label="alpha",
+            series=[Series(label=title, points=[p for p in map(figure, results) if p])],
+            is_share=is_share,
+        )
+        for title, figure, is_share in figures
+    ]
+    rows = [
+        [
+            f"{r.alpha:g}",
+            _share(r.reward_accuracy, r.reward_accuracy_interval),
+            _share(r.logp_accuracy, r.logp_accuracy_interval),
+            _number(r.margin, r.margin_interval, 3),
+            _number(r.kl_per_token, r.kl_interval, 4),
+            _number(r.vector_norm, None, 3),
+        ]
+        for r in evaluation.results
+    ]
+    head = ["alpha", "reward accuracy", "logp accuracy", "margin (nats)", "KL (nats a token)"]
+    return f"""<section>
+<h2>By alpha</h2>
+<p class="note">{evaluation.pairs:,} pairs ({_PARTS[evaluation.which]}), {evaluation.tokens:,} \
+response tokens. Brackets and bars are 95 % intervals. Reward accuracy: the chosen answer gained \
+more log-probability over the base than the rejected one. Logp accuracy: the chosen answer is the \
+more probable one.</p>
+{_advice(evaluation)}{plots(charts, "alpha")}
+{table("Figures by alpha", [*head, "norm of alpha a"], rows)}
+</section>"""
+
+
+def _by_length(evaluation: Evaluation) -> str:
+    if evaluation.length_alpha is None:
+        return """<section>
+<h2>By length</h2>
+<p class="note">At alpha 0 nothing is gained, so there is no accuracy to tell by length.</p>
+</section>"""
+    bins = [
+        (_range(b.fewest_tokens, b.most_tokens), b.pairs, b.accuracy, b.interval)
+        for b in evaluation.by_length
+    ]
+    groups = [(_LONGER[g.longer], g.pairs, g.accuracy, g.interval) for g in evaluation.by_longer]
+    parts = (
+        ("Reward accuracy by response tokens", "tokens of both answers", bins),
+        ("Reward accuracy by which answer is longer", "", groups),
+    )
+    charts = [
+        Chart(
+            title=title,
+            x_label=label,
+            series=[
+                Series(
+                    label=title,
+                    points=[
+                        Point(x=number, y=accuracy, interval=interval)
+                        for number, (_, _, accuracy, interval) in enumerate(found)
+                    ],
+                    joined=False,
+                )
+            ],
+            names=[name for name, _, _, _ in found],
+            is_share=True,
+        )
+        for title, label, found in parts
+    ]
+    tables = [
+        table(
+            title,
+            [label or "group", "pairs", "reward accuracy"],
+            [
+                [name, f"{pairs:,}", _share(accuracy, interval)]
+                for name, pairs, accuracy, interval in found
+            ],
+        )
+        for title, label, found in parts
+    ]
+    return f"""<section>
+<h2>By length, at alpha {evaluation.length_alpha:g}</h2>
+<p class="note">A head that learned nothing but length is right in one of the groups “chosen \
+longer” and “rejected longer” and wrong in the other; one that learned more is right in both.</p>
+{plots(charts, "length")}
+{"".join(tables)}
+</section>"""
+
+
+def _training(log: TrainingLog | None, step: int) -> str:
+    if log is None or not log.values:
+        return f"""<section>
+<h2>Training</h2>
+<p class="note">No training curves: there is no {METRICS} with metrics beside the folder of the \
+head.</p>
+</section>"""
+    charts = []
+    for name, title, is_share in _CURVES:
+        found = [(label, _curve(log.values, key)) for label, key in _keys(name)]
+        series = [Series(label=label, points=points) for label, points in found if points]
+        charts.append(
+            Chart(title=title, x_label="step", series=series, is_share=is_share, mark=step)
+        )
+    keys = [(key, f"{title}, {label}") for n, title, _ in _CURVES for label, key in _keys(n)]
+    keys = [(key, head) for key, head in keys if _curve(log.values, key)]
+    every = math.ceil(len(log.values) / _MOST_ROWS)
+    rows = [
+        [f"{at:,}", *(f"{values[key]:.4g}" if key in values else "-" for key, _ in keys)]
+        for number, (at, values) in enumerate(log.values.items())
+        if number % every == 0
+        or number == len(log.values) - 1
+        or any(key.startswith("eval_") for key in values)
+    ]
+    thinned = f", one in {every} of its lines without held-out figures" if every > 1 else ""
+    skipped = f" {log.unreadable} of its lines could not be read." if log.unreadable else ""
+    return f"""<section>
+<h2>Training</h2>
+<p class="note">From <code>{text(log.path.name)}</code>.{skipped} The dashed line is the \
+step of this head, {step:,}.</p>
+{plots(charts, "training")}
+<details><summary>Figures by step</summary>
+{table("Training log" + thinned, ["step", *(head for _, head in keys)], rows)}
+</details>
+</section>"""
+
+
+def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> str:
+    cache = portable(read_manifest(open_objects(evaluation.cache)))
+    with torch.device("meta"):
+        head = AlignmentHead(sizes)
+    alignment, total = head.alignment_parameters(), head.total_parameters()
+    trained = portable(origin.manifest)
+    base = trained.base
+    versions = package_versions(_PACKAGES)
+    rows = {
+        "head": shown_place(evaluation.head),
+        "parameters": f"alignment {alignment:,}, with fusion {total:,}",
+        "sizes": f"{sizes.num_layers} layers {list(trained.states.layers)} pooled to "
+        f"{sizes.pooled_size:,}, expansion {sizes.expansion_size:,}, vocabulary "
+        f"{sizes.vocab_size:,}",
+        "objective": f"{origin.objective}, beta {origin.beta:g}",
+        "steps": f"{origin.steps:,}",
+        "held out": f"{origin.held_out_fraction:.3g} of prompts",
+        "base": base.id + (f", revision {base.revision}" if base.revision else ""),
+        "trained on": _told(trained.data),
+        "cache evaluated": shown_place(evaluation.cache),
+        "its data": _told(cache.data),
+        "its base": f"{cache.base.id}, logits {cache.logits.encoding}, states "
+        f"{cache.states.dtype} ({cache.storage.states})",
+        "pairs used": f"{evaluation.pairs:,} ({_PARTS[evaluation.which]}), "
+        f"{evaluation.tokens:,} response tokens",
+        "software": ", ".join(
+            f"{name} {version}"
+            for name, version in {**versions, "Python": platform.python_version()}.items()
+        ),
+    }
+    return f"""<section>
+<h2>What was evaluated</h2>
+{table("Head, cache and software", ["", ""], list(map(list, rows.items())))}
+</section>"""
+
+
+def _advice(evaluation: Evaluation) -> str:
+    said = evaluation.advice
+    return f'<p class="note"><strong>{text(said)}</strong></p>\n' if said else ""
+
+
+def _told(data: DataRecord) -> str:
+    names = ", ".join(source.name for source in data.sources)
+    return f"{names}, {data.pairs:,} pairs, fingerprint {data.fingerprint[:16]}"
+
+
+def _keys(name: str) -> tuple[tuple[str, str], ...]:
+    return ("training", name), ("held-out", f"eval_{name}")
+
+
+def _curve(log: Log, key: str) -> list[Point]:
+    return [Point(x=step, y=values[key]) for step, values in log.items() if key in values]
+
+
+def _point(
+    result: AlphaResult, value: float | None, interval: tuple[float, float] | None
+) -> Point | None:
+    return None if value is None else Point(x=result.alpha, y=value, interval=interval)
+
+
+def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    band = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{100 * value:.1f} %{band}"
+
+
+def _number(value: float, interval: tuple[float, float] | None, digits: int) -> str:
+    band = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    return f"{value:.{digits}f}{band}"
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

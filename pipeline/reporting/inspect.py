@@ -1,0 +1,127 @@
+"""What a cache or a head is, in one screen or as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from mav.cache_schema.arrays import bytes_per_token, layouts
+from mav.cache_schema.errors import CacheError
+from mav.cache_schema.manifest import Manifest
+from mav.cache_schema.records import read_commits
+from mav.cache_schema.root import ROOT, read_manifest
+from mav.cache_schema.storage.addresses import is_remote, local_folder
+from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.lock import read_holder
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.head.storage import find_head, read_head_config
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Return what a folder holds, as plain JSON values.
+
+    Args:
+        path: Folder of a cache, complete or not, or of a head; or a head's hub id.
+
+    Raises:
+        MAVError: It is neither, or damaged.
+    """
+    if is_remote(path):
+        return _describe_cache(open_objects(path))
+    folder = local_folder(path)
+    if (folder / ROOT).is_file():
+        return _describe_cache(open_objects(folder))
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise CacheError(f"{path}: an empty folder, neither a cache nor a head")
+    return _describe_head(find_head(str(folder)))
+
+
+def screen(description: dict[str, Any]) -> str:
+    """Lay a description out for people."""
+    width = max(len(name) for name in description)
+    return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in description.items())
+
+
+def _describe_cache(objects: Objects) -> dict[str, Any]:
+    manifest = read_manifest(objects)
+    sizes = objects.sizes()
+    commits = read_commits(objects, manifest, sizes).records
+    holder = read_holder(objects)
+    return {
+        "kind": f"MAV cache, format {manifest.format_version}",
+        "path": objects.location,
+        "complete": manifest.complete and len(commits) == manifest.plan.blocks,
+        "blocks": f"{len(commits)} of {manifest.plan.blocks} written, "
+        f"{manifest.plan.block_tokens} tokens each",
+        **({"being_written_by": str(holder)} if holder else {}),
+        **_origin(manifest),
+        "response_tokens": manifest.plan.tokens,
+        "bytes_per_token": bytes_per_token(manifest),
+        "stored_bytes": sum(sizes.values()),
+        "storage": f"states {manifest.storage.states}, compression {manifest.storage.compression}",
+        "arrays": {
+            name: f"{layout.dtype} {list(layout.shape)}"
+            for name, layout in layouts(manifest).items()
+        },
+        "checks": manifest.checks,
+        "created_by": manifest.created_by,
+    }
+
+
+def _describe_head(folder: Path) -> dict[str, Any]:
+    sizes, origin = read_head_config(folder)
+    alignment = (sizes.pooled_size + 1) * sizes.expansion_size
+    alignment += (sizes.expansion_size + 1) * sizes.vocab_size
+    fusion = (sizes.num_layers * sizes.pooled_size + 1) * sizes.pooled_size
+    return {
+        "kind": "MAV alignment head",
+        "path": str(folder),
+        "alignment_parameters": alignment,
+        "total_parameters": alignment + fusion,
+        "sizes": {
+            "layers": sizes.num_layers,
+            "pooled": sizes.pooled_size,
+            "expansion": sizes.expansion_size,
+            "vocabulary": sizes.vocab_size,
+        },
+        "objective": f"{origin.objective}, beta {origin.beta}",
+        "held_out_fraction": origin.held_out_fraction,
+        "steps": origin.steps,
+        **_origin(origin.manifest),
+    }
+
+
+def _origin(manifest: Manifest) -> dict[str, Any]:
+    base, data = manifest.base, manifest.data
+    return {
+        "base": f"{base.id} ({base.architecture}, {base.num_hidden_layers} layers, hidden "
+        f"{base.hidden_size}, vocabulary {base.vocab_size}"
+        + (f", {base.parameters:,} parameters)" if base.parameters else ")")
+        + (f", quantized: {base.quantization}" if base.quantization else ""),
+        "base_digests": {
+            "weights": base.weights_digest[:12],
+            "tokenizer": base.tokenizer_digest[:12],
+        },
+        "states": f"layers {list(manifest.states.layers)} ({manifest.states.layer_selection}), "
+        f"pooled to {manifest.states.pooled_size}, stored in {manifest.states.dtype}",
+        "computed_in": " and ".join(manifest.states.computed_in or ("not recorded",)),
+        "logits": manifest.logits.encoding,
+        "data": [
+            f"{one.name}: {one.pairs} of {one.rows} rows"
+            + (", for evaluation alone" if one.held_out else "")
+            for one in data.sources
+        ],
+        "pairs": f"{data.pairs} of {data.rows} rows",
+        "dropped": data.dropped,
+        "prompts_truncated": data.prompts_truncated,
+        "responses_cut": data.responses_cut,
+        "max_length": manifest.text.max_length,
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(_text, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,135 @@
+"""The processes of one run: what `accelerate launch` or `torchrun` started together."""
+
+import atexit
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from mav.cache_schema.errors import MAVError, UsageError
+
+_PATIENCE: Final = timedelta(days=30)
+"""Processes wait for each other only where one has an uneven share of a long extraction."""
+
+_T = TypeVar("_T")
+
+
+class Processes:
+    """This process among those it was launched with.
+
+    Attributes:
+        rank: Its number.
+        count: Number of processes.
+        local_rank: Its number on this machine.
+    """
+
+    def __init__(self, *, on_cpu: bool) -> None:
+        """Join the other processes, if there are any.
+
+        Args:
+            on_cpu: Whether they compute on CPUs.
+
+        Raises:
+            UsageError: They do not know of each other.
+        """
+        self.rank, self.count, self.local_rank = 0, launched(), 0
+        if self.count > 1:
+            from accelerate import PartialState
+
+            try:
+                state: Any = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+            except (ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{self.count} processes were launched, but they cannot be joined: {error}. "
+                    f"Launch them with `accelerate launch` or `torchrun`."
+                ) from error
+            require_joined(state.num_processes)
+            leave_at_exit()
+            self.rank, self.local_rank = state.process_index, state.local_process_index
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return self.rank == 0
+
+    def from_first(self, make: Callable[[], _T]) -> _T:
+        """Call a function on the first process; return its result, or raise its error, on all."""
+        if self.count == 1:
+            return make()
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [None, None]
+        if self.first:
+            try:
+                told[0] = make()
+            except Exception as error:
+                told[1] = str(error)
+                broadcast_object_list(told)
+                raise
+        self._together(lambda: broadcast_object_list(told))
+        if told[1] is not None:
+            raise MAVError(f"The first process failed: {told[1]}")
+        result: _T = told[0]
+        return result
+
+    def gather(self, value: _T) -> list[_T]:
+        """Return the values of all processes, having waited for them."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[_T] = self._together(lambda: gather_object([value]))
+        return found
+
+    def _together(self, work: Callable[[], Any]) -> Any:
+        """Do what all processes do at once; a process that has ended fails it."""
+        try:
+            return work()
+        except RuntimeError as error:
+            raise MAVError(
+                f"Another process of this run has failed ({str(error).splitlines()[0]}). Run the "
+                f"same command again; it goes on where it stopped."
+            ) from error
+
+
+def launched() -> int:
+    """Return how many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_here() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(launched())))
+
+
+def leave_at_exit() -> None:
+    """Take leave of the other processes before the interpreter ends, or it may abort instead."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def require_joined(seen: int) -> None:
+    """Refuse processes that were launched together but do not know of each other.
+
+    Each would do the whole work alone and write to the same place.
+
+    Args:
+        seen: Processes this one knows of, itself included.
+
+    Raises:
+        UsageError: With the remedy.
+    """
+    if launched() != seen:
+        raise UsageError(
+            f"{launched()} processes were launched, but this one sees {seen}. On a machine "
+            f"without an accelerator, set ACCELERATE_USE_CPU=1."
+        )

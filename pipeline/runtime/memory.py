@@ -1,0 +1,44 @@
+"""Running out of memory, and what to do then."""
+
+import gc
+from typing import Final
+
+import torch
+
+from mav.cache_schema.errors import BaseModelError
+
+_SAID: Final = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What errors say that have no type of their own: of the CPU's and MPS's allocators, and of what
+libraries allocate beside PyTorch."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory did not suffice, on an accelerator or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+
+
+def free_memory() -> None:
+    """Give back what no tensor holds any more."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
+    """Return what to raise where memory does not suffice for a single pair.
+
+    Args:
+        base: What the base is called.
+        tokens: Tokens of the pair.
+    """
+    return BaseModelError(
+        f"{base}: memory does not suffice to run a single pair of {tokens} tokens. Use a smaller "
+        f"--max-length, --quantize, or --device-map auto on a machine with more."
+    )

@@ -1,0 +1,71 @@
+"""What a training run is asked for, with all that follows from the cache and the device settled."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from mav.cache_schema.manifest import Manifest
+from mav.pipeline.head.sizes import (
+    PUBLISHED_EXPANSION_SIZE,
+    base_parameters,
+    default_expansion_size,
+)
+from mav.pipeline.runtime.compute_dtype import AUTO, pick_dtype_for_stored
+from mav.pipeline.training.checkpoint import TrainState
+from mav.pipeline.training.options import TrainOptions
+
+Say = Callable[[str], None]
+
+
+def settled(
+    options: TrainOptions,
+    manifest: Manifest,
+    device: torch.device,
+    *,
+    begun: TrainState | None = None,
+    say: Say = lambda _: None,
+) -> TrainOptions:
+    """Return options in which `bf16` and `expansion_size` are what they come to.
+
+    Args:
+        options: What is asked for.
+        manifest: The manifest of the cache.
+        device: Where to compute.
+        begun: The state of the run that is to be gone on with.
+        say: Called with each line worth telling the user.
+    """
+    return dataclasses.replace(
+        options,
+        bf16=_bf16(options, device, begun, say),
+        expansion_size=options.expansion_size or _expansion_size(manifest, say),
+    )
+
+
+def _bf16(options: TrainOptions, device: torch.device, begun: TrainState | None, say: Say) -> bool:
+    asked = options.bf16
+    if asked == AUTO and begun is not None and isinstance(begun.trajectory.get("bf16"), bool):
+        asked = bool(begun.trajectory["bf16"])
+        say(f"Computing in {_named(asked)}, in which the run was begun")
+    if asked == AUTO:
+        return pick_dtype_for_stored(AUTO, device, say) == torch.bfloat16
+    pick_dtype_for_stored(_named(bool(asked)), device, say)
+    return bool(asked)
+
+
+def _named(bf16: bool) -> Literal["bfloat16", "float32"]:
+    return "bfloat16" if bf16 else "float32"
+
+
+def _expansion_size(manifest: Manifest, say: Say) -> int:
+    base = manifest.base
+    layers, pooled = len(manifest.states.layers), manifest.states.pooled_size
+    size = default_expansion_size(base, layers, pooled)
+    if size != PUBLISHED_EXPANSION_SIZE:
+        told = "" if base.parameters is not None else "about "
+        say(
+            f"--expansion-size {size}, for a head of at most a third of the base's {told}"
+            f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
+        )
+    return size

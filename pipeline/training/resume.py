@@ -1,0 +1,57 @@
+"""Whether a training run may begin or go on in a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mav.cache_schema.errors import MismatchError, UsageError
+from mav.pipeline.training.checkpoint import Checkpoint, TrainState, newest_checkpoint
+from mav.pipeline.training.options import TrainOptions
+
+_STEP: Final = {
+    "pairs_per_step": "pairs in a step (--batch-size x --grad-accum x processes)",
+    "micro_batches_per_step": "micro-batches in a step (--grad-accum x processes)",
+}
+
+
+def checkpoint_to_go_on_from(
+    options: TrainOptions, *, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Return the checkpoint of the run in the output folder, or None where a new one begins.
+
+    Raises:
+        HeadError: No checkpoint of it is sound.
+        UsageError: There is a run, and going on with it was not asked for.
+    """
+    found = newest_checkpoint(options.output_dir, say=say)
+    occupied = found is not None or (options.output_dir / "last").exists()
+    if occupied and not options.resume:
+        raise UsageError(
+            f"{options.output_dir}: holds a training run already. Add --resume to go on with it, "
+            f"or name another --output-dir."
+        )
+    return found
+
+
+def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Args:
+        folder: Its folder, for the message.
+        begun: The state it was left in.
+        now: The state it would have begun in with today's settings.
+
+    Raises:
+        MismatchError: Naming each difference.
+    """
+    changed = [
+        f"{_STEP.get(name, '--' + name.replace('_', '-'))}: begun with "
+        f"{begun.trajectory.get(name)!r}, got {now.trajectory.get(name)!r}"
+        for name in now.trajectory | begun.trajectory
+        if begun.trajectory.get(name) != now.trajectory.get(name)
+    ]
+    if begun.cache_identity != now.cache_identity:
+        changed.append("--cache: another cache than it was begun with")
+    if changed:
+        listed = "".join(f"\n  - {line}" for line in changed)
+        raise MismatchError(f"{folder}: this run cannot go on with other settings:{listed}")
