@@ -266,7 +266,7 @@ def test_the_type_follows_the_card(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
-    assert compute_dtype(torch.device("cuda")) == dtype
+    assert compute_dtype(torch.device("cuda", 0)) == dtype
     assert compute_dtype(torch.device("cpu")) == torch.float32
 
 
@@ -280,7 +280,7 @@ def test_what_is_told_of_a_card(
     program.write_text("#!/bin/sh\necho 580.159.04\n", encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    place.device, place.dtype = torch.device("cuda"), torch.bfloat16
+    place.device, place.dtype = torch.device("cuda", 0), torch.bfloat16
     found = place.described()
     assert (found["device_name"], found["driver"]) == ("NVIDIA H100", "580.159.04")
     assert (found["capability"], found["dtype"]) == ("9.0", "bfloat16")

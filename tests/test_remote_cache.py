@@ -466,7 +466,7 @@ def test_training_and_evaluating_are_the_same_from_both(world: World, tmp_path: 
     for cache in (world.url, world.local):
         args = ["--cache", cache, "--device", "cpu", "--alphas", "0,1", "--json"]
         results.append(json.loads(done("evaluate", "--head", tmp_path / "remote", *args)))
-    assert [found.pop("cache") for found in results] == [world.url, str(world.local)]
+    assert [found.pop("cache") for found in results] == [world.url, world.local.name]
     assert results[0] == results[1]
 
 

@@ -124,6 +124,7 @@ def _requests(place: Place, new_tokens: int, alpha: float) -> list[Request]:
     most = place.sizes.serve_prompt_tokens
     return [
         Request(
+            is_turn=False,  # without stop strings
             prompt=tuple(random.integers(2, place.base.vocab_size, int(length)).tolist()),
             alpha=AlphaSchedule(((0, alpha),)),
             decoding=Decoding(max_new_tokens=new_tokens),
@@ -134,7 +135,7 @@ def _requests(place: Place, new_tokens: int, alpha: float) -> list[Request]:
 
 def _answer(base: BaseModel, aligned: AlignedLM, requests: list[Request]) -> dict[str, Any]:
     """Answer requests that came together; return figures of it."""
-    form = PromptForm(name="chat", tokenizer=base.tokenizer)  # a form without stop strings
+    form = PromptForm(name="hh", tokenizer=base.tokenizer)
     decoder = InFlightDecoder(Joined(base=base, aligned=aligned, form=form))
     wait(base.device)
     started = perf_counter()

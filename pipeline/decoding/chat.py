@@ -68,7 +68,7 @@ class Chat:
             self.mav.switch_base_model(argument, say=self.say)
             if before or self.mav.joined.settings:
                 self.decoding = self.mav.decoding(**self.given)
-            self.say(f"base {self.mav.base.record().id}")
+            self.say(f"base {self.mav.base.id}")
         elif name == "temperature" and argument:
             self._change(temperature=_number(argument))
             self.say(f"temperature {self.decoding.temperature:g}")

@@ -202,7 +202,8 @@ def read_ahead(stream: PreferenceStream, *, pinned: bool = False) -> Iterator[Ba
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
     left = threading.Event()
     # Each thread has a current accelerator of its own, the first one at the beginning.
-    current = torch.accelerator.current_device_index() if pinned else None
+    on_card = pinned and torch.accelerator.is_available()
+    current = torch.accelerator.current_device_index() if on_card else None
 
     def put(item: Batch | BaseException | None) -> None:
         while not left.is_set():
