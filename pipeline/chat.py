@@ -62,7 +62,7 @@ class Chat:
             self.say(f"alpha {self.alpha}")
         elif name == "base" and argument:
             self.mav.switch_base_model(argument, say=self.say)
-            self.say(f"base {self.mav.base.record().id}")
+            self.say(f"base {self.mav.base.id}")
         elif name == "temperature" and argument:
             self.decoding = replace(self.decoding, temperature=_number(argument))
             self.say(f"temperature {self.decoding.temperature:g}")
