@@ -136,7 +136,7 @@ def test_a_base_built_in_memory_stays_when_another_cannot_be_loaded(head: str, b
 @pytest.mark.parametrize(
     ("other", "error", "message"),
     [
-        ("vocabulary", MismatchError, r"300 tokens \(memory:.* has 320 \(vocabulary\)"),
+        ("vocabulary", MismatchError, r"300 tokens \(memory:.* has 320 \(/.*/vocabulary\)"),
         ("tokenizer", MismatchError, r"other tokenizers .*--allow-tokenizer-mismatch"),
         ("nowhere", BaseModelError, "nowhere"),
     ],

@@ -1,6 +1,7 @@
 """Putting a base under a head: what belongs together, which layers are read, and switching."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
         MismatchError: It does not.
         UsageError: Prompts cannot take the form the user wants.
     """
-    record = base.record()
+    record = dataclasses.replace(base.record(), id=base.id)  # as the user knows it
     require_same_vocabulary(
         trained.base,
         record,

