@@ -134,12 +134,15 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
     )
     paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
     mav = MAVInference(str(paths.head), base, say=say)
+    answers = iter(
+        mav.generate_batch(
+            [prompt for prompt in PROMPTS for _ in ALPHAS],
+            list(ALPHAS) * len(PROMPTS),
+            Decoding(max_new_tokens=_NEW_TOKENS),
+        )
+    )
     for prompt in PROMPTS:
-        answers = [
-            mav.generate(prompt, alpha, Decoding(max_new_tokens=_NEW_TOKENS)).response
-            for alpha in ALPHAS
-        ]
-        say("\n" + side_by_side(prompt, ALPHAS, answers))
+        say("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
     say(
         f"\nA head of {mav.head.total_parameters():,} parameters on {len(_sample('train'))} pairs "
         f"shows that the line works, not what it can do: see the README for a real run."
