@@ -9,7 +9,7 @@ from mav.cli_commands.showing import demo_command, inspect_command
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 100})
-@click.version_option(package_name="mav", prog_name="mav")
+@click.version_option(package_name="mav-align", prog_name="mav")
 def main() -> None:
     """Modular Alignment Vectors: align a frozen language model at test time.
 

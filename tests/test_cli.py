@@ -427,7 +427,7 @@ def test_another_base_of_the_same_tokenizer_is_told_and_used(line: Line, tmp_pat
 
 
 def run_program(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", *map(str, args)]
+    command = [sys.executable, "-m", "mav", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
 
 

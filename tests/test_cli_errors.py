@@ -535,7 +535,7 @@ def test_base_of_another_vocabulary_size_at_generate(world: World, tmp_path: Pat
     args = [*generate_args(world.head), "--base-model", base, "--prompt", "Hi"]
     message = refused(DATA, *args)
     assert f"vocabulary of {VOCAB} tokens" in message
-    assert f"the base has {VOCAB + 8} ({base.name})" in message
+    assert f"the base has {VOCAB + 8} ({base})" in message
 
 
 def test_base_of_another_tokenizer_at_generate(world: World, tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ HEAVY = "sorted({'torch', 'transformers', 'numpy', 'zarr'} & set(sys.modules))"
     [
         "import mav",
         "import mav; dir(mav)",
-        "import pipeline",
-        "import cli",
-        "import cli; cli.main(['--help'], standalone_mode=False)",
-        "import cli; cli.main(['extract', '--help'], standalone_mode=False)",
-        "import cli; cli.main(['generate', '--help'], standalone_mode=False)",
+        "import mav.pipeline",
+        "import mav.cli",
+        "from mav import cli; cli.main(['--help'], standalone_mode=False)",
+        "from mav import cli; cli.main(['extract', '--help'], standalone_mode=False)",
+        "from mav import cli; cli.main(['generate', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:
@@ -39,7 +39,7 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 def test_every_name_is_what_type_checkers_see() -> None:
     """The names are written twice: as imports for type checkers, and as what is imported."""
-    tree = ast.parse((ROOT / "mav.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "mav" / "__init__.py").read_text(encoding="utf-8"))
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {
         alias.asname or alias.name: (statement.module, alias.name)

@@ -107,7 +107,7 @@ def test_gemma_with_its_window_and_its_vocabulary(gemma: BaseModel, tmp_path: Pa
 
 
 def test_the_demo_and_its_second_run(smollm2: BaseModel, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cli", "demo", "--output-dir", str(tmp_path / "demo")]
+    command = [sys.executable, "-m", "mav", "demo", "--output-dir", str(tmp_path / "demo")]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "alpha 0.5" in first.stdout and "Written to" in first.stdout
     second = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """The rooms of the project: what may import what, and what must not be imported at all."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -103,3 +104,15 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
 def test_what_is_not_needed_is_not_loaded(module: str, absent: str) -> None:
     code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_way_of_a_pair_has_names_that_exist() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+){2})`", page[page.index("One pair's way") :])
+    assert len(named) > 20
+    for name in named:
+        module, _, member = name.rpartition(".")
+        path = module.replace(".", "/")
+        top = "" if path.startswith("cache_schema/") else "pipeline/"
+        tree = ast.parse((ROOT / f"{top}{path}.py").read_text(encoding="utf-8"))
+        assert member in {getattr(node, "name", None) for node in tree.body}, name

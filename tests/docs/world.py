@@ -234,7 +234,7 @@ def _tokenizer() -> Any:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = sorted((ROOT / "pipeline" / "sample").glob("*-train.jsonl"))
+    sample = sorted((ROOT / "pipeline" / "demo" / "sample").glob("*-train.jsonl"))
     model.train([str(path) for path in sample], trainer)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=model, eos_token="<eos>", bos_token="<bos>"
