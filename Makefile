@@ -9,14 +9,37 @@ TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
-.PHONY: demo test test-all test-browser check docs format install clean
+# Tests of the format, which needs neither torch nor transformers.
+FORMAT_TESTS := $(addprefix tests/test_,$(addsuffix .py,arrays cache_creation cache_damage cache_roundtrip \
+	addresses layout_restored lock manifest objects objects_raced plan quantization records repair root sealed shards \
+	verify)) tests/faults tests/archive
+
+.PHONY: help demo test test-format test-all test-browser check lint types docs format install clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo          the whole line on shipped pairs: extract, train, evaluate, decode"
+	@echo "make test          the tests that CI runs"
+	@echo "make test-format   the tests of the cache format alone"
+	@echo "make test-browser  the page, in Chromium"
+	@echo "make test-all      slow tests, and those on a GPU, too"
+	@echo "make check         lint, types and tests"
+	@echo "make lint          ruff: format and rules"
+	@echo "make types         mypy, strict"
+	@echo "make format        mend the format and what ruff can mend"
+	@echo "make docs          the site, into build/site"
+	@echo "make install       .venv with the versions the tests use"
+	@echo "make clean         remove .venv, caches and build outputs"
 
 demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
+
+test-format: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(FORMAT_TESTS)
 
 # Needs Chromium: apt-get install chromium, or CHROMIUM=/path/to/it.
 test-browser: $(INSTALLED)
@@ -25,11 +48,14 @@ test-browser: $(INSTALLED)
 test-all: $(INSTALLED) $(BASE)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: lint types test
+
+lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(INSTALLED)
 	$(BIN)/mypy
-	$(MAKE) test
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site

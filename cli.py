@@ -2,10 +2,15 @@
 
 import click
 
-from mav.cli_commands.answering import chat_command, generate_command, serve_command
-from mav.cli_commands.caches import extract_command, verify_command
-from mav.cli_commands.heads import evaluate_command, train_command
-from mav.cli_commands.showing import demo_command, inspect_command
+from mav.cli_commands.chat import chat_command
+from mav.cli_commands.demo import demo_command
+from mav.cli_commands.evaluate import evaluate_command
+from mav.cli_commands.extract import extract_command
+from mav.cli_commands.generate import generate_command
+from mav.cli_commands.inspect import inspect_command
+from mav.cli_commands.serve import serve_command
+from mav.cli_commands.train import train_command
+from mav.cli_commands.verify import verify_command
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 100})

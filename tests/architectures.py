@@ -1,10 +1,10 @@
-"""The architectures the tests cover, and the README's table of them.
+"""The architectures the tests cover, and the table of them in `docs/models.md`.
 
 A variant is a tiny configuration with its peculiarities, and a peculiarity is words for the table
 together with what shows it in the model: the table cannot name what no test has seen.
 
     python -m tests.architectures          print the table
-    python -m tests.architectures --write  put it into the README
+    python -m tests.architectures --write  put it into docs/models.md
 """
 
 import sys
@@ -43,7 +43,7 @@ VOCAB: Final = 300
 HIDDEN: Final = 32
 LAYERS: Final = 4
 
-README: Final = Path(__file__).parents[1] / "README.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN: Final = "<!-- Written by `python -m tests.architectures --write`; do not edit. -->"
 END: Final = "<!-- End of what is written. -->"
 
@@ -384,22 +384,22 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def table_in(readme: str) -> str:
-    """Return the table a README has between its markers."""
+    """Return the table a page has between its markers."""
     return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
 
 
 def with_table(readme: str, rows: str) -> str:
-    """Return a README with another table between its markers."""
+    """Return a page with another table between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert begin and end, f"{README} has no lines {BEGIN} and {END}"
+    assert begin and end, f"{PAGE} has no lines {BEGIN} and {END}"
     return f"{before}{begin}\n\n{rows}\n\n{end}{after}"
 
 
 def _main(arguments: list[str]) -> None:
     rows = table(CATALOGUE.values())
     if arguments == ["--write"]:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
     else:
         sys.stdout.write(rows + "\n")
 

@@ -47,6 +47,7 @@ def test_batches_are_pinned_by_the_accelerator_in_use(
         return batch
 
     monkeypatch.setattr(Batch, "pin_memory", pin)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 3)
     monkeypatch.setattr(
         "torch.accelerator.set_device_index", lambda index: setattr(current, "index", index)

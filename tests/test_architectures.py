@@ -16,7 +16,7 @@ from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.architectures import CATALOGUE, README, table, table_in, with_table
+from tests.architectures import CATALOGUE, PAGE, table, table_in, with_table
 from tests.live import relative
 from tests.peculiarities import Peculiarity
 from tests.test_generate import LAYER_INDICES
@@ -182,14 +182,14 @@ def test_the_tests_that_go_over_architectures_go_over_the_catalogue() -> None:
 
 
 def test_the_table_of_the_readme_is_the_one_of_the_catalogue() -> None:
-    assert table_in(README.read_text(encoding="utf-8")) == table(CATALOGUE.values()), (
-        "README.md's table of models is not what the tests cover: "
+    assert table_in(PAGE.read_text(encoding="utf-8")) == table(CATALOGUE.values()), (
+        "docs/models.md's table of models is not what the tests cover: "
         "run `python -m tests.architectures --write`"
     )
 
 
 def test_writing_the_table_changes_nothing_else() -> None:
-    readme = README.read_text(encoding="utf-8")
+    readme = PAGE.read_text(encoding="utf-8")
     other = with_table(readme, "| another |")
     assert table_in(other) == "| another |"
     assert with_table(other, table_in(readme)) == readme

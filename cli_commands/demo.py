@@ -1,27 +1,10 @@
-"""Showing what there is, and what it does."""
+"""`mav demo`: the whole line on shipped pairs."""
 
 from pathlib import Path
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON
-
-
-@command(
-    """
-  mav inspect llama.cache
-  mav inspect runs/head --json
-"""
-)
-@click.argument("path")
-@JSON
-def inspect_command(*, path: str, as_json: bool) -> None:
-    """Show what a cache or a head is."""
-    from mav.pipeline.reporting.inspect import describe, screen
-
-    found = describe(path)
-    print_result(as_json, found, screen(found))
+from mav.cli_commands._errors import command
 
 
 @command(

@@ -1,0 +1,71 @@
+"""`mav chat`: a conversation in the terminal."""
+
+import sys
+from typing import Any
+
+import click
+
+from mav.cli_commands._answering import (
+    ALPHA,
+    BASE_MODEL,
+    HEAD_AND_BASE,
+    SAMPLING,
+    decoding_of,
+    load,
+)
+from mav.cli_commands._errors import command, say
+
+
+@command(
+    """
+  mav chat --head runs/head
+  mav chat --head runs/head --base-model meta-llama/Llama-2-7b-chat-hf --alpha 1.5
+"""
+)
+@HEAD_AND_BASE
+@BASE_MODEL
+@ALPHA
+@SAMPLING
+def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
+    """Talk in the terminal; /alpha 1.5 and /base ID change both on the fly, /help tells more."""
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.chat import Chat
+
+    _, given = decoding_of(others)
+    mav, decoding = load(base_model, given, others)
+    chat = Chat(
+        mav=mav,
+        alpha=as_schedule(1.0 if alpha is None else alpha),
+        decoding=decoding,
+        say=say,
+        given=given,
+    )
+    _converse(chat)
+
+
+def _converse(chat: Any) -> None:
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 (gives input() a history and editing)
+
+        say(f"{chat.mav.base.id}, alpha {chat.alpha}. /help tells the commands.\n")
+    while not chat.over:
+        try:
+            line = input("> " if terminal else "")
+        except EOFError:
+            if terminal:
+                click.echo()
+            break
+        except KeyboardInterrupt:
+            say("\n/quit or Ctrl-D leaves")
+            continue
+        try:
+            answered = False
+            for piece in chat.take(line):
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+                answered = True
+        except KeyboardInterrupt:
+            answered = True
+        if answered:
+            click.echo()

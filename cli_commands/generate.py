@@ -1,0 +1,178 @@
+"""`mav generate`: answers to prompts."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mav.cli_commands._answering import (
+    ALPHA,
+    BASE_MODEL,
+    HEAD_AND_BASE,
+    SAMPLING,
+    decoding_of,
+    load,
+)
+from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._options import Numbers, OneOnly
+
+
+@command(
+    """
+  mav generate --head runs/head --prompt "How do I say no politely?" --alphas 0,1,2
+  mav generate --head runs/head --prompt "Hello" --alpha 1.5 --stream
+  mav generate --head runs/head --prompts prompts.jsonl --output answers.jsonl
+"""
+)
+@HEAD_AND_BASE
+@BASE_MODEL
+@click.option("--prompt", cls=OneOnly, help="A message, or a transcript that ends in 'Assistant:'.")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    cls=OneOnly,
+    type=click.Path(path_type=Path),
+    help="File of prompts, one a line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Answers to --prompts, as JSON lines; the same command goes on after an interruption.",
+)
+@click.option("--batch-size", default=8, help="Prompts decoded together, with --output.")
+@ALPHA
+@click.option(
+    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, in place of --alpha."
+)
+@SAMPLING
+@click.option("--num-beams", default=1, help="Beams to search with.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["dynamic", "static", "none"]),
+    default="dynamic",
+    help="How the past is kept; static has its full size from the start.",
+)
+@click.option("--compile", is_flag=True, help="Compile base and head; needs --kv-cache static.")
+@click.option("--stream", is_flag=True, help="Print the answer while it is written.")
+@click.option(
+    "--demo-switching",
+    is_flag=False,
+    flag_value="",
+    metavar="[BASE]",
+    help="Answer on the base, then on another one under the same head.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object an answer, a line each."
+)
+def generate_command(
+    *,
+    base_model: str | None,
+    prompt: str | None,
+    prompts_file: Path | None,
+    output: Path | None,
+    batch_size: int,
+    alpha: Any,
+    alphas: Sequence[float] | None,
+    stream: bool,
+    demo_switching: str | None,
+    as_json: bool,
+    **others: Any,
+) -> None:
+    """Decode with a base and a head together, one forward pass a token."""
+    if demo_switching is None and (prompt is None) == (prompts_file is None):
+        raise click.UsageError("give either --prompt or --prompts")
+    if alpha is not None and alphas is not None:
+        raise click.UsageError("give either --alpha or --alphas")
+    if stream and as_json:
+        raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
+    if output is not None and (prompts_file is None or alphas or stream):
+        raise click.UsageError("--output takes --prompts and one --alpha, without --stream")
+    if batch_size < 1:
+        raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
+    if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
+        raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.preferences.prompt_format import require_prompt
+
+    decoding, given = decoding_of(others)
+    if stream:
+        decoding.require_streamable()
+    if prompt is not None:
+        require_prompt(prompt)
+    if output is not None:
+        assert prompts_file is not None
+        _answer_file(prompts_file, output, alpha, given, batch_size, as_json, base_model, others)
+        return
+    lines = [] if prompts_file is None else read_prompts(prompts_file)
+    if prompts_file is not None:
+        require_sound(lines, prompts_file)
+    mav, decoding = load(base_model, given, others)
+    if demo_switching is not None:
+        from mav.pipeline.demo.switching import DEMO_PROMPT, demonstrate_switching
+
+        demonstrate_switching(
+            mav,
+            demo_switching or None,
+            [prompt or DEMO_PROMPT],
+            alphas or (0.0, 1.0),
+            decoding,
+            say=click.echo,
+        )
+        return
+    strengths = [as_schedule(1.0 if alpha is None else alpha)] if not alphas else [*alphas]
+    asked = [prompt] if prompt is not None else [line.prompt for line in lines]
+    for number, one in enumerate(asked):
+        own = lines[number].alpha if lines else None
+        for strength in [own] if own is not None and not alphas else strengths:
+            if not as_json and (len(asked) > 1 or alphas):
+                click.echo(f"--- alpha {as_schedule(strength)}: {_shown(one)}")
+            if stream:
+                for piece in mav.stream(one, strength, decoding):
+                    click.echo(piece, nl=False)
+                    sys.stdout.flush()
+                click.echo()
+                continue
+            answer = mav.generate(one, strength, decoding)
+            told = {**lines[number].fields, "line": lines[number].number} if lines else {}
+            click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
+
+
+def _shown(prompt: Any) -> str:
+    return prompt.strip() if isinstance(prompt, str) else str(prompt[-1].get("content", "")).strip()
+
+
+def _answer_file(
+    prompts: Path,
+    output: Path,
+    alpha: Any,
+    given: dict[str, Any],
+    batch_size: int,
+    as_json: bool,
+    base_model: str | None,
+    others: dict[str, Any],
+) -> None:
+    from mav.pipeline.decoding.alpha import as_schedule
+    from mav.pipeline.decoding.batch_file import answer_file, require_new
+    from mav.pipeline.decoding.prompt_file import read_prompts
+
+    require_new(output)
+    read_prompts(prompts)
+    mav, decoding = load(base_model, given, others)
+    found = answer_file(
+        mav,
+        prompts,
+        output,
+        as_schedule(1.0 if alpha is None else alpha),
+        decoding,
+        batch_size=batch_size,
+        say=say,
+    )
+    failed = f", {found.failed:,} of them an error" if found.failed else ""
+    print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")
+    if found.failed:
+        raise SystemExit(1)

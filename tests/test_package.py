@@ -1,0 +1,82 @@
+"""What is installed: one package, whose place no file of a user's own takes, whatever its name."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.limits import PROCESS
+from tests.tiny import save_base, tiny_base, write_rows
+
+ROOT: Final = Path(__file__).parents[1]
+SOURCES: Final = (
+    *("mav", "pipeline", "cache_schema", "cli_commands", "cli.py"),
+    *("pyproject.toml", "README.md", "LICENSE"),
+)
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    found = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PROCESS,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, as building leaves files beside the sources."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        source, to = ROOT / name, copy / name
+        shutil.copytree(source, to, symlinks=True) if source.is_dir() else shutil.copy2(source, to)
+    asked = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    run(*asked, "--wheel-dir", copy / "wheels", copy, cwd=copy)
+    (found,) = (copy / "wheels").glob("mav_align-*.whl")
+    return found
+
+
+def test_it_holds_one_package_and_all_of_it(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in names} == {"mav"}
+    here = {
+        f"mav/{path.relative_to(ROOT)}"
+        for top in ("pipeline", "cache_schema", "cli_commands")
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert here <= names
+    assert {"mav/py.typed", "mav/cli.py", "mav/__main__.py"} <= names
+
+
+def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
+    installed, work = tmp_path / "installed", tmp_path / "work"
+    zipfile.ZipFile(wheel).extractall(installed)
+    work.mkdir()
+    for name in ("pipeline", "cache_schema", "cli", "cli_commands"):
+        (work / f"{name}.py").write_text("raise RuntimeError('this is the user\\'s own file')\n")
+    base = save_base(tiny_base(), work / "base")
+    rows = write_rows(work / "rows.jsonl", 24)
+
+    def mav(*args: object) -> str:
+        return run("-m", "mav", *args, cwd=work, PYTHONPATH=str(installed))
+
+    where = run(
+        "-c", "import mav.cli; print(mav.cli.__file__)", cwd=work, PYTHONPATH=str(installed)
+    )
+    assert where.strip() == str(installed / "mav" / "cli.py")
+    mav("extract", "--base-model", base, "--dataset", rows, "--output", "cache", "--device", "cpu")
+    train = ("--expansion-size", 16, "--report-to", "none", "--eval-fraction", 0.3)
+    mav("train", "--cache", "cache", "--output-dir", "head", *train)
+    assert "reward accuracy" in mav("evaluate", "--head", "head", "--cache", "cache")
+    mav("generate", "--head", "head", "--prompt", "Hi", "--max-new-tokens", 2, "--device", "cpu")
