@@ -16,6 +16,7 @@ from mav.pipeline.base import gguf_copy
 from mav.pipeline.base.gguf_copy import find_base
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.base.source import file_digest
+from mav.pipeline.runtime import known_places
 from tests.gguf_files import SIZES, Tensors, write_gguf
 from tests.tiny import rows, tiny_base
 
@@ -221,11 +222,11 @@ def test_where_nothing_can_be_kept_the_file_is_read(
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAV_CACHE_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert gguf_copy.cache_home() == Path.home() / ".cache" / "mav"
+    assert known_places.cache_home() == Path.home() / ".cache" / "mav"
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert gguf_copy.cache_home() == Path("/x/mav")
+    assert known_places.cache_home() == Path("/x/mav")
     monkeypatch.setenv("MAV_CACHE_HOME", "/y")
-    assert gguf_copy.cache_home() == Path("/y")
+    assert known_places.cache_home() == Path("/y")
 
 
 def test_what_it_was_made_from_is_told(home: Path, tmp_path: Path) -> None:

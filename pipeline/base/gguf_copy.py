@@ -24,6 +24,7 @@ import psutil
 from mav.pipeline.base.gguf_conversion import convert
 from mav.pipeline.base.gguf_header import read_gguf_header
 from mav.pipeline.base.source import BaseSource, file_digest, resolve_base
+from mav.pipeline.runtime.known_places import cache_home
 
 Say = Callable[[str], None]
 
@@ -67,13 +68,6 @@ def with_copy(source: BaseSource, *, gguf_cache: bool, say: Say) -> BaseSource:
     if source.gguf_file is None or not gguf_cache:
         return source
     return dataclasses.replace(source, converted=_copy(source, say))
-
-
-def cache_home() -> Path:
-    """Return the folder MAV keeps what it can make again in."""
-    if named := os.environ.get("MAV_CACHE_HOME"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mav"
 
 
 def _copy(source: BaseSource, say: Say) -> Path | None:

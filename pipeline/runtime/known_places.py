@@ -15,6 +15,13 @@ from pathlib import Path
 from mav.cache_schema.storage.addresses import is_remote
 
 
+def cache_home() -> Path:
+    """Return the folder MAV keeps what it can make again in."""
+    if named := os.environ.get("MAV_CACHE_HOME"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mav"
+
+
 def remember(digest: str, place: str | Path) -> None:
     """Note where something is, if it is a file or folder here; never fails."""
     path = Path(place)
@@ -50,6 +57,4 @@ def shown_place(location: str | Path) -> str:
 
 
 def _folder() -> Path:
-    if named := os.environ.get("MAV_CACHE_HOME"):
-        return Path(named) / "places"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mav" / "places"
+    return cache_home() / "places"
