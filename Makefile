@@ -10,9 +10,7 @@ INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
 # Tests of the format, which needs neither torch nor transformers.
-FORMAT_TESTS := $(addprefix tests/test_,$(addsuffix .py,arrays cache_creation cache_damage cache_roundtrip \
-	addresses layout_restored lock manifest objects objects_raced plan quantization records repair root sealed shards \
-	verify)) tests/faults tests/archive
+FORMAT_TESTS := tests/cache_schema
 
 .PHONY: help demo test test-format test-all test-browser check lint types docs format install clean
 .DELETE_ON_ERROR:

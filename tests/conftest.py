@@ -5,6 +5,7 @@ import os
 # No test may ask the hub for anything, nor be slowed by threads fighting over two cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import atexit
 import shutil
@@ -13,16 +14,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
 
-from tests.tiny import make_cache
-from tests.written_caches import quick_disk, write
+from tests.support.written_caches import quick_disk, write
 
 # What runs note of this machine is the tests' own.
 os.environ["MAV_CACHE_HOME"] = tempfile.mkdtemp(prefix="mav-home-")
 atexit.register(shutil.rmtree, os.environ["MAV_CACHE_HOME"], ignore_errors=True)
 
-torch.set_num_threads(1)
 # Machines are slow at times; a property test looks for wrong results, not for late ones.
 hypothesis.settings.register_profile(
     "mav", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -33,6 +31,8 @@ hypothesis.settings.load_profile("mav")
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""
+    from tests.support.tiny import make_cache  # torch, which the format's tests do without
+
     return make_cache(tmp_path_factory.mktemp("tiny"))
 
 

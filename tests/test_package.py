@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from tests.limits import PROCESS
-from tests.tiny import save_base, tiny_base, write_rows
+from tests.support.limits import PROCESS
+from tests.support.tiny import save_base, tiny_base, write_rows
 
 ROOT: Final = Path(__file__).parents[1]
 SOURCES: Final = (

@@ -21,8 +21,8 @@ import transformers
 
 from mav.pipeline.base.model import BaseModel
 from tests.docs.warm_python import write_programs
-from tests.limits import EVENT, PROCESS, SCRIPT, wait_until
-from tests.tiny import rows, save_base, tiny_base
+from tests.support.limits import EVENT, PROCESS, SCRIPT, wait_until
+from tests.support.tiny import rows, save_base, tiny_base
 
 ROOT: Final = Path(__file__).parents[2]
 VOCAB: Final = 2048

@@ -7,9 +7,9 @@ import openai
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
+from tests.decoding.test_generate import write_head
 from tests.serving.running import client, running
-from tests.test_generate import write_head
-from tests.tiny import make_cache, save_base, tiny_base
+from tests.support.tiny import make_cache, save_base, tiny_base
 
 
 @pytest.fixture(scope="session")

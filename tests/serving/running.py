@@ -16,7 +16,7 @@ from mav.pipeline.serving.connections import ImpatientProtocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.run import load_server
-from tests.limits import EVENT, NEVER, wait_until
+from tests.support.limits import EVENT, NEVER, wait_until
 
 
 @contextlib.contextmanager

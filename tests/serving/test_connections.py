@@ -13,9 +13,9 @@ from mav.pipeline.serving import connections, http_server
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.run import load_server
-from tests.limits import EVENT, NEVER, wait_until
 from tests.serving.running import chat_body, forward, http, open_connections, running
-from tests.tiny import save_base, tiny_base
+from tests.support.limits import EVENT, NEVER, wait_until
+from tests.support.tiny import save_base, tiny_base
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.limits import EVENT, wait_until
 from tests.serving.running import http, running
 from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch
+from tests.support.limits import EVENT, wait_until
 
 pytestmark = [
     pytest.mark.browser,

@@ -16,9 +16,9 @@ from mav.pipeline.serving import fields, guards
 from mav.pipeline.serving.api_errors import ApiError
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from tests.limits import EVENT
 from tests.serving.running import chat_body, client, http, running
-from tests.tiny import save_base, tiny_base
+from tests.support.limits import EVENT
+from tests.support.tiny import save_base, tiny_base
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 

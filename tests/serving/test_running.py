@@ -22,8 +22,8 @@ from mav.pipeline.decoding.continuous_batching import InFlightDecoder
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.preparing import Choice
 from mav.pipeline.serving.worker import Worker
-from tests.limits import NEVER, PROCESS, wait_until
 from tests.serving.running import chat_body, client, http, running
+from tests.support.limits import NEVER, PROCESS, wait_until
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]

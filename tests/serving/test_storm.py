@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.limits import PROCESS, wait_until
 from tests.serving.running import chat_body, http, running
+from tests.support.limits import PROCESS, wait_until
 
 CLIENTS, EACH = 64, 4
 

@@ -1,0 +1,105 @@
+"""The benchmarks that need no base model measure what they say, at sizes that take no time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import step, stream
+from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
+from mav.cache_schema.arrays import bytes_per_token
+from mav.cache_schema.reader import CacheReader
+from tests.support.written_caches import quick_disk
+
+HEAD = (
+    *("--hidden-size", "48", "--pooled-size", "48", "--expansion-size", "40"),
+    *("--vocab-size", "300"),
+)
+STREAM = (
+    *("--gigabytes", "0.002", "--batch-size", "4", "--steps", "3", "--warm-up", "1"),
+    *("--repeats", "2", *HEAD),
+)
+STEP = ("--pairs", "3", "--pair-tokens", "30", "--steps", "2", "--matmul-size", "64", *HEAD)
+
+
+def run(benchmark: Any, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    with quick_disk():
+        benchmark.main(list(options))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--pooled-size", "32", "--compression", "zstd")],
+    ids=["unpooled", "pooled"],
+)
+def test_stream(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(stream, capsys, *STREAM, *options, "--json"))
+    for ratio, above, below in (
+        ("stream_over_raw", "stream_bytes_per_second", "raw_bytes_per_second"),
+        ("cache_over_memory", "cache_steps_per_second", "memory_steps_per_second"),
+    ):
+        assert found[ratio] == pytest.approx(found[above] / found[below])
+        assert found[ratio] > 0
+    assert found["delivered_bytes"] == found["stream_tokens"] * (3 * 48 * 2 + 4)
+    assert found["delivered_bytes"] == pytest.approx(2e6, rel=0.3)
+    assert found["settings"]["gigabytes"] == 0.002
+    assert len(found["raw_rounds"]) == len(found["cache_step_rounds"]) == 2
+
+
+def test_stream_table(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run(stream, capsys, *STREAM, "--storage-dtype", "int8")
+    assert "of the files" in printed and "of memory" in printed
+
+
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(step, capsys, *STEP, "--pooled-size", "32", "--json"))
+    parameters = (3 * 32 + 1) * 32 + (32 + 1) * 40 + (40 + 1) * 300
+    assert found["parameters"] == parameters
+    assert found["alignment_parameters"] == parameters - (3 * 32 + 1) * 32
+    flops = (6 * parameters + 2 * 48 * 300) * found["tokens_per_second"]
+    assert found["flops_over_matmul"] == pytest.approx(flops / found["matmul_flops_per_second"])
+    # Importing torch alone takes this much.
+    assert 100e6 < found["peak_rss_bytes"] < 1e12
+    assert len(found["steps"]) == 2
+    for taken in found["steps"]:
+        assert 0 < taken["optimizer_seconds"] < taken["seconds"]
+
+
+def test_step_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "of a product" in run(step, capsys, *STEP)
+
+
+@pytest.mark.parametrize("benchmark", [step, stream])
+def test_numbers_must_be_positive(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--steps", "0"])
+    assert "--steps: got 0, expected more than 0" in capsys.readouterr().err
+
+
+def test_lengths_are_realistic() -> None:
+    lengths = answer_lengths(20_000, 110, 1024)
+    assert lengths.mean() == pytest.approx(110, rel=0.02)
+    quarter, half, most = np.percentile(lengths, (25, 50, 75))
+    assert 65 < quarter < half < most < 140
+    assert answer_lengths(20_000, 110, 128).sum(axis=1).max() <= 128
+
+
+def test_raw_reading_is_of_the_files_an_epoch_reads(tmp_path: Path) -> None:
+    reader = small_cache(tmp_path / "cache")
+    files = stream.block_files(reader)
+    assert len(set(files)) == len(files) == 3 * reader.plan.blocks
+    # All but these are the plan, the unembedding and descriptions.
+    others = {path.parent.name for path in (tmp_path / "cache").rglob("c.*")}
+    assert {path.parent.name for path in files} <= others
+    assert stream.read_raw(files) == sum(path.stat().st_size for path in files)
+
+
+def small_cache(root: Path) -> CacheReader:
+    shape = CacheShape(hidden_size=24, pooled_size=16, vocab_size=50, block_tokens=64)
+    with quick_disk():
+        reader = write_cache(root, answer_lengths(6, 12, 64), shape)
+    assert bytes_per_token(reader.manifest) == shape.token_bytes
+    return reader

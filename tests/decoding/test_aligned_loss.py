@@ -1,0 +1,75 @@
+"""The loss inside `steering` is that of the aligned logits, however it is asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mav.cache_schema.errors import UsageError
+from tests.support.steered import steered, varied_base
+from tests.support.tiny import ARCHITECTURES
+
+ALPHA = 12.0
+IDS = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(3))
+LABELS = IDS.masked_fill(torch.arange(9) < 3, -100)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor = LABELS, **more: Any) -> Tensor:
+    """Of every label under the logits one position before."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), **more)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_of_every_architecture(architecture: str) -> None:
+    mav = steered(varied_base(architecture))
+    plain = mav.base.model(IDS, labels=LABELS)
+    with mav.steering(ALPHA) as model:
+        found = model(IDS, labels=LABELS)
+    torch.testing.assert_close(found.loss, cross_entropy(found.logits), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.loss, cross_entropy(plain.logits), rtol=1e-5, atol=1e-5)
+    assert abs(found.loss - plain.loss) > 0.01
+
+
+def test_what_the_loss_function_is_told_is_told_again() -> None:
+    mav = steered()
+    shifted = F.pad(LABELS, (0, 1), value=-100)[:, 1:].contiguous()
+    with mav.steering(ALPHA) as model:
+        logits = model(IDS).logits
+        counted = model(IDS, labels=LABELS, num_items_in_batch=7).loss
+        ignored = model(IDS, labels=IDS, ignore_index=int(IDS[0, 4])).loss
+        given = model(IDS, labels=IDS, shift_labels=shifted).loss
+        placed = model(IDS, None, None, None, None, LABELS).loss
+    torch.testing.assert_close(counted, cross_entropy(logits, reduction="sum") / 7)
+    torch.testing.assert_close(given, cross_entropy(logits))
+    torch.testing.assert_close(placed, cross_entropy(logits))
+    torch.testing.assert_close(ignored, cross_entropy(logits, IDS, ignore_index=int(IDS[0, 4])))
+
+
+def test_what_is_no_function_of_the_logits_stays_in_the_loss() -> None:
+    mav = steered(varied_base("mixtral"))
+    with mav.steering(ALPHA) as model:
+        found = model(IDS, labels=LABELS, output_router_logits=True)
+    balance = model.router_aux_loss_coef * found.aux_loss
+    assert balance > 0
+    torch.testing.assert_close(found.loss, cross_entropy(found.logits) + balance)
+
+
+def test_no_loss_where_there_are_no_labels() -> None:
+    mav = steered()
+    with mav.steering(ALPHA) as model:
+        assert model(IDS).loss is None
+
+
+def test_at_alpha_zero_it_is_the_bases_own() -> None:
+    mav = steered()
+    with mav.steering(0.0) as model:
+        assert torch.equal(model(IDS, labels=LABELS).loss, mav.base.model(IDS, labels=LABELS).loss)
+
+
+def test_a_tuple_cannot_be_steered() -> None:
+    mav = steered()
+    with mav.steering(ALPHA) as model, pytest.raises(UsageError, match="return_dict: got False"):
+        model(IDS, return_dict=False)
+    assert isinstance(mav.base.model(IDS, return_dict=False), tuple)

@@ -1,0 +1,193 @@
+"""Every way of `generate()`, with the head in place: each gives what one plain pass says."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding, Generation
+from tests.support.steered import (
+    plain_generate,
+    steered,
+    varied_base,
+    whole_text_choices,
+    whole_text_logits,
+)
+
+NEW = 14
+ALPHA = 12.0
+RISING = AlphaSchedule(((0, 0.0), (3, 1.0), (8, 16.0)))
+FALLING = AlphaSchedule(((0, 18.0), (6, -9.0)))
+
+PROMPTS = ["Hi", "How do I mend a kite in the old red house?", "Who would sell two chairs?"]
+EACH: list[Alpha] = [ALPHA, FALLING, RISING]
+
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"temperature": 1.3, "top_p": 0.9, "seed": 5},
+    "beams": {"num_beams": 3},
+}
+# What transformers calls the same.
+PLAIN: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_p": 0.9, "top_k": 0},
+    "beams": {"num_beams": 3},
+}
+CACHES = ("dynamic", "static", "none")
+# Rotary positions; soft-capped and windowed; learned positions.
+BASES = ("llama", "gemma2-window", "gpt2")
+
+every_mode = pytest.mark.parametrize("mode", MODES)
+every_cache = pytest.mark.parametrize("kv_cache", CACHES)
+batchable_mode = pytest.mark.parametrize("mode", ["greedy", "beams"])
+
+
+@pytest.fixture(scope="module", params=BASES)
+def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
+    made = steered(varied_base(request.param))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def untouched(mav: MAVInference) -> BaseModel:
+    """The same base, which no head was ever put into."""
+    kinds = {varied_base(name).config.model_type: name for name in BASES}
+    return varied_base(kinds[mav.base.config.model_type])
+
+
+def decoding(mode: str, kv_cache: str = "dynamic", **more: Any) -> Decoding:
+    return Decoding(**{"max_new_tokens": NEW, "kv_cache": kv_cache, **MODES[mode], **more})
+
+
+def prompt_tokens(mav: MAVInference, prompt: str) -> list[int]:
+    form = mav.joined.form
+    return form.tokens(form.render(prompt))
+
+
+def said(answers: list[Generation]) -> list[tuple[int, ...]]:
+    return [answer.tokens for answer in answers]
+
+
+@every_mode
+@every_cache
+def test_alpha_zero_is_the_untouched_base(
+    mav: MAVInference, untouched: BaseModel, mode: str, kv_cache: str
+) -> None:
+    for prompt in PROMPTS:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            want = plain_generate(
+                untouched, prompt_tokens(mav, prompt), max_new_tokens=NEW, **PLAIN[mode]
+            )
+        assert mav.generate(prompt, 0.0, decoding(mode, kv_cache)).tokens == want
+        assert mav.generate(prompt, ALPHA, decoding(mode, kv_cache)).tokens != want
+
+
+@batchable_mode
+@every_cache
+def test_a_batch_is_its_prompts_one_by_one(mav: MAVInference, mode: str, kv_cache: str) -> None:
+    how = decoding(mode, kv_cache)
+    alone = [mav.generate(prompt, alpha, how) for prompt, alpha in zip(PROMPTS, EACH, strict=True)]
+    together = mav.generate_batch(PROMPTS, EACH, how)
+    assert said(together) == said(alone)
+    assert [one.response for one in together] == [one.response for one in alone]
+    # Each by its own strength: another request's would have given another answer.
+    others = mav.generate_batch(PROMPTS, EACH[1:] + EACH[:1], how)
+    assert all(mine != theirs for mine, theirs in zip(said(together), said(others), strict=True))
+
+
+@every_mode
+@pytest.mark.parametrize("alpha", [ALPHA, FALLING], ids=str)
+def test_caches_change_nothing(mav: MAVInference, mode: str, alpha: Alpha) -> None:
+    found = {
+        kv_cache: mav.generate(PROMPTS[1], alpha, decoding(mode, kv_cache)).tokens
+        for kv_cache in CACHES
+    }
+    assert len(set(found.values())) == 1, found
+
+
+@every_cache
+@pytest.mark.parametrize("alpha", [0.0, ALPHA, FALLING, RISING], ids=str)
+def test_step_by_step_is_one_pass_over_the_whole_text(
+    mav: MAVInference, untouched: BaseModel, kv_cache: str, alpha: Alpha
+) -> None:
+    for prompt in PROMPTS:
+        new = list(mav.generate(prompt, alpha, decoding("greedy", kv_cache)).tokens)
+        ids = prompt_tokens(mav, prompt)
+        assert new == whole_text_choices(mav, untouched, ids, new, alpha)
+
+
+def test_strengths_by_request_and_position_in_one_pass(
+    mav: MAVInference, untouched: BaseModel
+) -> None:
+    """What scores whole texts under a schedule: alpha [R, T], with left padding or without."""
+    text = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(3))
+    alpha = torch.linspace(-3, 5, 22).reshape(2, 11)
+    with mav.exclusively() as aligned, torch.no_grad(), aligned.steering(alpha):
+        got = mav.base.model(text, use_cache=False).logits
+    for row in range(2):
+        want = whole_text_logits(mav, untouched, text[row : row + 1], alpha[row])
+        torch.testing.assert_close(got[row], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_beams_and_several_answers_a_request_in_the_users_own_generate(
+    mav: MAVInference, returned: int
+) -> None:
+    """Rows that transformers multiplies keep the strength of their request."""
+    ids = [prompt_tokens(mav, prompt) for prompt in PROMPTS[:2]]
+    width = max(map(len, ids))
+    inputs = {
+        "input_ids": torch.tensor([[0] * (width - len(one)) + one for one in ids]),
+        "attention_mask": torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids]),
+    }
+    settings = {
+        "num_beams": 3,
+        "num_return_sequences": returned,
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    with mav.steering([ALPHA, -ALPHA]) as model:
+        together = model.generate(**inputs, **settings)[:, width:]
+    for row, alpha in enumerate((ALPHA, -ALPHA)):
+        with mav.steering(alpha) as model:
+            one = torch.tensor([ids[row]])
+            alone = model.generate(one, attention_mask=torch.ones_like(one), **settings)
+        mine = together[row * returned : (row + 1) * returned]
+        assert torch.equal(mine, alone[:, len(ids[row]) :])
+    assert together.shape == (2 * returned, 8)
+
+
+def test_sampled_answers_of_one_request_differ_and_are_steered(mav: MAVInference) -> None:
+    ids = torch.tensor([prompt_tokens(mav, "Hi")])
+    settings = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 8, "top_k": 0}
+    found = []
+    for alpha in (ALPHA, 0.0):
+        torch.manual_seed(2)
+        with mav.steering(alpha) as model:
+            found.append(model.generate(ids, attention_mask=torch.ones_like(ids), **settings))
+    assert len({tuple(row) for row in found[0].tolist()}) == 3
+    assert not torch.equal(found[0][:, : found[1].shape[1]], found[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_seed_gives_the_same_answer_and_leaves_the_random_state(
+    mav: MAVInference, mode: str
+) -> None:
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    first = mav.generate("Hi", ALPHA, decoding(mode, seed=3)).tokens
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(5)
+    assert mav.generate("Hi", ALPHA, decoding(mode, seed=3)).tokens == first
+
+
+def test_other_seeds_give_other_answers(mav: MAVInference) -> None:
+    found = {mav.generate("Hi", ALPHA, decoding("sampling", seed=seed)).tokens for seed in range(4)}
+    assert len(found) == 4

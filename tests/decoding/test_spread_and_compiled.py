@@ -1,0 +1,177 @@
+"""A base spread over devices, a compiled one, and a head in bytes: the answers stay the same."""
+
+import builtins
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers.generation.configuration_utils import CompileConfig
+
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.model import load_base
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.head.int8 import quantize_head
+from tests.support.live import relative
+from tests.support.steered import plain_generate, steered
+from tests.support.tiny import save_base, tiny_base
+
+NEW = 10
+ALPHA = 6.0
+
+INDUCTOR = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+"""What torch says of itself when it first generates code."""
+
+MODULES = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2",
+           "model.layers.3", "model.norm", "model.rotary_emb", "lm_head")  # fmt: skip
+
+
+def placed(at: str, *names: str) -> dict[str, str]:
+    """MODULES of these names elsewhere, all others on the CPU."""
+    return {module: at if module in names else "cpu" for module in MODULES}
+
+
+MAPS: dict[str, Any] = {
+    "auto": "auto",
+    "sequential": "sequential",
+    "all on the cpu": {"": "cpu"},
+    "module by module": placed("cpu"),
+    "layers on disk": placed("disk", "model.layers.1", "model.layers.2"),
+    "output embedding on disk": placed("disk", "lm_head"),
+    "input embedding on disk": placed("disk", "model.embed_tokens"),
+    "everything on disk": {"": "disk"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_base(tiny_base(), tmp_path_factory.mktemp("spread") / "base"))
+
+
+def answers(mav: MAVInference, decoding: Decoding) -> list[tuple[int, ...]]:
+    """At several strengths, the head at work or not, in both orders."""
+    return [mav.generate("Hi there", alpha, decoding).tokens for alpha in (ALPHA, 0.0, -3.0, ALPHA)]
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("kv_cache", ["dynamic", "static"])
+def test_a_spread_base_answers_as_one_in_one_place(folder: str, name: str, kv_cache: Any) -> None:
+    decoding = Decoding(max_new_tokens=NEW, kv_cache=kv_cache)
+    base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
+    assert answers(steered(base), decoding) == answers(steered(tiny_base()), decoding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "device_map", [placed("cuda:0", *MODULES[:4]), placed("cuda:0", *MODULES[4:])]
+)
+def test_a_base_on_gpu_and_cpu(folder: str, device_map: dict[str, str]) -> None:
+    decoding = Decoding(max_new_tokens=NEW)
+    base = load_base(folder, dtype=torch.float32, device_map=device_map)
+    assert answers(steered(base), decoding) == answers(steered(tiny_base()), decoding)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def without_code_generation(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Traces graphs and guards on what changes, but runs them as they are; counts graphs."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    plain = CompileConfig.__init__
+
+    def without(self: CompileConfig, **settings: Any) -> None:
+        plain(self, **{**settings, "backend": backend, "mode": None})
+
+    monkeypatch.setattr(CompileConfig, "__init__", without)
+    return graphs
+
+
+COMPILED = Decoding(max_new_tokens=NEW, kv_cache="static", compile=True)
+STATIC = Decoding(max_new_tokens=NEW, kv_cache="static")
+
+
+def check_compiled() -> None:
+    mav, eager = steered(), steered()
+    for alpha in (20.0, 0.0, -3.0, 20.0):
+        compiled = mav.generate("Hi there", alpha, COMPILED).tokens
+        assert compiled == eager.generate("Hi there", alpha, STATIC).tokens, alpha
+    assert (
+        len({eager.generate("Hi there", alpha, STATIC).tokens for alpha in (20.0, 0.0, -3.0)}) == 3
+    )
+    prompt = mav.joined.form.tokens("Hi there")
+    model = mav.base
+    mav.close()
+    for settings in ({}, {"cache_implementation": "static", "disable_compile": True}):
+        got = plain_generate(model, prompt, max_new_tokens=NEW, **settings)
+        assert got == plain_generate(tiny_base(), prompt, max_new_tokens=NEW)
+    config = CompileConfig()
+    config._compile_all_devices = True
+    again = plain_generate(
+        model, prompt, max_new_tokens=NEW, cache_implementation="static", compile_config=config
+    )
+    assert again == plain_generate(tiny_base(), prompt, max_new_tokens=NEW)
+
+
+def test_a_traced_base_answers_as_a_plain_one(
+    fresh_compiler: None, without_code_generation: list[int]
+) -> None:
+    check_compiled()
+    assert without_code_generation, "nothing was compiled, so this test shows nothing"
+
+
+@pytest.mark.slow
+@INDUCTOR
+def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None) -> None:
+    check_compiled()
+
+
+def test_another_head_in_a_base_that_was_traced_before(
+    fresh_compiler: None, without_code_generation: list[int]
+) -> None:
+    first = steered()
+    first.generate("Hi there", ALPHA, COMPILED)
+    base = first.base
+    first.close()
+    second = MAVInference.untrained(base, pooled_size=16, expansion_size=8)
+    torch.nn.init.normal_(second.head.project.weight, std=0.5)
+    traced = second.generate("Hi there", ALPHA, COMPILED).tokens
+    assert traced == second.generate("Hi there", ALPHA, STATIC).tokens
+
+
+@pytest.mark.slow
+@INDUCTOR
+def test_a_head_in_bytes_is_nearly_the_same() -> None:
+    mav = steered()
+    torch.manual_seed(3)
+    states = torch.randn(400, 3, 32)
+    small = copy.deepcopy(mav.head)
+    quantize_head(small)
+    with torch.no_grad():
+        want, got = mav.head(states), small(states)
+    assert 0 < relative(got, want) < 0.02
+    assert (got.argmax(-1) == want.argmax(-1)).float().mean() > 0.95
+
+
+def test_a_head_in_bytes_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("torchao"):
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"--int8-head needs torchao: pip install"):
+        quantize_head(steered().head)

@@ -1,0 +1,440 @@
+"""What an extraction will take is told, and that there is no room for it, before it starts."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mav.cache_schema.arrays import layouts
+from mav.cache_schema.codecs import Compression
+from mav.cache_schema.errors import CacheError, DataError, MismatchError
+from mav.cache_schema.manifest import LogitsEncoding
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.size_estimate import METADATA, ExpectedSize, compressed_share, expected_size
+from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.extraction.dry_run import Preflight, preflight, screen
+from mav.pipeline.extraction.extract import ExtractReport, extract
+from mav.pipeline.extraction.options import ExtractOptions, StorageDtype
+from mav.pipeline.preferences.sources import DataSource
+from tests.cli.test_cli import done, mav
+from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.written_caches import draft, quick_disk
+
+ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
+STORAGES: tuple[StorageDtype, ...] = get_args(StorageDtype)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+
+JSON_KEYS = {
+    *("rows", "pairs", "dropped", "response_tokens", "blocks", "bytes", "bytes_to_write"),
+    *("bytes_by_array", "bytes_with", "free_bytes", "fits", "missing_pairs", "pairs_per_second"),
+    "hours",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with quick_disk():
+        yield
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return tiny_base()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl", 24)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An extraction that may be run, and looked at before."""
+
+    base: BaseModel
+    options: ExtractOptions
+
+    @property
+    def output(self) -> Path:
+        return Path(self.options.output)
+
+    def expected(self) -> Preflight:
+        return preflight(self.options, base=self.base)
+
+    def run(self) -> ExtractReport:
+        return extract(self.options, base=self.base)
+
+    def changed(self, **options: Any) -> "Asked":
+        return Asked(base=self.base, options=dataclasses.replace(self.options, **options))
+
+    def bytes_by_array(self) -> Counter[str]:
+        """The bytes that lie in the cache, under the names of a preflight."""
+        found: Counter[str] = Counter()
+        for key, size in open_objects(self.output).sizes().items():
+            found[key.rsplit("/", 1)[0] if "/c." in key else METADATA] += size
+        return found
+
+
+@pytest.fixture
+def asked(base: BaseModel, data: Path, tmp_path: Path) -> Asked:
+    options = ExtractOptions(
+        base_model="tiny",
+        data=DataSource(id=str(data)),
+        output=tmp_path / "deep" / "cache",
+        dtype="float32",
+        storage_dtype="float32",
+        device="cpu",
+        pooled_size=HIDDEN,
+        block_tokens=256,
+        max_length=128,
+    )
+    return Asked(base=base, options=options)
+
+
+def interrupt(asked: Asked, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Extract so many blocks, then fail as a machine that is switched off does."""
+    run = BlockForward.run
+    begun = itertools.count()
+
+    def fails(self: BlockForward, *args: Any) -> dict[str, NDArray[Any]]:
+        if next(begun) == blocks:
+            raise KeyboardInterrupt
+        return run(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockForward, "run", fails)
+        asked.run()
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    monkeypatch.setattr(LocalObjects, "free_bytes", lambda _: int(free))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("logits", ENCODINGS)
+@pytest.mark.parametrize("storage", STORAGES)
+def test_sizes_are_exact_without_compression(
+    asked: Asked, storage: StorageDtype, logits: LogitsEncoding
+) -> None:
+    asked = asked.changed(storage_dtype=storage, logits=logits, pooled_size=HIDDEN // 2)
+    expected = asked.expected()
+    assert not asked.output.parent.exists()
+    report = asked.run()
+    found, told = asked.bytes_by_array(), dict(expected.size.arrays)
+    assert told.pop(METADATA) == pytest.approx(found.pop(METADATA), rel=0.05)
+    assert told == found
+    assert expected.size.total == expected.size.to_write
+    assert expected.size.total == pytest.approx(CacheReader(asked.output).stored_bytes(), rel=0.01)
+    assert expected.size.total == pytest.approx(report.stored_bytes, rel=0.01)
+    assert dataclasses.replace(expected.manifest, complete=True) == report.manifest
+
+
+@pytest.mark.parametrize("logits", ENCODINGS)
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+def test_sizes_are_close_with_compression(
+    asked: Asked,
+    compression: Compression,
+    storage: StorageDtype,
+    logits: LogitsEncoding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Blocks of many chunks, as they are where rows are wide.
+    monkeypatch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", 1 << 11)
+    asked = asked.changed(
+        compression=compression, storage_dtype=storage, logits=logits, block_tokens=512
+    )
+    expected = asked.expected()
+    asked.run()
+    found = asked.bytes_by_array()
+    assert set(expected.size.arrays) == set(found)
+    assert expected.size.total == pytest.approx(found.total(), rel=0.05)
+    assert expected.size.arrays["hidden_states"] == pytest.approx(found["hidden_states"], rel=0.05)
+    assert expected.size.arrays["labels"] < 0.5 * 4 * expected.manifest.plan.tokens
+
+
+def test_sizes_are_close_where_a_block_is_one_chunk(asked: Asked) -> None:
+    asked = asked.changed(compression="blosc", block_tokens=1024)
+    expected = asked.expected()
+    asked.run()
+    assert expected.size.total == pytest.approx(asked.bytes_by_array().total(), rel=0.05)
+
+
+def test_alternatives_are_what_those_options_would_take(asked: Asked) -> None:
+    found = asked.expected()
+    told = dict(found.alternatives)
+    for logits in ENCODINGS:
+        assert told.pop(f"--logits {logits}") == asked.changed(logits=logits).expected().size.total
+    for storage in STORAGES:
+        other = asked.changed(storage_dtype=storage).expected()
+        assert told.pop(f"--storage-dtype {storage}") == other.size.total
+    for compression in COMPRESSIONS:
+        other = asked.changed(compression=compression).expected()
+        # Plan and unembedding are sampled here too.
+        assert told.pop(f"--compression {compression}") == pytest.approx(other.size.total, rel=0.01)
+    assert not told
+
+
+def test_the_default_block_size_is_that_of_the_extraction(asked: Asked) -> None:
+    asked = asked.changed(block_tokens=None)
+    expected = asked.expected()
+    assert expected.manifest.plan == asked.run().manifest.plan
+    assert expected.size.total == pytest.approx(asked.bytes_by_array().total(), rel=0.01)
+
+
+def test_what_was_not_sampled_counts_as_not_compressed() -> None:
+    manifest, _ = draft(compression="zstd", block_tokens=64)
+    labels = np.zeros(64, np.int32)
+    share = compressed_share(manifest, {"labels": labels})
+    assert share.pop("labels") < 0.5
+    assert share == dict.fromkeys(set(layouts(manifest)) - {"labels"}, 1.0)
+
+
+def test_sizes_of_missing_blocks_add_up() -> None:
+    manifest, plan = draft()
+    share = dict.fromkeys(layouts(manifest), 1.0)
+
+    def to_write(missing: list[int], begun: bool) -> int:
+        size = expected_size(manifest, plan, share, missing=missing, begun=begun)
+        assert size.total == expected_size(manifest, plan, share).total
+        return size.to_write
+
+    every = list(range(plan.blocks))
+    once = to_write([], begun=False)
+    assert to_write([], begun=True) == 0
+    assert once + sum(to_write([block], begun=True) for block in every) == to_write(every, False)
+    assert to_write(every, False) == expected_size(manifest, plan, share).to_write
+
+
+# What is there already
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_what_is_missing_of_a_half_done_cache(
+    asked: Asked, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(asked, monkeypatch, blocks)
+    before = tree(asked.output)
+    written = asked.bytes_by_array()
+    expected = asked.expected()
+    assert tree(asked.output) == before
+    plan = json.loads((asked.output / "zarr.json").read_text())["attributes"]["mav"]["plan"]
+    report = asked.run()
+    assert 0 < expected.missing_pairs < report.manifest.data.pairs
+    assert expected.missing_pairs == report.pairs_done
+    assert expected.manifest.plan.blocks == plan["blocks"]
+    to_come = asked.bytes_by_array().total() - written.total()
+    assert expected.size.to_write == pytest.approx(to_come, rel=0.02)
+    assert expected.size.total == pytest.approx(asked.bytes_by_array().total(), rel=0.01)
+
+
+def test_nothing_is_missing_of_a_complete_cache(asked: Asked) -> None:
+    asked.run()
+    before = tree(asked.output)
+    found = asked.expected()
+    assert (found.missing_pairs, found.size.to_write, found.hours) == (0, 0, 0.0)
+    assert found.size.total == pytest.approx(asked.bytes_by_array().total(), rel=0.01)
+    assert found.fits
+    assert tree(asked.output) == before
+
+
+def test_what_the_extraction_would_refuse_is_refused(asked: Asked, tmp_path: Path) -> None:
+    write_rows(tmp_path / "none.jsonl", 0)
+    with pytest.raises(DataError, match="no usable pair"):
+        asked.changed(data=DataSource(id=str(tmp_path / "none.jsonl"))).expected()
+    asked.run()
+    with pytest.raises(MismatchError, match=r"storage\.states: stored 'computed', asked for 'fp8'"):
+        asked.changed(storage_dtype="fp8").expected()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(CacheError, match="exists and is not a MAV cache"):
+        asked.changed(output=tmp_path / "other").expected()
+
+
+# Room
+
+
+def test_there_is_room_for_what_is_yet_to_be_written_and_a_little_more(asked: Asked) -> None:
+    found = asked.expected()
+    assert found.free_bytes is not None and found.free_bytes > found.size.total
+
+    def fits(free: int | None, to_write: int) -> bool:
+        size = ExpectedSize(arrays={METADATA: 10 * to_write}, to_write=to_write)
+        return dataclasses.replace(found, free_bytes=free, size=size).fits
+
+    assert fits(None, 10**15)
+    assert fits(1020, 1000)
+    assert not fits(1019, 1000)
+    assert fits(0, 0)
+
+
+def test_hours_count_missing_pairs_and_processes(asked: Asked) -> None:
+    found = dataclasses.replace(
+        asked.expected(), missing_pairs=72_000, pairs_per_second=5.0, processes=2
+    )
+    assert found.hours == 2.0
+    assert found.to_json()["pairs_per_second"] == 10.0
+    assert "72,000 pairs to run at 10.0 pairs/s (measured on a sample): 2.0 hours" in screen(found)
+    soon = dataclasses.replace(found, missing_pairs=1800)
+    assert screen(soon).endswith(": 3.0 minutes")
+
+
+def test_too_little_room_is_refused_before_anything_is_written(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = asked.expected().size.total
+    with_free(monkeypatch, total)
+    found = asked.expected()
+    assert not found.fits
+    assert screen(found).endswith("The disk cannot hold it.")
+    with pytest.raises(CacheError, match=r"--compression blosc, --storage-dtype int8"):
+        asked.run()
+    assert not asked.output.exists()
+    with_free(monkeypatch, 1.03 * total)
+    assert asked.expected().fits
+    asked.run()
+
+
+def test_the_refusal_names_what_is_needed_and_what_is_free(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gigabytes(*args: Any, **options: Any) -> ExpectedSize:
+        return dataclasses.replace(expected_size(*args, **options), to_write=5_430_000_000)
+
+    monkeypatch.setattr("mav.pipeline.extraction.dry_run.expected_size", gigabytes)
+    with_free(monkeypatch, 3.21e9)
+    with pytest.raises(
+        CacheError, match=r"needs 5\.43 GB more, but only 3\.21 GB are free"
+    ) as told:
+        asked.run()
+    assert str(told.value).startswith(str(asked.output))
+
+
+def test_only_what_is_missing_has_to_fit(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(asked, monkeypatch, 5)
+    found = asked.expected()
+    assert found.size.to_write < 0.6 * found.size.total
+    with_free(monkeypatch, found.size.to_write)
+    kept = tree(asked.output)
+    with pytest.raises(CacheError, match="GB are free"):
+        asked.run()
+    assert tree(asked.output) == kept
+    with_free(monkeypatch, 1.03 * found.size.to_write)
+    assert asked.expected().fits
+    assert asked.run().manifest.complete
+
+
+def test_a_complete_cache_needs_no_room(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.run()
+    with_free(monkeypatch, 0)
+    assert asked.expected().fits
+    assert asked.run().pairs_done == 0
+
+
+def test_compression_counts_before_refusing(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = asked.expected().size.total
+    smaller = asked.changed(compression="blosc")
+    compressed = smaller.expected().size.total
+    assert 1.1 * compressed < plain
+    with_free(monkeypatch, 1.06 * compressed)
+    with pytest.raises(CacheError, match="GB are free"):
+        asked.run()
+    assert smaller.expected().fits
+    smaller.run()
+
+
+def test_places_without_a_limit_hold_everything(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalObjects, "free_bytes", lambda _: None)
+    found = asked.expected()
+    assert found.fits
+    assert re.search(r"^free there +no limit$", screen(found), re.MULTILINE)
+    asked.run()
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def saved(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(base, tmp_path_factory.mktemp("saved") / "base")
+
+
+def command(saved: Path, data: Path, output: Path) -> list[object]:
+    return [
+        *["extract", "--base-model", saved, "--dataset", data, "--output", output],
+        *[
+            "--dtype",
+            "float32",
+            "--storage-dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--pooled-size",
+            HIDDEN,
+            "--max-length",
+            128,
+        ],
+    ]
+
+
+def test_the_command_tells_it_as_json(saved: Path, data: Path, tmp_path: Path) -> None:
+    args = command(saved, data, tmp_path / "deep" / "cache")
+    found = json.loads(done(*args, "--dry-run", "--json"))
+    assert list(tmp_path.iterdir()) == []
+    assert set(found) == JSON_KEYS
+    assert (found["rows"], found["pairs"], found["missing_pairs"]) == (24, 24, 24)
+    assert (found["blocks"], found["fits"], found["dropped"]) == (5, True, {})
+    assert found["bytes"] == found["bytes_to_write"] == sum(found["bytes_by_array"].values())
+    assert found["pairs_per_second"] > 0
+    assert found["hours"] == pytest.approx(24 / found["pairs_per_second"] / 3600)
+    assert json.loads(done(*args, "--json"))["stored_bytes"] == pytest.approx(
+        found["bytes"], rel=0.01
+    )
+
+
+def test_the_command_tells_it_on_a_screen(saved: Path, data: Path, tmp_path: Path) -> None:
+    result = mav(*command(saved, data, tmp_path / "cache"), "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+    text = result.stdout
+    assert text.startswith("24 pairs, 2,104 response tokens, 5 blocks\n")
+    for line in ("hidden_states", "labels", "pairs/pair_id", "unembedding/weight", METADATA):
+        assert re.search(rf"^{line} +[\d.,]+ [kM]B$", text, re.MULTILINE), line
+    for option in ("--logits dense", "--storage-dtype fp8", "--compression blosc"):
+        assert re.search(rf"^with {option} +[\d.,]+ [kM]B$", text, re.MULTILINE), option
+    assert re.search(r"^together +[\d.,]+ [kM]B +\([\d,]+ bytes a token\)$", text, re.MULTILINE)
+    assert re.search(r"^yet to be written +[\d.,]+ [kM]B$", text, re.MULTILINE)
+    assert re.search(r"^free there +[\d.,]+ [MGT]B$", text, re.MULTILINE)
+    assert re.search(r"^24 pairs to run at [\d.,]+ pairs/s \(measured on a sample\): ", text, re.M)
+    assert "cannot hold" not in text
+
+
+def test_the_command_exits_well_though_the_disk_is_too_small(
+    saved: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(monkeypatch, 1000)
+    args = command(saved, data, tmp_path / "cache")
+    assert done(*args, "--dry-run").endswith("The disk cannot hold it.\n")
+    result = mav(*args)
+    assert result.exit_code == 1
+    assert "Error: " in result.stderr and "GB are free there" in result.stderr
+    assert list(tmp_path.iterdir()) == []

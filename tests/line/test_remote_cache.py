@@ -1,0 +1,549 @@
+"""A cache in object storage: the same cache as in a folder, and as safe."""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore.store
+import pytest
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import ObjectStore
+
+from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
+from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import commit_key
+from mav.cache_schema.storage import remote as remote_objects
+from mav.cache_schema.storage.base import ConflictError, Objects, Version, replace
+from mav.cache_schema.storage.lock import LOCK, Holder, read_holder, run_lock
+from mav.cache_schema.storage.open import open_objects
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.extraction.extract import ExtractReport, extract
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
+from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.train import train
+from tests.cli.test_cli import done
+from tests.cli.test_cli_errors import refused
+from tests.loader.test_stream import assert_same_batches
+from tests.support.limits import NEVER, Clock
+from tests.support.s3_server import S3Server, s3_server
+from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.written_caches import silent
+from tests.training.test_train import assert_same, weights
+from tests.verification.test_verify_command import contents, unsound
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """A server that this process, and what it starts, finds through the environment."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as running:
+        for name in os.environ:
+            if name.startswith("AWS_"):
+                patch.delenv(name)
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def url(server: S3Server) -> str:
+    """A place where nothing is."""
+    return server.url(f"caches/{next(NUMBERS)}")
+
+
+@pytest.fixture
+def objects(url: str) -> Objects:
+    return open_objects(url)
+
+
+def content(objects: Objects, key: str) -> bytes:
+    return objects.read(key).tobytes()
+
+
+# Objects
+
+
+@pytest.mark.parametrize("data", [b"", b"content", memoryview(bytes(range(256)) * 999)])
+def test_what_is_written_is_read(objects: Objects, data: bytes) -> None:
+    version = objects.write("a/b/c.0", data, None)
+    assert content(objects, "a/b/c.0") == bytes(data)
+    assert objects.read("a/b/c.0").dtype == np.uint8
+    assert version == objects.version("a/b/c.0")
+    assert version.size == len(data)
+
+
+def test_an_object_is_read_in_parts(objects: Objects) -> None:
+    data = bytes(range(256)) * 99
+    objects.write("key", data, None)
+    parts = [np.empty(size, np.uint8) for size in (1, 0, 4, 25_000, len(data) - 25_005)]
+    assert list(objects.read_parts("key", parts)) == [0, 1, 2, 3, 4]
+    assert b"".join(part.tobytes() for part in parts) == data
+
+
+@pytest.mark.parametrize(
+    ("sizes", "full", "message"),
+    [
+        ([], 0, "it does not end where it should"),
+        ([3, 3], 2, "it does not end where it should"),
+        ([3, 5], 1, "it ends early"),
+        ([8], 0, "it ends early"),
+        ([7, 1], 1, "it ends early"),
+    ],
+)
+def test_an_object_of_another_size_than_its_parts_is_refused(
+    objects: Objects, sizes: list[int], full: int, message: str
+) -> None:
+    objects.write("key", b"content", None)
+    parts = [np.empty(size, np.uint8) for size in sizes]
+    found = []
+    with pytest.raises(ValueError, match=message):
+        for number in objects.read_parts("key", parts):
+            found.append(number)  # noqa: PERF402 (what came before the error is wanted)
+    assert found == list(range(full))
+
+
+def test_what_is_not_there(objects: Objects) -> None:
+    assert objects.version("none") is None
+    assert objects.sizes() == {}
+    with pytest.raises(FileNotFoundError):
+        objects.read("none")
+    with pytest.raises(FileNotFoundError):
+        list(objects.read_parts("none", []))
+    objects.delete("none")
+    assert objects.free_bytes() is None
+    assert objects.local_path("none") is None
+
+
+def test_a_new_object_is_refused_where_one_is(objects: Objects) -> None:
+    first = objects.write("key", b"first", None)
+    with pytest.raises(ConflictError):
+        objects.write("key", b"other", None)
+    assert content(objects, "key") == b"first"
+    assert objects.version("key") == first
+
+
+def test_an_object_is_replaced_in_the_version_expected_only(objects: Objects) -> None:
+    first = objects.write("key", b"first", None)
+    second = objects.write("key", b"second", first)
+    assert objects.version("key") == second != first
+    for stale in (first, dataclasses.replace(second, tag='"0"')):
+        with pytest.raises(ConflictError):
+            objects.write("key", b"third", stale)
+    assert content(objects, "key") == b"second"
+    objects.delete("key")
+    with pytest.raises(ConflictError):
+        objects.write("key", b"third", second)
+    assert objects.sizes() == {}
+
+
+def test_replace_takes_any_version_and_none(objects: Objects) -> None:
+    replace(objects, "key", b"one")
+    replace(objects, "key", b"three")
+    assert objects.sizes() == {"key": 5}
+
+
+def test_sizes_are_those_under_the_prefix(objects: Objects, url: str) -> None:
+    objects.write("zarr.json", b"12", None)
+    objects.write("labels/c.0", b"", None)
+    open_objects(f"{url}0").write("zarr.json", b"1", None)
+    open_objects(f"{url}/labels/deep").write("c.1", b"123", None)
+    assert objects.sizes() == {"zarr.json": 2, "labels/c.0": 0, "labels/deep/c.1": 3}
+    assert open_objects(f"{url}/").sizes() == objects.sizes()
+    assert open_objects(f"{url}/labels").sizes() == {"c.0": 0, "deep/c.1": 3}
+    assert open_objects(f"{url}/lab").sizes() == {}
+    assert open_objects(f"{url}/").location == url
+
+
+def test_deleting_and_withdrawing(objects: Objects) -> None:
+    objects.write("key", b"mine", None)
+    objects.withdraw("key", b"mine")
+    assert content(objects, "key") == b"mine"  # whole if it is there
+    objects.delete("key")
+    objects.delete("key")
+    objects.tidy()
+    objects.prune()
+    assert objects.version("key") is None
+
+
+def test_a_write_whose_answer_was_lost_is_known_again(objects: Objects) -> None:
+    # The library asks again, and meets what its first request wrote.
+    first = objects.write("key", b"mine", None)
+    assert objects.write("key", b"mine", None) == first
+    second = objects.write("key", b"mine again", first)
+    assert objects.write("key", b"mine again", first) == second
+    for other in (b"others", b"mine agair"):
+        with pytest.raises(ConflictError):
+            objects.write("key", other, None)
+        with pytest.raises(ConflictError):
+            objects.write("key", other, first)
+    assert content(objects, "key") == b"mine again"
+
+
+def raced(writers: int, attempt: Callable[[int], Version]) -> list[int]:
+    """Let several write at once; return those who were not refused."""
+    start = threading.Barrier(writers)
+
+    def one(number: int) -> bool:
+        start.wait()
+        try:
+            attempt(number)
+        except ConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(writers) as pool:
+        return [number for number, won in enumerate(pool.map(one, range(writers))) if won]
+
+
+def test_one_writer_creates_each_object(url: str) -> None:
+    # All keys at once: requests that contend for one wait for a second here.
+    places = [open_objects(url) for _ in range(4)]
+    keys = [f"key.{number // 4}" for number in range(40)]
+    winners = raced(40, lambda n: places[n % 4].write(keys[n], f"{n}".encode(), None))
+    assert [keys[number] for number in winners] == sorted(set(keys), key=keys.index)
+    for number in winners:
+        assert content(places[0], keys[number]) == f"{number}".encode()
+
+
+def test_one_writer_replaces_each_version(url: str) -> None:
+    places = [open_objects(url) for _ in range(3)]
+    keys = [f"key.{number // 3}" for number in range(12)]
+    begun = {key: places[0].write(key, b"begun", None) for key in keys[::3]}
+    winners = raced(12, lambda n: places[n % 3].write(keys[n], f"{n}".encode(), begun[keys[n]]))
+    assert [keys[number] for number in winners] == list(begun)
+    for number in winners:
+        assert content(places[0], keys[number]) == f"{number}".encode()
+
+
+# The lock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of who watches another's lock."""
+    found = Clock()
+    monkeypatch.setattr("mav.cache_schema.storage.lock.time", found)
+    return found
+
+
+def test_the_lock_is_held_and_given_back(objects: Objects, url: str) -> None:
+    with run_lock(objects, say=silent):
+        busy = pytest.raises(CacheBusyError, match=f"process {os.getpid()} on ")
+        with busy, run_lock(open_objects(url), say=silent):
+            raise AssertionError
+        assert objects.sizes().keys() == {LOCK}
+    assert objects.sizes() == {}
+    with run_lock(open_objects(url), say=silent):
+        pass
+
+
+def left_behind(objects: Objects, **changes: Any) -> Holder:
+    """Write the lock of a run that is not there any more."""
+    with run_lock(objects, say=silent):
+        holder = read_holder(objects)
+    assert holder is not None
+    left = dataclasses.replace(holder, run="other", **changes)
+    objects.write(LOCK, json.dumps(dataclasses.asdict(left)).encode(), None)
+    return left
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: Objects) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left_behind(objects, pid=ended.pid)
+    with run_lock(objects, say=silent) as run:
+        found = read_holder(objects)
+        assert found is not None and found.run == run
+    assert objects.sizes() == {}
+
+
+def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, clock: Clock) -> None:
+    left_behind(objects, machine="elsewhere", host="elsewhere")
+    said: list[str] = []
+    with run_lock(objects, say=said.append):
+        pass
+    assert len(said) == 1 and f"{objects.location} is locked by process" in said[0]
+    assert objects.sizes() == {}
+
+
+def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: Objects, clock: Clock) -> None:
+    left = left_behind(objects, machine="elsewhere", host="elsewhere")
+
+    def beat(_: float) -> None:
+        data = json.dumps(dataclasses.asdict(dataclasses.replace(left, beat=1))).encode()
+        replace(objects, LOCK, data)
+
+    clock.sleeping = beat
+    said: list[str] = []
+    with (
+        pytest.raises(CacheBusyError, match="on elsewhere since"),
+        run_lock(objects, say=said.append),
+    ):
+        raise AssertionError
+
+
+# The whole line
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A base, data, and the same cache in a folder and in a bucket; read only."""
+
+    base: BaseModel
+    folder: Path
+    local: Path
+    url: str
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "pairs.jsonl"
+
+    def extract(self, output: str | Path) -> ExtractReport:
+        options = ExtractOptions(
+            base_model="tiny",
+            data=DataSource(id=str(self.data)),
+            output=output,
+            dtype="float32",
+            storage_dtype="float32",
+            device="cpu",
+            pooled_size=HIDDEN,
+            block_tokens=256,
+            max_length=128,
+        )
+        return extract(options, base=self.base)
+
+
+@pytest.fixture(scope="module")
+def world(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    made = World(
+        base=tiny_base(), folder=folder, local=folder / "cache", url=server.url("world/cache")
+    )
+    write_rows(made.data, 24)
+    report = made.extract(made.url)
+    assert report.pairs_done == 24
+    assert made.extract(made.local).manifest == report.manifest
+    return made
+
+
+def test_a_bucket_holds_what_a_folder_does(world: World) -> None:
+    remote, local = open_objects(world.url), open_objects(world.local)
+    assert remote.sizes().keys() == local.sizes().keys()
+    assert contents(world.url) == contents(world.local)
+    assert len(contents(world.url)) > 5
+    for key in local.sizes():
+        # Records name the attempt that wrote them.
+        if not key.startswith("commits/"):
+            assert content(remote, key) == content(local, key), key
+    reader = CacheReader(world.url)
+    assert reader.location == world.url
+    assert reader.stored_bytes() == sum(remote.sizes().values())
+
+
+def test_a_complete_cache_is_left_as_it_is(world: World) -> None:
+    before = {key: open_objects(world.url).version(key) for key in open_objects(world.url).sizes()}
+    assert world.extract(world.url).pairs_done == 0
+    assert before == {
+        key: open_objects(world.url).version(key) for key in open_objects(world.url).sizes()
+    }
+
+
+def test_zarr_reads_it(world: World) -> None:
+    store = obstore.store.from_url(world.url, client_options={"allow_http": True})
+    remote = zarr.open_group(ObjectStore(store, read_only=True), mode="r")
+    local = zarr.open_group(world.local, mode="r")
+    for path in ("hidden_states", "labels", "pairs/pair_id", "unembedding/weight"):
+        found, expected = remote[path], local[path]
+        assert isinstance(found, zarr.Array) and isinstance(expected, zarr.Array)
+        assert np.array_equal(found[:], expected[:])
+    assert dict(remote.attrs) == dict(local.attrs)
+
+
+@pytest.fixture
+def damaged(world: World, url: str) -> Objects:
+    """A copy in the bucket to damage."""
+    objects = open_objects(url)
+    original = open_objects(world.url)
+    for key in original.sizes():
+        objects.write(key, content(original, key), None)
+    return objects
+
+
+def test_an_interrupted_extraction_goes_on(
+    world: World, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = BlockForward.run
+    begun = itertools.count()
+
+    def fails(self: BlockForward, *args: Any) -> dict[str, NDArray[Any]]:
+        if next(begun) == 2:
+            raise KeyboardInterrupt
+        return run(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockForward, "run", fails)
+        world.extract(url)
+    written = contents(url)
+    assert 0 < len(written) < len(contents(world.url))
+    assert LOCK not in open_objects(url).sizes()
+    with pytest.raises(CacheIncompleteError, match=f"{len(written)} of"):
+        CacheReader(url)
+    assert 0 < world.extract(url).pairs_done < 24
+    assert contents(url) == contents(world.url)
+    assert CacheReader(url).manifest == CacheReader(world.url).manifest
+
+
+def test_damage_is_found_and_mended(world: World, damaged: Objects) -> None:
+    url = damaged.location
+    for how in ("--full", "--fast"):
+        assert done("verify", url, how).endswith("\nSound.\n")
+    changed = bytearray(content(damaged, "labels/c.2"))
+    changed[9] ^= 1
+    replace(damaged, "labels/c.2", bytes(changed))
+    assert done("verify", url, "--fast").endswith("\nSound.\n")
+    with pytest.raises(CacheError, match=rf"{url}/labels/c\.2: damaged"):
+        CacheReader(url).read_block(2)
+    damaged.delete("hidden_states/c.0.0.0")
+    replace(damaged, commit_key(4), b"{}")
+    fast = json.loads(unsound("verify", url, "--fast", "--json"))
+    assert set(fast["damaged_blocks"]) == {"0", "4"}
+    assert "block 2: labels/c.2: its bytes have another SHA-256" in unsound("verify", url)
+    unsound("verify", url, "--repair")
+    assert LOCK not in damaged.sizes()
+    assert commit_key(2) not in damaged.sizes()
+    with pytest.raises(CacheIncompleteError):
+        CacheReader(url)
+    assert 0 < world.extract(url).pairs_done < 24
+    assert done("verify", url).endswith("\nSound.\n")
+    assert contents(url) == contents(world.url)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_threads_read_ahead(world: World, workers: int) -> None:
+    def stream(cache: str | Path, workers: int) -> PreferenceStream:
+        shape = StepShape(batch_size=2, grad_accum=1)
+        return PreferenceStream(
+            cache, PairSubset(which="all"), shape, seed=0, epoch=0, window_blocks=2, workers=workers
+        )
+
+    found = list(read_ahead(stream(world.url, workers)))
+    assert_same_batches(found, list(stream(world.local, 0)))
+    assert len(found) == 12
+
+
+def test_training_and_evaluating_are_the_same_from_both(world: World, tmp_path: Path) -> None:
+    for name, cache in (("remote", world.url), ("local", world.local)):
+        options = TrainOptions(
+            cache=cache,
+            output_dir=tmp_path / name,
+            eval_fraction=0.3,
+            expansion_size=16,
+            batch_size=4,
+            grad_accum=1,
+            bf16=False,
+        )
+        train(options)
+    assert_same(weights(tmp_path / "remote" / "last"), weights(tmp_path / "local" / "last"))
+    results = []
+    for cache in (world.url, world.local):
+        args = ["--cache", cache, "--device", "cpu", "--alphas", "0,1", "--json"]
+        results.append(json.loads(done("evaluate", "--head", tmp_path / "remote", *args)))
+    assert [found.pop("cache") for found in results] == [world.url, world.local.name]
+    assert results[0] == results[1]
+
+
+def test_it_is_inspected(world: World) -> None:
+    found = json.loads(done("inspect", world.url, "--json"))
+    assert found["complete"] is True
+    assert found["path"] == world.url
+    assert found["stored_bytes"] == sum(open_objects(world.url).sizes().values())
+    local = json.loads(done("inspect", world.local, "--json"))
+    assert {key for key in found if found[key] != local[key]} <= {"path", "stored_bytes"}
+
+
+# What can be wrong
+
+
+@pytest.fixture(scope="module")
+def saved(world: World) -> Path:
+    return save_base(world.base, world.folder / "base")
+
+
+def commands(world: World, saved: Path, url: str) -> list[list[object]]:
+    """Every command that takes the URL of a cache; no head is looked for before the cache is."""
+    return [
+        ["extract", "--base-model", saved, "--dataset", world.data, "--output", url],
+        ["verify", url],
+        ["verify", url, "--fast", "--repair"],
+        ["inspect", url],
+        ["train", "--cache", url, "--output-dir", world.folder / "run"],
+    ]
+
+
+@pytest.mark.parametrize("place", ["ftp://x", "ftp://x/cache", "s4://bucket/cache", "s3://"])
+def test_urls_nobody_understands_are_usage_errors(world: World, saved: Path, place: str) -> None:
+    for command in commands(world, saved, place):
+        told = refused(2, *command)
+        assert told.startswith(f"{place}: not a place caches can be kept")
+        assert "such as s3://" in told
+
+
+def test_a_missing_bucket_is_named(world: World, saved: Path) -> None:
+    for command in commands(world, saved, "s3://no-such-bucket/cache"):
+        told = refused(1, *command)
+        assert told.startswith("s3://no-such-bucket/cache: there is no such bucket. Make it")
+
+
+def test_a_missing_cache_is_named(world: World, saved: Path, url: str) -> None:
+    for command in commands(world, saved, url)[1:]:
+        assert refused(1, *command).startswith(
+            f"{url}: no such cache. `mav extract --output {url}`"
+        )
+    open_objects(url).write("notes.txt", b"mine", None)
+    for command in commands(world, saved, url):
+        assert "not a MAV cache" in refused(1, *command)
+    assert open_objects(url).sizes() == {"notes.txt": 4}
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_wrong_credentials_are_told(
+    world: World, saved: Path, name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(name, "wrong")
+        for place in (world.url, url):
+            for command in commands(world, saved, place):
+                told = refused(1, *command)
+                assert told.startswith(f"{place}: access refused (")
+                assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION" in told
+                assert "<?xml" not in told and "\n" not in told.strip()
+    assert open_objects(url).sizes() == {}
+
+
+def test_a_server_that_is_down_is_told(
+    world: World, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    # So that it is the retries that end it, however slow they are.
+    monkeypatch.setattr(remote_objects, "_GIVE_UP", timedelta(seconds=NEVER))
+    told = refused(1, "verify", world.url)
+    assert told.startswith(f"{world.url}/zarr.json: ")
+    assert "after 5 retries" in told and "\n" not in told.strip()

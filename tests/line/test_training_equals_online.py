@@ -1,0 +1,73 @@
+"""A training step from the cache is the step that the live base would have given."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer
+from tests.line.test_cached_equals_live import whole_cache
+from tests.support.live import LiveAnswer, live_answers, relative
+from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
+
+BETA, LAMBDA = 0.1, 0.01
+
+
+def random_head(pooled_size: int, layers: int = 3) -> AlignmentHead:
+    torch.manual_seed(1)
+    head = AlignmentHead(
+        HeadConfig(num_layers=layers, pooled_size=pooled_size, expansion_size=24, vocab_size=VOCAB)
+    )
+    torch.nn.init.normal_(head.project.weight, std=0.2)
+    return head.eval()
+
+
+def online_loss(
+    head: AlignmentHead, answers: list[LiveAnswer], layers: list[int], name: ObjectiveName
+) -> torch.Tensor:
+    """The objective written out, from live states and logits, summed over pairs."""
+    total = torch.zeros(())
+    for chosen, rejected in zip(answers[0::2], answers[1::2], strict=True):
+        sums, base_sums, norms = [], [], []
+        for answer in (chosen, rejected):
+            vector = head(answer.states[:, layers])
+            labels = answer.labels[:, None]
+            sums.append((answer.logits + vector).log_softmax(-1).gather(-1, labels).sum())
+            base_sums.append(answer.logits.log_softmax(-1).gather(-1, labels).sum())
+            norms.append(vector.square().sum(-1))
+        margin = sums[0] - sums[1]
+        if name == "dpo":
+            margin = margin - (base_sums[0] - base_sums[1])
+        total = total - F.logsigmoid(BETA * margin) + LAMBDA * torch.cat(norms).mean()
+    return total
+
+
+@pytest.mark.parametrize("name", ["dpo", "mav"])
+@pytest.mark.parametrize("pooled_size", [HIDDEN // 2, HIDDEN, 2 * HIDDEN])
+def test_loss_and_gradient(name: ObjectiveName, pooled_size: int, tmp_path: Path) -> None:
+    base = tiny_base("gemma2")
+    reader = CacheReader(make_cache(tmp_path, base, pairs=10, pooled_size=pooled_size))
+    layers = list(reader.manifest.states.layers)
+    answers = live_answers(reader, base)
+
+    online = random_head(pooled_size)
+    want = online_loss(online, answers, layers, name)
+    torch.autograd.backward(want)
+
+    cached = random_head(pooled_size)
+    batch, _ = whole_cache(reader)
+    scores = Scorer(cached, bf16=False)(
+        batch, CachedBase(reader, torch.device("cpu")).logits(batch)
+    )
+    got = scores.pair_sum_loss(Objective(name=name, beta=BETA, lambda_l2=LAMBDA), batch)
+    torch.autograd.backward(got)
+
+    assert relative(got.detach(), want.detach()) < 1e-5
+    for (place, mine), theirs in zip(cached.named_parameters(), online.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        assert relative(mine.grad, theirs.grad) < 1e-4, place

@@ -1,0 +1,68 @@
+"""A tiny base with a random head in it, and what a plain reading of `generate()` says of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.alpha import Alpha, as_schedule
+from mav.pipeline.decoding.inference import MAVInference
+from tests.support.tiny import HIDDEN, tiny_base
+
+LAYER_INDICES = (1, 2, 4)
+"""What `auto` takes of a tiny base."""
+
+
+def steered(base: BaseModel | None = None) -> MAVInference:
+    """A base under a head that says something else at every position."""
+    made = base or tiny_base()
+    torch.manual_seed(1)
+    mav = MAVInference.untrained(made, pooled_size=HIDDEN, expansion_size=24)
+    torch.nn.init.normal_(mav.head.project.weight, std=0.2)
+    return mav
+
+
+def varied_base(architecture: str) -> BaseModel:
+    """A base whose answers are no repetition of one token, as random tied embeddings give them."""
+    return tiny_base(architecture, tie_word_embeddings=False)
+
+
+@torch.no_grad()
+def whole_text_logits(
+    mav: MAVInference, untouched: BaseModel, text: Tensor, alpha: Tensor
+) -> Tensor:
+    """z_base + alpha * a of a whole text [1, S], from a plain pass of a base without hooks.
+
+    Args:
+        mav: Whose head to use.
+        untouched: The base, loaded once more.
+        text: Token ids.
+        alpha: Strength, one number or one a position, [S].
+    """
+    output = untouched.model(text, output_hidden_states=True, use_cache=False)
+    states = torch.stack([output.hidden_states[layer] for layer in LAYER_INDICES], dim=-2)
+    logits: Tensor = output.logits[0] + alpha.reshape(-1, 1) * mav.head(states)[0]
+    return logits
+
+
+def whole_text_choices(
+    mav: MAVInference, untouched: BaseModel, prompt: list[int], new: list[int], alpha: Alpha
+) -> list[int]:
+    """The most probable token after the prompt and after each new token but the last."""
+    text = torch.tensor([prompt + new[:-1]])
+    schedule = as_schedule(alpha)
+    strengths = [0.0] * (len(prompt) - 1) + [schedule.at(token) for token in range(len(new))]
+    logits = whole_text_logits(mav, untouched, text, torch.tensor(strengths))
+    choices: list[int] = logits[len(prompt) - 1 :].argmax(-1).tolist()
+    return choices
+
+
+def plain_generate(untouched: BaseModel, prompt: list[int], **settings: Any) -> tuple[int, ...]:
+    """The new tokens of a base's own `generate()`."""
+    ids = torch.tensor([prompt])
+    # Stays out of the settings' way: what is not named here is transformers' default.
+    given = {"do_sample": False, "eos_token_id": 0, "pad_token_id": 0, **settings}
+    found = untouched.model.generate(ids, attention_mask=torch.ones_like(ids), **given)
+    tokens: list[int] = found[0, len(prompt) :].tolist()
+    return tuple(tokens)

@@ -1,0 +1,218 @@
+"""The objectives against their formulas, written out pair by pair."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mav.cache_schema import Block, CacheReader
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.ops.base_logits import DenseLogits
+from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer, Scores
+from tests.support.live import cached_logprobs
+
+LENGTHS = (3, 1, 2, 4, 1, 1)
+"""Tokens of chosen and rejected of three pairs."""
+VOCAB = 9
+NAMES: tuple[ObjectiveName, ...] = ("mav", "dpo")
+
+
+def random_head(vocab: int = VOCAB, *, width: int = 4, dropout: float = 0.0) -> AlignmentHead:
+    torch.manual_seed(1)
+    head = AlignmentHead(
+        HeadConfig(
+            num_layers=3, pooled_size=width, expansion_size=6, vocab_size=vocab, dropout=dropout
+        )
+    )
+    torch.nn.init.normal_(head.project.weight)
+    torch.nn.init.normal_(head.project.bias)
+    return head
+
+
+def made_up_batch() -> tuple[Batch, DenseLogits]:
+    torch.manual_seed(2)
+    count = sum(LENGTHS)
+    logits = 2 * torch.randn(count, VOCAB)
+    labels = torch.randint(VOCAB, (count,), dtype=torch.int32)
+    base_logprobs = logits.double().log_softmax(-1)[torch.arange(count), labels.long()]
+    rows = {
+        "hidden_states": torch.randn(count, 3, 4, dtype=torch.float64),
+        "labels": labels,
+        "base_logprobs": base_logprobs,
+    }
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+    return Batch(rows=rows, offsets=offsets, step_pairs=3), DenseLogits(logits=logits)
+
+
+def loss_by_formula(
+    head: AlignmentHead, batch: Batch, logits: Tensor, objective: Objective
+) -> Tensor:
+    """Sum over pairs of -log sigmoid(beta * margin) + lambda * mean ||a_t||^2."""
+    total = torch.zeros((), dtype=torch.float64)
+    bounds = batch.offsets.tolist()
+    for pair in range(batch.pairs):
+        sums, base_sums, norms = [0.0, 0.0], [0.0, 0.0], []
+        for side in range(2):
+            for token in range(bounds[2 * pair + side], bounds[2 * pair + side + 1]):
+                vector = head(batch.states[token])
+                z_base = logits[token].double()
+                label = int(batch.labels[token])
+                sums[side] += (z_base + vector).log_softmax(-1)[label]
+                base_sums[side] += float(z_base.log_softmax(-1)[label])
+                norms.append((vector**2).sum())
+        margin = sums[0] - sums[1]
+        if objective.name == "dpo":
+            margin = margin - (base_sums[0] - base_sums[1])
+        preference = -torch.log(1 / (1 + torch.exp(-objective.beta * torch.as_tensor(margin))))
+        total = total + preference + objective.lambda_l2 * sum(norms) / len(norms)
+    return total
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lambda_l2", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_losses_and_gradients_follow_the_formula(
+    name: ObjectiveName, lambda_l2: float, beta: float
+) -> None:
+    head = random_head().double()
+    batch, base = made_up_batch()
+    objective = Objective(name=name, beta=beta, lambda_l2=lambda_l2)
+    found = Scorer(head, bf16=False)(batch, base).pair_sum_loss(objective, batch)
+    expected = loss_by_formula(head, batch, base.logits, objective)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    parameters = list(head.parameters())
+    for got, wanted in zip(
+        torch.autograd.grad(found, parameters),
+        torch.autograd.grad(expected, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "margin", "base_margin", "expected"),
+    [
+        ("mav", 0.0, 5.0, math.log(2)),
+        ("mav", 10.0, 5.0, math.log1p(math.exp(-1))),
+        ("dpo", 5.0, 5.0, math.log(2)),
+        ("dpo", 10.0, 5.0, math.log1p(math.exp(-0.5))),
+        ("dpo", -1e6, 0.0, 1e5),
+        ("mav", 1e6, 0.0, 0.0),
+    ],
+)
+def test_pair_losses_by_hand(
+    name: ObjectiveName, margin: float, base_margin: float, expected: float
+) -> None:
+    objective = Objective(name=name, beta=0.1, lambda_l2=0.3)
+    losses = objective.pair_losses(
+        torch.tensor([margin], dtype=torch.float64),
+        torch.tensor([base_margin], dtype=torch.float64),
+    )
+    assert losses.tolist() == pytest.approx([expected], rel=1e-12)
+
+
+def everything(reader: CacheReader) -> list[tuple[Block, int]]:
+    blocks = [reader.read_block(number) for number in range(reader.plan.blocks)]
+    return [(block, index) for block in blocks for index in range(len(block.pairs))]
+
+
+def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
+    reader = CacheReader(tiny_cache)
+    batch = collate(everything(reader), reader.manifest, 40)
+    head = AlignmentHead(
+        HeadConfig(num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300)
+    )
+    base = CachedBase(reader, torch.device("cpu"))
+    scores = Scorer(head, bf16=False)(batch, base.logits(batch))
+    chosen, rejected = batch.response_sums(cached_logprobs(reader, batch).float())
+    torch.testing.assert_close(scores.chosen, chosen)
+    torch.testing.assert_close(scores.rejected, rejected)
+    # Exactly, so that every pair begins at no margin.
+    assert torch.equal(scores.base_chosen, scores.chosen)
+    assert torch.equal(scores.base_rejected, scores.rejected)
+    assert not scores.squared_norm.any()
+    dpo = Objective(name="dpo", beta=0.1, lambda_l2=1.0)
+    loss = scores.pair_sum_loss(dpo, batch)
+    assert float(loss.detach()) / 40 == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_of_a_policy_that_is_the_base_is_log_two_exactly() -> None:
+    batch, _ = made_up_batch()
+    assert batch.base_logprobs is not None
+    chosen, rejected = batch.response_sums(batch.base_logprobs)
+    scores = Scores(
+        chosen=chosen,
+        rejected=rejected,
+        base_chosen=chosen,
+        base_rejected=rejected,
+        squared_norm=torch.zeros(sum(LENGTHS), dtype=torch.float64),
+    )
+    loss = scores.pair_sum_loss(Objective(name="dpo", beta=0.1, lambda_l2=1.0), batch)
+    assert float(loss) == 3 * math.log(2)
+
+
+def test_metrics_by_hand() -> None:
+    scores = Scores(
+        chosen=torch.tensor([-1.0, -5.0, -7.0]),
+        rejected=torch.tensor([-2.0, -3.0, -8.0]),
+        base_chosen=torch.tensor([-2.0, -9.0, -4.0]),
+        base_rejected=torch.tensor([-4.0, -4.0, -9.0]),
+        squared_norm=torch.zeros(0),
+    )
+    found = scores.metrics(Objective(name="mav", beta=0.5, lambda_l2=0.0))
+    assert {name: float(value) for name, value in found.items()} == {
+        "rewards/chosen": 0.5 * (1 + 4 - 3),
+        "rewards/rejected": 0.5 * (2 + 1 + 1),
+        "rewards/accuracies": 1.0,
+        "rewards/margins": 0.5 * (-1 + 3 - 4),
+        "logps/chosen": -13.0,
+        "logps/rejected": -13.0,
+        "logps/accuracies": 2.0,
+    }
+
+
+def test_metrics_carry_no_graph() -> None:
+    batch, base = made_up_batch()
+    scores = Scorer(random_head().double(), bf16=False)(batch, base)
+    found = scores.metrics(Objective(name="dpo", beta=0.5, lambda_l2=0.0))
+    assert not any(value.requires_grad for value in found.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1, 3, 7, 39])
+def test_the_sum_is_the_same_however_a_batch_is_cut(
+    tiny_cache: Path, name: ObjectiveName, size: int
+) -> None:
+    reader = CacheReader(tiny_cache)
+    pairs = everything(reader)
+    scorer = Scorer(random_head(300, width=32).double(), bf16=False)
+    base = CachedBase(reader, torch.device("cpu"))
+    objective = Objective(name=name, beta=0.1, lambda_l2=0.01)
+
+    def loss_and_gradient(pairs_at_once: int) -> list[Tensor]:
+        scorer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for at in range(0, len(pairs), pairs_at_once):
+            batch = collate(pairs[at : at + pairs_at_once], reader.manifest, len(pairs))
+            loss = scorer(batch, base.logits(batch)).pair_sum_loss(objective, batch)
+            loss.backward()
+            total += loss.detach()
+        return [total, *(p.grad for p in scorer.parameters() if p.grad is not None)]
+
+    found, whole = loss_and_gradient(size), loss_and_gradient(len(pairs))
+    assert len(found) == len(whole) == 7
+    for got, wanted in zip(found, whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scorer_passes_its_compute_type_on() -> None:
+    head = random_head()
+    batch, base = made_up_batch()
+    narrow = Scorer(head, bf16=True)(batch, base)
+    wide = Scorer(head, bf16=False)(batch, base)
+    torch.testing.assert_close(narrow.chosen, wide.chosen, rtol=0.05, atol=0.05)
+    assert not torch.equal(narrow.chosen, wide.chosen)
