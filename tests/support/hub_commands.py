@@ -1,9 +1,9 @@
 """Runs `mav` in a process of its own, with what the hub's clients find in their environment.
 
 `python -m tests.support.hub_commands` reads groups of argument lists and writes what each did, as
-JSON. The clients read their environment once, so a process is for one home and one endpoint. Groups run side
-by side in forks of it, which share the seconds that it takes to import everything; most of their
-time they wait for a client to try again. The commands of a group run in turn.
+JSON. The clients read their environment once, so a process is for one home and one endpoint. Groups
+run side by side in forks of it, which share the seconds that it takes to import everything; most of
+their time they wait for a client to try again. The commands of a group run in turn.
 """
 
 import json
