@@ -24,10 +24,10 @@ from benchmarks.synthetic import say, wait
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.attach import Joined
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request
-from mav.pipeline.decoding.options import Decoding
-from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.decoding.attach import AttachedModel
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Request
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.preferences.prompt_format import PromptFormat
 
 ALPHA: Final = 1.0
 _HEAD_CALLS: Final = 8
@@ -137,18 +137,18 @@ class Task:
     def timed_in_flight(self, aligned: AlignedLM) -> Timing:
         """Time the same answers by the decoder of requests that come and go, text included."""
         base = aligned.base
-        form = PromptForm(name="hh", tokenizer=base.tokenizer)
+        form = PromptFormat(name="hh", tokenizer=base.tokenizer)
         requests = [
             Request(
                 prompt=tuple(row),
                 alpha=AlphaSchedule(((0, ALPHA),)),
-                decoding=Decoding(max_new_tokens=self.new_tokens),
+                decoding=GenerationOptions(max_new_tokens=self.new_tokens),
                 is_turn=False,  # without stop strings
             )
             for row in self.prompts.tolist()
         ]
         with aligned:
-            decoder = InFlightDecoder(Joined(base=base, aligned=aligned, form=form))
+            decoder = ContinuousBatchDecoder(AttachedModel(base=base, aligned=aligned, form=form))
             at = [perf_counter()]
             decoder.add(requests)
             at.append(perf_counter())

@@ -48,7 +48,7 @@ from mav.cache_schema.dtypes import itemsize
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.size_estimate import compressed_share
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.layer_selection import select_layers
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.demo.run import installed_base
@@ -185,7 +185,7 @@ class Task:
     def cache_bytes(self) -> int:
         """Return bytes on disk of the cache's per-token arrays."""
         reader = CacheReader(self.options.output)
-        sizes = open_objects(self.options.output).sizes()
+        sizes = open_object_store(self.options.output).sizes()
         return sum(
             sizes[shard_key(layout, block)]
             for layout in layouts(reader.manifest).values()

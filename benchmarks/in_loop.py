@@ -33,14 +33,14 @@ from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.training.defaults import settled
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
 
@@ -142,17 +142,17 @@ class CachedWay:
         return timed(self._trainer.accelerator.device, lambda: self._train(epoch, rate, steps))
 
     def _train(self, epoch: int, rate: float, steps: int | None) -> None:
-        stream = PreferenceStream(
+        stream = CachedPreferenceDataset(
             self._root,
             PairSubset(which="all"),
-            StepShape(batch_size=self._batch_size, grad_accum=1),
+            StepLayout(batch_size=self._batch_size, grad_accum=1),
             seed=0,
             epoch=epoch,
             workers=self._workers,
             memory=self._memory,
         )
-        seen = Averages()
-        batches = islice(read_ahead(stream), steps)
+        seen = MetricAccumulator()
+        batches = islice(prefetch(stream), steps)
         for step, batch in enumerate(batches):
             there = batch.to(self._trainer.accelerator.device)
             self._trainer.step(step, rate, [there], self._base, seen)

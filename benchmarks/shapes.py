@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from benchmarks.baselines.decoding import weight_bytes
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, Placement, load_source, preview_base
+from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.config import HeadConfig
@@ -64,7 +64,7 @@ class BaseShape:
     def load(self, device: torch.device) -> EndlessBase:
         """Load it, or make it."""
         if self.name is not None:
-            placement = Placement(dtype=self.dtype or AUTO, device=str(device))
+            placement = LoadOptions(dtype=self.dtype or AUTO, device=str(device))
             found = load_source(resolve_base(self.name, None, None), placement)
         else:
             found = self._random(device)

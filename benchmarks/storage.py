@@ -25,7 +25,7 @@ from mav.cache_schema.codecs import Compression
 from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.lock import run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.evaluation.evaluate import evaluate
@@ -62,7 +62,7 @@ def rewrite(
         "source": plain.read_sources(),
         "source_row": plain.read_source_rows(),
     }
-    objects = open_objects(root)
+    objects = open_object_store(root)
     with run_lock(objects, say=print) as run:
         writer = CacheWriter.create(objects, run, manifest, plain.plan, columns, stored)
         for number in range(plain.plan.blocks):
@@ -77,7 +77,7 @@ def rewrite(
 
 def bytes_per_token(root: Path, reader: CacheReader) -> float:
     """Bytes on disk of all per-token arrays over response tokens."""
-    sizes = open_objects(root).sizes()
+    sizes = open_object_store(root).sizes()
     keys = [
         shard_key(layout, block)
         for layout in layouts(reader.manifest).values()

@@ -3,12 +3,12 @@
 Two ratios, each of medians over rounds that alternate between its two sides, on synthetic caches
 with the shapes of LLaMA-7B and with the page cache warm:
 
-- `stream_over_raw`: bytes a second that `PreferenceStream` and `read_ahead` deliver as tensors,
+- `stream_over_raw`: bytes per second that `CachedPreferenceDataset` and `prefetch` deliver,
   over one whole epoch, by bytes a second of reading the very same files one after the other, each
   whole, into the same memory. An epoch counts from asking for its first batch, so opening the
   cache and checking that it is complete are included. One epoch before, not counted, makes the
   memory that epochs hand on to each other.
-- `cache_over_memory`: optimizer steps a second fed from a cache by `read_ahead`, by those of the
+- `cache_over_memory`: optimizer steps a second fed from a cache by `prefetch`, by those of the
   same steps fed from a list. Opening the cache is included here too, so a device that takes
   milliseconds for a step wants more `--steps`. Batches are copied to the device in both ways.
 
@@ -47,10 +47,10 @@ from mav.cache_schema.codecs import Compression
 from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.metrics import MetricAccumulator
 
 _SMALL_VOCABULARY: Final = 128
 """Of the cache that is only read, so that there is next to no unembedding."""
@@ -80,12 +80,12 @@ def read_raw(files: Sequence[Path]) -> int:
     return size
 
 
-def epoch_of(root: str | Path, asked: argparse.Namespace) -> PreferenceStream:
+def epoch_of(root: str | Path, asked: argparse.Namespace) -> CachedPreferenceDataset:
     """Describe the one epoch that everything here reads, again and again in the same memory."""
-    return PreferenceStream(
+    return CachedPreferenceDataset(
         root,
         PairSubset(which="all"),
-        StepShape(batch_size=asked.batch_size, grad_accum=1),
+        StepLayout(batch_size=asked.batch_size, grad_accum=1),
         seed=0,
         epoch=0,
         workers=asked.workers,
@@ -93,9 +93,9 @@ def epoch_of(root: str | Path, asked: argparse.Namespace) -> PreferenceStream:
     )
 
 
-def read_stream(stream: PreferenceStream) -> int:
+def read_stream(stream: CachedPreferenceDataset) -> int:
     """Take all batches of a stream; return the bytes of their tensors."""
-    return sum(sum(rows.nbytes for rows in batch.rows.values()) for batch in read_ahead(stream))
+    return sum(sum(rows.nbytes for rows in batch.rows.values()) for batch in prefetch(stream))
 
 
 def per_second(read: Callable[[], int]) -> tuple[float, int]:
@@ -169,7 +169,7 @@ def measure_steps(
     held = [batch.pin_memory() if pinned else batch for batch in stream]
 
     def train(batches: Iterable[Batch]) -> None:
-        seen = Averages()
+        seen = MetricAccumulator()
         for step, batch in enumerate(batches):
             trainer.step(step, _RATE, [batch.to(device)], base, seen)
 
@@ -178,9 +178,7 @@ def measure_steps(
     from_memory, from_cache = [], []
     for number in range(1, asked.repeats + 1):
         from_memory.append(len(held) / timed(device, lambda: train(held)))
-        from_cache.append(
-            len(held) / timed(device, lambda: train(read_ahead(stream, pinned=pinned)))
-        )
+        from_cache.append(len(held) / timed(device, lambda: train(prefetch(stream, pinned=pinned))))
         say(
             f"round {number} of {asked.repeats}: from memory {from_memory[-1]:.3f} steps/s, "
             f"from the cache {from_cache[-1]:.3f} steps/s"

@@ -41,7 +41,7 @@ from mav.cache_schema.plan import BlockPlan, plan_blocks
 from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.lock import run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.extraction.encode import quantized_rows
 from mav.pipeline.head.config import HeadConfig
@@ -118,7 +118,7 @@ def write_cache(root: Path, lengths: NDArray[np.int32], shape: CacheShape) -> Ca
         "source": np.zeros(plan.pairs, dtype=np.uint16),
         "source_row": np.arange(plan.pairs, dtype=np.int64),
     }
-    objects = open_objects(root)
+    objects = open_object_store(root)
     with run_lock(objects, say=say) as run:
         writer = CacheWriter.create(
             objects, run, manifest, plan, columns, {"weight": to_stored(weight)}

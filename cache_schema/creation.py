@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import TABLE
 from mav.cache_schema.errors import CacheBusyError, CacheError
-from mav.cache_schema.layout import laid_out
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.records import COMMITS, LAYOUT, LayoutRecord, ObjectRecord, encode_record
 from mav.cache_schema.root import ROOT, encode_root
-from mav.cache_schema.storage.base import Bytes, Objects, Version, put
+from mav.cache_schema.static_objects import static_objects
+from mav.cache_schema.storage.base import Bytes, ETag, ObjectStore, put
 from mav.cache_schema.storage.lock import LOCK, require_held
 
 
-def require_free(objects: Objects) -> bool:
+def require_free(objects: ObjectStore) -> bool:
     """Refuse a place that holds something other than a cache, or a cache without its root.
 
     Returns:
@@ -42,8 +42,8 @@ def require_free(objects: Objects) -> bool:
     return False
 
 
-def lay_out(
-    objects: Objects,
+def create_layout(
+    objects: ObjectStore,
     run: str,
     manifest: Manifest,
     plan: BlockPlan,
@@ -57,16 +57,16 @@ def lay_out(
             f"{objects.location}: another run made a cache here in the meantime. Run the "
             f"command again; it goes on with that one, if it is the same."
         )
-    objects.tidy()
+    objects.remove_temporaries()
     cache = manifest.identity()
     records: dict[str, ObjectRecord] = {}
-    written: dict[str, Version] = {}
+    written: dict[str, ETag] = {}
 
     def write(key: str, data: Bytes) -> None:
         written[key] = put(objects, key, data, lambda: require_held(objects, run))
 
     try:
-        for key, data, record in laid_out(manifest, plan, pair_columns, unembedding):
+        for key, data, record in static_objects(manifest, plan, pair_columns, unembedding):
             write(key, data)
             records[key] = record
         write(LAYOUT, encode_record(LayoutRecord(cache=cache, objects=records)))
@@ -83,7 +83,7 @@ def is_part(key: str) -> bool:
     return key.startswith((COMMITS, *(f"{spec.path}/" for spec in TABLE)))
 
 
-def _take_back(objects: Objects, written: Mapping[str, Version]) -> None:
+def _take_back(objects: ObjectStore, written: Mapping[str, ETag]) -> None:
     """Remove what a failed creation wrote, and nobody has replaced since.
 
     Where the root is there, only the answer to the last write was lost, and the cache is whole.

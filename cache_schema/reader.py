@@ -24,8 +24,8 @@ from mav.cache_schema.records import (
 )
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.shards import read_shard, shard_memory
-from mav.cache_schema.storage.base import Objects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.base import ObjectStore
+from mav.cache_schema.storage.open import open_object_store
 
 _MOST_NAMED: Final = 10
 _MENDED: Final = (
@@ -87,7 +87,7 @@ class CacheReader:
             CacheError: It is missing, damaged, or of another format version.
             CacheIncompleteError: Its extraction has not finished.
         """
-        self._objects = open_objects(location)
+        self._objects = open_object_store(location)
         self.location = self._objects.location
         self.manifest = read_manifest(self._objects)
         self._sizes = self._objects.sizes()
@@ -167,7 +167,9 @@ class CacheReader:
         return read_array(self._objects, self._layouts[path], self._layout)
 
 
-def require_layout(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> LayoutRecord:
+def require_layout(
+    objects: ObjectStore, manifest: Manifest, sizes: Mapping[str, int]
+) -> LayoutRecord:
     """Check that all a cache was created with is still there in full size.
 
     Raises:
@@ -185,7 +187,7 @@ def require_layout(objects: Objects, manifest: Manifest, sizes: Mapping[str, int
 
 
 def _read_rows(
-    objects: Objects,
+    objects: ObjectStore,
     every: Mapping[str, ArrayLayout],
     block: int,
     tokens: int,
@@ -212,7 +214,7 @@ def _read_rows(
     }
 
 
-def read_array(objects: Objects, layout: ArrayLayout, record: LayoutRecord) -> NDArray[Any]:
+def read_array(objects: ObjectStore, layout: ArrayLayout, record: LayoutRecord) -> NDArray[Any]:
     """Read an array of the plan or the unembedding whole.
 
     Raises:
@@ -250,7 +252,7 @@ def listed(problems: list[str]) -> str:
 
 
 def _decode(
-    objects: Objects,
+    objects: ObjectStore,
     layout: ArrayLayout,
     number: int,
     rows: int,

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import ArrayLayout, block_keys
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
-from mav.cache_schema.sealed import UNSEALED, seal, unseal
 from mav.cache_schema.shards import EncodedShard
-from mav.cache_schema.storage.base import Bytes, Objects
+from mav.cache_schema.storage.base import Bytes, ObjectStore
 
 COMMITS: Final = "commits/"
 LAYOUT: Final = "commits/layout.json"
@@ -107,7 +107,7 @@ def content_digest(rows: Mapping[str, NDArray[Any]]) -> str:
 def encode_record(record: Record) -> bytes:
     """Return a record as sealed JSON."""
     kind = next(name for name, cls in _KINDS.items() if type(record) is cls)
-    return seal(asdict(record) | {"record": kind, "seal": UNSEALED})
+    return add_checksum(asdict(record) | {"record": kind, "seal": UNSEALED})
 
 
 def decode_record(data: Bytes) -> Record:
@@ -116,7 +116,7 @@ def decode_record(data: Bytes) -> Record:
     Raises:
         ValueError: It is damaged, or no record.
     """
-    fields = unseal(data)
+    fields = check_checksum(data)
     try:
         cls = _KINDS[fields.pop("record")]
         del fields["seal"]
@@ -130,7 +130,7 @@ def decode_record(data: Bytes) -> Record:
     return record
 
 
-def read_layout(objects: Objects, cache: str) -> LayoutRecord:
+def read_layout(objects: ObjectStore, cache: str) -> LayoutRecord:
     """Read the record of what the cache was created with.
 
     Args:
@@ -153,7 +153,7 @@ def read_layout(objects: Objects, cache: str) -> LayoutRecord:
     return record
 
 
-def read_block_record(objects: Objects, block: int, cache: str) -> ClaimRecord | CommitRecord:
+def read_block_record(objects: ObjectStore, block: int, cache: str) -> ClaimRecord | CommitRecord:
     """Read the record of a block.
 
     Args:
@@ -186,7 +186,7 @@ class Commits:
     damaged: dict[int, str]
 
 
-def read_commits(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> Commits:
+def read_commits(objects: ObjectStore, manifest: Manifest, sizes: Mapping[str, int]) -> Commits:
     """Read the commit records of all blocks.
 
     Args:
@@ -230,7 +230,7 @@ def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> 
 
 
 def lost_blocks(
-    objects: Objects,
+    objects: ObjectStore,
     commits: Commits,
     layouts: Mapping[str, ArrayLayout],
     sizes: Mapping[str, int],

@@ -3,17 +3,17 @@
 import json
 from typing import Any, Final
 
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import ATTRIBUTE, READ_VERSIONS, Manifest
-from mav.cache_schema.sealed import UNSEALED, seal, unseal
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 
 ROOT: Final = "zarr.json"
 
 
 def encode_root(manifest: Manifest) -> bytes:
     """Return the description of the root group."""
-    return seal(
+    return add_checksum(
         {
             "zarr_format": 3,
             "node_type": "group",
@@ -22,7 +22,7 @@ def encode_root(manifest: Manifest) -> bytes:
     )
 
 
-def read_manifest(objects: Objects) -> Manifest:
+def read_manifest(objects: ObjectStore) -> Manifest:
     """Read the manifest of a cache, complete or not.
 
     Raises:
@@ -44,7 +44,7 @@ def read_manifest(objects: Objects) -> Manifest:
         manifest: Any = json.loads(data.tobytes())["attributes"][ATTRIBUTE]
         # Another version may be sealed in another way.
         if manifest["format_version"] in READ_VERSIONS:
-            unseal(data.data)
+            check_checksum(data.data)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(
             f"{location}: not a MAV cache, or damaged: {ROOT} holds no sealed manifest ({error}). "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import ArrayLayout
 from mav.cache_schema.codecs import ChunkCodec
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 
 _CHECKSUM_BYTES: Final = 4
 _LEFT_OUT: Final = np.uint64(2**64 - 1)
@@ -82,7 +82,7 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[Any]) -> EncodedShard:
 
 def read_shard(
     layout: ArrayLayout,
-    objects: Objects,
+    objects: ObjectStore,
     key: str,
     rows: int,
     checksums: str,

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
 from mav.cache_schema.codecs import ChunkCodec
-from mav.cache_schema.layout import descriptions
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.records import CommitRecord, ObjectRecord, encode_record
 from mav.cache_schema.root import encode_root
 from mav.cache_schema.shards import shard_bytes
+from mav.cache_schema.static_objects import descriptions
 
 METADATA: Final = "metadata"
 _DIGEST: Final = "0" * 64

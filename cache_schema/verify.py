@@ -27,7 +27,7 @@ from mav.cache_schema.records import (
 )
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.shards import decode_shard
-from mav.cache_schema.storage.base import Objects, replace
+from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.lock import LOCK, run_lock
 
 _CHANGED: Final = "{}: its bytes have another SHA-256 than when it was written"
@@ -79,7 +79,7 @@ class VerifyReport:
 
 
 def verify(
-    objects: Objects,
+    objects: ObjectStore,
     *,
     full: bool,
     begin: Callable[[int], None] = lambda _: None,
@@ -137,7 +137,7 @@ def verify(
     )
 
 
-def repair(objects: Objects, report: VerifyReport, *, say: Callable[[str], None]) -> None:
+def repair(objects: ObjectStore, report: VerifyReport, *, say: Callable[[str], None]) -> None:
     """Remove what is damaged, so that the next extraction writes it anew.
 
     A damaged block counts as not written from then on. Descriptions, plan and unembedding follow
@@ -171,7 +171,7 @@ class _Checker:
     """Reads objects and compares them with their records."""
 
     def __init__(
-        self, objects: Objects, every: Mapping[str, ArrayLayout], progress: Progress
+        self, objects: ObjectStore, every: Mapping[str, ArrayLayout], progress: Progress
     ) -> None:
         self.read = 0
         self._objects = objects
@@ -239,7 +239,7 @@ def _damaged(records: Mapping[str, ObjectRecord], sizes: Mapping[str, int]) -> l
 
 
 def _read_plan(
-    objects: Objects, manifest: Manifest, every: Mapping[str, ArrayLayout], record: LayoutRecord
+    objects: ObjectStore, manifest: Manifest, every: Mapping[str, ArrayLayout], record: LayoutRecord
 ) -> BlockPlan:
     start, row, length = (
         read_array(objects, every[f"pairs/{name}"], record)

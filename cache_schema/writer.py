@@ -10,9 +10,8 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts, shard_key
-from mav.cache_schema.creation import is_part, lay_out
+from mav.cache_schema.creation import create_layout, is_part
 from mav.cache_schema.errors import CacheBusyError, CacheError, MismatchError
-from mav.cache_schema.layout import laid_out
 from mav.cache_schema.manifest import Manifest, StoredDtype, differences
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.reader import require_complete, require_layout
@@ -34,7 +33,8 @@ from mav.cache_schema.records import (
 )
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.shards import encode_shard
-from mav.cache_schema.storage.base import ConflictError, Objects, Version, put, replace
+from mav.cache_schema.static_objects import static_objects
+from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, put, replace
 from mav.cache_schema.storage.lock import LOCK, require_held
 
 _NOT_COMPARED: Final = (
@@ -103,7 +103,7 @@ class CacheWriter:
         manifest: The stored manifest.
     """
 
-    def __init__(self, objects: Objects, run: str) -> None:
+    def __init__(self, objects: ObjectStore, run: str) -> None:
         """Open a cache.
 
         Args:
@@ -117,7 +117,7 @@ class CacheWriter:
 
     @staticmethod
     def create(
-        objects: Objects,
+        objects: ObjectStore,
         run: str,
         manifest: Manifest,
         plan: BlockPlan,
@@ -131,10 +131,10 @@ class CacheWriter:
             run: Id of the run that holds its lock.
             manifest: Its manifest, with `complete` unset.
             plan: The block plan.
-            pair_columns: See `laid_out`.
-            unembedding: See `laid_out`.
+            pair_columns: See `static_objects`.
+            unembedding: See `static_objects`.
         """
-        lay_out(objects, run, manifest, plan, pair_columns, unembedding)
+        create_layout(objects, run, manifest, plan, pair_columns, unembedding)
         return CacheWriter(objects, run)
 
     def restore_layout(
@@ -149,8 +149,8 @@ class CacheWriter:
 
         Args:
             plan: The block plan.
-            pair_columns: See `laid_out`.
-            unembedding: See `laid_out`.
+            pair_columns: See `static_objects`.
+            unembedding: See `static_objects`.
 
         Returns:
             The keys of the objects that were written.
@@ -164,7 +164,7 @@ class CacheWriter:
         lost = [key for key, item in recorded.items() if object_problem(key, item, sizes)]
         if not lost:
             return []
-        for key, data, record in laid_out(self.manifest, plan, pair_columns, unembedding):
+        for key, data, record in static_objects(self.manifest, plan, pair_columns, unembedding):
             if key not in lost:
                 continue
             if record != recorded[key]:
@@ -186,7 +186,7 @@ class CacheWriter:
             CacheError: What the cache was created with is damaged.
         """
         require_held(self._objects, self._run)
-        self._objects.tidy()
+        self._objects.remove_temporaries()
         sizes = self._objects.sizes()
         layout = require_layout(self._objects, self.manifest, sizes)
         self._remove_strays(layout, sizes)
@@ -283,7 +283,7 @@ class CacheWriter:
         with contextlib.suppress(ConflictError):
             self._objects.write(key, claim, version)
 
-    def _claim(self, block: int, attempt: str) -> Version | None:
+    def _claim(self, block: int, attempt: str) -> ETag | None:
         """Take a block over from whoever had it; None if it is committed already."""
         key = commit_key(block)
         data = encode_record(ClaimRecord(block=block, attempt=attempt))
@@ -296,11 +296,11 @@ class CacheWriter:
             except ConflictError:
                 continue
 
-    def _require_claim(self, block: int, claim: Version) -> None:
+    def _require_claim(self, block: int, claim: ETag) -> None:
         if self._objects.version(commit_key(block)) != claim:
             raise self._lost(block)
 
-    def _commit(self, record: CommitRecord, claim: Version) -> None:
+    def _commit(self, record: CommitRecord, claim: ETag) -> None:
         key, data = commit_key(record.block), encode_record(record)
         try:
             self._objects.write(key, data, claim)
@@ -309,7 +309,7 @@ class CacheWriter:
             if self._committed(record.block) is None:
                 raise self._lost(record.block) from error
         except OSError:
-            self._objects.withdraw(key, data)
+            self._objects.rollback(key, data)
             raise
 
     def _committed(self, block: int) -> CommitRecord | None:

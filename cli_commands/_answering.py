@@ -72,18 +72,20 @@ def decoding_of(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """
     from dataclasses import fields
 
-    from mav.pipeline.decoding.options import Decoding
+    from mav.pipeline.decoding.options import GenerationOptions
 
     context = click.get_current_context()
     named = {
-        field.name: others.pop(field.name) for field in fields(Decoding) if field.name in others
+        field.name: others.pop(field.name)
+        for field in fields(GenerationOptions)
+        if field.name in others
     }
     given = {
         name: value
         for name, value in named.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    return Decoding(**named), given
+    return GenerationOptions(**named), given
 
 
 def load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) -> tuple[Any, Any]:

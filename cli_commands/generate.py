@@ -52,6 +52,7 @@ from mav.cli_commands._options import Numbers, OneOnly
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")
 @click.option(
     "--kv-cache",
+    "cache_implementation",
     type=click.Choice(["dynamic", "static", "none"]),
     default="dynamic",
     help="How the past is kept; static has its full size from the start.",

@@ -41,6 +41,6 @@ from mav.cli_commands._options import Number
 def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
     from mav.pipeline.serving.options import ServeOptions
-    from mav.pipeline.serving.run import serve
+    from mav.pipeline.serving.server import serve
 
     serve(ServeOptions(bases=bases, **others), say=say)

@@ -9,7 +9,7 @@ import argparse
 import itertools
 import textwrap
 
-from mav import Decoding, MAVInference
+from mav import GenerationOptions, MAVInference
 
 WIDTH = 36
 
@@ -28,7 +28,7 @@ def main() -> None:
     answers = mav.generate_batch(
         [args.prompt] * len(args.alphas),
         args.alphas,
-        Decoding(max_new_tokens=args.max_new_tokens),
+        GenerationOptions(max_new_tokens=args.max_new_tokens),
     )
     columns = [
         [f"alpha {answer.alpha:g}", "-" * WIDTH, *textwrap.wrap(answer.response, WIDTH)]

@@ -8,7 +8,7 @@ last it stays: here it is strong while the answer takes its direction, and weake
 
 import argparse
 
-from mav import AlphaSchedule, Decoding, MAVInference
+from mav import AlphaSchedule, GenerationOptions, MAVInference
 
 
 def main() -> None:
@@ -25,7 +25,9 @@ def main() -> None:
         print(f"token {token:>2}: alpha {args.schedule.at(token):.2f}")
     mav = MAVInference(args.head, args.base)
     for alpha in (AlphaSchedule.parse("1"), args.schedule):
-        answer = mav.generate(args.prompt, alpha, Decoding(max_new_tokens=args.max_new_tokens))
+        answer = mav.generate(
+            args.prompt, alpha, GenerationOptions(max_new_tokens=args.max_new_tokens)
+        )
         print(f"\nalpha {answer.alpha}:\n{answer.response}")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mav.cache_schema import Manifest, MAVError
     from mav.pipeline.decoding.alpha import AlphaSchedule
     from mav.pipeline.decoding.inference import MAVInference, create_mav
-    from mav.pipeline.decoding.options import Decoding, Generation
+    from mav.pipeline.decoding.options import Generation, GenerationOptions
     from mav.pipeline.decoding.scoring import Score
     from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
     from mav.pipeline.extraction.extract import extract
@@ -32,11 +32,11 @@ __all__ = [
     "AlignmentHead",
     "AlphaSchedule",
     "DataSource",
-    "Decoding",
     "Evaluation",
     "ExtractOptions",
     "FeatureCache",
     "Generation",
+    "GenerationOptions",
     "HeadConfig",
     "MAVError",
     "MAVInference",
@@ -53,7 +53,7 @@ _FROM = {
     "AlignmentHead": "mav.pipeline.head.model",
     "AlphaSchedule": "mav.pipeline.decoding.alpha",
     "DataSource": "mav.pipeline.preferences.sources",
-    "Decoding": "mav.pipeline.decoding.options",
+    "GenerationOptions": "mav.pipeline.decoding.options",
     "Evaluation": "mav.pipeline.evaluation.evaluate",
     "ExtractOptions": "mav.pipeline.extraction.options",
     "FeatureCache": "mav.cache_schema",

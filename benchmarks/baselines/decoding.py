@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.preferences.transcripts import HUMAN
 
 NEW_TOKENS: Final = 64
@@ -80,7 +80,7 @@ def mav_decoder(mav: MAVInference, alpha: float) -> Decode:
     """Decode with a head."""
 
     def decode(prompt: str) -> tuple[int, float]:
-        found = mav.generate(prompt, alpha, Decoding(max_new_tokens=NEW_TOKENS))
+        found = mav.generate(prompt, alpha, GenerationOptions(max_new_tokens=NEW_TOKENS))
         return len(found.tokens), found.seconds
 
     return decode

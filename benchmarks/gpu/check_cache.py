@@ -15,8 +15,8 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
-from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.verification.against_base import LOSS
@@ -118,13 +118,13 @@ def _contents(reader: CacheReader, device: torch.device) -> dict[str, Tensor]:
 def _read_ahead(folder: Path, device: torch.device) -> float:
     """Return how many batches arrive otherwise than they were read."""
 
-    def stream() -> PreferenceStream:
-        shape = StepShape(batch_size=3, grad_accum=1)
+    def stream() -> CachedPreferenceDataset:
+        shape = StepLayout(batch_size=3, grad_accum=1)
         subset = PairSubset(which="all")
         root = folder / "reference-factored"
-        return PreferenceStream(root, subset, shape, seed=0, epoch=0, workers=2)
+        return CachedPreferenceDataset(root, subset, shape, seed=0, epoch=0, workers=2)
 
-    moved = [batch.to(device) for batch in read_ahead(stream(), pinned=device.type == "cuda")]
+    moved = [batch.to(device) for batch in prefetch(stream(), pinned=device.type == "cuda")]
     plain = list(stream())
     assert len(moved) == len(plain), "an epoch has as many batches as another"
     return float(sum(not _equal(a, b) for a, b in zip(moved, plain, strict=True)))

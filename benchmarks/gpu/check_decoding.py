@@ -16,17 +16,17 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request, Row
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Request, Row
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 
 _NEW: Final = 8
 _EXPANSION: Final = 40
 _ALPHAS: Final = (1.0, 0.0, -2.0, 3.0)
 _PROMPT_WORDS: Final = (2, 9, 5, 1)
 _REGRET: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-_GREEDY: Final = Decoding(max_new_tokens=_NEW)
-_DRAWN: Final = Decoding(max_new_tokens=_NEW, temperature=1.0, top_p=0.9, seed=7)
+_GREEDY: Final = GenerationOptions(max_new_tokens=_NEW)
+_DRAWN: Final = GenerationOptions(max_new_tokens=_NEW, temperature=1.0, top_p=0.9, seed=7)
 
 
 def run(place: Place, tell: Tell) -> None:
@@ -101,7 +101,7 @@ def _answers(mav: MAVInference, prompts: Sequence[str], way: str) -> list[list[i
     if way == "in flight":
         return _in_flight(mav, prompts, _GREEDY)
     caches = {"alone": "dynamic", "static cache": "static", "no cache": "none"}
-    decoding = Decoding(max_new_tokens=_NEW, kv_cache=caches[way])  # type: ignore[arg-type]
+    decoding = GenerationOptions(max_new_tokens=_NEW, cache_implementation=caches[way])  # type: ignore[arg-type]
     found = [
         mav.generate(prompt, alpha, decoding)
         for prompt, alpha in zip(prompts, _ALPHAS, strict=True)
@@ -109,7 +109,9 @@ def _answers(mav: MAVInference, prompts: Sequence[str], way: str) -> list[list[i
     return [[*one.tokens] for one in found]
 
 
-def _in_flight(mav: MAVInference, prompts: Sequence[str], decoding: Decoding) -> list[list[int]]:
+def _in_flight(
+    mav: MAVInference, prompts: Sequence[str], decoding: GenerationOptions
+) -> list[list[int]]:
     """Return the answers of requests that come one after the other, while others are decoded."""
     form = mav.joined.form
     requests = [
@@ -122,7 +124,7 @@ def _in_flight(mav: MAVInference, prompts: Sequence[str], decoding: Decoding) ->
     ]
     rows: dict[int, Row] = {}
     with mav.exclusively():
-        decoder = InFlightDecoder(mav.joined)
+        decoder = ContinuousBatchDecoder(mav.joined)
         for number, request in enumerate(requests):
             rows[number] = decoder.add([request])[0].row
             decoder.step()

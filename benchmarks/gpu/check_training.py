@@ -20,12 +20,12 @@ from mav.pipeline.evaluation.evaluate import AlphaResult, evaluate
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.loader.dataset import PreferenceStream
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
-from mav.pipeline.training.loss import Objective, Scorer, last_layer
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.loss import Objective, PreferenceModel, last_layer
+from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
@@ -78,9 +78,9 @@ def run(place: Place, tell: Tell) -> None:
     checks.finish()
 
 
-def _stream(reader: CacheReader) -> PreferenceStream:
-    shape = StepShape(batch_size=4, grad_accum=1)
-    return PreferenceStream(reader.location, PairSubset(which="all"), shape, seed=0, epoch=0)
+def _stream(reader: CacheReader) -> CachedPreferenceDataset:
+    shape = StepLayout(batch_size=4, grad_accum=1)
+    return CachedPreferenceDataset(reader.location, PairSubset(which="all"), shape, seed=0, epoch=0)
 
 
 def _head(reader: CacheReader) -> AlignmentHead:
@@ -126,7 +126,7 @@ def _gradients(
     tiling: Tiling | None = None,
 ) -> list[Tensor]:
     """Return a batch's loss, and the gradient of all weights one after the other."""
-    scorer = Scorer(_head(reader).to(device), bf16=bf16)
+    scorer = PreferenceModel(_head(reader).to(device), bf16=bf16)
     here, base = batch.to(device), CachedBase(reader, device)
     if tiling is None:
         loss = scorer(here, base.logits(here)).pair_sum_loss(_objective(reader), here)
@@ -162,7 +162,7 @@ def _worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 
 def _plain_steps(reader: CacheReader, batches: Sequence[Batch]) -> Tensor:
     """Return the losses of steps by autograd and PyTorch's AdamW, on the CPU in float32."""
-    scorer, base = Scorer(_head(reader), bf16=False), CachedBase(reader, _CPU)
+    scorer, base = PreferenceModel(_head(reader), bf16=False), CachedBase(reader, _CPU)
     objective = _objective(reader)
     options = _options(reader, Path(), bf16=False)
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=_RATE, weight_decay=options.weight_decay)
@@ -198,7 +198,7 @@ def _trainer_steps(
 
 
 def _loss(trainer: Trainer, step: int, batch: Batch, base: CachedBase) -> float:
-    seen = Averages()
+    seen = MetricAccumulator()
     trainer.step(step, _RATE, [batch.to(trainer.accelerator.device)], base, seen)
     return seen.take(trainer.accelerator)["loss"]
 

@@ -17,10 +17,10 @@ from benchmarks.synthetic import wait
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.attach import Joined
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder, Request
-from mav.pipeline.decoding.options import Decoding
-from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.decoding.attach import AttachedModel
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Request
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.preferences.prompt_format import PromptFormat
 from mav.pipeline.runtime.memory import free_memory
 
 
@@ -110,7 +110,9 @@ def serve(place: Place, tell: Tell) -> None:
     """Time many requests at once through the server's decoder, in this process, without HTTP."""
     base, sizes = place.base, place.sizes
     aligned = sizes.head.joined(base)
-    tell(requests=sizes.requests, new_tokens=sizes.serve_new_tokens, through="InFlightDecoder")
+    tell(
+        requests=sizes.requests, new_tokens=sizes.serve_new_tokens, through="ContinuousBatchDecoder"
+    )
     with aligned:
         _answer(base, aligned, _requests(place, 2, ALPHA)[:2])
         for name, alpha in (("mav", ALPHA), ("base", 0.0)):
@@ -127,7 +129,7 @@ def _requests(place: Place, new_tokens: int, alpha: float) -> list[Request]:
             is_turn=False,  # without stop strings
             prompt=tuple(random.integers(2, place.base.vocab_size, int(length)).tolist()),
             alpha=AlphaSchedule(((0, alpha),)),
-            decoding=Decoding(max_new_tokens=new_tokens),
+            decoding=GenerationOptions(max_new_tokens=new_tokens),
         )
         for length in random.integers(max(1, most // 4), most + 1, place.sizes.requests)
     ]
@@ -135,8 +137,8 @@ def _requests(place: Place, new_tokens: int, alpha: float) -> list[Request]:
 
 def _answer(base: BaseModel, aligned: AlignedLM, requests: list[Request]) -> dict[str, Any]:
     """Answer requests that came together; return figures of it."""
-    form = PromptForm(name="hh", tokenizer=base.tokenizer)
-    decoder = InFlightDecoder(Joined(base=base, aligned=aligned, form=form))
+    form = PromptFormat(name="hh", tokenizer=base.tokenizer)
+    decoder = ContinuousBatchDecoder(AttachedModel(base=base, aligned=aligned, form=form))
     wait(base.device)
     started = perf_counter()
     tokens = len(decoder.add(requests))

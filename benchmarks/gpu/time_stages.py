@@ -14,7 +14,7 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import write_rows
 from benchmarks.stream import block_files, epoch_of, per_second, read_raw, read_stream
 from benchmarks.synthetic import CacheShape, answer_lengths, say, timed, write_cache
-from mav.pipeline.loader.dataset import read_ahead
+from mav.pipeline.loader.dataset import prefetch
 
 _COPIES: Final = 5
 _AFTER_BARE: Final = 10
@@ -127,7 +127,7 @@ def _rates(root: Path, threads: int, device: torch.device) -> dict[str, float]:
 
     def move() -> None:
         nonlocal size
-        for batch in read_ahead(epoch, pinned=pinned):
+        for batch in prefetch(epoch, pinned=pinned):
             size += sum(rows.nbytes for rows in batch.to(device).rows.values())
 
     seconds = timed(device, move)

@@ -20,7 +20,7 @@ Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
-class Version:
+class ETag:
     """One content of an object, as told apart from the contents before and after it.
 
     Attributes:
@@ -38,7 +38,7 @@ class ConflictError(Exception):
     """The object is not in the version a writer expected; another writer came first."""
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """A flat store of objects.
 
     Methods raise `OSError` where the store fails; `FileNotFoundError` for a missing object.
@@ -62,13 +62,13 @@ class Objects(Protocol):
             ValueError: The object ends before the last buffer is full, or does not end there.
         """
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         """Return an object's version, or None if there is no such object."""
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of every object; none if the place does not exist."""
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         """Write an object durably, whole or not at all.
 
         Args:
@@ -81,7 +81,7 @@ class Objects(Protocol):
                 answer made it to. Nothing was written.
         """
 
-    def withdraw(self, key: str, data: Bytes) -> None:
+    def rollback(self, key: str, data: Bytes) -> None:
         """Remove an object whose writing failed, if it holds these bytes. Never raises.
 
         Only for bytes that no other writer writes.
@@ -90,13 +90,13 @@ class Objects(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
 
-    def tidy(self) -> None:
+    def remove_temporaries(self) -> None:
         """Remove what killed writers left half-written, and make durable what they left whole.
 
         Only one writer may be there.
         """
 
-    def prune(self) -> None:
+    def remove_empty_dirs(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""
 
     def free_bytes(self) -> int | None:
@@ -107,7 +107,7 @@ class Objects(Protocol):
 
 
 def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
-    """Do what `Objects.read_parts` does, from an object that has been read whole."""
+    """Do what `ObjectStore.read_parts` does, from an object that has been read whole."""
     at = 0
     for number, part in enumerate(parts):
         if at + len(part) > len(data):
@@ -119,7 +119,7 @@ def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> I
         raise ValueError("it does not end where it should")
 
 
-def replace(objects: Objects, key: str, data: Bytes) -> Version:
+def replace(objects: ObjectStore, key: str, data: Bytes) -> ETag:
     """Write an object whatever version it is in, for keys that one writer alone has to do with.
 
     Raises:
@@ -134,7 +134,7 @@ def replace(objects: Objects, key: str, data: Bytes) -> Version:
         ) from error
 
 
-def put(objects: Objects, key: str, data: Bytes, still_ours: Callable[[], None]) -> Version:
+def put(objects: ObjectStore, key: str, data: Bytes, still_ours: Callable[[], None]) -> ETag:
     """Write an object in place of whatever another attempt left there.
 
     Args:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.errors import CacheError
-from mav.cache_schema.storage.base import Bytes, ConflictError, Version
+from mav.cache_schema.storage.base import Bytes, ConflictError, ETag
 
 _MUTEX: Final = ".mutex"
 _PARTIAL: Final = ".partial"
@@ -29,8 +29,8 @@ _ATTEMPTS: Final = 3
 _WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
-class LocalObjects:
-    """A folder of objects; see `Objects`."""
+class LocalObjectStore:
+    """A folder of objects; see `ObjectStore`."""
 
     def __init__(self, root: Path) -> None:
         self.location = str(root)
@@ -59,7 +59,7 @@ class LocalObjects:
             finally:
                 os.close(file)
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         """Return an object's version, or None if there is no such object."""
         return _version_of(self._root / key)
 
@@ -71,7 +71,7 @@ class LocalObjects:
             )
         return dict(_walk(str(self._root), ""))
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         """Write an object durably, whole or not at all."""
         path = self._root / key
         with _named(path):
@@ -81,10 +81,10 @@ class LocalObjects:
                     return self._write(path, data, expected)
             return self._write(path, data, expected)
 
-    def _write(self, path: Path, data: Bytes, expected: Version | None) -> Version:
+    def _write(self, path: Path, data: Bytes, expected: ETag | None) -> ETag:
         _make_folder(path.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
-        named: Version | None = None
+        named: ETag | None = None
         try:
             # Opened now: a process may be out of descriptors when the name is already given.
             with _opened(path.parent) as folder:
@@ -108,7 +108,7 @@ class LocalObjects:
             raise
         return version
 
-    def withdraw(self, key: str, data: Bytes) -> None:
+    def rollback(self, key: str, data: Bytes) -> None:
         """Remove an object whose writing failed, if it holds these bytes."""
         path = self._root / key
         with contextlib.suppress(OSError), self._mutex():
@@ -121,7 +121,7 @@ class LocalObjects:
             os.unlink(self._root / key)
             sync_directory((self._root / key).parent)
 
-    def tidy(self) -> None:
+    def remove_temporaries(self) -> None:
         """Remove what killed writers left half-written, and make durable what they left whole."""
         if not self._root.exists():
             return
@@ -136,7 +136,7 @@ class LocalObjects:
             with contextlib.suppress(PermissionError):  # a folder of others, so not made here
                 sync_directory(folder)
 
-    def prune(self) -> None:
+    def remove_empty_dirs(self) -> None:
         """Remove empty folders, and the place itself if no object is left in it."""
         for folder, _, _ in os.walk(self._root, topdown=False):
             if folder == str(self._root) and os.listdir(folder) == [_MUTEX]:
@@ -169,7 +169,7 @@ class LocalObjects:
                     raise ConflictError(str(path)) from error
                 os.rename(temporary, path)
 
-    def _replace(self, temporary: Path, path: Path, expected: Version) -> None:
+    def _replace(self, temporary: Path, path: Path, expected: ETag) -> None:
         with self._mutex():
             if _version_of(path) != expected:
                 raise ConflictError(str(path))
@@ -224,7 +224,7 @@ def _make_folder(path: Path) -> None:
         sync_directory(folder.parent)
 
 
-def _write_new(path: Path, data: Bytes) -> Version:
+def _write_new(path: Path, data: Bytes) -> ETag:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         rest = memoryview(data).cast("B")
@@ -239,17 +239,15 @@ def _write_new(path: Path, data: Bytes) -> Version:
         os.close(descriptor)
 
 
-def _version_of(path: Path) -> Version | None:
+def _version_of(path: Path) -> ETag | None:
     try:
         return _version(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _version(status: os.stat_result) -> Version:
-    return Version(
-        tag=f"{status.st_ino}-{status.st_mtime_ns}", generation=None, size=status.st_size
-    )
+def _version(status: os.stat_result) -> ETag:
+    return ETag(tag=f"{status.st_ino}-{status.st_mtime_ns}", generation=None, size=status.st_size)
 
 
 def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:

@@ -22,7 +22,7 @@ from typing import Final
 import psutil
 
 from mav.cache_schema.errors import CacheBusyError, CacheError
-from mav.cache_schema.storage.base import ConflictError, Objects, Version
+from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore
 
 LOCK: Final = "lock.json"
 BEAT_SECONDS: Final = 5.0
@@ -56,7 +56,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def run_lock(objects: Objects, *, say: Callable[[str], None]) -> Iterator[str]:
+def run_lock(objects: ObjectStore, *, say: Callable[[str], None]) -> Iterator[str]:
     """Hold the lock of a cache; yields the id of this run.
 
     Args:
@@ -79,10 +79,10 @@ def run_lock(objects: Objects, *, say: Callable[[str], None]) -> Iterator[str]:
         beating.join()
         if (found := read_holder(objects)) is not None and found.run == holder.run:
             objects.delete(LOCK)
-            objects.prune()
+            objects.remove_empty_dirs()
 
 
-def require_held(objects: Objects, run: str) -> None:
+def require_held(objects: ObjectStore, run: str) -> None:
     """Check that a run still holds the lock.
 
     Raises:
@@ -97,7 +97,7 @@ def require_held(objects: Objects, run: str) -> None:
         )
 
 
-def read_holder(objects: Objects) -> Holder | None:
+def read_holder(objects: ObjectStore) -> Holder | None:
     """Return who holds the lock of a cache, or None.
 
     Raises:
@@ -116,7 +116,7 @@ def read_holder(objects: Objects) -> Holder | None:
         ) from error
 
 
-def _take(objects: Objects, say: Callable[[str], None]) -> tuple[Holder, Version]:
+def _take(objects: ObjectStore, say: Callable[[str], None]) -> tuple[Holder, ETag]:
     me = psutil.Process()
     holder = Holder(
         run=uuid.uuid4().hex,
@@ -141,12 +141,12 @@ def _take(objects: Objects, say: Callable[[str], None]) -> tuple[Holder, Version
         except ConflictError:
             continue
         except OSError:
-            objects.withdraw(LOCK, data)
-            objects.prune()
+            objects.rollback(LOCK, data)
+            objects.remove_empty_dirs()
             raise
 
 
-def _gone(objects: Objects, holder: Holder, version: Version, say: Callable[[str], None]) -> bool:
+def _gone(objects: ObjectStore, holder: Holder, version: ETag, say: Callable[[str], None]) -> bool:
     if holder.machine == _machine():
         try:
             process = psutil.Process(holder.pid)
@@ -169,7 +169,7 @@ def _gone(objects: Objects, holder: Holder, version: Version, say: Callable[[str
         time.sleep(BEAT_SECONDS / 10)
 
 
-def _beat(objects: Objects, holder: Holder, version: Version, stopped: threading.Event) -> None:
+def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threading.Event) -> None:
     """Keep the lock fresh until told to stop, or until it is somebody else's."""
     beat = 0
     while not stopped.wait(BEAT_SECONDS):

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from mav.cache_schema.storage.addresses import is_remote, local_folder
-from mav.cache_schema.storage.base import Objects
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.base import ObjectStore
+from mav.cache_schema.storage.local import LocalObjectStore
 
 
-def open_objects(location: str | Path) -> Objects:
+def open_object_store(location: str | Path) -> ObjectStore:
     """Open a folder, `file:///…`, or a prefix of a bucket: `s3://`, `gs://`, `az://`, ….
 
     Args:
@@ -19,7 +19,7 @@ def open_objects(location: str | Path) -> Objects:
     """
     if is_remote(location):
         # Its library takes a tenth of a second to import, which most runs need not pay.
-        from mav.cache_schema.storage.remote import RemoteObjects
+        from mav.cache_schema.storage.remote import RemoteObjectStore
 
-        return RemoteObjects(str(location))
-    return LocalObjects(local_folder(location))
+        return RemoteObjectStore(str(location))
+    return LocalObjectStore(local_folder(location))

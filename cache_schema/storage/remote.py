@@ -21,7 +21,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from mav.cache_schema.errors import CacheError, UsageError
 from mav.cache_schema.storage.addresses import StorageAddress, parse_address
-from mav.cache_schema.storage.base import Bytes, ConflictError, Version, fill_parts
+from mav.cache_schema.storage.base import Bytes, ConflictError, ETag, fill_parts
 
 _PATIENCE: Final = timedelta(minutes=10)
 """For one request, its body included: a block at half a megabyte a second."""
@@ -30,8 +30,8 @@ _ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _REFUSED: Final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
 
-class RemoteObjects:
-    """A prefix of a bucket; see `Objects`."""
+class RemoteObjectStore:
+    """A prefix of a bucket; see `ObjectStore`."""
 
     def __init__(self, location: str) -> None:
         address = parse_address(location)
@@ -54,7 +54,7 @@ class RemoteObjects:
         """Fill buffers with an object's bytes, one after the other."""
         yield from fill_parts(self.read(key), parts)
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         """Return an object's version, or None if there is no such object."""
         with self._told(key):
             try:
@@ -72,7 +72,7 @@ class RemoteObjects:
                 for item in page
             }
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         """Write an object, if it is still in the version expected."""
         mode: Any = "create"
         if expected is not None:
@@ -91,14 +91,14 @@ class RemoteObjects:
                 raise self._no_bucket() from error
         return _version(done, len(data))
 
-    def _if_ours(self, key: str, data: Bytes) -> Version | None:
+    def _if_ours(self, key: str, data: Bytes) -> ETag | None:
         """Return an object's version if it holds these bytes."""
         version = self.version(key)
         if version is None or version.size != len(data):
             return None
         return version if self.read(key).tobytes() == bytes(data) else None
 
-    def withdraw(self, key: str, data: Bytes) -> None:
+    def rollback(self, key: str, data: Bytes) -> None:
         """Do nothing: an object that was not answered for is whole if it is there."""
 
     def delete(self, key: str) -> None:
@@ -106,10 +106,10 @@ class RemoteObjects:
         with self._told(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
-    def tidy(self) -> None:
+    def remove_temporaries(self) -> None:
         """Do nothing: an interrupted PUT leaves nothing."""
 
-    def prune(self) -> None:
+    def remove_empty_dirs(self) -> None:
         """Do nothing: there are no folders."""
 
     def free_bytes(self) -> int | None:
@@ -163,8 +163,8 @@ def _store(address: StorageAddress) -> Any:
     return AzureStore(address.bucket, **options)
 
 
-def _version(found: Any, size: int) -> Version:
-    return Version(tag=found["e_tag"] or "", generation=found["version"], size=size)
+def _version(found: Any, size: int) -> ETag:
+    return ETag(tag=found["e_tag"] or "", generation=found["version"], size=size)
 
 
 def _asks_for_http() -> bool:

@@ -13,7 +13,7 @@ REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeErr
 
 
 @contextmanager
-def told_if_it_fails(base: BaseModel) -> Iterator[None]:
+def explain_failures(base: BaseModel) -> Iterator[None]:
     """Make one plain error of what a base's own code raises; errors of memory stay as they are.
 
     Raises:

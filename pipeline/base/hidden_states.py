@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class StateTaps:
+class HiddenStateHooks:
     """Keeps the hidden states of chosen layers from the latest forward pass, and no others.
 
     `hidden_states[i]` is what decoder layer i (counted from 0) is given, for i < L; the last is

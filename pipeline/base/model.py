@@ -14,7 +14,7 @@ from mav.cache_schema.errors import BaseModelError
 from mav.cache_schema.manifest import BaseModelRecord
 from mav.pipeline.base.generation_defaults import readable_config, tokens_named
 from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.base.hidden_states import StateTaps
+from mav.pipeline.base.hidden_states import HiddenStateHooks
 from mav.pipeline.base.output_forms import closest, possible_forms
 from mav.pipeline.base.pretrained import Say, load_model, load_tokenizer, read_config, silent
 from mav.pipeline.base.quantization import (
@@ -43,7 +43,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class LoadOptions:
     """In what type and where a base is computed.
 
     Attributes:
@@ -60,7 +60,7 @@ class Placement:
     device_map: DeviceMap | None = None
     quantize: Quantize | None = None
 
-    def in_one_dtype(self, say: Callable[[str], None]) -> "Placement":
+    def in_one_dtype(self, say: Callable[[str], None]) -> "LoadOptions":
         """Return it with the type settled, having told what `auto` came to."""
         spread = self.device_map is not None
         dtype = pick_dtype(self.dtype, "auto" if spread else self.device, say, spread=spread)
@@ -176,9 +176,9 @@ class BaseModel:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def taps(self, indices: tuple[int, ...]) -> StateTaps:
+    def taps(self, indices: tuple[int, ...]) -> HiddenStateHooks:
         """Return hooks, not yet set, for the hidden states of these layers."""
-        return StateTaps(self.decoder, self._layers(), indices)
+        return HiddenStateHooks(self.decoder, self._layers(), indices)
 
     def unembedding(self) -> Unembedding:
         """Return the output embedding with the scale and soft-cap that the model goes by."""
@@ -265,7 +265,7 @@ def load_base(
         base_model: Hub id, folder or `.gguf` file.
         gguf_file: File inside the folder or repository, for weights in GGUF.
         revision: Branch, tag or commit of a hub repository.
-        dtype: See `Placement`.
+        dtype: See `LoadOptions`.
         device: Likewise.
         device_map: Likewise.
         quantize: Likewise.
@@ -277,12 +277,12 @@ def load_base(
         UsageError: The device is not there.
     """
     source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache, say=say)
-    placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
+    placement = LoadOptions(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
     return load_source(source, placement, say=say)
 
 
 def load_source(
-    source: BaseSource, placement: Placement, tokenizer: Any | None = None, *, say: Say = silent
+    source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None, *, say: Say = silent
 ) -> BaseModel:
     """Load a base model whose files are found already; see `load_base`.
 

@@ -50,7 +50,7 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedLayout:
+class PackedSegments:
     """The segments of a packed sequence, which cover it in order, without gaps."""
 
     segments: Sequence[Segment]
@@ -106,7 +106,7 @@ class PackedLayout:
 
 
 @contextmanager
-def packed_attention(decoder: Any, layout: PackedLayout) -> Iterator[None]:
+def packed_attention(decoder: Any, layout: PackedSegments) -> Iterator[None]:
     """Have a model attend within segments while the context is open.
 
     Args:
@@ -129,7 +129,7 @@ def packed_attention(decoder: Any, layout: PackedLayout) -> Iterator[None]:
         decoder.set_attn_implementation(before)
 
 
-_LAYOUT: ContextVar[PackedLayout] = ContextVar("layout of the packed sequence")
+_LAYOUT: ContextVar[PackedSegments] = ContextVar("layout of the packed sequence")
 
 
 def _attend(
@@ -187,7 +187,7 @@ def _varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: PackedLayout,
+    layout: PackedSegments,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:

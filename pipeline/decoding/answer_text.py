@@ -12,7 +12,7 @@ from typing import Any
 Unit = str | int
 
 
-class AnswerText:
+class ResponseText:
     """Turns tokens into text piece by piece; what was given out is never taken back.
 
     Attributes:
@@ -70,7 +70,7 @@ class AnswerText:
         rest, self._held = _shown(self._held) + self._undelivered(), []
         return self._out(rest)
 
-    def copy(self) -> "AnswerText":
+    def copy(self) -> "ResponseText":
         """Return another one that goes on from here by itself."""
         other = copy.copy(self)
         other._tokens, other._held = [*self._tokens], [*self._held]

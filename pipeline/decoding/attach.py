@@ -14,13 +14,13 @@ from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, Placement, load_source, preview_base
+from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
-from mav.pipeline.decoding.options import Decoding
-from mav.pipeline.head.compatibility import layers_on, require_same_vocabulary
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.head.compatibility import check_vocabulary, map_layers
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.int8 import is_quantized, quantize_head
 from mav.pipeline.head.model import AlignmentHead
@@ -28,14 +28,18 @@ from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.head.sizes import default_expansion_size, default_pooled_size
 from mav.pipeline.head.storage import WEIGHTS
 from mav.pipeline.preferences.chat_template import parse_date
-from mav.pipeline.preferences.prompt_format import FormName, PromptForm, choose_form
+from mav.pipeline.preferences.prompt_format import (
+    PromptFormat,
+    PromptFormatName,
+    choose_prompt_format,
+)
 from mav.pipeline.preferences.transcripts import TEMPLATE
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedHead:
     """What a head is for.
 
     Attributes:
@@ -71,7 +75,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinRules:
+class AttachOptions:
     """What the user allows and wants of every base that is put under a head.
 
     Attributes:
@@ -85,7 +89,7 @@ class JoinRules:
     """
 
     allow_tokenizer_mismatch: bool = False
-    prompt_form: FormName = "auto"
+    prompt_form: PromptFormatName = "auto"
     template_date: str | None = None
     int8_head: bool = False
     base_generation_config: bool = False
@@ -97,25 +101,25 @@ class JoinRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined:
+class AttachedModel:
     """A head and a base that belong together, the hooks of the one in the other.
 
     Attributes:
         base: The base.
         aligned: Both together; it steers nothing until told to.
         form: Form of prompts.
-        settings: Fields of `Decoding` that take the place of its defaults.
+        settings: Fields of `GenerationOptions` that take the place of its defaults.
     """
 
     base: BaseModel
     aligned: AlignedLM
-    form: PromptForm
+    form: PromptFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer_text(self, decoding: Decoding) -> AnswerText:
+    def answer_text(self, decoding: GenerationOptions) -> ResponseText:
         """Return what makes text of an answer's tokens."""
         stops = (*self.form.stops, *decoding.stop)
-        return AnswerText(self.base.tokenizer, stops, strip=True)
+        return ResponseText(self.base.tokenizer, stops, strip=True)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -128,8 +132,8 @@ class Joined:
 
 
 def load_trained(
-    head: str, rules: JoinRules = JoinRules(), dtype: torch.dtype = torch.float32
-) -> Trained:
+    head: str, rules: AttachOptions = AttachOptions(), dtype: torch.dtype = torch.float32
+) -> TrainedHead:
     """Load a head from a folder, a training output or the hub.
 
     Args:
@@ -145,7 +149,7 @@ def load_trained(
     if rules.int8_head:
         quantize_head(stored.head)
     manifest = stored.origin.manifest
-    return Trained(
+    return TrainedHead(
         name=f"The head {head}",
         head=stored.head,
         base=manifest.base,
@@ -164,7 +168,7 @@ def untrained(
     num_layers: int = 3,
     pooled_size: int | None = None,
     expansion_size: int | None = None,
-) -> Trained:
+) -> TrainedHead:
     """Return a new head for a base, which leaves it as it is until trained.
 
     Sizes that are not given follow the base; see `head_sizes`.
@@ -187,7 +191,7 @@ def untrained(
         dtype="float32",
     )
     head = AlignmentHead(config).to(base.dtype).eval()
-    return Trained(
+    return TrainedHead(
         name="The new head",
         head=head,
         base=record,
@@ -199,8 +203,8 @@ def untrained(
     )
 
 
-def load_fitting(
-    source: BaseSource, trained: Trained, rules: JoinRules, placement: Placement, say: Say
+def load_compatible_base(
+    source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions, say: Say
 ) -> BaseModel:
     """Load a base, after a look at its configuration and tokenizer has shown that it fits.
 
@@ -215,11 +219,13 @@ def load_fitting(
         MAVError: It cannot be loaded or does not belong to the head.
     """
     source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
-    require_fit(preview_base(source), trained, rules, lambda _: None)
+    check_compatible(preview_base(source), trained, rules, lambda _: None)
     return load_source(source, placement, say=say)
 
 
-def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> tuple[int, ...]:
+def check_compatible(
+    base: BaseModel, trained: TrainedHead, rules: AttachOptions, say: Say
+) -> tuple[int, ...]:
     """Check that a base belongs to a head, its weights loaded or not.
 
     Args:
@@ -236,7 +242,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
         UsageError: Prompts cannot take the form the user wants.
     """
     record = dataclasses.replace(base.record(), id=base.id)  # as the user knows it
-    require_same_vocabulary(
+    check_vocabulary(
         trained.base,
         record,
         trained.name,
@@ -244,7 +250,7 @@ def require_fit(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -
         other_tokenizer=rules.allow_tokenizer_mismatch,
     )
     _form(base, trained, rules)
-    layers = layers_on(trained.states, trained.base, record)
+    layers = map_layers(trained.states, trained.base, record)
     if record.tokenizer_digest != trained.base.tokenizer_digest:
         say(
             f"{base.id} has another tokenizer than the base the head was trained on "
@@ -270,20 +276,20 @@ def _told(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joined:
+def join(base: BaseModel, trained: TrainedHead, rules: AttachOptions, say: Say) -> AttachedModel:
     """Join a loaded base and a head, which goes to the base's device and takes its type.
 
     Raises:
         MAVError: They do not belong together.
     """
-    layers = require_fit(base, trained, rules, say)
+    layers = check_compatible(base, trained, rules, say)
     settings = _base_settings(base, rules, say)
     head = trained.head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.
     if head.dtype != base.dtype and not is_quantized(head):
         # The one that was loaded keeps its digits for the bases to come.
         head = copy.deepcopy(head).to(base.dtype)
-    return Joined(
+    return AttachedModel(
         base=base,
         aligned=AlignedLM(base, head, layers).__enter__(),
         form=_form(base, trained, rules),
@@ -291,9 +297,9 @@ def join(base: BaseModel, trained: Trained, rules: JoinRules, say: Say) -> Joine
     )
 
 
-def _form(base: BaseModel, trained: Trained, rules: JoinRules) -> PromptForm:
+def _form(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> PromptFormat:
     date = rules.template_date or trained.template_date
-    return choose_form(
+    return choose_prompt_format(
         rules.prompt_form,
         trained.template,
         base.tokenizer,
@@ -301,7 +307,7 @@ def _form(base: BaseModel, trained: Trained, rules: JoinRules) -> PromptForm:
     )
 
 
-def _base_settings(base: BaseModel, rules: JoinRules, say: Say) -> dict[str, Any]:
+def _base_settings(base: BaseModel, rules: AttachOptions, say: Say) -> dict[str, Any]:
     """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
     problem = None if base.source is None else readable_config(base.source.folder)[1]
     if problem is not None:

@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from mav.cache_schema.errors import BaseModelError, UsageError
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 
 _CARRIED_OUT: Final = ("top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-"""Settings that `Decoding` has under the same name."""
+"""Settings that `GenerationOptions` has under the same name."""
 _OTHERWISE_CARRIED_OUT: Final = ("do_sample", "temperature", "stop_strings")
 _TOKENS: Final = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 _CHANGE_NO_ANSWER: Final = (
@@ -26,7 +26,7 @@ _NEUTRAL_AT_ONE: Final = (
 
 
 def settings_of(name: str, config: Any) -> dict[str, Any]:
-    """Return the fields of `Decoding` that a base's generation_config sets.
+    """Return the fields of `GenerationOptions` that a base's generation_config sets.
 
     `do_sample` says whether tokens are sampled: without it, or where it is false, `temperature`
     counts for nothing, as in transformers.
@@ -36,7 +36,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
         config: Its generation_config.
 
     Raises:
-        BaseModelError: A value is not one that `Decoding` takes.
+        BaseModelError: A value is not one that `GenerationOptions` takes.
     """
     named = _named(config)
     found: dict[str, Any] = {field: named[field] for field in _CARRIED_OUT if field in named}
@@ -51,7 +51,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     if stops := named.get("stop_strings"):
         found["stop"] = stops
     try:
-        Decoding(**found)
+        GenerationOptions(**found)
     except UsageError as error:
         raise BaseModelError(
             f"{name}: its generation_config cannot be carried out: {error}. Mend it, or leave out "

@@ -19,7 +19,7 @@ from mav.cache_schema.storage.local import sync_directory
 from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
 from mav.pipeline.head.int8 import is_quantized
 from mav.pipeline.runtime.interruption import Interrupted
@@ -33,7 +33,7 @@ OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswersReport:
+class BatchReport:
     """What became of a file of prompts.
 
     Attributes:
@@ -56,11 +56,11 @@ def answer_file(
     prompts: Path,
     output: Path,
     alpha: AlphaSchedule,
-    decoding: Decoding,
+    decoding: GenerationOptions,
     *,
     batch_size: int,
     say: Say = lambda _: None,
-) -> AnswersReport:
+) -> BatchReport:
     """Answer every prompt of a file, or those that an interrupted run left.
 
     A line of the output has the fields of the prompt's, and `line`, `response`, `new_tokens`,
@@ -72,7 +72,8 @@ def answer_file(
         prompts: The prompts, as `read_prompts` takes them.
         output: JSON lines, written when all answers are there.
         alpha: Strength of prompts that name none.
-        decoding: How tokens are chosen; each batch has a seed of its own, `Decoding.numbered`.
+        decoding: How tokens are chosen; each batch has a seed of its own, by
+            `GenerationOptions.with_seed_offset`.
         batch_size: Most prompts decoded together.
         say: Called with each line worth telling the user.
 
@@ -109,7 +110,7 @@ def answer_file(
         whole.replace(output)
         sync_directory(output.parent)
         partial.unlink()
-    return AnswersReport(
+    return BatchReport(
         output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)
     )
 
@@ -131,7 +132,7 @@ def _answer(
     lines: Sequence[PromptLine],
     found: dict[int, Any],
     alpha: AlphaSchedule,
-    decoding: Decoding,
+    decoding: GenerationOptions,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the answers that are missing, batch by batch; first the lines that have none."""
@@ -150,7 +151,7 @@ def _answer(
         group = [line for _, line in sized[start : start + batch_size]]
         if all(line.number in found for line in group):
             continue
-        answers = _decoded(mav, group, alpha, decoding.numbered(batch))
+        answers = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
         yield [
             _line_out(line, answer)
             for line, answer in zip(group, answers, strict=True)
@@ -159,7 +160,10 @@ def _answer(
 
 
 def _decoded(
-    mav: MAVInference, group: Sequence[PromptLine], alpha: AlphaSchedule, decoding: Decoding
+    mav: MAVInference,
+    group: Sequence[PromptLine],
+    alpha: AlphaSchedule,
+    decoding: GenerationOptions,
 ) -> list[Generation | str]:
     """Decode a batch, in halves where memory does not suffice; or tell what it does not allow."""
     try:
@@ -180,7 +184,9 @@ def _decoded(
     )
 
 
-def _checked(mav: MAVInference, line: PromptLine, decoding: Decoding) -> tuple[PromptLine, int]:
+def _checked(
+    mav: MAVInference, line: PromptLine, decoding: GenerationOptions
+) -> tuple[PromptLine, int]:
     """Return a line with the error it may have, and its tokens."""
     if line.error is not None:
         return line, 0
@@ -222,7 +228,7 @@ def _made_by(
     mav: MAVInference,
     lines: Sequence[PromptLine],
     alpha: AlphaSchedule,
-    decoding: Decoding,
+    decoding: GenerationOptions,
     batch_size: int,
 ) -> dict[str, Any]:
     """Return what decides every answer of a run."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 from mav.cache_schema.errors import MAVError, UsageError
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 
 HELP: Final = """\
 /alpha 1.5        strength from now on; 0 is the base itself, 0:2,64:0.5 a schedule
@@ -38,7 +38,7 @@ class Chat:
 
     mav: MAVInference
     alpha: AlphaSchedule
-    decoding: Decoding
+    decoding: GenerationOptions
     say: Say
     given: dict[str, Any] = field(default_factory=dict)
     over: bool = False

@@ -20,10 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.answer_text import AnswerText
-from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.answer_text import ResponseText
+from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.sampling import RowSampler, choose_each
 
 _ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -47,14 +47,14 @@ class Request:
 
     prompt: tuple[int, ...]
     alpha: AlphaSchedule
-    decoding: Decoding
+    decoding: GenerationOptions
     top_logprobs: int | None = None
     is_turn: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogProbs:
-    """Natural logarithms of probabilities at one token, before anything of `Decoding` changes them.
+    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
 
     Attributes:
         aligned: Of the token, under base and head.
@@ -68,7 +68,7 @@ class LogProbs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewToken:
+class TokenOutput:
     """What one step gave one row.
 
     Attributes:
@@ -101,20 +101,20 @@ class Row:
     """
 
     request: Request
-    text: AnswerText
+    text: ResponseText
     sampler: RowSampler
     tokens: list[int] = field(default_factory=list)
     latest: float | None = None
 
 
-class InFlightDecoder:
+class ContinuousBatchDecoder:
     """Decodes rows that come and go, in one batch; not for several threads.
 
     Attributes:
         rows: The rows that are being decoded.
     """
 
-    def __init__(self, joined: Joined) -> None:
+    def __init__(self, joined: AttachedModel) -> None:
         """Begin without rows.
 
         Args:
@@ -137,9 +137,9 @@ class InFlightDecoder:
         self._takes_positions = takes_positions(joined.base.model)
 
     @torch.inference_mode()
-    def add(self, requests: Sequence[Request]) -> list[NewToken]:
+    def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
         """Read the prompts of new requests; return the first token of each."""
-        found: list[NewToken] = []
+        found: list[TokenOutput] = []
         for group in _groups(requests):
             rows = [self._new_row(request) for request in group]
             inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
@@ -154,7 +154,7 @@ class InFlightDecoder:
         return found
 
     @torch.inference_mode()
-    def step(self) -> list[NewToken]:
+    def step(self) -> list[TokenOutput]:
         """Return the next token of every row; rows that end leave."""
         if not self.rows:
             return []
@@ -174,13 +174,13 @@ class InFlightDecoder:
         stops = (*of_form, *request.decoding.stop)
         return Row(
             request=request,
-            text=AnswerText(self._joined.base.tokenizer, stops, strip=request.is_turn),
+            text=ResponseText(self._joined.base.tokenizer, stops, strip=request.is_turn),
             sampler=RowSampler(request.decoding, self._joined.base.device, request.prompt),
         )
 
     def _pass(
         self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache
-    ) -> list[NewToken]:
+    ) -> list[TokenOutput]:
         aligned = self._joined.aligned
         wants = any(row.request.top_logprobs is not None for row in rows)
         positions = positions_of(mask, ids.shape[1])
@@ -204,7 +204,7 @@ class InFlightDecoder:
             for row, token, probs in zip(rows, chosen, logprobs, strict=True)
         ]
 
-    def _advance(self, row: Row, token: int, logprobs: LogProbs | None) -> NewToken:
+    def _advance(self, row: Row, token: int, logprobs: LogProbs | None) -> TokenOutput:
         now, before = perf_counter(), row.latest
         row.latest = now
         row.tokens.append(token)
@@ -217,7 +217,7 @@ class InFlightDecoder:
             finish = "length"
         if finish:
             text += row.text.finish()
-        return NewToken(
+        return TokenOutput(
             row=row,
             token=token,
             text=text,

@@ -15,20 +15,20 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import CompileConfig
 
-from mav.pipeline.base.failures import told_if_it_fails
+from mav.pipeline.base.failures import explain_failures
 from mav.pipeline.base.generation_defaults import generation_config_set_aside
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.answer_text import AnswerText
-from mav.pipeline.decoding.attach import Joined
-from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.answer_text import ResponseText
+from mav.pipeline.decoding.attach import AttachedModel
+from mav.pipeline.decoding.options import Generation, GenerationOptions
 
 
 def decode(
-    joined: Joined,
+    joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
     schedules: Sequence[AlphaSchedule],
-    decoding: Decoding,
+    decoding: GenerationOptions,
     *,
     stopping: Sequence[StoppingCriteria] = (),
     **extra: Any,
@@ -58,7 +58,7 @@ def decode(
         torch.random.fork_rng(enabled=decoding.seed is not None),
         joined.aligned.steering([schedule.at(0) for schedule in schedules]),
         generation_config_set_aside(base.model),
-        told_if_it_fails(base),
+        explain_failures(base),
     ):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
@@ -76,11 +76,11 @@ def decode(
 
 
 def finished(
-    joined: Joined,
+    joined: AttachedModel,
     prompt: str,
     schedule: AlphaSchedule,
     row: Sequence[int],
-    decoding: Decoding,
+    decoding: GenerationOptions,
     seconds: float,
 ) -> Generation:
     """Return an answer without what follows its end.
@@ -135,7 +135,7 @@ def positions_of(mask: Tensor, last: int) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)[:, -last:]
 
 
-def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
+def _generation_config(joined: AttachedModel, decoding: GenerationOptions) -> GenerationConfig:
     compiled = None
     if decoding.compile:
         compiled = CompileConfig()
@@ -154,14 +154,16 @@ def _generation_config(joined: Joined, decoding: Decoding) -> GenerationConfig:
         repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(joined.end_tokens),
         pad_token_id=joined.base.pad_token,
-        use_cache=decoding.kv_cache != "none",
-        cache_implementation="static" if decoding.kv_cache == "static" else None,
+        use_cache=decoding.cache_implementation != "none",
+        cache_implementation="static" if decoding.cache_implementation == "static" else None,
         disable_compile=not decoding.compile,
         compile_config=compiled,
     )
 
 
-def _stop_texts(joined: Joined, decoding: Decoding, prompt_width: int) -> list[StoppingCriteria]:
+def _stop_texts(
+    joined: AttachedModel, decoding: GenerationOptions, prompt_width: int
+) -> list[StoppingCriteria]:
     if not (joined.form.stops or decoding.stop):
         return []
     return [_StopTexts(lambda: joined.answer_text(decoding), prompt_width)]
@@ -174,10 +176,10 @@ class _StopTexts(StoppingCriteria):  # type: ignore[misc]
     row.
     """
 
-    def __init__(self, begin: Callable[[], AnswerText], prompt_width: int) -> None:
+    def __init__(self, begin: Callable[[], ResponseText], prompt_width: int) -> None:
         self._begin = begin
         self._prompt_width = prompt_width
-        self._known: dict[tuple[int, ...], AnswerText] = {}
+        self._known: dict[tuple[int, ...], ResponseText] = {}
 
     def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
         """Return, for each sequence, whether it is to end."""
@@ -186,7 +188,7 @@ class _StopTexts(StoppingCriteria):  # type: ignore[misc]
         ended = [self._known[answer].stopped for answer in answers]
         return torch.tensor(ended, device=input_ids.device)
 
-    def _read(self, answer: tuple[int, ...]) -> AnswerText:
+    def _read(self, answer: tuple[int, ...]) -> ResponseText:
         before = self._known.get(answer[:-1])
         if before is not None and before.stopped:
             return before

@@ -12,7 +12,7 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import (
     BaseModel,
     DeviceMap,
-    Placement,
+    LoadOptions,
     load_base,
     load_source,
     preview_base,
@@ -22,22 +22,22 @@ from mav.pipeline.base.source import BaseSource, resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
 from mav.pipeline.decoding.attach import (
-    Joined,
-    JoinRules,
-    Trained,
+    AttachedModel,
+    AttachOptions,
+    TrainedHead,
+    check_compatible,
     join,
-    load_fitting,
+    load_compatible_base,
     load_trained,
-    require_fit,
     untrained,
 )
 from mav.pipeline.decoding.generate import decode, finished
-from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.scoring import Score, score_answers
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
 from mav.pipeline.decoding.turns import Lending
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.preferences.prompt_format import FormName, Messages
+from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.memory import free_memory
@@ -65,7 +65,7 @@ class MAVInference:
         device: str = "auto",
         device_map: DeviceMap | None = None,
         quantize: Quantize | None = None,
-        prompt_form: FormName = "auto",
+        prompt_form: PromptFormatName = "auto",
         template_date: str | None = None,
         allow_tokenizer_mismatch: bool = False,
         int8_head: bool = False,
@@ -84,7 +84,7 @@ class MAVInference:
             dtype: Element type of both, unless the base is loaded already: a name, torch's type, or
                 `auto` for what the device multiplies natively.
             device: `auto` or a torch device, likewise.
-            device_map: How the base is spread over several devices; see `Placement`.
+            device_map: How the base is spread over several devices; see `LoadOptions`.
             quantize: How its weights are quantized when it is loaded.
             prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
                 head was trained in.
@@ -100,7 +100,7 @@ class MAVInference:
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
         """
-        rules = JoinRules(
+        rules = AttachOptions(
             allow_tokenizer_mismatch=allow_tokenizer_mismatch,
             prompt_form=prompt_form,
             template_date=template_date,
@@ -108,9 +108,11 @@ class MAVInference:
             base_generation_config=base_generation_config,
             gguf_cache=gguf_cache,
         )
-        placement = Placement(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
+        placement = LoadOptions(
+            dtype=dtype, device=device, device_map=device_map, quantize=quantize
+        )
         if isinstance(base, BaseModel):
-            placement = Placement(dtype=base.dtype, device=str(base.device))
+            placement = LoadOptions(dtype=base.dtype, device=str(base.device))
         else:
             placement = placement.in_one_dtype(say)
         trained = load_trained(head, rules, pick_dtype(placement.dtype, placement.device))
@@ -120,16 +122,21 @@ class MAVInference:
                 if base is None
                 else resolve_base(base, gguf_file, revision)
             )
-            base = load_fitting(source, trained, rules, placement, say)
+            base = load_compatible_base(source, trained, rules, placement, say)
             remember(source.weights_digest(), source.id)
         self._begin(base, trained, rules, placement, say)
 
     def _begin(
-        self, base: BaseModel, trained: Trained, rules: JoinRules, placement: Placement, say: Say
+        self,
+        base: BaseModel,
+        trained: TrainedHead,
+        rules: AttachOptions,
+        placement: LoadOptions,
+        say: Say,
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
         self._lending = Lending()
-        self._joined: Joined | None = join(base, trained, rules, say)
+        self._joined: AttachedModel | None = join(base, trained, rules, say)
 
     @classmethod
     def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
@@ -141,12 +148,12 @@ class MAVInference:
                 are left out follow the base.
         """
         made = cls.__new__(cls)
-        placement = Placement(dtype=base.dtype, device=str(base.device))
-        made._begin(base, untrained(base, **head), JoinRules(), placement, lambda _: None)
+        placement = LoadOptions(dtype=base.dtype, device=str(base.device))
+        made._begin(base, untrained(base, **head), AttachOptions(), placement, lambda _: None)
         return made
 
     @property
-    def joined(self) -> Joined:
+    def joined(self) -> AttachedModel:
         """The base in use and the head in it.
 
         Raises:
@@ -171,16 +178,16 @@ class MAVInference:
         """SHA-256 over the head's weights."""
         return self._trained.digest
 
-    def decoding(self, **given: Any) -> Decoding:
+    def decoding(self, **given: Any) -> GenerationOptions:
         """Return how tokens are chosen: as given, and else by default or as the base has it.
 
         Args:
-            **given: Fields of `Decoding`.
+            **given: Fields of `GenerationOptions`.
 
         Raises:
             UsageError: One is not as it should be.
         """
-        return Decoding(**{**self.joined.settings, **given})
+        return GenerationOptions(**{**self.joined.settings, **given})
 
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
         """Return the answer to a prompt.
@@ -189,12 +196,12 @@ class MAVInference:
             prompt: A user's message, messages with `role` and `content`, or a transcript that
                 ends in `Assistant:`.
             alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
-            **decoding: Fields of `Decoding`.
+            **decoding: Fields of `GenerationOptions`.
         """
         return self.generate(prompt, alpha, self.decoding(**decoding)).response
 
     def generate(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Generation:
         """Return an answer with its tokens and the time it took; see `generate_batch`."""
         return self.generate_batch([prompt], alpha, decoding)[0]
@@ -203,7 +210,7 @@ class MAVInference:
         self,
         prompts: Sequence[Prompt],
         alpha: Alpha | Sequence[Alpha] = 1.0,
-        decoding: Decoding | None = None,
+        decoding: GenerationOptions | None = None,
     ) -> list[Generation]:
         """Return the answers to several prompts, decoded together.
 
@@ -282,7 +289,7 @@ class MAVInference:
         return self.stream(prompt, alpha, self.decoding(**decoding))
 
     def stream(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: Decoding | None = None
+        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Iterator[str]:
         """Yield the answer to a prompt piece by piece.
 
@@ -294,7 +301,9 @@ class MAVInference:
         self._lending.require_not_lent()
         return self._stream(prompt, as_schedule(alpha), decoding)
 
-    def _stream(self, prompt: Prompt, alpha: AlphaSchedule, decoding: Decoding) -> Iterator[str]:
+    def _stream(
+        self, prompt: Prompt, alpha: AlphaSchedule, decoding: GenerationOptions
+    ) -> Iterator[str]:
         # Once more, as a stream may be listened to long after it was asked for.
         self._lending.require_not_lent()
         stream, abandoned = TextStream(), threading.Event()
@@ -396,7 +405,7 @@ class MAVInference:
 
     def _load_other(self, source: BaseSource, say: Say) -> None:
         source = with_copy(source, gguf_cache=self._rules.gguf_cache, say=say)
-        require_fit(preview_base(source), self._trained, self._rules, lambda _: None)
+        check_compatible(preview_base(source), self._trained, self._rules, lambda _: None)
         before = None if self._joined is None else self._joined.base.source
         # A base that was built in memory could not be had back, so it stays until the last.
         if self._joined is not None and before is not None:

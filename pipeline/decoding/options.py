@@ -16,11 +16,11 @@ _LARGEST_SEED: Final = 2**62
 _WHOLE: Final = ("max_new_tokens", "top_k", "num_beams", "seed")
 _REAL: Final = ("temperature", "top_p", "min_p", "repetition_penalty")
 
-KvCache = Literal["dynamic", "static", "none"]
+CacheImplementation = Literal["dynamic", "static", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class GenerationOptions:
     """How tokens are chosen.
 
     Attributes:
@@ -34,7 +34,8 @@ class Decoding:
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
         num_beams: Beams to search with; 1 searches none.
         stop: Strings that end an answer and are no part of it.
-        kv_cache: `dynamic` grows with the answer, `static` has its full size from the start, which
+        cache_implementation: `dynamic` grows with the answer, `static` has its full size from the
+            start, which
             is what can be compiled, `none` runs the whole text again for every token.
         compile: Compile the base with its head, whose first answer takes long; takes the static
             cache.
@@ -49,7 +50,7 @@ class Decoding:
     seed: int | None = None
     num_beams: int = 1
     stop: tuple[str, ...] = ()
-    kv_cache: KvCache = "dynamic"
+    cache_implementation: CacheImplementation = "dynamic"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -79,13 +80,17 @@ class Decoding:
             )
         if self.num_beams < 1:
             raise UsageError(f"--num-beams: got {self.num_beams}, expected at least 1")
-        if self.kv_cache not in get_args(KvCache):
-            known = ", ".join(get_args(KvCache))
-            raise UsageError(f"--kv-cache: got {self.kv_cache!r}, expected one of {known}")
+        if self.cache_implementation not in get_args(CacheImplementation):
+            known = ", ".join(get_args(CacheImplementation))
+            raise UsageError(
+                f"--kv-cache: got {self.cache_implementation!r}, expected one of {known}"
+            )
         if not isinstance(self.compile, bool):
             raise UsageError(f"--compile: got {self.compile!r}, expected True or False")
-        if self.compile and self.kv_cache != "static":
-            raise UsageError(f"--compile: got --kv-cache {self.kv_cache}, expected static")
+        if self.compile and self.cache_implementation != "static":
+            raise UsageError(
+                f"--compile: got --kv-cache {self.cache_implementation}, expected static"
+            )
 
     def _take(self, name: str, kind: type, plain: type, expected: str) -> None:
         """Keep a number as Python's own, whichever library it is of."""
@@ -104,7 +109,7 @@ class Decoding:
             raise UsageError("--stop: got an empty string, expected text that ends an answer")
         object.__setattr__(self, "stop", tuple(stops))
 
-    def numbered(self, number: int) -> "Decoding":
+    def with_seed_offset(self, number: int) -> "GenerationOptions":
         """Return it for one of several answers, or batches, that one seed is to serve.
 
         Args:

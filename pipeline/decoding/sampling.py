@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 
 
 class RowSampler:
@@ -15,7 +15,7 @@ class RowSampler:
     """
 
     def __init__(
-        self, decoding: Decoding, device: torch.device, prompt: Sequence[int] = ()
+        self, decoding: GenerationOptions, device: torch.device, prompt: Sequence[int] = ()
     ) -> None:
         """Begin an answer.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mav.cache_schema.errors import DataError
 from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
 from mav.pipeline.preferences.prompt_format import Messages
 
@@ -53,7 +53,7 @@ class Score:
 
 
 def score_answers(
-    joined: Joined,
+    joined: AttachedModel,
     prompts: Sequence[str | Messages],
     answers: Sequence[str],
     schedules: Sequence[AlphaSchedule],
@@ -64,7 +64,7 @@ def score_answers(
 
     Args:
         joined: Base and head.
-        prompts: As `PromptForm.render` takes them.
+        prompts: As `PromptFormat.render` takes them.
         answers: A text for each prompt.
         schedules: Strengths for each.
         ended: Whether the token that ends an answer counts too.
@@ -99,7 +99,7 @@ def score_answers(
 
 @torch.inference_mode()
 def _logprobs(
-    joined: Joined,
+    joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     schedules: Sequence[AlphaSchedule],

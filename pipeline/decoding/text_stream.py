@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.answer_text import ResponseText
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc]
@@ -22,9 +22,9 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         self._prompt_is_next = True
-        self._text: AnswerText | None = None
+        self._text: ResponseText | None = None
 
-    def begin(self, text: AnswerText) -> None:
+    def begin(self, text: ResponseText) -> None:
         """Say what makes text of the tokens that come."""
         self._text = text
 

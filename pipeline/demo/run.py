@@ -11,7 +11,7 @@ from typing import Final
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.evaluation.evaluate import evaluate
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
@@ -138,7 +138,7 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
         mav.generate_batch(
             [prompt for prompt in PROMPTS for _ in ALPHAS],
             list(ALPHAS) * len(PROMPTS),
-            Decoding(max_new_tokens=_NEW_TOKENS),
+            GenerationOptions(max_new_tokens=_NEW_TOKENS),
         )
     )
     for prompt in PROMPTS:

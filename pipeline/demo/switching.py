@@ -9,7 +9,7 @@ import transformers
 
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.reporting.side_by_side import side_by_side
 
 Say = Callable[[str], None]
@@ -23,7 +23,7 @@ def demonstrate_switching(
     other: str | None,
     prompts: Sequence[str],
     alphas: Sequence[float],
-    decoding: Decoding,
+    decoding: GenerationOptions,
     *,
     say: Say,
 ) -> None:
@@ -59,7 +59,7 @@ def _answer(
     mav: MAVInference,
     prompts: Sequence[str],
     alphas: Sequence[float],
-    decoding: Decoding,
+    decoding: GenerationOptions,
     say: Say,
 ) -> None:
     base = mav.base

@@ -20,7 +20,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.confidence import mean_interval, wilson
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
 from mav.pipeline.evaluation.pair_scores import tally_pairs
-from mav.pipeline.head.compatibility import require_same_features
+from mav.pipeline.head.compatibility import check_features
 from mav.pipeline.head.movement import advice, has_hardly_moved
 from mav.pipeline.head.pretrained import StoredHead, load_head
 from mav.pipeline.loader.split import PairSubset, Which, in_subset
@@ -139,7 +139,7 @@ def evaluate(
     placed = pick_device(device)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
-    require_same_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
+    check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
     subset = _subset(stored, reader, which)
     wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
     if not wanted.any():

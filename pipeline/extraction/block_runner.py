@@ -18,7 +18,7 @@ from mav.cache_schema.arrays import layouts
 from mav.cache_schema.errors import BaseModelError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
-from mav.pipeline.base.hidden_states import StateTaps
+from mav.pipeline.base.hidden_states import HiddenStateHooks
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.batch_size import BatchBudget
 from mav.pipeline.extraction.encode import quantized_rows, vocabulary_rows
@@ -121,7 +121,7 @@ class BlockForward:
             return rows
         return quantized_rows(rows, self._manifest, self._base.logits_device)
 
-    def _attempt(self, batch_pairs: Sequence[int], taps: StateTaps) -> "_BatchRows | None":
+    def _attempt(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows | None":
         """Run a batch; None where memory does not suffice, and smaller ones are to be tried."""
         try:
             return self._run(batch_pairs, taps)
@@ -138,7 +138,7 @@ class BlockForward:
         self.budget.shrink()
         return None
 
-    def _run(self, batch_pairs: Sequence[int], taps: StateTaps) -> "_BatchRows":
+    def _run(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows":
         batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(self._base.device)
         own_NV = self._forward(batch)
         device = self._base.logits_device

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from mav.cache_schema.records import read_commits
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.extraction.prepare import Say, Work
 from mav.pipeline.runtime.interruption import Interrupted
@@ -16,7 +16,13 @@ _BLOCKS_WAITING: Final = 2
 
 
 def run_blocks(
-    work: Work, writer: CacheWriter, blocks: list[int], objects: Objects, say: Say, *, alone: bool
+    work: Work,
+    writer: CacheWriter,
+    blocks: list[int],
+    objects: ObjectStore,
+    say: Say,
+    *,
+    alone: bool,
 ) -> int:
     """Compute and write blocks, some while those before are written; return their pairs.
 
@@ -78,7 +84,7 @@ def _written(waiting: deque[Future[None]], say: Say) -> bool:
 
 
 def _interrupted(
-    work: Work, blocks: list[int], ran: int, objects: Objects, *, alone: bool, at_once: bool
+    work: Work, blocks: list[int], ran: int, objects: ObjectStore, *, alone: bool, at_once: bool
 ) -> Interrupted:
     """Tell what is kept, as it stands in the cache."""
     goes_on = "The same command goes on from there"

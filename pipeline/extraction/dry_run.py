@@ -16,8 +16,8 @@ from mav.cache_schema.manifest import LogitsEncoding, Manifest
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
-from mav.cache_schema.storage.base import Objects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.base import ObjectStore
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.options import ExtractOptions, StorageDtype, as_begun, states_storage
@@ -110,7 +110,7 @@ def preflight(
     Raises:
         MAVError: Any input is at fault, as it would be for the extraction.
     """
-    request, objects = prepare(options, base, say), open_objects(options.output)
+    request, objects = prepare(options, base, say), open_object_store(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
     if stored is not None:
         require_begun_in(options, stored, dtype_name(options.dtype))
@@ -135,7 +135,7 @@ def preflight(
     )
 
 
-def require_room(objects: Objects, work: Work, missing: list[int], *, begun: bool) -> None:
+def require_room(objects: ObjectStore, work: Work, missing: list[int], *, begun: bool) -> None:
     """Refuse to start an extraction that the disk cannot hold.
 
     Args:
@@ -193,7 +193,7 @@ def screen(found: Preflight) -> str:
     return "\n".join(lines)
 
 
-def _missing(objects: Objects, work: Work) -> list[int]:
+def _missing(objects: ObjectStore, work: Work) -> list[int]:
     sizes = objects.sizes()
     committed = read_commits(objects, work.manifest, sizes).records
     return [block for block in range(work.plan.blocks) if block not in committed]

@@ -11,9 +11,9 @@ from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import BaseModelRecord, Manifest
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import LOCK, run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter, require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import Quantize, quantization_of
@@ -93,7 +93,7 @@ def extract(
         MAVError: Any input is at fault; see its subclasses.
     """
     request = prepare(options, base, say)
-    processes, objects = request.processes, open_objects(options.output)
+    processes, objects = request.processes, open_object_store(options.output)
     if not processes.first:
         say = _silent
     with ExitStack() as held:
@@ -166,7 +166,7 @@ def _silent(line: str) -> None:
     """Say nothing; the first process speaks for all."""
 
 
-def _sound(objects: Objects) -> bool:
+def _sound(objects: ObjectStore) -> bool:
     try:
         CacheReader(objects.location)
     except CacheError:
@@ -204,7 +204,7 @@ def _remember_base(request: Request, manifest: Manifest) -> None:
         remember(manifest.base.weights_digest, request.source.id)
 
 
-def _create(objects: Objects, run: str, work: Work) -> None:
+def _create(objects: ObjectStore, run: str, work: Work) -> None:
     require_room(objects, work, list(range(work.plan.blocks)), begun=False)
     CacheWriter.create(
         objects, run, work.manifest, work.plan, work.data.columns(), unembedding_arrays(work)
@@ -216,7 +216,7 @@ def _restore(writer: CacheWriter, work: Work) -> list[str]:
 
 
 def _report(
-    objects: Objects, manifest: Manifest, done: int, seconds: float, packing: Packing | None
+    objects: ObjectStore, manifest: Manifest, done: int, seconds: float, packing: Packing | None
 ) -> ExtractReport:
     return ExtractReport(
         manifest=manifest,

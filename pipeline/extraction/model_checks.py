@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.base.failures import REFUSALS, told_if_it_fails
+from mav.pipeline.base.failures import REFUSALS, explain_failures
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.forward import run_decoder, run_whole
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
@@ -26,13 +26,13 @@ from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_
 # Relative errors (Frobenius norm) above which two results count as different. The same tensor
 # through the same kernels differs by nothing; the same product in another order by rounding,
 # which depth multiplies. A wrong layer or mask gives 0.1 to 1.
-SAME_PASS: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
-OTHER_ORDER: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+RTOL_SAME_KERNEL: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+RTOL_REORDERED: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
 _CHECKED_PAIRS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseVerdict:
+class ModelCheckReport:
     """What was found out about a base model.
 
     Attributes:
@@ -54,7 +54,7 @@ def check_base(
     *,
     must_factor: bool,
     say: Callable[[str], None],
-) -> BaseVerdict:
+) -> ModelCheckReport:
     """Run all checks on a few pairs.
 
     Args:
@@ -73,11 +73,11 @@ def check_base(
     chosen = [int(longest_first[place]) for place in spread]
     # All hidden states and logits of a text of middling length take little memory.
     batch = pack_alone(pairs, int(longest_first[len(pairs) // 2]))[0].to(base.device)
-    with told_if_it_fails(base):
+    with explain_failures(base):
         errors = {"layers": check_layers(base, layers, batch)}
     factored = True
     try:
-        with told_if_it_fails(base):
+        with explain_failures(base):
             errors["factored_logits"] = check_unembedding(base, base.unembedding(), batch)
     except BaseModelError as cause:
         if must_factor:
@@ -99,7 +99,7 @@ def check_base(
             f"(relative error {by_packing['padded']:.2g}) or its attention window is shorter than "
             f"the maximum length; each answer is run apart, which takes about twice as long"
         )
-    return BaseVerdict(errors=errors, factored=factored, packing=packing)
+    return ModelCheckReport(errors=errors, factored=factored, packing=packing)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -129,7 +129,7 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
             error = relative_error(got, want) if got.shape == want.shape else float("inf")
             worst = max(worst, error)
             # Written so that a NaN, from an overflow in float16 say, does not pass.
-            if not error <= SAME_PASS[base.dtype]:
+            if not error <= RTOL_SAME_KERNEL[base.dtype]:
                 raise BaseModelError(
                     f"{base.config.model_type}: the states taken for layer {layer} are not its "
                     f"hidden_states[{layer}] (shapes {tuple(got.shape)} and {tuple(want.shape)}, "
@@ -155,7 +155,7 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
         final = taps.states[last]
     flat = own.reshape(-1, own.shape[-1])[batch.predict]
     error = relative_error(unembedding(final.reshape(-1, final.shape[-1])[batch.predict]), flat)
-    if not error <= SAME_PASS[base.dtype] * 10:
+    if not error <= RTOL_SAME_KERNEL[base.dtype] * 10:
         raise BaseModelError(
             f"{base.config.model_type}: the model's logits are not its final state times its "
             f"output embedding (relative error {error:.2g}), so they cannot be factored. "
@@ -189,10 +189,10 @@ def choose_packing(
     for packing in PACKINGS:
         errors[packing] = _packing_error(base, layers, pairs, alone, packing)
         fits = packing != "padded" or window_fits(base, max_length)
-        if fits and errors[packing] <= OTHER_ORDER[base.dtype]:
+        if fits and errors[packing] <= RTOL_REORDERED[base.dtype]:
             return packing, errors
     # Rounding that is a little more than usual is no reason to refuse what nothing can replace.
-    if errors["apart"] <= 2 * OTHER_ORDER[base.dtype]:
+    if errors["apart"] <= 2 * RTOL_REORDERED[base.dtype]:
         return "apart", errors
     raise BaseModelError(
         f"{base.config.model_type}: the states of a text change with what else is in its batch "

@@ -62,7 +62,7 @@ class ExtractOptions:
             device multiplies natively. A name or torch's type.
         allow_dtype_mismatch: Go on with a cache that was begun in another type than `dtype`.
         device: `auto` or a torch device.
-        device_map: How the base is spread over several devices; see `Placement`.
+        device_map: How the base is spread over several devices; see `LoadOptions`.
         quantize: How the base's weights are quantized when they are loaded.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
         batch_tokens: Most tokens in one forward pass, padding included, or None for what the

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mav.pipeline.base.packed_attention import PackedLayout, Segment
+from mav.pipeline.base.packed_attention import PackedSegments, Segment
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 
 Packing = Literal["packed", "padded", "apart"]
@@ -42,7 +42,7 @@ class ForwardBatch:
     inputs: dict[str, Tensor]
     predict: Tensor
     labels: NDArray[np.int32]
-    layout: PackedLayout | None = None
+    layout: PackedSegments | None = None
 
     def to(self, device: torch.device) -> "ForwardBatch":
         """Return the batch with its tensors on a device."""
@@ -98,7 +98,7 @@ def pack_together(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> Forward
         },
         predict=torch.cat(predict),
         labels=np.concatenate(labels),
-        layout=PackedLayout(segments=segments),
+        layout=PackedSegments(segments=segments),
     )
 
 

@@ -13,7 +13,7 @@ from mav.cache_schema.errors import MismatchError, UsageError
 from mav.cache_schema.manifest import LogitsRecord, Manifest, StoredDtype
 from mav.cache_schema.plan import BlockPlan
 from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.base.model import BaseModel, Placement, load_source
+from mav.pipeline.base.model import BaseModel, LoadOptions, load_source
 from mav.pipeline.base.pretrained import load_config, load_tokenizer
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.batch_size import CPU_TOKENS, BatchBudget, measured_budget
@@ -249,7 +249,7 @@ def load(
         say(f"Loading {request.source.id} in {dtype}")
         base = load_source(
             request.source,
-            Placement(
+            LoadOptions(
                 dtype=TORCH_DTYPES[dtype],
                 device=request.device,
                 device_map=options.device_map,

@@ -5,7 +5,7 @@ from mav.cache_schema.manifest import BaseModelRecord, Manifest, StatesRecord
 from mav.pipeline.base.layer_selection import select_layers
 
 
-def require_same_vocabulary(
+def check_vocabulary(
     expected: BaseModelRecord,
     got: BaseModelRecord,
     what_expects: str,
@@ -43,15 +43,13 @@ def require_same_vocabulary(
         )
 
 
-def require_same_features(
-    expected: Manifest, got: Manifest, what_expects: str, what_got: str
-) -> None:
+def check_features(expected: Manifest, got: Manifest, what_expects: str, what_got: str) -> None:
     """Refuse a cache whose states or tokens are not what a head reads.
 
     Raises:
         MismatchError: Vocabulary, number of layers or pooled size differ.
     """
-    require_same_vocabulary(expected.base, got.base, what_expects, what_got)
+    check_vocabulary(expected.base, got.base, what_expects, what_got)
     same_base = expected.base.weights_digest == got.base.weights_digest
     for name, stored, asked in (
         ("layers", len(expected.states.layers), len(got.states.layers)),
@@ -66,7 +64,7 @@ def require_same_features(
             )
 
 
-def layers_on(
+def map_layers(
     states: StatesRecord, trained_on: BaseModelRecord, other: BaseModelRecord
 ) -> tuple[int, ...]:
     """Return the layers a head reads on a base: the same choice, by strategy, at another depth.

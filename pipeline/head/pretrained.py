@@ -18,7 +18,7 @@ from mav.pipeline.head.storage import (
     find_head,
     read_head_config,
 )
-from mav.pipeline.runtime.durable_folder import write_folder
+from mav.pipeline.runtime.durable_folder import atomic_write_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def save_head(
         },
         "cache": portable(origin.manifest).to_json(),
     }
-    write_folder(folder, {CONFIG: config}, {WEIGHTS: dict(weights)})
+    atomic_write_directory(folder, {CONFIG: config}, {WEIGHTS: dict(weights)})
 
 
 def load_head(

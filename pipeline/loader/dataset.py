@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mav.cache_schema.reader import Block, BlockMemory, CacheReader
 from mav.pipeline.loader.batch import Batch, BatchMemory, collate, empty_like
-from mav.pipeline.loader.sampler import WINDOW_BLOCKS, EpochOrder, StepShape, order_epoch
+from mav.pipeline.loader.sampler import WINDOW_BLOCKS, EpochOrder, StepLayout, order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
 
 _BATCHES_AHEAD: Final = 4
@@ -39,13 +39,13 @@ class StreamMemory:
         self.batches = BatchMemory()
 
 
-class PreferenceStream(IterableDataset[Batch]):
+class CachedPreferenceDataset(IterableDataset[Batch]):
     """The micro-batches of one process for one epoch.
 
     Every step gives exactly `grad_accum` of them; in the last step of an epoch some may be empty.
     No pair is dropped and none is seen twice. It may be given to a `DataLoader` with
     `batch_size=None` and any number of workers, which changes nothing about the order;
-    `read_ahead` is quicker.
+    `prefetch` is quicker.
 
     Attributes:
         location: Folder or URL of the cache.
@@ -56,7 +56,7 @@ class PreferenceStream(IterableDataset[Batch]):
         self,
         location: str | Path,
         subset: PairSubset,
-        shape: StepShape,
+        shape: StepLayout,
         *,
         seed: int,
         epoch: int,
@@ -189,7 +189,7 @@ class _HeldBlocks:
         return self._held[window, number][0]
 
 
-def read_ahead(stream: PreferenceStream, *, pinned: bool = False) -> Iterator[Batch]:
+def prefetch(stream: CachedPreferenceDataset, *, pinned: bool = False) -> Iterator[Batch]:
     """Yield a stream's batches, made in another thread while this one computes.
 
     Args:

@@ -19,7 +19,7 @@ WINDOW_BLOCKS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepShape:
+class StepLayout:
     """How the pairs of an optimizer step are shared out.
 
     Attributes:
@@ -78,7 +78,7 @@ class EpochOrder:
 def order_epoch(
     plan: BlockPlan,
     wanted: NDArray[np.bool_],
-    shape: StepShape,
+    shape: StepLayout,
     *,
     seed: int,
     epoch: int,
@@ -125,7 +125,7 @@ def _wanted_of(plan: BlockPlan, block: int, wanted: NDArray[np.bool_]) -> NDArra
     return pairs.start + np.flatnonzero(wanted[pairs.start : pairs.stop])
 
 
-def _slots(tokens: NDArray[np.int64], shape: StepShape) -> NDArray[np.int64]:
+def _slots(tokens: NDArray[np.int64], shape: StepLayout) -> NDArray[np.int64]:
     """Cut pairs of so many tokens each, in order, into steps of slots."""
     count, slots = len(tokens), shape.slots
     if shape.batch_tokens is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mav.cache_schema.errors import DataError
 from mav.cache_schema.manifest import DataRecord, SourceRecord, TextRecord
 from mav.pipeline.preferences.mixture import mix
-from mav.pipeline.preferences.prompt_format import TEMPLATES, Form, choose_form
+from mav.pipeline.preferences.prompt_format import TEMPLATES, Form, choose_prompt_format
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TRUNCATION, TokenizedPairs, tokenize_pairs
@@ -109,7 +109,7 @@ def read_data(
             )
         )
         say(_told(source, records[-1]))
-    end = choose_form(form, TEMPLATES[form], tokenizer).end_token
+    end = choose_prompt_format(form, TEMPLATES[form], tokenizer).end_token
     text = TextRecord(
         prompt_template=TEMPLATES[form],
         max_length=max_length,

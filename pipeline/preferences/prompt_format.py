@@ -25,7 +25,7 @@ from mav.pipeline.preferences.transcripts import (
 )
 
 Form = Literal["hh", "chat"]
-FormName = Literal["auto", "hh", "chat"]
+PromptFormatName = Literal["auto", "hh", "chat"]
 TEMPLATES: Final[dict[Form, str]] = {"hh": TEMPLATE, "chat": CHAT_TEMPLATE}
 """What a manifest says of prompts in each form."""
 
@@ -33,7 +33,7 @@ _PROBE: Final = "a"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptForm:
+class PromptFormat:
     """How messages become the text and the tokens a base reads.
 
     Attributes:
@@ -152,14 +152,14 @@ class PromptForm:
         return [*ids[:length], end]
 
 
-def form_of(template: str) -> Form:
+def prompt_format_of(template: str) -> Form:
     """Return the form that a manifest's prompt template stands for."""
     return "chat" if template == CHAT_TEMPLATE else "hh"
 
 
-def choose_form(
-    asked: FormName, template: str, tokenizer: Any, date: datetime.date | None = None
-) -> PromptForm:
+def choose_prompt_format(
+    asked: PromptFormatName, template: str, tokenizer: Any, date: datetime.date | None = None
+) -> PromptFormat:
     """Return the form to use.
 
     Args:
@@ -172,8 +172,8 @@ def choose_form(
         UsageError: The chat template is wanted and the base has none.
         BaseModelError: It has one that does not say where an answer begins or ends.
     """
-    name = form_of(template) if asked == "auto" else asked
-    form = PromptForm(name=name, tokenizer=tokenizer, date=date)
+    name = prompt_format_of(template) if asked == "auto" else asked
+    form = PromptFormat(name=name, tokenizer=tokenizer, date=date)
     if name == "chat":
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(

@@ -95,7 +95,7 @@ class PreferencePair:
 
     @property
     def asked(self) -> str | Messages:
-        """The prompt as the row has it, for `PromptForm`."""
+        """The prompt as the row has it, for `PromptFormat`."""
         return self.prompt if self.given is None else self.given
 
     @property

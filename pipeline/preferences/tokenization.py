@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.errors import BaseModelError, DataError
-from mav.pipeline.preferences.prompt_format import TEMPLATES, Form, PromptForm, choose_form
+from mav.pipeline.preferences.prompt_format import (
+    TEMPLATES,
+    Form,
+    PromptFormat,
+    choose_prompt_format,
+)
 from mav.pipeline.preferences.reader import PreferencePair
 
 _TOKENIZE_AT_ONCE: Final = 1024
@@ -128,7 +133,7 @@ def tokenize_pairs(
             f"tokenizer of {tokenizer.name_or_path}: it has no end-of-sequence token, without "
             f"which a response has no end. Set eos_token in its tokenizer_config.json."
         )
-    seen = choose_form(form, TEMPLATES[form], tokenizer, date)
+    seen = choose_prompt_format(form, TEMPLATES[form], tokenizer, date)
     parts: list[NDArray[np.int32]] = []
     lengths: list[tuple[int, int, int]] = []
     ids: list[tuple[int, int, int]] = []
@@ -175,7 +180,7 @@ def _grouped(pairs: Iterable[PreferencePair], size: int) -> Iterator[list[Prefer
 
 
 def _rendered(
-    pairs: Sequence[PreferencePair], form: PromptForm, dropped: Counter[str]
+    pairs: Sequence[PreferencePair], form: PromptFormat, dropped: Counter[str]
 ) -> list[tuple[PreferencePair, tuple[str, str, str]]]:
     """Return each pair with the texts that the base is to see, and count those left out."""
     rendered = []
@@ -194,7 +199,7 @@ def _rendered(
 
 
 def _encode(
-    pairs: Sequence[tuple[str, str, str]], form: PromptForm
+    pairs: Sequence[tuple[str, str, str]], form: PromptFormat
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield prompt, chosen and rejected tokens of such texts."""
     texts = [prompt for prompt, _, _ in pairs]

@@ -20,7 +20,7 @@ from mav.cache_schema.manifest import DataRecord
 from mav.cache_schema.portable import portable
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.local import sync_directory
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
@@ -304,7 +304,7 @@ step of this head, {step:,}.</p>
 
 
 def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> str:
-    cache = portable(read_manifest(open_objects(evaluation.cache)))
+    cache = portable(read_manifest(open_object_store(evaluation.cache)))
     with torch.device("meta"):
         head = AlignmentHead(sizes)
     alignment, total = head.alignment_parameters(), head.total_parameters()

@@ -9,9 +9,9 @@ from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import ROOT, read_manifest
 from mav.cache_schema.storage.addresses import is_remote, local_folder
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import read_holder
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.head.storage import find_head, read_head_config
 
 
@@ -25,10 +25,10 @@ def describe(path: str) -> dict[str, Any]:
         MAVError: It is neither, or damaged.
     """
     if is_remote(path):
-        return _describe_cache(open_objects(path))
+        return _describe_cache(open_object_store(path))
     folder = local_folder(path)
     if (folder / ROOT).is_file():
-        return _describe_cache(open_objects(folder))
+        return _describe_cache(open_object_store(folder))
     if folder.is_dir() and not any(folder.iterdir()):
         raise CacheError(f"{path}: an empty folder, neither a cache nor a head")
     return _describe_head(find_head(str(folder)))
@@ -40,7 +40,7 @@ def screen(description: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in description.items())
 
 
-def _describe_cache(objects: Objects) -> dict[str, Any]:
+def _describe_cache(objects: ObjectStore) -> dict[str, Any]:
     manifest = read_manifest(objects)
     sizes = objects.sizes()
     commits = read_commits(objects, manifest, sizes).records

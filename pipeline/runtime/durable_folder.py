@@ -22,7 +22,7 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 
-def write_folder(
+def atomic_write_directory(
     folder: Path, documents: dict[str, dict[str, Any]], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
     """Write files under a new folder, make them durable, then put it in place of the old one.

@@ -9,15 +9,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from mav.pipeline.serving import guards
-from mav.pipeline.serving.answering import Answer
-from mav.pipeline.serving.api_errors import ApiError
-from mav.pipeline.serving.fields import FieldLimits, chat_asked, completion_asked, json_body
-from mav.pipeline.serving.forms import ChatForm, CompletionForm
+from mav.pipeline.serving import middleware
+from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.jobs import Asked
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.page_files import HEADERS, PageFile, page_files
+from mav.pipeline.serving.requests import FieldLimits, chat_asked, completion_asked, json_body
+from mav.pipeline.serving.responses import ChatForm, CompletionForm
+from mav.pipeline.serving.static_files import HEADERS, PageFile, page_files
+from mav.pipeline.serving.streaming import Answer
 from mav.pipeline.serving.worker import Worker
 
 
@@ -40,12 +40,12 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
     for file in page_files():
         _add_page_file(app, file)
 
-    guarded: ASGIApp = guards.BodyLimit(guards.HeadAsGet(app))
+    guarded: ASGIApp = middleware.BodyLimit(middleware.HeadAsGet(app))
     if options.api_key is not None:
-        guarded = guards.ApiKey(guarded, options.api_key)
+        guarded = middleware.ApiKey(guarded, options.api_key)
     else:
-        guarded = guards.LocalHost(guarded)
-    return guards.SecurityHeaders(guards.Counted(guarded, metrics.answered), HEADERS)
+        guarded = middleware.LocalHost(guarded)
+    return middleware.SecurityHeaders(middleware.Counted(guarded, metrics.answered), HEADERS)
 
 
 def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
@@ -130,7 +130,7 @@ def _add_page_file(app: FastAPI, file: PageFile) -> None:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return guards.error_response(error)
+    return middleware.error_response(error)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
@@ -140,7 +140,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         f"{request.method} {request.url.path}: {error.detail}",
         headers=dict(error.headers or {}),
     )
-    return guards.error_response(said)
+    return middleware.error_response(said)
 
 
 async def _gone(_: Request, __: Exception) -> Response:
@@ -149,4 +149,4 @@ async def _gone(_: Request, __: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     said = ApiError(500, f"The server failed with {type(error).__name__}; its log says more.")
-    return guards.error_response(said)
+    return middleware.error_response(said)

@@ -11,8 +11,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mav.pipeline.serving.address import Address
-from mav.pipeline.serving.connections import HEADER_SECONDS, ImpatientProtocol
-from mav.pipeline.serving.guards import Crowded
+from mav.pipeline.serving.middleware import Crowded
+from mav.pipeline.serving.protocol import HEADER_SECONDS, ImpatientProtocol
 from mav.pipeline.serving.worker import Worker
 
 GRACE_SECONDS: Final = 5.0

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Literal
 
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.errors import ApiError
 
 ChatPrompt = tuple[Mapping[str, str], ...]
 """Turns of a conversation."""
@@ -25,7 +25,7 @@ class Asked:
         n: Answers to each prompt.
         max_tokens: Most tokens of an answer, or None for what there is room for.
         alpha: Strengths.
-        sampling: Fields of `Decoding` the request names that say how tokens are drawn.
+        sampling: Fields of `GenerationOptions` the request names that say how tokens are drawn.
         seed: Of the first answer; each further one has the next seed.
         stop: Texts that end an answer, or None for those of the server's settings.
         top_logprobs: Alternatives to tell of at every token; None for no log-probabilities.

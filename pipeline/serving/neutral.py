@@ -6,7 +6,7 @@ its default. Nothing of that is a reason to refuse; asking for what is not done 
 
 from typing import Any, Final
 
-from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.errors import ApiError
 
 Neutral = dict[str, tuple[Any, ...]]
 

@@ -8,7 +8,7 @@ from typing import Final, get_args
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.quantization import Quantize
-from mav.pipeline.preferences.prompt_format import FormName
+from mav.pipeline.preferences.prompt_format import PromptFormatName
 from mav.pipeline.runtime.compute_dtype import AUTO, DtypeName
 
 MAX_ALPHA: Final = 100.0
@@ -53,7 +53,7 @@ class ServeOptions:
     device: str = "auto"
     device_map: str | None = None
     quantize: Quantize | None = None
-    prompt_form: FormName = "auto"
+    prompt_form: PromptFormatName = "auto"
     template_date: str | None = None
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False
@@ -87,8 +87,8 @@ class ServeOptions:
         if self.dtype not in get_args(DtypeName):
             known = ", ".join(get_args(DtypeName))
             yield f"--dtype: got {self.dtype!r}, expected one of {known}"
-        if self.prompt_form not in get_args(FormName):
-            forms = ", ".join(get_args(FormName))
+        if self.prompt_form not in get_args(PromptFormatName):
+            forms = ", ".join(get_args(PromptFormatName))
             yield f"--prompt-form: got {self.prompt_form!r}, expected one of {forms}"
         if not (math.isfinite(self.alpha) and abs(self.alpha) <= MAX_ALPHA):
             yield f"--alpha: got {self.alpha}, expected {-MAX_ALPHA:g} to {MAX_ALPHA:g}"

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from mav.cache_schema.errors import BaseModelError, MAVError
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder, NewToken
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, TokenOutput
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.runtime.memory import free_memory
-from mav.pipeline.serving.api_errors import ApiError, shutting_down
+from mav.pipeline.serving.bases import ServedBase
+from mav.pipeline.serving.errors import ApiError, shutting_down
 from mav.pipeline.serving.jobs import Begun, Event, Job, Piece
+from mav.pipeline.serving.logprobs import token_detail
 from mav.pipeline.serving.metrics import Metrics
-from mav.pipeline.serving.preparing import Choice, Limits, choices_of
-from mav.pipeline.serving.served_bases import ServedBase
-from mav.pipeline.serving.token_text import token_detail
-from mav.pipeline.serving.waiting import Waiting
+from mav.pipeline.serving.prompts import Choice, Limits, choices_of
+from mav.pipeline.serving.queue import Waiting
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Worker:
         self.max_rows = max_rows
         self._mav, self._limits, self._metrics, self._say = mav, limits, metrics, say
         self._base: str | None = bases[0].name
-        self._decoder: InFlightDecoder | None = InFlightDecoder(mav.joined)
+        self._decoder: ContinuousBatchDecoder | None = ContinuousBatchDecoder(mav.joined)
         self._rows = 0
         self._thread = threading.Thread(target=self._run, name="mav-worker", daemon=True)
         metrics.watch(lambda: len(self.waiting), lambda: self._rows)
@@ -148,7 +148,7 @@ class Worker:
         try:
             self._load(base)
             try:
-                self._decoder = InFlightDecoder(self._mav.joined)
+                self._decoder = ContinuousBatchDecoder(self._mav.joined)
             except BaseModelError:
                 if before is not None:
                     self._load(self.bases[before])
@@ -174,7 +174,7 @@ class Worker:
     def _keep(self, before: str | None) -> None:
         """Go on with the base that was in use, if it could be had back."""
         try:
-            self._decoder = InFlightDecoder(self._mav.joined)
+            self._decoder = ContinuousBatchDecoder(self._mav.joined)
             self._base = before
         except BaseModelError:
             self._decoder = self._base = None
@@ -223,11 +223,11 @@ class Worker:
             self._pass(lambda decoder: decoder.step(), set())
 
     def _pass(
-        self, run: Callable[[InFlightDecoder], Sequence[NewToken]], joining: set[Job]
+        self, run: Callable[[ContinuousBatchDecoder], Sequence[TokenOutput]], joining: set[Job]
     ) -> None:
         """Run the base; where that fails, all rows do, for what they hold may be half changed."""
         assert self._decoder is not None
-        found: Sequence[NewToken] | None = None
+        found: Sequence[TokenOutput] | None = None
         try:
             found = run(self._decoder)
         except Exception as error:
@@ -236,12 +236,12 @@ class Worker:
             self._fail(self._running() | joining, _internal(error))
         if found is None:
             # Not where the error is caught: its frames hold what is to be freed.
-            self._decoder = InFlightDecoder(self._mav.joined)
+            self._decoder = ContinuousBatchDecoder(self._mav.joined)
             free_memory()
         self._rows = len(self._decoder.rows)
         self._tell(found or (), joining)
 
-    def _tell(self, found: Sequence[NewToken], joining: set[Job]) -> None:
+    def _tell(self, found: Sequence[TokenOutput], joining: set[Job]) -> None:
         by_job: dict[Job, list[Event]] = {}
         for new in found:
             choice = _choice(new.row.request)
@@ -254,7 +254,7 @@ class Worker:
                 self._metrics.first_token.observe(perf_counter() - job.since)
             job.outbox.put(events)
 
-    def _piece(self, choice: Choice, new: NewToken) -> Piece:
+    def _piece(self, choice: Choice, new: TokenOutput) -> Piece:
         base = self._mav.joined.base
         told = new.logprobs if new.token not in self._mav.joined.end_tokens else None
         return Piece(

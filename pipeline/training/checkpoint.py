@@ -30,8 +30,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
 from mav.cache_schema.errors import HeadError
-from mav.cache_schema.sealed import UNSEALED, seal, unseal
 from mav.cache_schema.storage.local import sync_directory
 from mav.pipeline.runtime.file_modes import give_usual_mode, new_folder
 
@@ -239,7 +239,7 @@ def _step(name: str) -> int:
 def _read_pointer(root: Path) -> _Pointer | None:
     """Return the pointer, or None if there is none or it is damaged."""
     try:
-        document = unseal((root / POINTER).read_bytes())
+        document = check_checksum((root / POINTER).read_bytes())
         del document["seal"]
         pointer = _Pointer(**document)
     except (OSError, ValueError, TypeError, KeyError):
@@ -252,7 +252,7 @@ def _read_pointer(root: Path) -> _Pointer | None:
 
 def _write_pointer(root: Path, pointer: _Pointer) -> None:
     partial = root / f".{POINTER}"
-    _write_durably(partial, seal({**asdict(pointer), "seal": UNSEALED}))
+    _write_durably(partial, add_checksum({**asdict(pointer), "seal": UNSEALED}))
     partial.replace(root / POINTER)
     sync_directory(root)
 
@@ -266,7 +266,7 @@ def _write_files(
         _write_tensors(path, values)
         files[path.name] = _measure(path)
     document = {"state": asdict(state), "files": files, "seal": UNSEALED}
-    _write_durably(building / _STATE, seal(document))
+    _write_durably(building / _STATE, add_checksum(document))
     sync_directory(building)
 
 
@@ -301,7 +301,7 @@ def _read(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise ValueError("it is missing")
     try:
-        document = unseal(_present(folder / _STATE).read_bytes())
+        document = check_checksum(_present(folder / _STATE).read_bytes())
         state, files = TrainState(**document["state"]), dict(document["files"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{_STATE}: {error}") from error

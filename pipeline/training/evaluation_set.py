@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.head.compatibility import require_same_features
+from mav.pipeline.head.compatibility import check_features
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.training.options import TrainOptions
 
@@ -33,9 +33,7 @@ def evaluation_set(options: TrainOptions, reader: CacheReader) -> EvaluationSet 
     """
     if options.eval_cache is not None:
         other = CacheReader(options.eval_cache)
-        require_same_features(
-            reader.manifest, other.manifest, str(options.cache), str(options.eval_cache)
-        )
+        check_features(reader.manifest, other.manifest, str(options.cache), str(options.eval_cache))
         return EvaluationSet(reader=other, subset=PairSubset(which="all"))
     subset = PairSubset(which="held-out", fraction=options.eval_fraction)
     if not in_subset(reader.prompt_id, subset, reader.set_apart).any():

@@ -113,7 +113,7 @@ def last_layer(head: AlignmentHead, *, bf16: bool, accumulates: bool = False) ->
     )
 
 
-class Scorer(nn.Module):
+class PreferenceModel(nn.Module):
     """The head with everything that has to happen inside one forward call.
 
     Data-parallel wrappers synchronise gradients of what their forward used, so the head's last

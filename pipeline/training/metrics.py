@@ -11,7 +11,7 @@ from torch import Tensor
 from mav.pipeline.training.loss import Objective, Scores
 
 
-class Averages:
+class MetricAccumulator:
     """Sums over pairs since the last `take`, as one mean over all processes."""
 
     def __init__(self) -> None:

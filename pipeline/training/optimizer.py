@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.training.parallel import spread_like, whole
+from mav.pipeline.training.parallel import distribute_like, whole
 
 OptimizerName = Literal["adamw", "adamw-8bit"]
 
@@ -74,12 +74,12 @@ def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
     return found
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
+def model_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a wrapped scorer's head, whole. All processes must call."""
     return {name: _stored(whole(p.detach())) for p, name in parameter_names(module).items()}
 
 
-def put_weights(module: nn.Module, stored: Mapping[str, Tensor]) -> None:
+def load_model_state_dict(module: nn.Module, stored: Mapping[str, Tensor]) -> None:
     """Put weights into a wrapped scorer. All processes must call.
 
     Raises:
@@ -88,10 +88,10 @@ def put_weights(module: nn.Module, stored: Mapping[str, Tensor]) -> None:
     """
     with torch.no_grad():
         for parameter, name in parameter_names(module).items():
-            parameter.copy_(spread_like(stored[name], parameter))
+            parameter.copy_(distribute_like(stored[name], parameter))
 
 
-def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+def optimizer_state_dict(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """Return an optimizer's state as named tensors, whole. All processes must call."""
     found: dict[str, Tensor] = {}
     for parameter, name in parameter_names(module).items():
@@ -104,7 +104,7 @@ def state_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, T
     return found
 
 
-def put_state(
+def load_optimizer_state_dict(
     optimizer: torch.optim.Optimizer, module: nn.Module, stored: Mapping[str, Tensor]
 ) -> None:
     """Put state into an optimizer. All processes must call.
@@ -129,7 +129,7 @@ def put_state(
 
 def _placed(value: Tensor, parameter: nn.Parameter, *, fused: bool) -> Tensor:
     if value.shape == parameter.shape:
-        return spread_like(value, parameter)
+        return distribute_like(value, parameter)
     # A count of steps: fused optimizers want it beside the weights, others on the CPU.
     return value.to(parameter.device) if fused else value
 

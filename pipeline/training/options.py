@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.runtime.compute_dtype import AUTO
 from mav.pipeline.training.loss import Objective, ObjectiveName
 from mav.pipeline.training.optimizer import OptimizerName
@@ -142,9 +142,9 @@ class TrainOptions:
         """Return the objective these options describe."""
         return Objective(name=self.objective, beta=self.beta, lambda_l2=self.lambda_l2)
 
-    def step_shape(self, world_size: int, rank: int) -> StepShape:
+    def step_shape(self, world_size: int, rank: int) -> StepLayout:
         """Return how the pairs of a step are shared out."""
-        return StepShape(
+        return StepLayout(
             batch_size=self.batch_size or _DEFAULT_BATCH_SIZE,
             batch_tokens=self.batch_tokens,
             grad_accum=self.grad_accum,

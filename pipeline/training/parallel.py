@@ -11,12 +11,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.projection import Projection
-from mav.pipeline.training.loss import Scorer, last_layer
+from mav.pipeline.training.loss import PreferenceModel, last_layer
 
 Wrapping = Literal["alone", "copied", "sharded"]
 
 
-def wrapping_of(accelerator: Accelerator, *, shard: bool) -> Wrapping:
+def parallelism_of(accelerator: Accelerator, *, shard: bool) -> Wrapping:
     """Return how the head is spread over the processes.
 
     Args:
@@ -28,7 +28,7 @@ def wrapping_of(accelerator: Accelerator, *, shard: bool) -> Wrapping:
     return "sharded" if shard or accelerator.is_fsdp2 else "copied"
 
 
-class WrappedScorer:
+class ParallelHead:
     """A scorer spread over the processes.
 
     Attributes:
@@ -41,12 +41,12 @@ class WrappedScorer:
         self, head: AlignmentHead, accelerator: Accelerator, *, bf16: bool, shard: bool
     ) -> None:
         """Put a head on the accelerator's device and wrap it."""
-        self.wrapping = wrapping_of(accelerator, shard=shard)
+        self.wrapping = parallelism_of(accelerator, shard=shard)
         self.projection: Projection | None = None
         head.to(accelerator.device)
         if self.wrapping == "sharded":
             # The weights are gathered at every call, so nothing of them can be kept.
-            self.module: Any = _sharded(Scorer(head, bf16=bf16), accelerator, bf16=bf16)
+            self.module: Any = _sharded(PreferenceModel(head, bf16=bf16), accelerator, bf16=bf16)
             return
         alone = self.wrapping == "alone"
         if alone:
@@ -54,7 +54,9 @@ class WrappedScorer:
             for parameter in head.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         self.projection = last_layer(head, bf16=bf16, accumulates=alone)
-        self.module = accelerator.prepare(Scorer(head, bf16=bf16, projection=self.projection))
+        self.module = accelerator.prepare(
+            PreferenceModel(head, bf16=bf16, projection=self.projection)
+        )
 
     def synchronised(self, accelerator: Accelerator, *, last: bool) -> AbstractContextManager[Any]:
         """Return a context for a micro-batch; gradients are communicated after the last one."""
@@ -79,7 +81,7 @@ class WrappedScorer:
         return whole(norm)
 
 
-def _sharded(scorer: Scorer, accelerator: Accelerator, *, bf16: bool) -> Any:
+def _sharded(scorer: PreferenceModel, accelerator: Accelerator, *, bf16: bool) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -98,7 +100,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a whole tensor on the device and in the shards of another."""
     tensor = tensor.to(other.device)
     if isinstance(other, DTensor):

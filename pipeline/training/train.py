@@ -19,7 +19,7 @@ from mav.pipeline.head.movement import advice, has_hardly_moved
 from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
 from mav.pipeline.loader.sampler import order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.compute_dtype import plain_name
@@ -31,7 +31,7 @@ from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkp
 from mav.pipeline.training.defaults import settled
 from mav.pipeline.training.evaluation_set import EvaluationSet, evaluation_set
 from mav.pipeline.training.log import MetricsLog
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.resume import checkpoint_to_go_on_from, require_same_run
 from mav.pipeline.training.schedule import Schedule
@@ -224,7 +224,7 @@ class _Run:
         options, schedule = self._options, self._schedule
         log = self._start_logs(state)
         every = options.eval_steps or max(1, schedule.epoch_steps[0] // 4)
-        seen, evaluation = Averages(), {}
+        seen, evaluation = MetricAccumulator(), {}
         saved = state.step
         total = self._tokens * options.num_epochs
         bar = progress_bar(total, "Training", "tok", done=total * state.step // schedule.total)
@@ -251,7 +251,7 @@ class _Run:
                         saved = state.step
                         if state.complete:
                             break
-                        seen = Averages()  # its clock begins after the evaluation
+                        seen = MetricAccumulator()  # its clock begins after the evaluation
         except KeyboardInterrupt as stop:
             raise _interrupted(saved, state.step, schedule.total, every) from stop
         kl = self._kl_of_best()
@@ -298,7 +298,7 @@ class _Run:
         first_epoch, skipped = self._schedule.position(first_step)
         device = self._accelerator.device
         for epoch in range(first_epoch, self._options.num_epochs):
-            stream = PreferenceStream(
+            stream = CachedPreferenceDataset(
                 self._options.cache,
                 self._subset,
                 self._shape,
@@ -310,7 +310,7 @@ class _Run:
             )
             skipped = 0
             micro: list[Batch] = []
-            for batch in read_ahead(stream, pinned=device.type == "cuda"):
+            for batch in prefetch(stream, pinned=device.type == "cuda"):
                 micro.append(batch.to(device))
                 if len(micro) == self._shape.grad_accum:
                     yield micro
@@ -321,8 +321,8 @@ class _Run:
             return {}
         shape = dataclasses.replace(self._shape, grad_accum=1)
         held = self._held_out
-        stream = PreferenceStream(held.reader.location, held.subset, shape, seed=0, epoch=0)
-        found = self._trainer.evaluate(read_ahead(stream), self._held_out_base)
+        stream = CachedPreferenceDataset(held.reader.location, held.subset, shape, seed=0, epoch=0)
+        found = self._trainer.evaluate(prefetch(stream), self._held_out_base)
         evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._write(log, step, evaluation)
         with between_bars():

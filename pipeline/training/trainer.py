@@ -10,17 +10,17 @@ from torch import Tensor
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.training.loss import Objective
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.optimizer import (
+    load_model_state_dict,
+    load_optimizer_state_dict,
     make_optimizer,
-    put_state,
-    put_weights,
+    model_state_dict,
+    optimizer_state_dict,
     set_learning_rate,
-    state_of,
-    weights_of,
 )
 from mav.pipeline.training.options import TrainOptions
-from mav.pipeline.training.parallel import WrappedScorer
+from mav.pipeline.training.parallel import ParallelHead
 
 
 class Trainer:
@@ -38,7 +38,7 @@ class Trainer:
         self._objective: Objective = options.as_objective()
         assert isinstance(options.bf16, bool), "options are settled"
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
-        self._scorer = WrappedScorer(head, accelerator, bf16=options.bf16, shard=options.shard)
+        self._scorer = ParallelHead(head, accelerator, bf16=options.bf16, shard=options.shard)
         self.optimizer = make_optimizer(
             options.optimizer,
             self._scorer.module.parameters(),
@@ -46,7 +46,12 @@ class Trainer:
         )
 
     def step(
-        self, step: int, rate: float, batches: Sequence[Batch], base: CachedBase, seen: Averages
+        self,
+        step: int,
+        rate: float,
+        batches: Sequence[Batch],
+        base: CachedBase,
+        seen: MetricAccumulator,
     ) -> float:
         """Take one step; return the norm of the gradient before clipping.
 
@@ -80,7 +85,7 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch], base: CachedBase) -> dict[str, float]:
         """Return mean metrics over this process's and all others' batches."""
         self._scorer.module.eval()
-        seen = Averages()
+        seen = MetricAccumulator()
         for held in batches:
             batch = held.to(self.accelerator.device)
             scores = self._scorer.module(batch, base.logits(batch))
@@ -90,12 +95,12 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """Return the head's weights, whole and on the CPU. All processes must call."""
         self._scorer.settle()
-        return weights_of(self._scorer.module)
+        return model_state_dict(self._scorer.module)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizer's state, whole and on the CPU. All processes must call."""
         self._scorer.settle()
-        return state_of(self.optimizer, self._scorer.module)
+        return optimizer_state_dict(self.optimizer, self._scorer.module)
 
     def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Put back what `weights` and `optimizer_state` returned. All processes must call.
@@ -105,6 +110,6 @@ class Trainer:
             RuntimeError: One has another shape.
         """
         self._scorer.settle()
-        put_weights(self._scorer.module, weights)
-        put_state(self.optimizer, self._scorer.module, state)
+        load_model_state_dict(self._scorer.module, weights)
+        load_optimizer_state_dict(self.optimizer, self._scorer.module, state)
         self._scorer.weights_changed()

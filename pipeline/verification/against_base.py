@@ -24,15 +24,15 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.addresses import is_remote
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.model import BaseModel, DeviceMap, Placement, load_source
+from mav.pipeline.base.model import BaseModel, DeviceMap, LoadOptions, load_source
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
-from mav.pipeline.extraction.model_checks import OTHER_ORDER, relative_error
+from mav.pipeline.extraction.model_checks import RTOL_REORDERED, relative_error
 from mav.pipeline.extraction.prepare import Say
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.pooling import pool_states
 from mav.pipeline.preferences.chat_template import parse_date
-from mav.pipeline.preferences.prompt_format import form_of
+from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
@@ -94,7 +94,7 @@ def verify_against_base(
         datasets: Where the cache's data sets are now, in its order; by default where they were.
         dtype: Type the base computes in; `auto` is what the cache was computed in.
         device: `auto` or a torch device.
-        device_map: How the base is spread over several devices; see `Placement`.
+        device_map: How the base is spread over several devices; see `LoadOptions`.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
         say: Called with each line worth telling the user.
         base: A loaded base to use in place of `base_model`.
@@ -108,7 +108,7 @@ def verify_against_base(
     manifest = reader.manifest
     if base is None:
         asked = manifest.states.compute_dtypes[-1] if dtype == AUTO else dtype
-        placement = Placement(dtype=asked, device=device, device_map=device_map)
+        placement = LoadOptions(dtype=asked, device=device, device_map=device_map)
         base = _load(reader, base_model, placement.in_one_dtype(say), gguf_cache, say)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
@@ -141,7 +141,7 @@ def _near(reader: CacheReader) -> Path | None:
 
 
 def _load(
-    reader: CacheReader, base_model: str | None, placement: Placement, gguf_cache: bool, say: Say
+    reader: CacheReader, base_model: str | None, placement: LoadOptions, gguf_cache: bool, say: Say
 ) -> BaseModel:
     record = reader.manifest.base
     if base_model is None:
@@ -171,7 +171,7 @@ def _tolerance(manifest: Manifest, base: BaseModel) -> float:
     """Return the error that the coarsest type allows: computed in, stored in, or compared in."""
     states = manifest.states
     used = {TORCH_DTYPES[name] for name in (states.dtype, *states.compute_dtypes)} | {base.dtype}
-    return max(OTHER_ORDER[dtype] for dtype in used) + LOSS[manifest.storage.states]
+    return max(RTOL_REORDERED[dtype] for dtype in used) + LOSS[manifest.storage.states]
 
 
 def _tokenize(
@@ -194,7 +194,7 @@ def _tokenize(
         found.values(),
         base.tokenizer,
         text.max_length,
-        form=form_of(text.prompt_template),
+        form=prompt_format_of(text.prompt_template),
         date=None if text.template_date is None else parse_date(text.template_date),
     )
 

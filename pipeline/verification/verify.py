@@ -6,7 +6,7 @@ from typing import Any
 
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.reader import listed
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, repair, verify
 from mav.pipeline.base.model import DeviceMap
 from mav.pipeline.extraction.prepare import Say
@@ -72,7 +72,7 @@ def run_verification(
     Raises:
         MAVError: There is no cache, nothing can be said of it, or it cannot be mended.
     """
-    objects = open_objects(cache)
+    objects = open_object_store(cache)
     with progress_bar(None, "Verifying", "B") as bar:
 
         def begin(total: int) -> None:

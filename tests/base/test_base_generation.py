@@ -14,7 +14,7 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.model import load_base
 from mav.pipeline.decoding.base_settings import not_carried_out
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from tests.decoding.test_generate import write_head
 from tests.serving.running import chat_body, http, running
 from tests.support.steered import plain_generate
@@ -81,8 +81,11 @@ def with_config(folder: Path, content: dict[str, Any] | str) -> str:
 
 
 def answers(mav: MAVInference) -> list[tuple[int, ...]]:
-    sampled = Decoding(max_new_tokens=MOST, temperature=1.0, seed=3)
-    return [mav.generate("Hi", 3.0, it).tokens for it in (Decoding(max_new_tokens=MOST), sampled)]
+    sampled = GenerationOptions(max_new_tokens=MOST, temperature=1.0, seed=3)
+    return [
+        mav.generate("Hi", 3.0, it).tokens
+        for it in (GenerationOptions(max_new_tokens=MOST), sampled)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_no_setting_acts_unasked(
     mav = MAVInference(head, base, dtype=tiny_base().dtype, device="cpu")
     assert answers(mav) == plain_answers
     assert "".join(mav.stream_response("Hi", 3.0, max_new_tokens=MOST)).rstrip() == (
-        mav.generate("Hi", 3.0, Decoding(max_new_tokens=MOST)).response
+        mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=MOST)).response
     )
 
 
@@ -113,7 +116,7 @@ def test_all_at_once_and_what_ends_answers(
     own = {**SETTINGS, "eos_token_id": [0, end, -1], "do_sample": True}
     del own["watermarking_config"]
     mav = MAVInference(head, with_config(tmp_path, own), dtype=tiny_base().dtype, device="cpu")
-    answer = mav.generate("Hi", 3.0, Decoding(max_new_tokens=MOST))
+    answer = mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=MOST))
     assert (answer.tokens, answer.finish) == (plain_answers[0][:3], "stop")
     config = mav.base.model.generation_config
     assert config is mav.base.generation_config
@@ -157,7 +160,7 @@ OWN: Final[dict[str, Any]] = {
     "max_new_tokens": 6,
     "stop_strings": ["~"],
 }
-AS_DECODING: Final = Decoding(
+AS_DECODING: Final = GenerationOptions(
     temperature=1.5,
     top_k=7,
     top_p=0.9,
@@ -186,7 +189,7 @@ def test_where_asked_the_base_fills_what_is_left_open(head: str, tmp_path: Path)
     assert mav.decoding(top_k=0).top_k == 0
     assert len(mav.generate("Hi", 3.0).tokens) <= 6
     assert mav.decoding(min_p=0.0, stop=()).stop == ()
-    whole = Decoding(max_new_tokens=9)
+    whole = GenerationOptions(max_new_tokens=9)
     assert len(mav.generate("Hi", 3.0, whole).tokens) == 9
 
 
@@ -194,7 +197,7 @@ def test_where_asked_the_base_fills_what_is_left_open(head: str, tmp_path: Path)
 def test_without_do_sample_nothing_is_sampled(
     own: dict[str, Any], head: str, tmp_path: Path
 ) -> None:
-    assert asked(head, with_config(tmp_path, own)).decoding() == Decoding()
+    assert asked(head, with_config(tmp_path, own)).decoding() == GenerationOptions()
 
 
 def test_what_is_not_carried_out_is_named_in_one_line(head: str, tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_the_command_puts_options_over_the_bases_settings(head: str, tmp_path: P
     mav = MAVInference(head, base, dtype=tiny_base().dtype, device="cpu")
 
     def want(**settings: Any) -> list[int]:
-        return list(mav.generate("Hi", 1.0, Decoding(stop=("~",), **settings)).tokens)
+        return list(mav.generate("Hi", 1.0, GenerationOptions(stop=("~",), **settings)).tokens)
 
     own = command(head, base, "--base-generation-config")["tokens"]
     assert own == want(max_new_tokens=6, repetition_penalty=1e6)
@@ -276,7 +279,7 @@ def test_the_server_does_as_the_command(head: str, tmp_path: Path) -> None:
     base = with_config(tmp_path, own)
     mav = asked(head, base)
 
-    def want(messages: Sequence[Any], decoding: Decoding) -> tuple[str, int]:
+    def want(messages: Sequence[Any], decoding: GenerationOptions) -> tuple[str, int]:
         answer = mav.generate(messages, 3.0, decoding)
         return answer.response, len(answer.tokens)
 
@@ -285,16 +288,16 @@ def test_the_server_does_as_the_command(head: str, tmp_path: Path) -> None:
         text, tokens = post()
         assert (text.rstrip(), tokens) == want(messages, mav.decoding())
         text, tokens = post(repetition_penalty=1, max_tokens=9)
-        assert (text.rstrip(), tokens) == want(messages, Decoding(max_new_tokens=9))
+        assert (text.rstrip(), tokens) == want(messages, GenerationOptions(max_new_tokens=9))
         # The most probable of one token.
         text, tokens = post(temperature=1.5, top_k=1, repetition_penalty=1)
-        assert (text.rstrip(), tokens) == want(messages, Decoding(max_new_tokens=6))
+        assert (text.rstrip(), tokens) == want(messages, GenerationOptions(max_new_tokens=6))
     with served(head, base) as post:
         text, tokens = post(temperature=0, max_tokens=8)
-        assert (text.rstrip(), tokens) == want(messages, Decoding(max_new_tokens=8))
+        assert (text.rstrip(), tokens) == want(messages, GenerationOptions(max_new_tokens=8))
         text, tokens = post(temperature=0, max_tokens=8, repetition_penalty=1e6)
         assert (text.rstrip(), tokens) == (
-            want(messages, Decoding(max_new_tokens=8, repetition_penalty=1e6))
+            want(messages, GenerationOptions(max_new_tokens=8, repetition_penalty=1e6))
         )
 
 
@@ -315,7 +318,7 @@ def test_in_chat_another_base_brings_its_own_settings(head: str, tmp_path: Path)
     assert chat.decoding == mav.decoding(top_k=2)
     list(chat.take("/temperature 0.5"))
     list(chat.take(f"/base {other}"))
-    assert chat.decoding == Decoding(max_new_tokens=3, top_k=2, temperature=0.5)
+    assert chat.decoding == GenerationOptions(max_new_tokens=3, top_k=2, temperature=0.5)
 
 
 def test_the_plain_generate_of_transformers_would_go_by_it(tmp_path: Path) -> None:

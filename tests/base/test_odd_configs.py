@@ -21,8 +21,8 @@ from mav.cache_schema.errors import MAVError
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.continuous_batching import Request
-from mav.pipeline.decoding.options import Decoding
-from tests.decoding.test_in_flight import alone
+from mav.pipeline.decoding.options import GenerationOptions
+from tests.decoding.test_continuous_batching import alone
 from tests.line.test_cached_equals_live import assert_equals_live
 from tests.support.steered import steered, whole_text_choices
 from tests.support.tiny import ARCHITECTURES, make_cache, save_base, tiny_base
@@ -134,9 +134,9 @@ def check(architecture: str, field: str, value: Any) -> None:
             assert_equals_live(cache, plain, tolerance=1e-4)
         try:
             mav = steered(loaded(base))
-            answer = mav.generate("Hi there", 12.0, Decoding(max_new_tokens=6))
+            answer = mav.generate("Hi there", 12.0, GenerationOptions(max_new_tokens=6))
             prompt = mav.joined.form.tokens(answer.prompt)
-            told = "".join(mav.stream("Hi there", 12.0, Decoding(max_new_tokens=6)))
+            told = "".join(mav.stream("Hi there", 12.0, GenerationOptions(max_new_tokens=6)))
         except MAVError:
             return
         assert told.rstrip() == answer.response
@@ -147,7 +147,7 @@ def check(architecture: str, field: str, value: Any) -> None:
             request = Request(
                 prompt=tuple(prompt),
                 alpha=as_schedule(12.0),
-                decoding=Decoding(max_new_tokens=6),
+                decoding=GenerationOptions(max_new_tokens=6),
             )
             served = alone(mav, request).tokens
         except MAVError:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mav.pipeline.base.packed_attention import (
     NAME,
-    PackedLayout,
+    PackedSegments,
     Segment,
     _attend,
     packed_attention,
@@ -18,7 +18,7 @@ from mav.pipeline.extraction.packing import pack_separate, pack_together
 from tests.base.test_architectures import some_pairs
 from tests.support.tiny import tiny_base
 
-LAYOUT = PackedLayout(
+LAYOUT = PackedSegments(
     segments=(
         Segment(start=0, length=9),
         Segment(start=9, length=4, prefix_start=0, prefix_length=5),

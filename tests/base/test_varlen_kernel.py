@@ -11,7 +11,7 @@ import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
-from mav.pipeline.base.packed_attention import PackedLayout, Segment, _varlen
+from mav.pipeline.base.packed_attention import PackedSegments, Segment, _varlen
 from mav.pipeline.base.varlen_kernel import has_varlen
 from tests.base.test_packed_attention import LAYOUT, attend, states
 
@@ -107,7 +107,7 @@ def test_every_release_gives_what_attention_text_by_text_gives(
 
 
 def test_places_are_copied_once_for_all_layers() -> None:
-    layout = PackedLayout(segments=(Segment(start=0, length=3),))
+    layout = PackedSegments(segments=(Segment(start=0, length=3),))
     cpu = torch.device("cpu")
     assert layout.placed(cpu) is layout.placed(cpu)
 

@@ -21,7 +21,7 @@ from benchmarks.gpu.report import BEGIN, END, all_right, docs_block, is_check, w
 from benchmarks.gpu.running import Outcome, Part, run_parts
 from benchmarks.gpu.sizes import compute_dtype
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.packed_attention import PackedLayout
+from mav.pipeline.base.packed_attention import PackedSegments
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.host_copies import HostCopies
@@ -185,7 +185,7 @@ def wrong(check: Any, place: Place) -> list[str]:
 
 
 def test_a_wrong_mask_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PackedLayout, "mask", lambda *_: None)
+    monkeypatch.setattr(PackedSegments, "mask", lambda *_: None)
     names = wrong(check_forward, place)
     assert {"plain, packed, float32", "soft-caps, packed, bfloat16"} <= {*names}
     assert all(", packed, " in name for name in names)

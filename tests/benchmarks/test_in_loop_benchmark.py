@@ -13,7 +13,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.training.loss import Objective, Scorer, Scores
+from mav.pipeline.training.loss import Objective, PreferenceModel, Scores
 from mav.pipeline.training.options import TrainOptions
 from tests.line.test_cached_equals_live import whole_cache
 from tests.line.test_training_equals_online import random_head
@@ -28,7 +28,7 @@ PAIRS = 40
 def from_cache(root: Path, head: AlignmentHead, objective: Objective) -> tuple[Scores, Any]:
     reader = CacheReader(root)
     batch, _ = whole_cache(reader)
-    scores = Scorer(head, bf16=False)(batch, CachedBase(reader, CPU).logits(batch))
+    scores = PreferenceModel(head, bf16=False)(batch, CachedBase(reader, CPU).logits(batch))
     return scores, scores.pair_sum_loss(objective, batch) / batch.pairs
 
 

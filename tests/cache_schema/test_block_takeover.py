@@ -10,10 +10,10 @@ import pytest
 from mav.cache_schema.errors import CacheBusyError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import ClaimRecord, commit_key, encode_record
-from mav.cache_schema.storage.base import Bytes, Version
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.base import Bytes, ETag
+from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.lock import LOCK
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
@@ -39,18 +39,18 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
-class Interrupted(LocalObjects):
+class Interrupted(LocalObjectStore):
     """A place where something happens once, just after a version is read or before a write."""
 
     at = ("", "")
     happens: Callable[[], None] = staticmethod(lambda: None)
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         found = super().version(key)
         self._reach("version", key)
         return found
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         self._reach("write" if expected is None else "replace", key)
         return super().write(key, data, expected)
 
@@ -82,7 +82,7 @@ def test_a_block_that_another_takes_over_is_the_others(
 ) -> None:
     manifest, plan = draft()
     objects = Interrupted(tmp_path / "cache")
-    elsewhere = open_objects(tmp_path / "cache")
+    elsewhere = open_object_store(tmp_path / "cache")
     with held(tmp_path / "cache") as (_, run):
         slow = begin(objects, run, manifest, plan)
 
@@ -119,7 +119,7 @@ def test_of_many_writers_of_a_block_one_commits_it(tmp_path: Path, round_: int) 
         def attempt(value: int) -> int | None:
             rows = {k: np.full_like(v, value) for k, v in block_rows(manifest, plan, 0).items()}
             try:
-                CacheWriter(open_objects(objects.location), run).write_block(0, 2, rows)
+                CacheWriter(open_object_store(objects.location), run).write_block(0, 2, rows)
             except CacheBusyError:
                 return None
             return value
@@ -157,8 +157,8 @@ def test_a_run_that_lost_the_lock_commits_nothing_more(tmp_path: Path) -> None:
 def test_a_commit_whose_answer_was_lost_counts(tmp_path: Path) -> None:
     manifest, plan = draft()
 
-    class AnswersLost(LocalObjects):
-        def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    class AnswersLost(LocalObjectStore):
+        def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
             version = super().write(key, data, expected)
             # As a request that is sent again after its answer was lost: it finds itself.
             return (

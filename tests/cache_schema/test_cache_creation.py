@@ -10,14 +10,14 @@ import pytest
 from mav.cache_schema.arrays import layouts
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheBusyError, CacheError
-from mav.cache_schema.layout import laid_out
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import COMMITS, LAYOUT, commit_key
 from mav.cache_schema.root import ROOT
-from mav.cache_schema.storage.base import Bytes, Version, replace
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.static_objects import static_objects
+from mav.cache_schema.storage.base import Bytes, ETag, replace
+from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.lock import LOCK
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.full_disk import FullDisk
@@ -47,17 +47,17 @@ def test_creation_makes_missing_parents(tmp_path: Path) -> None:
 
 def test_an_empty_folder_becomes_a_cache(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
-    assert not require_free(open_objects(tmp_path / "cache"))
+    assert not require_free(open_object_store(tmp_path / "cache"))
     write(tmp_path / "cache")
-    assert require_free(open_objects(tmp_path / "cache"))
+    assert require_free(open_object_store(tmp_path / "cache"))
     read_all(tmp_path / "cache")
 
 
 def test_the_root_is_written_last(tmp_path: Path) -> None:
     written: list[str] = []
 
-    class Recorded(LocalObjects):
-        def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    class Recorded(LocalObjectStore):
+        def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
             written.append(key)
             return super().write(key, data, expected)
 
@@ -91,7 +91,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
 def test_a_file_in_the_way_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CacheError, match="a file, so it is not a MAV cache"):
-        require_free(open_objects(tmp_path / "cache"))
+        require_free(open_object_store(tmp_path / "cache"))
     assert (tmp_path / "cache").read_text() == "a file"
 
 
@@ -129,7 +129,7 @@ def test_a_cache_that_is_there_is_not_laid_out_again(tmp_path: Path) -> None:
 
 def test_creation_takes_the_lock(tmp_path: Path) -> None:
     with pytest.raises(CacheBusyError, match="its lock was removed"):
-        begin(open_objects(tmp_path / "cache"), "no run", *draft())
+        begin(open_object_store(tmp_path / "cache"), "no run", *draft())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,11 +137,11 @@ def test_a_creation_that_loses_its_lock_leaves_the_other_alone(tmp_path: Path) -
     """Another run takes the lock over, and begins to lay out a cache of its own."""
     others = {"labels/zarr.json": b"begun by another", "unembedding/zarr.json": b"too"}
 
-    class TakenOver(LocalObjects):
-        def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    class TakenOver(LocalObjectStore):
+        def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
             if key == "unembedding/zarr.json":
                 for name, theirs in others.items():
-                    replace(open_objects(self.location), name, theirs)
+                    replace(open_object_store(self.location), name, theirs)
                 (tmp_path / "cache" / LOCK).unlink()
             return super().write(key, data, expected)
 
@@ -157,8 +157,8 @@ def test_a_creation_that_loses_its_lock_leaves_the_other_alone(tmp_path: Path) -
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_what_a_killed_creation_left_is_removed_by_the_next(tmp_path: Path, share: float) -> None:
     manifest, plan = draft(lengths=((5, 5),) * 7, has_bias=True)
-    parts = list(laid_out(manifest, plan, pair_columns(plan), unembedding(manifest)))
-    left = open_objects(tmp_path / "cache")
+    parts = list(static_objects(manifest, plan, pair_columns(plan), unembedding(manifest)))
+    left = open_object_store(tmp_path / "cache")
     for key, data, _ in parts[: round(share * len(parts))]:
         left.write(key, data, None)
     left.write("labels/c.6", b"of a longer plan", None)
@@ -168,7 +168,7 @@ def test_what_a_killed_creation_left_is_removed_by_the_next(tmp_path: Path, shar
     manifest, plan = draft()
     with held(tmp_path / "cache") as (objects, run):
         finish(begin(objects, run, manifest, plan), manifest, plan)
-    report = verify(open_objects(tmp_path / "cache"), full=True)
+    report = verify(open_object_store(tmp_path / "cache"), full=True)
     assert report.sound
     assert report.unknown == []
     assert not list(tmp_path.joinpath("cache").rglob("*.partial"))
@@ -192,15 +192,15 @@ def test_creation_is_all_or_nothing_wherever_the_disk_is_full(
     # Every array has a description and the plan has its values: the loop was no empty one.
     assert disk.written >= len(layouts(manifest)) + 8
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
-    assert CacheWriter(open_objects(tmp_path / "cache"), "any").manifest == manifest
+    assert CacheWriter(open_object_store(tmp_path / "cache"), "any").manifest == manifest
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_creation_that_is_interrupted_leaves_nothing(
     tmp_path: Path, stop: type[BaseException]
 ) -> None:
-    class Stopped(LocalObjects):
-        def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    class Stopped(LocalObjectStore):
+        def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
             if key == ROOT:
                 raise stop
             return super().write(key, data, expected)
@@ -213,14 +213,14 @@ def test_creation_that_is_interrupted_leaves_nothing(
 def test_a_root_whose_answer_was_lost_is_not_left_alone(tmp_path: Path) -> None:
     """As in object storage, where nobody knows whether a request that timed out was carried out."""
 
-    class AnswerLost(LocalObjects):
-        def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    class AnswerLost(LocalObjectStore):
+        def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
             version = super().write(key, data, expected)
             if key == ROOT:
                 raise OSError(errno.EIO, "the server did not answer")
             return version
 
-        def withdraw(self, key: str, data: Bytes) -> None:
+        def rollback(self, key: str, data: Bytes) -> None:
             """Nothing, as in object storage."""
 
     manifest, plan = draft()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import LAYOUT, commit_key
 from mav.cache_schema.root import ROOT, encode_root
-from mav.cache_schema.sealed import UNSEALED, seal
 from mav.cache_schema.storage.base import replace
 from tests.support.written_caches import (
     LOSSES,
@@ -224,7 +224,7 @@ def test_the_commit_record_of_another_block_proves_nothing(cache: Path) -> None:
 
 def test_a_commit_record_without_shards_proves_nothing(cache: Path) -> None:
     fields = json.loads((cache / commit_key(1)).read_text()) | {"objects": {}, "seal": UNSEALED}
-    (cache / commit_key(1)).write_bytes(seal(fields))
+    (cache / commit_key(1)).write_bytes(add_checksum(fields))
     with pytest.raises(CacheError, match=f"{commit_key(1)}: it names 0 objects, expected 3"):
         CacheReader(cache)
     assert go_on(cache, has_bias=True) == [1]

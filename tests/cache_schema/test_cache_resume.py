@@ -9,7 +9,7 @@ from mav.cache_schema.errors import CacheIncompleteError, MismatchError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import ClaimRecord, commit_key, encode_record, read_block_record
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter, require_same
 from tests.support.written_caches import (
@@ -135,7 +135,7 @@ def test_what_a_killed_creation_of_another_cache_left_is_removed(
         (cache / key).write_text("of another plan")
     (cache / "notes.txt").write_text("of the user")
     assert go_on(cache) == []
-    report = verify(open_objects(cache), full=True)
+    report = verify(open_object_store(cache), full=True)
     assert report.sound
     assert report.unknown == ["notes.txt"]
     assert all_same_bits(read_all(cache), read_all(original))

@@ -19,9 +19,9 @@ from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import CommitRecord, commit_key, object_problem, read_block_record
 from mav.cache_schema.shards import shard_bytes
-from mav.cache_schema.storage.base import Bytes, Version
+from mav.cache_schema.storage.base import Bytes, ETag
 from mav.cache_schema.storage.lock import LOCK
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
     SEVERAL_CHUNKS,
@@ -229,7 +229,7 @@ def test_zeros_of_plan_and_unembedding_are_on_disk_too(tmp_path: Path) -> None:
 
 def test_commit_records_name_every_shard_of_their_block(tmp_path: Path) -> None:
     manifest, plan = write(tmp_path / "cache")
-    objects = open_objects(tmp_path / "cache")
+    objects = open_object_store(tmp_path / "cache")
     sizes = objects.sizes()
     named = []
     for block in range(plan.blocks):
@@ -247,7 +247,7 @@ def test_the_content_of_a_block_has_one_digest_however_it_is_stored(tmp_path: Pa
     digests = set()
     for compression in COMPRESSIONS:
         manifest, _ = write(tmp_path / compression, compression=compression)
-        objects = open_objects(tmp_path / compression)
+        objects = open_object_store(tmp_path / compression)
         record = read_block_record(objects, 2, manifest.identity())
         assert isinstance(record, CommitRecord)
         digests.add(record.content)
@@ -260,11 +260,11 @@ def test_a_block_is_claimed_before_its_shards_and_committed_after_them(
     manifest, plan = draft()
     with held(tmp_path / "cache") as (objects, run):
         writer = begin(objects, run, manifest, plan)
-        order: list[tuple[str, Version | None]] = []
-        versions: list[Version] = []
+        order: list[tuple[str, ETag | None]] = []
+        versions: list[ETag] = []
         write_object = objects.write
 
-        def recorded(key: str, data: Bytes, expected: Version | None) -> Version:
+        def recorded(key: str, data: Bytes, expected: ETag | None) -> ETag:
             version = write_object(key, data, expected)
             if key != LOCK:  # it beats at any time
                 order.append((key, expected))
@@ -287,7 +287,7 @@ def test_no_temporary_file_is_left(tmp_path: Path) -> None:
 
 def test_the_lock_is_gone_when_the_run_has_ended(tmp_path: Path) -> None:
     write(tmp_path / "cache")
-    assert LOCK not in open_objects(tmp_path / "cache").sizes()
+    assert LOCK not in open_object_store(tmp_path / "cache").sizes()
 
 
 def test_stored_bytes_is_what_the_files_take(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mav.cache_schema.errors import CacheBusyError, CacheError
-from mav.cache_schema.storage.base import ConflictError, Objects, Version, replace
+from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, replace
 from mav.cache_schema.storage.lock import (
     BEAT_SECONDS,
     LOCK,
@@ -24,14 +24,14 @@ from mav.cache_schema.storage.lock import (
     require_held,
     run_lock,
 )
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.support.limits import EVENT, Clock, wait_until
 from tests.support.written_caches import silent
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
-    return open_objects(tmp_path / "cache")
+def objects(tmp_path: Path) -> ObjectStore:
+    return open_object_store(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def held_by(objects: Objects, **changes: Any) -> Holder:
+def held_by(objects: ObjectStore, **changes: Any) -> Holder:
     """Leave the lock of a run that is alive on this machine, or one that differs from it."""
     with run_lock(objects, say=silent):
         found = read_holder(objects)
@@ -60,7 +60,7 @@ def held_by(objects: Objects, **changes: Any) -> Holder:
 # Holding it
 
 
-def test_the_lock_names_its_holder(objects: Objects) -> None:
+def test_the_lock_names_its_holder(objects: ObjectStore) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     with run_lock(objects, say=silent) as run:
         holder = read_holder(objects)
@@ -72,7 +72,7 @@ def test_the_lock_names_its_holder(objects: Objects) -> None:
     assert read_holder(objects) is None
 
 
-def test_runs_have_ids_of_their_own(objects: Objects) -> None:
+def test_runs_have_ids_of_their_own(objects: ObjectStore) -> None:
     runs = set()
     for _ in range(3):
         with run_lock(objects, say=silent) as run:
@@ -80,7 +80,7 @@ def test_runs_have_ids_of_their_own(objects: Objects) -> None:
     assert len(runs) == 3
 
 
-def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> None:
+def test_a_second_holder_is_refused_and_told_who_has_it(objects: ObjectStore) -> None:
     with run_lock(objects, say=silent) as run:
         holder = read_holder(objects)
         assert holder is not None
@@ -93,7 +93,7 @@ def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> Non
         require_held(objects, run)
 
 
-def test_of_many_that_ask_at_once_one_has_it(objects: Objects) -> None:
+def test_of_many_that_ask_at_once_one_has_it(objects: ObjectStore) -> None:
     together = threading.Barrier(8)
     released = threading.Event()
     outcomes: list[str] = []
@@ -123,7 +123,7 @@ def test_of_many_that_ask_at_once_one_has_it(objects: Objects) -> None:
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_it_is_given_back_however_the_run_ends(
-    objects: Objects, tmp_path: Path, kept: bool, fails: bool
+    objects: ObjectStore, tmp_path: Path, kept: bool, fails: bool
 ) -> None:
     try:
         with run_lock(objects, say=silent):
@@ -139,9 +139,9 @@ def test_it_is_given_back_however_the_run_ends(
     assert not any(thread.name == "lock" for thread in threading.enumerate())
 
 
-def test_the_heart_beats(objects: Objects, quick_beats: None) -> None:
+def test_the_heart_beats(objects: ObjectStore, quick_beats: None) -> None:
     with run_lock(objects, say=silent) as run:
-        seen: set[Version | None] = set()
+        seen: set[ETag | None] = set()
 
         def beaten() -> bool:
             seen.add(objects.version(LOCK))
@@ -163,20 +163,20 @@ def gone_process() -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_holder_whose_process_is_gone_is_taken_over_at_once(objects: Objects) -> None:
+def test_a_holder_whose_process_is_gone_is_taken_over_at_once(objects: ObjectStore) -> None:
     held_by(objects, pid=gone_process().pid)
     with run_lock(objects, say=silent) as run:
         require_held(objects, run)
 
 
-def test_a_process_that_only_has_the_holders_number_is_not_the_holder(objects: Objects) -> None:
+def test_a_process_that_only_has_the_holders_number_is_not_the_holder(objects: ObjectStore) -> None:
     started = psutil.Process().create_time()
     held_by(objects, process_started=started - 100)
     with run_lock(objects, say=silent) as run:
         require_held(objects, run)
 
 
-def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: Objects) -> None:
+def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: ObjectStore) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     try:
         zombie = psutil.Process(process.pid)
@@ -189,7 +189,7 @@ def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: Object
         process.wait()
 
 
-def test_a_process_that_lives_and_does_not_beat_still_holds_it(objects: Objects) -> None:
+def test_a_process_that_lives_and_does_not_beat_still_holds_it(objects: ObjectStore) -> None:
     # Stopped by hand, or waiting for a slow disk: it may go on at any moment.
     held_by(objects)
     with pytest.raises(CacheBusyError), run_lock(objects, say=silent):
@@ -197,7 +197,7 @@ def test_a_process_that_lives_and_does_not_beat_still_holds_it(objects: Objects)
 
 
 def test_a_silent_holder_elsewhere_is_taken_over_after_some_beats(
-    objects: Objects, clock: Clock
+    objects: ObjectStore, clock: Clock
 ) -> None:
     held_by(objects, machine="elsewhere", host="node7", pid=1)
     said: list[str] = []
@@ -210,7 +210,7 @@ def test_a_silent_holder_elsewhere_is_taken_over_after_some_beats(
 
 @pytest.mark.parametrize("beats", [0.0, 2.0, 3.9])
 def test_a_holder_elsewhere_that_beats_is_left_alone(
-    objects: Objects, clock: Clock, beats: float
+    objects: ObjectStore, clock: Clock, beats: float
 ) -> None:
     """After how many beats' time it does so, even if whoever watches does not wake until later."""
     holder = held_by(objects, machine="elsewhere", host="node7", pid=1)
@@ -235,7 +235,7 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(
 
 
 def test_a_holder_elsewhere_whose_process_number_is_taken_here_is_still_watched(
-    objects: Objects, clock: Clock
+    objects: ObjectStore, clock: Clock
 ) -> None:
     held_by(objects, machine="elsewhere")
     said: list[str] = []
@@ -247,7 +247,7 @@ def test_a_holder_elsewhere_whose_process_number_is_taken_here_is_still_watched(
 # Losing it
 
 
-def test_a_run_whose_lock_was_taken_over_is_told(objects: Objects, quick_beats: None) -> None:
+def test_a_run_whose_lock_was_taken_over_is_told(objects: ObjectStore, quick_beats: None) -> None:
     with run_lock(objects, say=silent) as run:
         wait_until(lambda: taken_over(objects))
         with pytest.raises(CacheBusyError) as caught:
@@ -261,7 +261,7 @@ def test_a_run_whose_lock_was_taken_over_is_told(objects: Objects, quick_beats: 
     assert found.host == "node7"
 
 
-def taken_over(objects: Objects) -> bool:
+def taken_over(objects: ObjectStore) -> bool:
     found = read_holder(objects)
     assert found is not None
     other = dataclasses.replace(found, run="another", machine="elsewhere", host="node7", pid=1)
@@ -273,7 +273,7 @@ def taken_over(objects: Objects) -> bool:
     return True
 
 
-def test_a_run_whose_lock_was_removed_is_told(objects: Objects) -> None:
+def test_a_run_whose_lock_was_removed_is_told(objects: ObjectStore) -> None:
     with run_lock(objects, say=silent) as run:
         objects.delete(LOCK)
         with pytest.raises(CacheBusyError, match="its lock was removed"):
@@ -281,7 +281,7 @@ def test_a_run_whose_lock_was_removed_is_told(objects: Objects) -> None:
     assert objects.sizes() == {}
 
 
-def test_another_run_holds_nothing_of_this_one(objects: Objects) -> None:
+def test_another_run_holds_nothing_of_this_one(objects: ObjectStore) -> None:
     with run_lock(objects, say=silent), pytest.raises(CacheBusyError, match="lost the cache's"):
         require_held(objects, "another")
 
@@ -289,7 +289,7 @@ def test_another_run_holds_nothing_of_this_one(objects: Objects) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b"null", b"{}", b'{"run": "x", "pid": 3}', b"\xff\xfe"]
 )
-def test_a_damaged_lock_is_named_with_the_remedy(objects: Objects, data: bytes) -> None:
+def test_a_damaged_lock_is_named_with_the_remedy(objects: ObjectStore, data: bytes) -> None:
     objects.write(LOCK, data, None)
     with pytest.raises(CacheError) as caught, run_lock(objects, say=silent):
         pass

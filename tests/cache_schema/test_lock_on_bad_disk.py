@@ -8,10 +8,10 @@ from typing import Literal
 
 import pytest
 
-from mav.cache_schema.storage.base import Bytes, ConflictError, Version
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.base import Bytes, ConflictError, ETag
+from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.lock import LOCK, require_held, run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.support.full_disk import FullDisk
 from tests.support.limits import wait_until
 from tests.support.written_caches import silent
@@ -24,12 +24,12 @@ def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mav.cache_schema.storage.lock.BEAT_SECONDS", 0.05)
 
 
-class Failing(LocalObjects):
+class Failing(LocalObjectStore):
     """Fails the next calls it is told to, in order."""
 
     fails: tuple[Call, ...] = ()
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         if self._next("before writing"):
             raise OSError(errno.EIO, "Input/output error")
         version = super().write(key, data, expected)
@@ -40,7 +40,7 @@ class Failing(LocalObjects):
             raise ConflictError(key)
         return version
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         if self._next("looking"):
             raise OSError(errno.EIO, "Input/output error")
         return super().version(key)
@@ -70,7 +70,7 @@ def test_the_heart_outlives_a_store_that_fails(tmp_path: Path, fails: tuple[Call
         objects.fails = fails
         wait_until(lambda: objects.fails == ())
         # Looked at through eyes of its own.
-        seen = open_objects(tmp_path / "cache")
+        seen = open_object_store(tmp_path / "cache")
         version = seen.version(LOCK)
         wait_until(lambda: seen.version(LOCK) != version)
         require_held(seen, run)
@@ -83,7 +83,7 @@ def test_a_lock_that_cannot_be_written_leaves_no_folder(
     FullDisk(monkeypatch, 0)
     with (
         pytest.raises(OSError, match="No space left"),
-        run_lock(open_objects(tmp_path / "a" / "cache"), say=silent),
+        run_lock(open_object_store(tmp_path / "a" / "cache"), say=silent),
     ):
         pass
     assert not (tmp_path / "a" / "cache").exists()
@@ -103,8 +103,8 @@ def test_a_lock_whose_taking_failed_does_not_keep_its_own_process_out(
         patch.setattr("mav.cache_schema.storage.local.os.fsync", fail)
         with (
             pytest.raises(OSError, match="Input/output error"),
-            run_lock(open_objects(tmp_path / "cache"), say=silent),
+            run_lock(open_object_store(tmp_path / "cache"), say=silent),
         ):
             pass
-    with run_lock(objects := open_objects(tmp_path / "cache"), say=silent) as run:
+    with run_lock(objects := open_object_store(tmp_path / "cache"), say=silent) as run:
         require_held(objects, run)

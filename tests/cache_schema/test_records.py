@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mav.cache_schema.arrays import shard_key
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.records import (
@@ -33,10 +34,9 @@ from mav.cache_schema.records import (
     read_commits,
     read_layout,
 )
-from mav.cache_schema.sealed import UNSEALED, seal
 from mav.cache_schema.shards import encode_shard
-from mav.cache_schema.storage.base import Objects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.base import ObjectStore
+from mav.cache_schema.storage.open import open_object_store
 from tests.support.written_caches import block_rows, draft, of_kind
 
 CACHE = draft()[0].identity()
@@ -73,11 +73,11 @@ records = st.one_of(
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
-    return open_objects(tmp_path / "cache")
+def objects(tmp_path: Path) -> ObjectStore:
+    return open_object_store(tmp_path / "cache")
 
 
-def put(objects: Objects, block: int, record: Record | bytes) -> None:
+def put(objects: ObjectStore, block: int, record: Record | bytes) -> None:
     data = record if isinstance(record, bytes) else encode_record(record)
     objects.write(commit_key(block), data, None)
 
@@ -112,7 +112,7 @@ def test_block_records_have_keys_that_sort_as_their_numbers() -> None:
 )
 def test_a_sealed_document_that_is_no_record_is_an_error(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="it is not a record"):
-        decode_record(seal(fields))
+        decode_record(add_checksum(fields))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe"])
@@ -164,7 +164,7 @@ def test_other_values_have_another_digest() -> None:
 # Reading them
 
 
-def test_a_block_record_is_read(objects: Objects) -> None:
+def test_a_block_record_is_read(objects: ObjectStore) -> None:
     put(objects, 1, COMMIT)
     put(objects, 2, ClaimRecord(block=2, attempt="x"))
     assert read_block_record(objects, 1, CACHE) == COMMIT
@@ -174,13 +174,13 @@ def test_a_block_record_is_read(objects: Objects) -> None:
 
 
 @pytest.mark.parametrize("record", [COMMIT, LayoutRecord(cache=CACHE, objects={})])
-def test_the_record_of_something_else_is_an_error(objects: Objects, record: Record) -> None:
+def test_the_record_of_something_else_is_an_error(objects: ObjectStore, record: Record) -> None:
     put(objects, 5, record)
     with pytest.raises(ValueError, match="it is the record of something else"):
         read_block_record(objects, 5, CACHE)
 
 
-def test_the_record_of_another_cache_is_an_error(objects: Objects) -> None:
+def test_the_record_of_another_cache_is_an_error(objects: ObjectStore) -> None:
     put(objects, 1, COMMIT)
     with pytest.raises(ValueError, match="it is the record of another cache than the root"):
         read_block_record(objects, 1, "another")
@@ -194,7 +194,7 @@ def of_blocks(blocks: int) -> Manifest:
     return dataclasses.replace(manifest, plan=dataclasses.replace(manifest.plan, blocks=blocks))
 
 
-def test_commits_are_told_from_claims_and_damage(objects: Objects) -> None:
+def test_commits_are_told_from_claims_and_damage(objects: ObjectStore) -> None:
     manifest = of_blocks(7)
     cache = manifest.identity()
     put(objects, 0, dataclasses.replace(COMMIT, block=0, cache=cache))
@@ -214,12 +214,12 @@ def test_commits_are_told_from_claims_and_damage(objects: Objects) -> None:
     assert "of another cache" in commits.damaged[6]
 
 
-def test_a_commit_that_goes_missing_meanwhile_is_no_commit(objects: Objects) -> None:
+def test_a_commit_that_goes_missing_meanwhile_is_no_commit(objects: ObjectStore) -> None:
     commits = read_commits(objects, of_blocks(2), {commit_key(1): 100})
     assert commits.damaged == {1: "commits/00000001.json: damaged (missing)"}
 
 
-def test_many_commits_are_read(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_commits_are_read(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mav.cache_schema.storage.local.os.fsync", lambda _: None)
     manifest = of_blocks(100)
     record = dataclasses.replace(COMMIT, cache=manifest.identity())
@@ -238,7 +238,7 @@ def test_many_commits_are_read(objects: Objects, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_layout_that_cannot_be_read_is_named(
-    objects: Objects, data: bytes | None, reason: str
+    objects: ObjectStore, data: bytes | None, reason: str
 ) -> None:
     if data is not None:
         objects.write(LAYOUT, data, None)
@@ -248,7 +248,7 @@ def test_a_layout_that_cannot_be_read_is_named(
     assert "remove the cache and extract again" in str(caught.value)
 
 
-def test_a_layout_is_read(objects: Objects) -> None:
+def test_a_layout_is_read(objects: ObjectStore) -> None:
     record = LayoutRecord(cache=CACHE, objects=COMMIT.objects)
     objects.write(LAYOUT, encode_record(record), None)
     assert read_layout(objects, CACHE) == record
@@ -274,7 +274,7 @@ def test_an_object_that_is_missing_or_of_another_size(
 
 
 def test_a_block_that_is_committed_after_the_objects_were_listed_is_not_lost(
-    objects: Objects,
+    objects: ObjectStore,
 ) -> None:
     arrays = {"labels": of_kind(draft()[0], "block")["labels"]}
     commits = Commits(records={1: COMMIT}, damaged={})

@@ -10,7 +10,7 @@ from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteE
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import repair, verify
 from tests.support.written_caches import (
     all_same_bits,
@@ -37,7 +37,7 @@ def flipped(data: bytes) -> bytes:
 
 
 def repaired(root: Path, *, full: bool = True) -> list[str]:
-    objects = open_objects(root)
+    objects = open_object_store(root)
     said: list[str] = []
     repair(objects, verify(objects, full=full), say=said.append)
     return said
@@ -74,9 +74,9 @@ def test_damaged_blocks_are_marked_and_then_written_again(
     assert commits(cache) == [commit_key(0), commit_key(2)]
     with pytest.raises(CacheIncompleteError, match="2 of 4 blocks"):
         CacheReader(cache)
-    assert not read_manifest(open_objects(cache)).complete
+    assert not read_manifest(open_object_store(cache)).complete
     assert go_on(cache) == [1, 3]
-    assert verify(open_objects(cache), full=True).sound
+    assert verify(open_object_store(cache), full=True).sound
     assert all_same_bits(read_all(cache), read_all(original))
 
 
@@ -84,7 +84,7 @@ def test_what_the_fast_look_found_is_repaired_too(cache: Path) -> None:
     stored_objects(cache, "labels")[2].write_bytes(b"")
     repaired(cache, full=False)
     assert go_on(cache) == [2]
-    assert verify(open_objects(cache), full=True).sound
+    assert verify(open_object_store(cache), full=True).sound
 
 
 def test_a_sound_cache_stays_as_it_is(cache: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_sound_cache_stays_as_it_is(cache: Path) -> None:
 def test_a_complete_cache_that_lost_a_record_is_marked_incomplete(cache: Path) -> None:
     (cache / commit_key(0)).unlink()
     repaired(cache)
-    assert not read_manifest(open_objects(cache)).complete
+    assert not read_manifest(open_object_store(cache)).complete
     assert go_on(cache) == [0]
-    assert verify(open_objects(cache), full=True).sound
+    assert verify(open_object_store(cache), full=True).sound
 
 
 def test_a_cache_that_another_run_writes_to_is_left_alone(cache: Path) -> None:
     damage_shards(cache)
-    objects = open_objects(cache)
+    objects = open_object_store(cache)
     report = verify(objects, full=True)
     with held(cache), pytest.raises(CacheBusyError, match="another run writes to this cache"):
         repair(objects, report, say=lambda _: None)
@@ -130,7 +130,7 @@ def test_what_was_written_once_is_removed_and_then_written_again(
     with pytest.raises(CacheError):
         CacheReader(cache)
     assert go_on(cache) == ([1, 3] if blocks_too else [])
-    assert verify(open_objects(cache), full=True).sound
+    assert verify(open_object_store(cache), full=True).sound
     assert all_same_bits(read_all(cache), read_all(original))
 
 

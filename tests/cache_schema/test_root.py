@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import zarr
 
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.errors import CacheError, ManifestError
 from mav.cache_schema.manifest import FORMAT_VERSION
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
-from mav.cache_schema.sealed import UNSEALED, seal
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.cache_schema.test_manifest import llama_7b
 from tests.support.written_caches import quick_disk, write
 
@@ -30,7 +30,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_the_manifest_comes_back(tmp_path: Path) -> None:
-    objects = open_objects(tmp_path)
+    objects = open_object_store(tmp_path)
     objects.write(ROOT, encode_root(llama_7b()), None)
     assert read_manifest(objects) == llama_7b()
 
@@ -44,7 +44,7 @@ def test_a_sealed_manifest_that_contradicts_itself_is_refused(cache: Path) -> No
     root = json.loads((cache / ROOT).read_text())
     root["attributes"]["mav"]["data"]["sources"][0]["rows"] += 1
     root["attributes"]["seal"] = UNSEALED
-    (cache / ROOT).write_bytes(seal(root))
+    (cache / ROOT).write_bytes(add_checksum(root))
     with pytest.raises(
         ManifestError, match=r"data\.sources\[0\]\.rows: got 6, expected pairs \+ dropped = 5"
     ):
@@ -78,7 +78,7 @@ def test_another_format_version_is_told_however_it_is_sealed(
     root = json.loads((cache / "zarr.json").read_text())
     root["attributes"]["mav"]["format_version"] = version
     root["attributes"]["seal"] = UNSEALED
-    data = seal(root) if sealed else json.dumps(root).encode()
+    data = add_checksum(root) if sealed else json.dumps(root).encode()
     (cache / "zarr.json").write_bytes(data)
     with pytest.raises(CacheError, match=f"format version {version!r}, but this MAV reads"):
         CacheReader(cache)

@@ -26,7 +26,7 @@ from mav.cache_schema.shards import (
     shard_bytes,
     shard_memory,
 )
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.local import LocalObjectStore
 from tests.support.written_caches import random_values, same_bits
 
 LEFT_OUT = 2**64 - 1
@@ -268,7 +268,7 @@ NOTHING = (LEFT_OUT, LEFT_OUT)
     ],
 )
 def test_an_index_that_lies_is_an_error(
-    place: LocalObjects, message: str, index: list[tuple[int, int]]
+    place: LocalObjectStore, message: str, index: list[tuple[int, int]]
 ) -> None:
     layout, checksums, chunks = two_chunks()
     whole = assemble(chunks, [(0, 16), (16, 16), (LEFT_OUT, LEFT_OUT)])
@@ -301,12 +301,12 @@ def test_what_cannot_be_decompressed_is_an_error(compression: Compression) -> No
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> LocalObjects:
+def place(tmp_path_factory: pytest.TempPathFactory) -> LocalObjectStore:
     """A folder that holds one object, which every example replaces."""
-    return LocalObjects(tmp_path_factory.mktemp("place"))
+    return LocalObjectStore(tmp_path_factory.mktemp("place"))
 
 
-def stored(place: LocalObjects, data: NDArray[np.uint8]) -> LocalObjects:
+def stored(place: LocalObjectStore, data: NDArray[np.uint8]) -> LocalObjectStore:
     Path(place.location, "x").write_bytes(data.tobytes())
     return place
 
@@ -323,7 +323,7 @@ def dirty_memory(layout: ArrayLayout, rows: int, more: int) -> NDArray[np.uint8]
 
 @given(case=layouts_and_rows(), more=st.none() | st.integers(0, 99))
 def test_a_shard_is_read_as_it_is_decoded(
-    place: LocalObjects, case: tuple[ArrayLayout, NDArray[Any]], more: int | None
+    place: LocalObjectStore, case: tuple[ArrayLayout, NDArray[Any]], more: int | None
 ) -> None:
     layout, rows = case
     shard = encode_shard(layout, rows)
@@ -351,7 +351,7 @@ def test_a_shard_is_decoded_to_memory(case: tuple[ArrayLayout, NDArray[Any]], mo
 @settings(max_examples=40)
 @given(cases=st.lists(layouts_and_rows(), min_size=2, max_size=4))
 def test_one_memory_does_for_one_shard_after_another(
-    place: LocalObjects, cases: list[tuple[ArrayLayout, NDArray[Any]]]
+    place: LocalObjectStore, cases: list[tuple[ArrayLayout, NDArray[Any]]]
 ) -> None:
     memory = np.zeros(max(shard_memory(layout, len(rows)) for layout, rows in cases), np.uint8)
     for layout, rows in cases:
@@ -361,18 +361,20 @@ def test_one_memory_does_for_one_shard_after_another(
         assert same_bits(found, rows)
 
 
-def test_a_whole_shard_is_read_once(place: LocalObjects, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_shard_is_read_once(
+    place: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = a_layout()
     rows = some_rows(layout, 7)
     shard = encode_shard(layout, rows)
-    monkeypatch.delattr(LocalObjects, "read")
+    monkeypatch.delattr(LocalObjectStore, "read")
     objects = stored(place, shard.data)
     assert same_bits(read_shard(layout, objects, "x", 7, shard.checksums), rows)
 
 
 @given(case=layouts_and_rows(), data=st.data())
 def test_a_flipped_bit_is_the_same_error_in_reading(
-    place: LocalObjects, case: tuple[ArrayLayout, NDArray[Any]], data: st.DataObject
+    place: LocalObjectStore, case: tuple[ArrayLayout, NDArray[Any]], data: st.DataObject
 ) -> None:
     layout, rows = case
     shard = encode_shard(layout, rows)
@@ -386,7 +388,9 @@ def test_a_flipped_bit_is_the_same_error_in_reading(
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8])
-def test_a_flipped_bit_in_any_byte_is_an_error_in_reading(place: LocalObjects, rows: int) -> None:
+def test_a_flipped_bit_in_any_byte_is_an_error_in_reading(
+    place: LocalObjectStore, rows: int
+) -> None:
     layout = a_layout(tail=(1,))
     shard = encode_shard(layout, some_rows(layout, rows))
     for byte in range(len(shard.data)):
@@ -398,7 +402,7 @@ def test_a_flipped_bit_in_any_byte_is_an_error_in_reading(place: LocalObjects, r
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_any_other_size_is_an_error_in_reading(
-    place: LocalObjects, compression: Compression
+    place: LocalObjectStore, compression: Compression
 ) -> None:
     layout = a_layout(compression=compression)
     shard = encode_shard(layout, some_rows(layout, 7))
@@ -414,7 +418,7 @@ def test_any_other_size_is_an_error_in_reading(
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_another_whole_shard_is_an_error_in_reading(
-    place: LocalObjects, compression: Compression
+    place: LocalObjectStore, compression: Compression
 ) -> None:
     layout = a_layout(compression=compression)
     committed = encode_shard(layout, some_rows(layout, 8, seed=1))
@@ -425,7 +429,7 @@ def test_another_whole_shard_is_an_error_in_reading(
 
 @given(case=layouts_and_rows(), order=st.randoms(use_true_random=False), dirty=st.booleans())
 def test_chunks_may_lie_in_any_order_in_reading(
-    place: LocalObjects, case: Any, order: Any, dirty: bool
+    place: LocalObjectStore, case: Any, order: Any, dirty: bool
 ) -> None:
     layout, rows = case
     shard = encode_shard(layout, rows)
@@ -442,7 +446,7 @@ def test_chunks_may_lie_in_any_order_in_reading(
     assert same_bits(found, rows)
 
 
-def test_a_shard_that_is_not_there(place: LocalObjects) -> None:
+def test_a_shard_that_is_not_there(place: LocalObjectStore) -> None:
     for compression in COMPRESSIONS:
         with pytest.raises(FileNotFoundError):
             read_shard(a_layout(compression=compression), place, "none", 2, "")

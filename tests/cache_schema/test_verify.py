@@ -24,7 +24,7 @@ from mav.cache_schema.records import (
 from mav.cache_schema.shards import encode_shard
 from mav.cache_schema.storage.base import replace
 from mav.cache_schema.storage.lock import LOCK
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, verify
 from tests.support.written_caches import (
     begin,
@@ -47,7 +47,7 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 def check(root: Path, *, full: bool = True) -> VerifyReport:
-    return verify(open_objects(root), full=full)
+    return verify(open_object_store(root), full=full)
 
 
 def change(file: Path, damage: Callable[[bytes], bytes]) -> None:
@@ -83,12 +83,12 @@ def test_a_sound_cache(tmp_path: Path, compression: str, options: dict[str, str]
 def test_what_is_read_is_counted(cache: Path) -> None:
     begun: list[int] = []
     steps: list[int] = []
-    report = verify(open_objects(cache), full=True, begin=begun.append, progress=steps.append)
-    sizes = open_objects(cache).sizes()
+    report = verify(open_object_store(cache), full=True, begin=begun.append, progress=steps.append)
+    sizes = open_object_store(cache).sizes()
     checked = {k: v for k, v in sizes.items() if k != "zarr.json" and not k.startswith("commits/")}
     assert report.objects == len(steps) == len(checked)
     assert begun == [sum(steps)] == [report.bytes] == [sum(checked.values())]
-    fast = verify(open_objects(cache), full=False, begin=begun.append, progress=steps.append)
+    fast = verify(open_object_store(cache), full=False, begin=begun.append, progress=steps.append)
     assert (fast.objects, fast.bytes, fast.full) == (report.objects, 0, False)
     assert (len(begun), len(steps)) == (1, len(checked))
 
@@ -239,7 +239,7 @@ def test_a_shard_that_another_attempt_left(cache: Path) -> None:
 
 
 def rewrite_record(root: Path, block: int, **fields: Any) -> None:
-    objects = open_objects(root)
+    objects = open_object_store(root)
     record = read_block_record(objects, block, identity(root))
     assert isinstance(record, CommitRecord)
     replace(objects, commit_key(block), encode_record(dataclasses.replace(record, **fields)))
@@ -251,7 +251,7 @@ def test_values_that_the_record_does_not_have_as_its_content(cache: Path) -> Non
     layout = of_kind(manifest, "block")["labels"]
     shard = encode_shard(layout, block_rows(manifest, plan, 0)["labels"] + 1)
     (cache / "labels" / "c.0").write_bytes(shard.data.tobytes())
-    record = read_block_record(open_objects(cache), 0, identity(cache))
+    record = read_block_record(open_object_store(cache), 0, identity(cache))
     assert isinstance(record, CommitRecord)
     item = object_record(shard.data.data, shard)
     rewrite_record(cache, 0, objects=record.objects | {"labels/c.0": item})

@@ -10,7 +10,7 @@ import pytest
 
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.cli.test_cli import Line, done
 from tests.support.tiny import save_base, tiny_base, write_rows
 
@@ -98,7 +98,7 @@ def extract_to(line: Line, cache: Path) -> list[object]:
 def test_an_extraction_tells_what_it_kept(line: Line, tmp_path: Path, name: str) -> None:
     cache = tmp_path / "cache"
     told = stopped(IN_BLOCK.format(block=4), *extract_to(line, cache), name=name)
-    objects = open_objects(cache)
+    objects = open_object_store(cache)
     manifest = read_manifest(objects)
     kept = read_commits(objects, manifest, objects.sizes()).records
     pairs = sum(record.pairs for record in kept.values())

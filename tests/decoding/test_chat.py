@@ -11,7 +11,7 @@ from mav import cli
 from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.chat import HELP, Chat
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from tests.decoding.test_generate import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
 
@@ -33,7 +33,10 @@ def said() -> list[str]:
 def chat(folder: Path, said: list[str]) -> Chat:
     mav = MAVInference(str(folder / "head"), tiny_base())
     return Chat(
-        mav=mav, alpha=as_schedule(1.0), decoding=Decoding(max_new_tokens=8), say=said.append
+        mav=mav,
+        alpha=as_schedule(1.0),
+        decoding=GenerationOptions(max_new_tokens=8),
+        say=said.append,
     )
 
 
@@ -41,7 +44,7 @@ def turns_asked(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, 
     """Record what the model is asked, with the strength; it answers `a1`, `a2` and so on."""
     asked: list[tuple[Any, str]] = []
 
-    def stream(turns: Any, alpha: Any, _: Decoding) -> Iterator[str]:
+    def stream(turns: Any, alpha: Any, _: GenerationOptions) -> Iterator[str]:
         asked.append(([turn["content"] for turn in turns], str(alpha)))
         yield "a"
         yield str(len(asked))
@@ -51,7 +54,7 @@ def turns_asked(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, 
 
 
 def test_an_answer_is_that_of_the_model(chat: Chat) -> None:
-    want = chat.mav.generate("Hello", 1.0, Decoding(max_new_tokens=8)).response
+    want = chat.mav.generate("Hello", 1.0, GenerationOptions(max_new_tokens=8)).response
     assert "".join(chat.take("Hello\n")).strip() == want
 
 
@@ -136,7 +139,7 @@ def test_settings_are_checked(chat: Chat, said: list[str]) -> None:
         list(chat.take(line))
     assert len(said) == 3
     assert all("expected" in text for text in said)
-    assert chat.decoding == Decoding(max_new_tokens=8)
+    assert chat.decoding == GenerationOptions(max_new_tokens=8)
 
 
 def test_what_was_broken_off_was_said(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

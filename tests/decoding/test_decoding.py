@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 
 LARGEST = 2**62
 
@@ -30,8 +30,8 @@ LARGEST = 2**62
         ("top_p", None, "a number"),
         ("min_p", [0.1], "a number"),
         ("repetition_penalty", False, "a number"),
-        ("kv_cache", "sttic", "one of dynamic, static, none"),
-        ("kv_cache", ["static"], "one of dynamic, static, none"),
+        ("cache_implementation", "sttic", "one of dynamic, static, none"),
+        ("cache_implementation", ["static"], "one of dynamic, static, none"),
         ("compile", "yes", "True or False"),
         ("stop", 3, "a text, or a list of texts"),
         ("stop", None, "a text, or a list of texts"),
@@ -42,7 +42,7 @@ LARGEST = 2**62
 )
 def test_what_is_no_setting_is_refused_by_name(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: got .*expected {expected}"):
-        Decoding(**{name: value})
+        GenerationOptions(**{name: value})
 
 
 def test_numbers_of_other_libraries_become_pythons_own() -> None:
@@ -53,8 +53,8 @@ def test_numbers_of_other_libraries_become_pythons_own() -> None:
         "seed": np.int16(3),
         "stop": ["a", "b"],
     }
-    decoding = Decoding(**settings)
-    assert decoding == Decoding(
+    decoding = GenerationOptions(**settings)
+    assert decoding == GenerationOptions(
         max_new_tokens=4, temperature=0.5, top_p=1.0, seed=3, stop=("a", "b")
     )
     json.dumps(asdict(decoding))
@@ -77,5 +77,5 @@ def test_numbers_of_other_libraries_become_pythons_own() -> None:
 def test_each_of_several_answers_has_the_next_seed(
     seed: int | None, number: int, want: int | None
 ) -> None:
-    decoding = Decoding(temperature=1.0, seed=seed)
-    assert decoding.numbered(number) == Decoding(temperature=1.0, seed=want)
+    decoding = GenerationOptions(temperature=1.0, seed=seed)
+    assert decoding.with_seed_offset(number) == GenerationOptions(temperature=1.0, seed=want)

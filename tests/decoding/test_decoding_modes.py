@@ -9,7 +9,7 @@ import torch
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding, Generation
+from mav.pipeline.decoding.options import Generation, GenerationOptions
 from tests.support.steered import (
     plain_generate,
     steered,
@@ -42,7 +42,7 @@ CACHES = ("dynamic", "static", "none")
 BASES = ("llama", "gemma2-window", "gpt2")
 
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_cache = pytest.mark.parametrize("kv_cache", CACHES)
+every_cache = pytest.mark.parametrize("cache_implementation", CACHES)
 batchable_mode = pytest.mark.parametrize("mode", ["greedy", "beams"])
 
 
@@ -60,8 +60,15 @@ def untouched(mav: MAVInference) -> BaseModel:
     return varied_base(kinds[mav.base.config.model_type])
 
 
-def decoding(mode: str, kv_cache: str = "dynamic", **more: Any) -> Decoding:
-    return Decoding(**{"max_new_tokens": NEW, "kv_cache": kv_cache, **MODES[mode], **more})
+def decoding(mode: str, cache_implementation: str = "dynamic", **more: Any) -> GenerationOptions:
+    return GenerationOptions(
+        **{
+            "max_new_tokens": NEW,
+            "cache_implementation": cache_implementation,
+            **MODES[mode],
+            **more,
+        }
+    )
 
 
 def prompt_tokens(mav: MAVInference, prompt: str) -> list[int]:
@@ -76,7 +83,7 @@ def said(answers: list[Generation]) -> list[tuple[int, ...]]:
 @every_mode
 @every_cache
 def test_alpha_zero_is_the_untouched_base(
-    mav: MAVInference, untouched: BaseModel, mode: str, kv_cache: str
+    mav: MAVInference, untouched: BaseModel, mode: str, cache_implementation: str
 ) -> None:
     for prompt in PROMPTS:
         with torch.random.fork_rng():
@@ -84,14 +91,16 @@ def test_alpha_zero_is_the_untouched_base(
             want = plain_generate(
                 untouched, prompt_tokens(mav, prompt), max_new_tokens=NEW, **PLAIN[mode]
             )
-        assert mav.generate(prompt, 0.0, decoding(mode, kv_cache)).tokens == want
-        assert mav.generate(prompt, ALPHA, decoding(mode, kv_cache)).tokens != want
+        assert mav.generate(prompt, 0.0, decoding(mode, cache_implementation)).tokens == want
+        assert mav.generate(prompt, ALPHA, decoding(mode, cache_implementation)).tokens != want
 
 
 @batchable_mode
 @every_cache
-def test_a_batch_is_its_prompts_one_by_one(mav: MAVInference, mode: str, kv_cache: str) -> None:
-    how = decoding(mode, kv_cache)
+def test_a_batch_is_its_prompts_one_by_one(
+    mav: MAVInference, mode: str, cache_implementation: str
+) -> None:
+    how = decoding(mode, cache_implementation)
     alone = [mav.generate(prompt, alpha, how) for prompt, alpha in zip(PROMPTS, EACH, strict=True)]
     together = mav.generate_batch(PROMPTS, EACH, how)
     assert said(together) == said(alone)
@@ -105,8 +114,10 @@ def test_a_batch_is_its_prompts_one_by_one(mav: MAVInference, mode: str, kv_cach
 @pytest.mark.parametrize("alpha", [ALPHA, FALLING], ids=str)
 def test_caches_change_nothing(mav: MAVInference, mode: str, alpha: Alpha) -> None:
     found = {
-        kv_cache: mav.generate(PROMPTS[1], alpha, decoding(mode, kv_cache)).tokens
-        for kv_cache in CACHES
+        cache_implementation: mav.generate(
+            PROMPTS[1], alpha, decoding(mode, cache_implementation)
+        ).tokens
+        for cache_implementation in CACHES
     }
     assert len(set(found.values())) == 1, found
 
@@ -114,10 +125,10 @@ def test_caches_change_nothing(mav: MAVInference, mode: str, alpha: Alpha) -> No
 @every_cache
 @pytest.mark.parametrize("alpha", [0.0, ALPHA, FALLING, RISING], ids=str)
 def test_step_by_step_is_one_pass_over_the_whole_text(
-    mav: MAVInference, untouched: BaseModel, kv_cache: str, alpha: Alpha
+    mav: MAVInference, untouched: BaseModel, cache_implementation: str, alpha: Alpha
 ) -> None:
     for prompt in PROMPTS:
-        new = list(mav.generate(prompt, alpha, decoding("greedy", kv_cache)).tokens)
+        new = list(mav.generate(prompt, alpha, decoding("greedy", cache_implementation)).tokens)
         ids = prompt_tokens(mav, prompt)
         assert new == whole_text_choices(mav, untouched, ids, new, alpha)
 

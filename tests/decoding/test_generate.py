@@ -12,7 +12,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference, create_mav
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
 from tests.line.test_training_equals_online import random_head
@@ -80,8 +80,8 @@ def test_alpha_zero_gives_the_tokens_of_the_untouched_base(
 ) -> None:
     base = tiny_base()
     mav = MAVInference(head, base)
-    steered = mav.generate("Hi there", 3.0, Decoding(max_new_tokens=20, **sampling))
-    zero = mav.generate("Hi there", 0.0, Decoding(max_new_tokens=20, **sampling))
+    steered = mav.generate("Hi there", 3.0, GenerationOptions(max_new_tokens=20, **sampling))
+    zero = mav.generate("Hi there", 0.0, GenerationOptions(max_new_tokens=20, **sampling))
     ids = base.tokenizer(zero.prompt, return_tensors="pt").input_ids
     untouched = tiny_base()
     torch.manual_seed(5)
@@ -101,7 +101,7 @@ def test_one_forward_pass_a_token(head: str) -> None:
     mav = MAVInference(head, tiny_base())
     calls = []
     mav.base.decoder.register_forward_hook(lambda *_: calls.append(1))
-    answer = mav.generate("Hi", 1.0, Decoding(max_new_tokens=9))
+    answer = mav.generate("Hi", 1.0, GenerationOptions(max_new_tokens=9))
     assert len(calls) == len(answer.tokens)
 
 
@@ -196,13 +196,13 @@ def test_the_base_a_head_was_trained_on_is_the_default(tmp_path: Path) -> None:
     config = tmp_path / "head" / "config.json"
     config.write_text(config.read_text().replace("memory:LlamaForCausalLM", str(base)))
     mav = MAVInference(head, dtype=torch.float32)
-    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=4)).tokens
+    assert mav.generate("Hi", 1.0, GenerationOptions(max_new_tokens=4)).tokens
 
 
 def test_create_mav_without_a_head_leaves_the_base_as_it_is(tmp_path: Path) -> None:
     base = save_base(tiny_base(), tmp_path / "base")
     mav = create_mav(str(base), expansion_size=16, pooled_size=HIDDEN, dtype=torch.float32)
-    decoding = Decoding(max_new_tokens=8)
+    decoding = GenerationOptions(max_new_tokens=8)
     assert mav.generate("Hi", 5.0, decoding).tokens == mav.generate("Hi", 0.0, decoding).tokens
 
 
@@ -216,7 +216,7 @@ def test_create_mav_without_a_head_leaves_the_base_as_it_is(tmp_path: Path) -> N
 )
 def test_decoding_options_are_checked(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Decoding(**wrong)
+        GenerationOptions(**wrong)
 
 
 def test_errors_share_one_base() -> None:
@@ -225,19 +225,19 @@ def test_errors_share_one_base() -> None:
 
 def test_a_stop_string_that_begins_in_the_prompt_ends_nothing(head: str) -> None:
     mav = MAVInference(head, tiny_base())
-    whole = mav.generate("Hi", 3.0, Decoding(max_new_tokens=10))
+    whole = mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=10))
     stop = ":" + whole.response[0]
     assert whole.prompt.endswith(":")
     assert stop not in whole.response
     text = mav.base.tokenizer.decode(whole.tokens, skip_special_tokens=True)
     assert text[0] == whole.response[0], "white space comes first, so this test shows nothing"
-    stopped = mav.generate("Hi", 3.0, Decoding(max_new_tokens=10, stop=(stop,)))
+    stopped = mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=10, stop=(stop,)))
     assert (stopped.tokens, stopped.finish) == (whole.tokens, "length")
 
 
 def test_a_text_is_the_only_stop(head: str) -> None:
     decoding: Any = {"stop": "sist"}
-    assert Decoding(**decoding).stop == ("sist",)
+    assert GenerationOptions(**decoding).stop == ("sist",)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -316,21 +316,23 @@ def test_one_token_left_to_draw_from_is_the_most_probable(
     head: str, settings: dict[str, Any]
 ) -> None:
     mav = MAVInference(head, tiny_base())
-    want = mav.generate("Hi", 3.0, Decoding(max_new_tokens=12)).tokens
-    assert mav.generate("Hi", 3.0, Decoding(max_new_tokens=12, **settings)).tokens == want
+    want = mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=12)).tokens
+    assert mav.generate("Hi", 3.0, GenerationOptions(max_new_tokens=12, **settings)).tokens == want
 
 
 def test_repetition_can_be_punished(head: str) -> None:
     mav = MAVInference(head, tiny_base())
-    tokens = mav.generate("Hi", 0.0, Decoding(max_new_tokens=20, repetition_penalty=1e6)).tokens
+    tokens = mav.generate(
+        "Hi", 0.0, GenerationOptions(max_new_tokens=20, repetition_penalty=1e6)
+    ).tokens
     assert len(set(tokens)) == len(tokens)
-    assert len(set(mav.generate("Hi", 0.0, Decoding(max_new_tokens=20)).tokens)) < 20
+    assert len(set(mav.generate("Hi", 0.0, GenerationOptions(max_new_tokens=20)).tokens)) < 20
 
 
 def test_what_changes_nothing_is_told() -> None:
-    assert Decoding(top_p=0.5, seed=3).unused == ("--top-p", "--seed")
-    assert Decoding(top_p=0.5, seed=3, temperature=1.0).unused == ()
-    assert Decoding().unused == ()
+    assert GenerationOptions(top_p=0.5, seed=3).unused == ("--top-p", "--seed")
+    assert GenerationOptions(top_p=0.5, seed=3, temperature=1.0).unused == ()
+    assert GenerationOptions().unused == ()
 
 
 @pytest.mark.parametrize("prompts", ["Hi", {"role": "user", "content": "x"}, None, 3], ids=str)

@@ -14,7 +14,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.scoring import Score
-from mav.pipeline.preferences.prompt_format import Form, PromptForm
+from mav.pipeline.preferences.prompt_format import Form, PromptFormat
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import tokenize_pairs
@@ -150,7 +150,7 @@ def test_the_tokens_are_those_of_training(tmp_path: Path, form: Form, tokenizer:
     spaced = [dataclasses.replace(pair, chosen=f" n {pair.chosen.strip()} ") for pair in read]
     pairs = {pair.pair_id: pair for pair in spaced}
     tokenized = tokenize_pairs(pairs.values(), tokenizer, 500, form=form)
-    own = PromptForm(name=form, tokenizer=tokenizer)
+    own = PromptFormat(name=form, tokenizer=tokenizer)
     merged = 0
     for at, pair_id in enumerate(tokenized.pair_id.tolist()):
         pair, (prompt, *answers) = pairs[pair_id], tokenized.parts(at)

@@ -12,7 +12,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import load_base
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.int8 import quantize_head
 from tests.support.live import relative
 from tests.support.steered import plain_generate, steered
@@ -50,15 +50,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_base(tiny_base(), tmp_path_factory.mktemp("spread") / "base"))
 
 
-def answers(mav: MAVInference, decoding: Decoding) -> list[tuple[int, ...]]:
+def answers(mav: MAVInference, decoding: GenerationOptions) -> list[tuple[int, ...]]:
     """At several strengths, the head at work or not, in both orders."""
     return [mav.generate("Hi there", alpha, decoding).tokens for alpha in (ALPHA, 0.0, -3.0, ALPHA)]
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("kv_cache", ["dynamic", "static"])
-def test_a_spread_base_answers_as_one_in_one_place(folder: str, name: str, kv_cache: Any) -> None:
-    decoding = Decoding(max_new_tokens=NEW, kv_cache=kv_cache)
+@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
+def test_a_spread_base_answers_as_one_in_one_place(
+    folder: str, name: str, cache_implementation: Any
+) -> None:
+    decoding = GenerationOptions(max_new_tokens=NEW, cache_implementation=cache_implementation)
     base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
     assert answers(steered(base), decoding) == answers(steered(tiny_base()), decoding)
 
@@ -68,7 +70,7 @@ def test_a_spread_base_answers_as_one_in_one_place(folder: str, name: str, kv_ca
     "device_map", [placed("cuda:0", *MODULES[:4]), placed("cuda:0", *MODULES[4:])]
 )
 def test_a_base_on_gpu_and_cpu(folder: str, device_map: dict[str, str]) -> None:
-    decoding = Decoding(max_new_tokens=NEW)
+    decoding = GenerationOptions(max_new_tokens=NEW)
     base = load_base(folder, dtype=torch.float32, device_map=device_map)
     assert answers(steered(base), decoding) == answers(steered(tiny_base()), decoding)
 
@@ -98,8 +100,8 @@ def without_code_generation(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return graphs
 
 
-COMPILED = Decoding(max_new_tokens=NEW, kv_cache="static", compile=True)
-STATIC = Decoding(max_new_tokens=NEW, kv_cache="static")
+COMPILED = GenerationOptions(max_new_tokens=NEW, cache_implementation="static", compile=True)
+STATIC = GenerationOptions(max_new_tokens=NEW, cache_implementation="static")
 
 
 def check_compiled() -> None:

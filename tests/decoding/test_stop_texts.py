@@ -10,11 +10,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import as_schedule
-from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
-from tests.decoding.test_in_flight import Listener, decoder_of
+from mav.pipeline.decoding.options import GenerationOptions
+from tests.decoding.test_continuous_batching import Listener, decoder_of
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer
 
@@ -61,7 +61,7 @@ WORDS = words()
     ids=str,
 )
 def test_what_ends_an_answer(pieces: list[str], stops: list[str], text: str, stopped: bool) -> None:
-    answer, told = AnswerText(WORDS, stops), ""
+    answer, told = ResponseText(WORDS, stops), ""
     for piece in pieces:
         told += answer.push(WORDS.convert_tokens_to_ids(piece))
         assert text.startswith(told)
@@ -69,7 +69,7 @@ def test_what_ends_an_answer(pieces: list[str], stops: list[str], text: str, sto
 
 
 def test_a_copy_goes_on_by_itself() -> None:
-    answer = AnswerText(WORDS, ["ab" + SPECIAL])
+    answer = ResponseText(WORDS, ["ab" + SPECIAL])
     a, b, end = (WORDS.convert_tokens_to_ids(piece) for piece in ("a", "b", SPECIAL))
     answer.push(a)
     other = answer.copy()
@@ -87,7 +87,7 @@ FOURTH = 3
 def mav() -> Iterator[MAVInference]:
     """A base whose fourth token, in answer to Hi, is a special one."""
     plain = tiny_base(tie_word_embeddings=False)
-    tokens = steered(plain).generate("Hi", 0.0, Decoding(max_new_tokens=8)).tokens
+    tokens = steered(plain).generate("Hi", 0.0, GenerationOptions(max_new_tokens=8)).tokens
     assert tokens.index(tokens[FOURTH]) == FOURTH
     tokenizer = tiny_tokenizer()
     special = tokenizer.convert_tokens_to_ids("<bos>")
@@ -102,7 +102,7 @@ def mav() -> Iterator[MAVInference]:
 
 def last_piece(mav: MAVInference) -> str:
     """The text of the token before the special one."""
-    token = mav.generate("Hi", 0.0, Decoding(max_new_tokens=FOURTH)).tokens[-1]
+    token = mav.generate("Hi", 0.0, GenerationOptions(max_new_tokens=FOURTH)).tokens[-1]
     text: str = mav.base.tokenizer.decode([token])
     return text
 
@@ -111,12 +111,13 @@ def last_piece(mav: MAVInference) -> str:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_all_ways_of_decoding_end_alike(mav: MAVInference, mixed: bool, most: int) -> None:
     stop = (last_piece(mav) if mixed else "") + "<bos>"
-    decoding = Decoding(max_new_tokens=most, stop=(stop,))
+    decoding = GenerationOptions(max_new_tokens=most, stop=(stop,))
     alone = mav.generate("Hi", 0.0, decoding)
     assert (len(alone.tokens), alone.finish) == (FOURTH + 1, "stop")
     assert "<bos>" not in alone.response
     assert (
-        alone.response == mav.generate("Hi", 0.0, Decoding(max_new_tokens=FOURTH - mixed)).response
+        alone.response
+        == mav.generate("Hi", 0.0, GenerationOptions(max_new_tokens=FOURTH - mixed)).response
     )
     others = ["How do I mend a kite, and where?", "Hi", "Why?"]
     together = mav.generate_batch(others, 0.0, decoding)
@@ -136,14 +137,14 @@ def test_all_ways_of_decoding_end_alike(mav: MAVInference, mixed: bool, most: in
 
 
 def test_without_the_stop_text_the_answer_goes_on(mav: MAVInference) -> None:
-    answer = mav.generate("Hi", 0.0, Decoding(max_new_tokens=8))
+    answer = mav.generate("Hi", 0.0, GenerationOptions(max_new_tokens=8))
     assert (len(answer.tokens), answer.finish) == (8, "length")
     assert mav.base.tokenizer.convert_tokens_to_ids("<bos>") == answer.tokens[FOURTH]
 
 
 def test_a_stop_text_at_the_end_of_the_prompt_ends_nothing(mav: MAVInference) -> None:
     prompt = "\n\nHuman: Hi<bos>\n\nAssistant:"
-    decoding = Decoding(max_new_tokens=2, stop=("<bos>", "<bos>\n\nAssistant:"))
+    decoding = GenerationOptions(max_new_tokens=2, stop=("<bos>", "<bos>\n\nAssistant:"))
     assert mav.generate(prompt, 0.0, decoding).finish == "length"
 
 
@@ -153,7 +154,7 @@ def test_beams_end_at_stop_texts(mav: MAVInference) -> None:
     before = row.clone()
     row *= 3
     prompts = ["Hi", "Why?", "How do I mend a kite?", "Where?", "Name a tree."]
-    decoding = Decoding(max_new_tokens=8, num_beams=3, stop=("<bos>",))
+    decoding = GenerationOptions(max_new_tokens=8, num_beams=3, stop=("<bos>",))
     answers = mav.generate_batch(prompts, 0.0, decoding)
     row.copy_(before)
     for answer in answers:

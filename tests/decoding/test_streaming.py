@@ -10,7 +10,7 @@ import torch
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.text_stream import Abandoned
 from tests.support.limits import EVENT, wait_until
 from tests.support.steered import steered
@@ -41,8 +41,8 @@ def assert_untouched(mav: MAVInference) -> None:
     [
         {},
         {"temperature": 1.3, "top_p": 0.9, "seed": 5},
-        {"kv_cache": "static"},
-        {"kv_cache": "none"},
+        {"cache_implementation": "static"},
+        {"cache_implementation": "none"},
         {"stop": ("e", "a")},
     ],
     ids=str,
@@ -61,7 +61,7 @@ def test_pieces_are_the_whole(mav: MAVInference, alpha: Alpha, decoding: dict[st
 def test_who_stops_listening_ends_the_answer(
     mav: MAVInference, heard: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = mav.generate("Hi", 12.0, Decoding(max_new_tokens=150)).tokens
+    whole = mav.generate("Hi", 12.0, GenerationOptions(max_new_tokens=150)).tokens
     assert len(whole) > 30, "it would end by itself, so this test shows nothing"
     passes: list[int] = []
     abandoned: list[threading.Event] = []

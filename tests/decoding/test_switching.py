@@ -13,14 +13,14 @@ from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel, load_source
 from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.decoding import inference
-from mav.pipeline.decoding.attach import JoinRules, require_fit, untrained
+from mav.pipeline.decoding.attach import AttachOptions, check_compatible, untrained
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from tests.decoding.test_generate import write_head
 from tests.support.steered import plain_generate
 from tests.support.tiny import make_cache, save_base, tiny_base
 
-DECODING = Decoding(max_new_tokens=8)
+DECODING = GenerationOptions(max_new_tokens=8)
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
@@ -275,6 +275,6 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
     head = replace(head, base=replace(record, quantization=trained))
     monkeypatch.setattr(BaseModel, "record", lambda _: replace(record, quantization=stored))
     said: list[str] = []
-    require_fit(replace(base, quantize=loaded), head, JoinRules(), said.append)
+    check_compatible(replace(base, quantize=loaded), head, AttachOptions(), said.append)
     assert len(said) == len(told)
     assert all(part in line for part, line in zip(told, said, strict=True))

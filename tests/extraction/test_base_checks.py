@@ -9,7 +9,7 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction import forward
 from mav.pipeline.extraction import model_checks as base_checks
-from mav.pipeline.extraction.model_checks import BaseVerdict, check_base
+from mav.pipeline.extraction.model_checks import ModelCheckReport, check_base
 from mav.pipeline.extraction.packing import ForwardBatch
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.extraction.test_packing import tiny_pairs
@@ -21,7 +21,7 @@ def some_pairs() -> TokenizedPairs:
     return tokenize_pairs(tiny_pairs(6), tiny_tokenizer(), 128)
 
 
-def checked(architecture: str = "llama") -> BaseVerdict:
+def checked(architecture: str = "llama") -> ModelCheckReport:
     return check_base(
         tiny_base(architecture), some_pairs(), (1, 4), 128, must_factor=True, say=lambda _: None
     )

@@ -10,7 +10,7 @@ import torch
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.extraction.extract import extract
@@ -50,7 +50,7 @@ def begin(options: ExtractOptions, **changes: Any) -> None:
 
 
 def computed_in(options: ExtractOptions) -> tuple[str, ...] | None:
-    return read_manifest(open_objects(options.output)).states.computed_in
+    return read_manifest(open_object_store(options.output)).states.computed_in
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", torch.bfloat16])
@@ -113,7 +113,7 @@ def test_a_cache_that_recorded_nothing_was_computed_in_what_it_stores(
     options: ExtractOptions,
 ) -> None:
     begin(options, dtype="bfloat16")
-    objects = open_objects(options.output)
+    objects = open_object_store(options.output)
     found = read_manifest(objects)
     old = dataclasses.replace(found, states=dataclasses.replace(found.states, computed_in=None))
     Path(str(options.output), ROOT).write_bytes(bytes(encode_root(old)))

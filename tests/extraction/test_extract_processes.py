@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.lock import run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.distributed import Processes, launched, require_joined
 from tests.cli.test_cli import done, mav
@@ -118,8 +118,8 @@ def test_two_processes_make_the_cache_that_one_makes(world: World, tmp_path: Pat
     assert err.count(f"2 processes share {BLOCKS} blocks") == 1
     assert contents(tmp_path / "cache") == contents(world.cache)
     assert done("verify", tmp_path / "cache").endswith("\nSound.\n")
-    assert sorted(open_objects(tmp_path / "cache").sizes()) == sorted(
-        open_objects(world.cache).sizes()
+    assert sorted(open_object_store(tmp_path / "cache").sizes()) == sorted(
+        open_object_store(world.cache).sizes()
     )
 
 
@@ -176,7 +176,7 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_only_the_first_process_meets_ends_all(world: World, tmp_path: Path) -> None:
-    with run_lock(open_objects(tmp_path / "cache"), say=silent):
+    with run_lock(open_object_store(tmp_path / "cache"), say=silent):
         code, out, err = finished(start(2, *world.extract(tmp_path / "cache")))
     message = f"{tmp_path / 'cache'}: another run writes to this cache, process {os.getpid()} on "
     assert (code, out) == (1, "")
@@ -337,7 +337,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
         shutil.copytree(world.cache, cache)
         (cache / "labels" / "c.2").unlink()
         assert mav("verify", cache, "--repair").exit_code == 1
-    with run_lock(open_objects(cache), say=silent):
+    with run_lock(open_object_store(cache), say=silent):
         told = refused(1, *world.extract(cache))
         assert told.startswith(f"{cache}: another run writes to this cache, ")
         assert f"process {os.getpid()} on {socket.gethostname()} since " in told
@@ -348,7 +348,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
 
 def test_a_complete_cache_is_left_as_it_is_whoever_holds_it(world: World, tmp_path: Path) -> None:
     cache = shutil.copytree(world.cache, tmp_path / "cache")
-    with run_lock(open_objects(cache), say=silent):
+    with run_lock(open_object_store(cache), say=silent):
         assert json.loads(done(*world.extract(cache)))["pairs_done"] == 0
         # A dry run writes nothing, so nobody is in its way.
         assert json.loads(done(*world.extract(cache), "--dry-run"))["missing_pairs"] == 0

@@ -10,7 +10,7 @@ import pytest
 from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key, read_commits
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from tests.support.full_disk import FullDisk
 from tests.support.tiny import make_cache
@@ -111,7 +111,7 @@ def test_extraction_on_a_full_disk_commits_nothing_half_and_goes_on(
     if root.exists():
         with pytest.raises(CacheIncompleteError):
             CacheReader(root)
-        report = verify(open_objects(root), full=True)
+        report = verify(open_object_store(root), full=True)
         assert (report.damaged_blocks, report.damaged_layout, report.unknown) == ({}, [], [])
     else:
         with pytest.raises(CacheError, match="no such cache"):

@@ -19,8 +19,8 @@ from mav.cache_schema.errors import CacheError, DataError, MismatchError
 from mav.cache_schema.manifest import LogitsEncoding
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.size_estimate import METADATA, ExpectedSize, compressed_share, expected_size
-from mav.cache_schema.storage.local import LocalObjects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.local import LocalObjectStore
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.dry_run import Preflight, preflight, screen
@@ -81,7 +81,7 @@ class Asked:
     def bytes_by_array(self) -> Counter[str]:
         """The bytes that lie in the cache, under the names of a preflight."""
         found: Counter[str] = Counter()
-        for key, size in open_objects(self.output).sizes().items():
+        for key, size in open_object_store(self.output).sizes().items():
             found[key.rsplit("/", 1)[0] if "/c." in key else METADATA] += size
         return found
 
@@ -122,7 +122,7 @@ def tree(folder: Path) -> dict[Path, bytes | None]:
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(LocalObjects, "free_bytes", lambda _: int(free))
+    monkeypatch.setattr(LocalObjectStore, "free_bytes", lambda _: int(free))
 
 
 # Sizes
@@ -363,7 +363,7 @@ def test_compression_counts_before_refusing(asked: Asked, monkeypatch: pytest.Mo
 def test_places_without_a_limit_hold_everything(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalObjects, "free_bytes", lambda _: None)
+    monkeypatch.setattr(LocalObjectStore, "free_bytes", lambda _: None)
     found = asked.expected()
     assert found.fits
     assert re.search(r"^free there +no limit$", screen(found), re.MULTILINE)

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from mav.cache_schema.errors import CacheError, MismatchError
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.cli import main
 from mav.pipeline.base.model import BaseModel
@@ -114,7 +114,7 @@ def begin(folder: Path, *, complete: bool, base: BaseModel | None = None, **chan
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(CacheWriter, "write_block", interrupted)
         extract(options, base=base)
-    assert not read_manifest(open_objects(options.output)).complete
+    assert not read_manifest(open_object_store(options.output)).complete
     return Begun(options=options, complete=False)
 
 
@@ -232,7 +232,7 @@ def test_another_number_of_logits_is_refused(complete: bool, tmp_path: Path) -> 
 def test_another_format_version_is_refused(begun: Begun, tmp_path: Path) -> None:
     file = begun.root / ROOT
     whole = file.read_bytes()
-    manifest = read_manifest(open_objects(begun.root))
+    manifest = read_manifest(open_object_store(begun.root))
     file.write_bytes(encode_root(dataclasses.replace(manifest, format_version=3)))
     before = files_of(begun.root)
     with pytest.raises(

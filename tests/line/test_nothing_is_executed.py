@@ -14,7 +14,7 @@ from mav.cache_schema.errors import BaseModelError, HeadError, MAVError
 from mav.pipeline.base.model import load_base, preview_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import load_head
 from tests.decoding.test_generate import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
@@ -155,7 +155,7 @@ def test_a_pickle_beside_a_bases_safetensors_is_left_alone(
     for name in ("pytorch_model.bin", "training_args.bin", "model.pt"):
         write(base / name, mark)
     mav = MAVInference(str(head), str(base), dtype=torch.float32, device="cpu")
-    assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=2)).tokens
+    assert mav.generate("Hi", 1.0, GenerationOptions(max_new_tokens=2)).tokens
     assert not mark.exists()
 
 
@@ -214,5 +214,5 @@ def test_code_beside_an_architecture_that_is_known_is_left_alone(
         pass  # refusing is as good
     else:
         assert type(mav.base.model).__module__.startswith("transformers.")
-        assert mav.generate("Hi", 1.0, Decoding(max_new_tokens=2)).tokens
+        assert mav.generate("Hi", 1.0, GenerationOptions(max_new_tokens=2)).tokens
     assert not mark.exists()

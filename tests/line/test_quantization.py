@@ -29,8 +29,8 @@ from mav.pipeline.extraction.quantize import quantize
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.loader.dataset import read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.ops.pooling import pool_states
 from mav.pipeline.ops.tensor_storage import from_stored, to_stored
 from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES
@@ -329,7 +329,7 @@ def test_an_untrained_head_has_no_margin(storage: str, dtype: str, tmp_path: Pat
             num_layers=3, pooled_size=HIDDEN, expansion_size=16, vocab_size=VOCAB, dropout=0.1
         )
     )
-    batches = read_ahead(stream(root, StepShape(batch_size=8, grad_accum=1)))
+    batches = prefetch(stream(root, StepLayout(batch_size=8, grad_accum=1)))
     base = CachedBase(CacheReader(root), torch.device("cpu"))
     found = Trainer(options, Accelerator(cpu=True), head).evaluate(batches, base)
     assert found["squared_norm"] == 0

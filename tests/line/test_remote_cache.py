@@ -19,21 +19,21 @@ import obstore.store
 import pytest
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import ObjectStore
+from zarr.storage import ObjectStore as ZarrObjectStore
 
 from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage import remote as remote_objects
-from mav.cache_schema.storage.base import ConflictError, Objects, Version, replace
+from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, replace
 from mav.cache_schema.storage.lock import LOCK, Holder, read_holder, run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.loader.dataset import PreferenceStream, read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.training.options import TrainOptions
@@ -70,11 +70,11 @@ def url(server: S3Server) -> str:
 
 
 @pytest.fixture
-def objects(url: str) -> Objects:
-    return open_objects(url)
+def objects(url: str) -> ObjectStore:
+    return open_object_store(url)
 
 
-def content(objects: Objects, key: str) -> bytes:
+def content(objects: ObjectStore, key: str) -> bytes:
     return objects.read(key).tobytes()
 
 
@@ -82,7 +82,7 @@ def content(objects: Objects, key: str) -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"", b"content", memoryview(bytes(range(256)) * 999)])
-def test_what_is_written_is_read(objects: Objects, data: bytes) -> None:
+def test_what_is_written_is_read(objects: ObjectStore, data: bytes) -> None:
     version = objects.write("a/b/c.0", data, None)
     assert content(objects, "a/b/c.0") == bytes(data)
     assert objects.read("a/b/c.0").dtype == np.uint8
@@ -90,7 +90,7 @@ def test_what_is_written_is_read(objects: Objects, data: bytes) -> None:
     assert version.size == len(data)
 
 
-def test_an_object_is_read_in_parts(objects: Objects) -> None:
+def test_an_object_is_read_in_parts(objects: ObjectStore) -> None:
     data = bytes(range(256)) * 99
     objects.write("key", data, None)
     parts = [np.empty(size, np.uint8) for size in (1, 0, 4, 25_000, len(data) - 25_005)]
@@ -109,7 +109,7 @@ def test_an_object_is_read_in_parts(objects: Objects) -> None:
     ],
 )
 def test_an_object_of_another_size_than_its_parts_is_refused(
-    objects: Objects, sizes: list[int], full: int, message: str
+    objects: ObjectStore, sizes: list[int], full: int, message: str
 ) -> None:
     objects.write("key", b"content", None)
     parts = [np.empty(size, np.uint8) for size in sizes]
@@ -120,7 +120,7 @@ def test_an_object_of_another_size_than_its_parts_is_refused(
     assert found == list(range(full))
 
 
-def test_what_is_not_there(objects: Objects) -> None:
+def test_what_is_not_there(objects: ObjectStore) -> None:
     assert objects.version("none") is None
     assert objects.sizes() == {}
     with pytest.raises(FileNotFoundError):
@@ -132,7 +132,7 @@ def test_what_is_not_there(objects: Objects) -> None:
     assert objects.local_path("none") is None
 
 
-def test_a_new_object_is_refused_where_one_is(objects: Objects) -> None:
+def test_a_new_object_is_refused_where_one_is(objects: ObjectStore) -> None:
     first = objects.write("key", b"first", None)
     with pytest.raises(ConflictError):
         objects.write("key", b"other", None)
@@ -140,7 +140,7 @@ def test_a_new_object_is_refused_where_one_is(objects: Objects) -> None:
     assert objects.version("key") == first
 
 
-def test_an_object_is_replaced_in_the_version_expected_only(objects: Objects) -> None:
+def test_an_object_is_replaced_in_the_version_expected_only(objects: ObjectStore) -> None:
     first = objects.write("key", b"first", None)
     second = objects.write("key", b"second", first)
     assert objects.version("key") == second != first
@@ -154,36 +154,36 @@ def test_an_object_is_replaced_in_the_version_expected_only(objects: Objects) ->
     assert objects.sizes() == {}
 
 
-def test_replace_takes_any_version_and_none(objects: Objects) -> None:
+def test_replace_takes_any_version_and_none(objects: ObjectStore) -> None:
     replace(objects, "key", b"one")
     replace(objects, "key", b"three")
     assert objects.sizes() == {"key": 5}
 
 
-def test_sizes_are_those_under_the_prefix(objects: Objects, url: str) -> None:
+def test_sizes_are_those_under_the_prefix(objects: ObjectStore, url: str) -> None:
     objects.write("zarr.json", b"12", None)
     objects.write("labels/c.0", b"", None)
-    open_objects(f"{url}0").write("zarr.json", b"1", None)
-    open_objects(f"{url}/labels/deep").write("c.1", b"123", None)
+    open_object_store(f"{url}0").write("zarr.json", b"1", None)
+    open_object_store(f"{url}/labels/deep").write("c.1", b"123", None)
     assert objects.sizes() == {"zarr.json": 2, "labels/c.0": 0, "labels/deep/c.1": 3}
-    assert open_objects(f"{url}/").sizes() == objects.sizes()
-    assert open_objects(f"{url}/labels").sizes() == {"c.0": 0, "deep/c.1": 3}
-    assert open_objects(f"{url}/lab").sizes() == {}
-    assert open_objects(f"{url}/").location == url
+    assert open_object_store(f"{url}/").sizes() == objects.sizes()
+    assert open_object_store(f"{url}/labels").sizes() == {"c.0": 0, "deep/c.1": 3}
+    assert open_object_store(f"{url}/lab").sizes() == {}
+    assert open_object_store(f"{url}/").location == url
 
 
-def test_deleting_and_withdrawing(objects: Objects) -> None:
+def test_deleting_and_withdrawing(objects: ObjectStore) -> None:
     objects.write("key", b"mine", None)
-    objects.withdraw("key", b"mine")
+    objects.rollback("key", b"mine")
     assert content(objects, "key") == b"mine"  # whole if it is there
     objects.delete("key")
     objects.delete("key")
-    objects.tidy()
-    objects.prune()
+    objects.remove_temporaries()
+    objects.remove_empty_dirs()
     assert objects.version("key") is None
 
 
-def test_a_write_whose_answer_was_lost_is_known_again(objects: Objects) -> None:
+def test_a_write_whose_answer_was_lost_is_known_again(objects: ObjectStore) -> None:
     # The library asks again, and meets what its first request wrote.
     first = objects.write("key", b"mine", None)
     assert objects.write("key", b"mine", None) == first
@@ -197,7 +197,7 @@ def test_a_write_whose_answer_was_lost_is_known_again(objects: Objects) -> None:
     assert content(objects, "key") == b"mine again"
 
 
-def raced(writers: int, attempt: Callable[[int], Version]) -> list[int]:
+def raced(writers: int, attempt: Callable[[int], ETag]) -> list[int]:
     """Let several write at once; return those who were not refused."""
     start = threading.Barrier(writers)
 
@@ -215,7 +215,7 @@ def raced(writers: int, attempt: Callable[[int], Version]) -> list[int]:
 
 def test_one_writer_creates_each_object(url: str) -> None:
     # All keys at once: requests that contend for one wait for a second here.
-    places = [open_objects(url) for _ in range(4)]
+    places = [open_object_store(url) for _ in range(4)]
     keys = [f"key.{number // 4}" for number in range(40)]
     winners = raced(40, lambda n: places[n % 4].write(keys[n], f"{n}".encode(), None))
     assert [keys[number] for number in winners] == sorted(set(keys), key=keys.index)
@@ -224,7 +224,7 @@ def test_one_writer_creates_each_object(url: str) -> None:
 
 
 def test_one_writer_replaces_each_version(url: str) -> None:
-    places = [open_objects(url) for _ in range(3)]
+    places = [open_object_store(url) for _ in range(3)]
     keys = [f"key.{number // 3}" for number in range(12)]
     begun = {key: places[0].write(key, b"begun", None) for key in keys[::3]}
     winners = raced(12, lambda n: places[n % 3].write(keys[n], f"{n}".encode(), begun[keys[n]]))
@@ -244,18 +244,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def test_the_lock_is_held_and_given_back(objects: Objects, url: str) -> None:
+def test_the_lock_is_held_and_given_back(objects: ObjectStore, url: str) -> None:
     with run_lock(objects, say=silent):
         busy = pytest.raises(CacheBusyError, match=f"process {os.getpid()} on ")
-        with busy, run_lock(open_objects(url), say=silent):
+        with busy, run_lock(open_object_store(url), say=silent):
             raise AssertionError
         assert objects.sizes().keys() == {LOCK}
     assert objects.sizes() == {}
-    with run_lock(open_objects(url), say=silent):
+    with run_lock(open_object_store(url), say=silent):
         pass
 
 
-def left_behind(objects: Objects, **changes: Any) -> Holder:
+def left_behind(objects: ObjectStore, **changes: Any) -> Holder:
     """Write the lock of a run that is not there any more."""
     with run_lock(objects, say=silent):
         holder = read_holder(objects)
@@ -265,7 +265,7 @@ def left_behind(objects: Objects, **changes: Any) -> Holder:
     return left
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: Objects) -> None:
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: ObjectStore) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left_behind(objects, pid=ended.pid)
@@ -275,7 +275,7 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: Objects) -> N
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, clock: Clock) -> None:
+def test_the_lock_of_a_silent_machine_is_taken_over(objects: ObjectStore, clock: Clock) -> None:
     left_behind(objects, machine="elsewhere", host="elsewhere")
     said: list[str] = []
     with run_lock(objects, say=said.append):
@@ -284,7 +284,7 @@ def test_the_lock_of_a_silent_machine_is_taken_over(objects: Objects, clock: Clo
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: Objects, clock: Clock) -> None:
+def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: ObjectStore, clock: Clock) -> None:
     left = left_behind(objects, machine="elsewhere", host="elsewhere")
 
     def beat(_: float) -> None:
@@ -345,7 +345,7 @@ def world(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_a_bucket_holds_what_a_folder_does(world: World) -> None:
-    remote, local = open_objects(world.url), open_objects(world.local)
+    remote, local = open_object_store(world.url), open_object_store(world.local)
     assert remote.sizes().keys() == local.sizes().keys()
     assert contents(world.url) == contents(world.local)
     assert len(contents(world.url)) > 5
@@ -359,16 +359,20 @@ def test_a_bucket_holds_what_a_folder_does(world: World) -> None:
 
 
 def test_a_complete_cache_is_left_as_it_is(world: World) -> None:
-    before = {key: open_objects(world.url).version(key) for key in open_objects(world.url).sizes()}
+    before = {
+        key: open_object_store(world.url).version(key)
+        for key in open_object_store(world.url).sizes()
+    }
     assert world.extract(world.url).pairs_done == 0
     assert before == {
-        key: open_objects(world.url).version(key) for key in open_objects(world.url).sizes()
+        key: open_object_store(world.url).version(key)
+        for key in open_object_store(world.url).sizes()
     }
 
 
 def test_zarr_reads_it(world: World) -> None:
     store = obstore.store.from_url(world.url, client_options={"allow_http": True})
-    remote = zarr.open_group(ObjectStore(store, read_only=True), mode="r")
+    remote = zarr.open_group(ZarrObjectStore(store, read_only=True), mode="r")
     local = zarr.open_group(world.local, mode="r")
     for path in ("hidden_states", "labels", "pairs/pair_id", "unembedding/weight"):
         found, expected = remote[path], local[path]
@@ -378,10 +382,10 @@ def test_zarr_reads_it(world: World) -> None:
 
 
 @pytest.fixture
-def damaged(world: World, url: str) -> Objects:
+def damaged(world: World, url: str) -> ObjectStore:
     """A copy in the bucket to damage."""
-    objects = open_objects(url)
-    original = open_objects(world.url)
+    objects = open_object_store(url)
+    original = open_object_store(world.url)
     for key in original.sizes():
         objects.write(key, content(original, key), None)
     return objects
@@ -403,7 +407,7 @@ def test_an_interrupted_extraction_goes_on(
         world.extract(url)
     written = contents(url)
     assert 0 < len(written) < len(contents(world.url))
-    assert LOCK not in open_objects(url).sizes()
+    assert LOCK not in open_object_store(url).sizes()
     with pytest.raises(CacheIncompleteError, match=f"{len(written)} of"):
         CacheReader(url)
     assert 0 < world.extract(url).pairs_done < 24
@@ -411,7 +415,7 @@ def test_an_interrupted_extraction_goes_on(
     assert CacheReader(url).manifest == CacheReader(world.url).manifest
 
 
-def test_damage_is_found_and_mended(world: World, damaged: Objects) -> None:
+def test_damage_is_found_and_mended(world: World, damaged: ObjectStore) -> None:
     url = damaged.location
     for how in ("--full", "--fast"):
         assert done("verify", url, how).endswith("\nSound.\n")
@@ -438,13 +442,13 @@ def test_damage_is_found_and_mended(world: World, damaged: Objects) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_threads_read_ahead(world: World, workers: int) -> None:
-    def stream(cache: str | Path, workers: int) -> PreferenceStream:
-        shape = StepShape(batch_size=2, grad_accum=1)
-        return PreferenceStream(
+    def stream(cache: str | Path, workers: int) -> CachedPreferenceDataset:
+        shape = StepLayout(batch_size=2, grad_accum=1)
+        return CachedPreferenceDataset(
             cache, PairSubset(which="all"), shape, seed=0, epoch=0, window_blocks=2, workers=workers
         )
 
-    found = list(read_ahead(stream(world.url, workers)))
+    found = list(prefetch(stream(world.url, workers)))
     assert_same_batches(found, list(stream(world.local, 0)))
     assert len(found) == 12
 
@@ -474,7 +478,7 @@ def test_it_is_inspected(world: World) -> None:
     found = json.loads(done("inspect", world.url, "--json"))
     assert found["complete"] is True
     assert found["path"] == world.url
-    assert found["stored_bytes"] == sum(open_objects(world.url).sizes().values())
+    assert found["stored_bytes"] == sum(open_object_store(world.url).sizes().values())
     local = json.loads(done("inspect", world.local, "--json"))
     assert {key for key in found if found[key] != local[key]} <= {"path", "stored_bytes"}
 
@@ -517,10 +521,10 @@ def test_a_missing_cache_is_named(world: World, saved: Path, url: str) -> None:
         assert refused(1, *command).startswith(
             f"{url}: no such cache. `mav extract --output {url}`"
         )
-    open_objects(url).write("notes.txt", b"mine", None)
+    open_object_store(url).write("notes.txt", b"mine", None)
     for command in commands(world, saved, url):
         assert "not a MAV cache" in refused(1, *command)
-    assert open_objects(url).sizes() == {"notes.txt": 4}
+    assert open_object_store(url).sizes() == {"notes.txt": 4}
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
@@ -535,7 +539,7 @@ def test_wrong_credentials_are_told(
                 assert told.startswith(f"{place}: access refused (")
                 assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION" in told
                 assert "<?xml" not in told and "\n" not in told.strip()
-    assert open_objects(url).sizes() == {}
+    assert open_object_store(url).sizes() == {}
 
 
 def test_a_server_that_is_down_is_told(

@@ -10,7 +10,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer
+from mav.pipeline.training.loss import Objective, ObjectiveName, PreferenceModel
 from tests.line.test_cached_equals_live import whole_cache
 from tests.support.live import LiveAnswer, live_answers, relative
 from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
@@ -61,7 +61,7 @@ def test_loss_and_gradient(name: ObjectiveName, pooled_size: int, tmp_path: Path
 
     cached = random_head(pooled_size)
     batch, _ = whole_cache(reader)
-    scores = Scorer(cached, bf16=False)(
+    scores = PreferenceModel(cached, bf16=False)(
         batch, CachedBase(reader, torch.device("cpu")).logits(batch)
     )
     got = scores.pair_sum_loss(Objective(name=name, beta=BETA, lambda_l2=LAMBDA), batch)

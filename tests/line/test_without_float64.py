@@ -15,8 +15,8 @@ from mav.pipeline.extraction.model_checks import relative_error
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
-from mav.pipeline.training.loss import Objective, Scorer
-from mav.pipeline.training.metrics import Averages
+from mav.pipeline.training.loss import Objective, PreferenceModel
+from mav.pipeline.training.metrics import MetricAccumulator
 from tests.support.tiny import HIDDEN, VOCAB, make_cache
 
 CPU = torch.device("cpu")
@@ -100,8 +100,8 @@ def test_training_and_its_metrics_need_none(reader: CacheReader, head: Alignment
     objective = Objective(name="dpo", beta=0.1, lambda_l2=0.001)
     means = []
     for batch in (whole(reader), elsewhere(whole(reader))):
-        seen = Averages()
-        scores = Scorer(head, bf16=False)(batch, CachedBase(reader, CPU).logits(batch))
+        seen = MetricAccumulator()
+        scores = PreferenceModel(head, bf16=False)(batch, CachedBase(reader, CPU).logits(batch))
         for _ in range(2):
             seen.add(scores, scores.pair_sum_loss(objective, batch), objective)
         found = seen.take(Accelerator(cpu=True))
@@ -125,7 +125,7 @@ def test_intervals_need_none() -> None:
 
 def test_metrics_are_added_up_in_float64() -> None:
     """Sums of many micro-batches keep what float32 would lose."""
-    seen = Averages()
+    seen = MetricAccumulator()
     seen._names = ["pairs", "tokens", "squared_norm"]
     seen._parts = [torch.tensor([1.0, 1.0, value]) for value in (2.0**25, 1.0, 1.0)]
     assert seen.take(Accelerator(cpu=True))["squared_norm"] == (2.0**25 + 2) / 3

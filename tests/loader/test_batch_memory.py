@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from mav.pipeline.loader.batch import Batch, BatchMemory
-from mav.pipeline.loader.dataset import PreferenceStream, StreamMemory, read_ahead
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.ops.tensor_storage import from_stored
 
@@ -49,11 +49,11 @@ def test_no_more_is_kept_than_a_few_batches_need() -> None:
     assert len(memory._buffers) <= 65
 
 
-def epoch(root: Path, number: int, memory: StreamMemory | None) -> PreferenceStream:
-    return PreferenceStream(
+def epoch(root: Path, number: int, memory: StreamMemory | None) -> CachedPreferenceDataset:
+    return CachedPreferenceDataset(
         root,
         PairSubset(which="all"),
-        StepShape(batch_size=3, grad_accum=1),
+        StepLayout(batch_size=3, grad_accum=1),
         seed=0,
         epoch=number,
         window_blocks=2,
@@ -71,7 +71,7 @@ def test_epochs_that_share_memory_are_those_that_do_not(tiny_cache: Path) -> Non
     held: list[Batch] = []
     expected: list[dict[str, torch.Tensor]] = []
     for number in range(3):
-        held += list(read_ahead(epoch(tiny_cache, number, memory)))
+        held += list(prefetch(epoch(tiny_cache, number, memory)))
         expected += contents(list(epoch(tiny_cache, number, None)))
         # What was given before is still what it was.
         for batch, rows in zip(held, expected, strict=True):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mav.cache_schema.plan import BlockPlan, plan_blocks
-from mav.pipeline.loader.sampler import EpochOrder, StepShape, order_epoch, shuffled_windows
+from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch, shuffled_windows
 
 SHAPES = st.builds(
-    StepShape,
+    StepLayout,
     batch_size=st.integers(1, 9),
     grad_accum=st.integers(1, 4),
     world_size=st.integers(1, 3),
@@ -36,7 +36,7 @@ class Epoch:
     epoch: int = 0
     window_blocks: int = 4
 
-    def order(self, shape: StepShape) -> EpochOrder:
+    def order(self, shape: StepLayout) -> EpochOrder:
         return order_epoch(
             self.plan,
             self.wanted,
@@ -83,7 +83,7 @@ def forty(**options: int) -> Epoch:
     return Epoch(plan=a_plan(40), wanted=np.ones(40, np.bool_), **options)
 
 
-ONE = StepShape(batch_size=1, grad_accum=1)
+ONE = StepLayout(batch_size=1, grad_accum=1)
 
 
 def all_slots(order: EpochOrder) -> Iterator[NDArray[np.int64]]:
@@ -107,7 +107,7 @@ def same_orders(one: EpochOrder, other: EpochOrder) -> bool:
 
 
 @given(epoch=epochs(), shape=SHAPES)
-def test_every_wanted_pair_comes_once(epoch: Epoch, shape: StepShape) -> None:
+def test_every_wanted_pair_comes_once(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
     given = np.concatenate([np.empty(0, np.int64), *all_slots(order)])
     assert np.array_equal(given, order.pairs)
@@ -115,7 +115,7 @@ def test_every_wanted_pair_comes_once(epoch: Epoch, shape: StepShape) -> None:
 
 
 @given(epoch=epochs(), shape=SHAPES)
-def test_slots_and_steps_follow_each_other_without_gaps(epoch: Epoch, shape: StepShape) -> None:
+def test_slots_and_steps_follow_each_other_without_gaps(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
     starts = order.slot_start
     assert starts.dtype == np.int64
@@ -129,7 +129,7 @@ def test_slots_and_steps_follow_each_other_without_gaps(epoch: Epoch, shape: Ste
 
 
 @given(epoch=epochs(), shape=IN_PAIRS)
-def test_slots_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepShape) -> None:
+def test_slots_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
     step = shape.batch_size * shape.slots
     sizes = np.diff(order.slot_start, axis=1)
@@ -141,7 +141,7 @@ def test_slots_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepShape) -
 
 
 @given(epoch=epochs(), shape=IN_TOKENS)
-def test_slots_have_as_many_pairs_as_their_tokens_allow(epoch: Epoch, shape: StepShape) -> None:
+def test_slots_have_as_many_pairs_as_their_tokens_allow(epoch: Epoch, shape: StepLayout) -> None:
     assert shape.batch_tokens is not None
     order = epoch.order(shape)
     slots = [epoch.tokens(pairs) for pairs in all_slots(order)]
@@ -162,13 +162,13 @@ def test_slots_have_as_many_pairs_as_their_tokens_allow(epoch: Epoch, shape: Ste
 def test_a_slot_is_never_empty_while_pairs_are_left(most: int, slots: list[int]) -> None:
     plan = plan_blocks(np.full((5, 2), 4, np.int32), 8)
     epoch = Epoch(plan=plan, wanted=np.ones(5, np.bool_))
-    found = epoch.order(StepShape(batch_size=1, grad_accum=1, batch_tokens=most))
+    found = epoch.order(StepLayout(batch_size=1, grad_accum=1, batch_tokens=most))
     assert np.diff(found.slot_start, axis=1).ravel().tolist() == slots
 
 
 @given(data=st.data(), epoch=epochs(), shape=SHAPES)
 def test_the_order_does_not_depend_on_the_process(
-    data: st.DataObject, epoch: Epoch, shape: StepShape
+    data: st.DataObject, epoch: Epoch, shape: StepLayout
 ) -> None:
     rank = data.draw(st.integers(0, shape.world_size - 1))
     one, other = epoch.order(shape), epoch.order(replace(shape, rank=rank))
@@ -178,7 +178,7 @@ def test_the_order_does_not_depend_on_the_process(
 
 @given(epoch=epochs(), shape=SHAPES, other=SHAPES)
 def test_the_order_does_not_depend_on_the_steps(
-    epoch: Epoch, shape: StepShape, other: StepShape
+    epoch: Epoch, shape: StepLayout, other: StepLayout
 ) -> None:
     assert same_orders(epoch.order(shape), epoch.order(other))
 
@@ -190,18 +190,18 @@ def test_a_step_has_the_same_pairs_however_it_is_shared_out(
 ) -> None:
     tokens = data.draw(st.integers(1, 60)) if in_tokens else None
     processes = data.draw(st.sampled_from([n for n in range(1, slots + 1) if slots % n == 0]))
-    alone = StepShape(batch_size=batch, grad_accum=slots, batch_tokens=tokens)
+    alone = StepLayout(batch_size=batch, grad_accum=slots, batch_tokens=tokens)
     shared = replace(alone, grad_accum=slots // processes, world_size=processes)
     one, other = epoch.order(alone), epoch.order(shared)
     assert np.array_equal(one.slot_start, other.slot_start)
     if not in_tokens:
         # Micro-batches may be larger too, where there are fewer of them.
-        whole = epoch.order(StepShape(batch_size=batch * slots, grad_accum=1))
+        whole = epoch.order(StepLayout(batch_size=batch * slots, grad_accum=1))
         assert np.array_equal(one.slot_start[:, [0, -1]], whole.slot_start)
 
 
 @given(shape=SHAPES)
-def test_every_slot_is_one_micro_batch_of_one_process(shape: StepShape) -> None:
+def test_every_slot_is_one_micro_batch_of_one_process(shape: StepLayout) -> None:
     ranks = [replace(shape, rank=rank) for rank in range(shape.world_size)]
     found = [one.slot(micro) for one in ranks for micro in range(shape.grad_accum)]
     assert sorted(found) == list(range(shape.slots))
@@ -213,7 +213,7 @@ def test_every_slot_is_one_micro_batch_of_one_process(shape: StepShape) -> None:
 
 
 @given(epoch=epochs(), shape=SHAPES)
-def test_pairs_are_mixed_inside_windows_of_blocks(epoch: Epoch, shape: StepShape) -> None:
+def test_pairs_are_mixed_inside_windows_of_blocks(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
     windows = shuffled_windows(epoch.plan, epoch.seed, epoch.epoch, epoch.window_blocks)
     assert sorted(np.concatenate(windows).tolist()) == list(range(epoch.plan.blocks))

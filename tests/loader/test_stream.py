@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from mav.cache_schema import Block, CacheError, CacheReader
 from mav.cache_schema.reader import BlockMemory
 from mav.pipeline.loader.batch import Batch, collate, empty_like
-from mav.pipeline.loader.dataset import _BATCHES_AHEAD, PreferenceStream, read_ahead
-from mav.pipeline.loader.sampler import EpochOrder, StepShape, order_epoch, shuffled_windows
+from mav.pipeline.loader.dataset import _BATCHES_AHEAD, CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch, shuffled_windows
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.ops.tensor_storage import from_stored
 from tests.support.limits import EVENT, PROCESS, wait_until
@@ -37,7 +37,7 @@ READING = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 SHAPES = st.builds(
-    StepShape,
+    StepLayout,
     batch_size=st.integers(1, 9),
     grad_accum=st.integers(1, 4),
     world_size=st.integers(1, 3),
@@ -46,11 +46,11 @@ SHAPES = st.builds(
 SEEDS = st.integers(0, 2**31)
 WINDOWS = st.integers(1, 20)
 EVERY_WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
-ONE = StepShape(batch_size=1, grad_accum=1)
+ONE = StepLayout(batch_size=1, grad_accum=1)
 # Both have four slots, which one, two or four processes share.
 MODES = {
-    "pairs": StepShape(batch_size=1, grad_accum=4),
-    "tokens": StepShape(batch_size=1, grad_accum=4, batch_tokens=90),
+    "pairs": StepLayout(batch_size=1, grad_accum=4),
+    "tokens": StepLayout(batch_size=1, grad_accum=4, batch_tokens=90),
 }
 RAGGED = PairSubset(which="training", fraction=0.12)
 EVERY_MODE = pytest.mark.parametrize("shape", MODES.values(), ids=MODES)
@@ -58,7 +58,7 @@ EVERY_MODE = pytest.mark.parametrize("shape", MODES.values(), ids=MODES)
 
 def stream(
     root: Path,
-    shape: StepShape,
+    shape: StepLayout,
     *,
     seed: int = 0,
     epoch: int = 0,
@@ -67,8 +67,8 @@ def stream(
     window_blocks: int = 4,
     subset: PairSubset = ALL,
     workers: int = 0,
-) -> PreferenceStream:
-    return PreferenceStream(
+) -> CachedPreferenceDataset:
+    return CachedPreferenceDataset(
         root,
         subset,
         replace(shape, rank=rank),
@@ -94,7 +94,7 @@ class Expected:
     def steps(self) -> int:
         return self.order.steps
 
-    def batches(self, shape: StepShape, rank: int = 0, first_step: int = 0) -> list[Batch]:
+    def batches(self, shape: StepLayout, rank: int = 0, first_step: int = 0) -> list[Batch]:
         """The batches of one process, whatever the number of processes."""
         ranked = replace(shape, rank=rank)
         return [
@@ -126,7 +126,7 @@ def read_whole(root: Path) -> tuple[CacheReader, dict[str, Tensor]]:
 
 def expected(
     root: Path,
-    shape: StepShape,
+    shape: StepLayout,
     *,
     seed: int = 0,
     epoch: int = 0,
@@ -209,7 +209,7 @@ def pairs_in(root: Path, batch: Batch) -> list[int]:
 )
 def test_every_wanted_pair_comes_once_over_all_ranks(
     tiny_cache: Path,
-    shape: StepShape,
+    shape: StepLayout,
     seed: int,
     window: int,
     fraction: float,
@@ -241,7 +241,7 @@ def test_every_wanted_pair_comes_once_over_all_ranks(
 
 
 def test_a_process_without_pairs_in_the_last_step_gets_empty_batches(tiny_cache: Path) -> None:
-    shape = StepShape(batch_size=1, grad_accum=3, world_size=13)
+    shape = StepLayout(batch_size=1, grad_accum=3, world_size=13)
     last = [list(stream(tiny_cache, shape, rank=rank))[-3:] for rank in range(13)]
     counts = [[batch.pairs for batch in batches] for batches in last]
     assert sum(map(sum, counts)) == 1
@@ -254,7 +254,7 @@ def test_a_process_without_pairs_in_the_last_step_gets_empty_batches(tiny_cache:
 @READING
 @given(shape=SHAPES, seed=SEEDS, window=WINDOWS, epoch=st.integers(0, 3))
 def test_contents_are_the_rows_of_the_cache(
-    tiny_cache: Path, shape: StepShape, seed: int, window: int, epoch: int
+    tiny_cache: Path, shape: StepLayout, seed: int, window: int, epoch: int
 ) -> None:
     whole = expected(tiny_cache, shape, seed=seed, window_blocks=window, epoch=epoch)
     for rank in range(shape.world_size):
@@ -265,7 +265,7 @@ def test_contents_are_the_rows_of_the_cache(
 # Going on
 
 
-def shared_by(shape: StepShape, processes: int) -> StepShape:
+def shared_by(shape: StepLayout, processes: int) -> StepLayout:
     """The same steps, shared by so many processes."""
     return replace(shape, grad_accum=shape.slots // processes, world_size=processes)
 
@@ -273,7 +273,7 @@ def shared_by(shape: StepShape, processes: int) -> StepShape:
 @EVERY_WORKERS
 @EVERY_MODE
 def test_any_step_can_be_the_first_with_any_number_of_processes(
-    tiny_cache: Path, shape: StepShape, workers: int
+    tiny_cache: Path, shape: StepLayout, workers: int
 ) -> None:
     """With four processes every batch of a process is a step."""
     for epoch in (0, 1):
@@ -302,7 +302,7 @@ def test_any_step_can_be_the_first_with_any_number_of_processes(
 @EVERY_WORKERS
 @pytest.mark.parametrize("tokens", [None, 150])
 def test_any_batch_can_be_the_first(tiny_cache: Path, workers: int, tokens: int | None) -> None:
-    shape = StepShape(batch_size=3, grad_accum=1, batch_tokens=tokens)
+    shape = StepLayout(batch_size=3, grad_accum=1, batch_tokens=tokens)
     whole = expected(tiny_cache, shape, window_blocks=2)
     for first in range(whole.steps + 1):
         batches = stream(tiny_cache, shape, first_step=first, window_blocks=2, workers=workers)
@@ -326,7 +326,7 @@ def test_a_run_that_is_stopped_again_and_again_sees_the_same_batches(
             begun = data.draw(st.integers(0, shared.grad_accum - 1))
             workers = data.draw(st.sampled_from([0, 1, 4]))
             for rank in range(shared.world_size):
-                batches = read_ahead(
+                batches = prefetch(
                     stream(
                         tiny_cache,
                         shared,
@@ -352,7 +352,7 @@ def test_a_run_that_is_stopped_again_and_again_sees_the_same_batches(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("processes", "workers"), [(0, 0), (0, 4), (1, 0), (2, 1), (4, 0)])
 def test_a_data_loader_changes_nothing(tiny_cache: Path, processes: int, workers: int) -> None:
-    shape = StepShape(batch_size=2, grad_accum=3, world_size=2, batch_tokens=120)
+    shape = StepLayout(batch_size=2, grad_accum=3, world_size=2, batch_tokens=120)
     batches = stream(tiny_cache, shape, rank=1, first_step=1, workers=workers)
     loader = DataLoader(
         batches,
@@ -368,13 +368,13 @@ def test_a_data_loader_changes_nothing(tiny_cache: Path, processes: int, workers
 
 @EVERY_WORKERS
 @EVERY_MODE
-def test_reading_ahead_changes_nothing(tiny_cache: Path, shape: StepShape, workers: int) -> None:
+def test_reading_ahead_changes_nothing(tiny_cache: Path, shape: StepLayout, workers: int) -> None:
     shared = shared_by(shape, 2)
     batches = stream(tiny_cache, shared, rank=1, workers=workers, subset=RAGGED)
     wanted = list(batches)
     assert_same_batches(wanted, expected(tiny_cache, shared, subset=RAGGED).batches(shared, 1))
     for _ in range(2):  # a stream may be read again
-        assert_same_batches(list(read_ahead(batches)), wanted)
+        assert_same_batches(list(prefetch(batches)), wanted)
     assert not threads()
 
 
@@ -383,7 +383,7 @@ def test_batches_are_pinned_where_asked_for(
 ) -> None:
     monkeypatch.setattr(Batch, "pin_memory", lambda batch: replace(batch, step_pairs=-1))
     for pinned in (False, True):
-        found = list(read_ahead(stream(tiny_cache, MODES["pairs"]), pinned=pinned))
+        found = list(prefetch(stream(tiny_cache, MODES["pairs"]), pinned=pinned))
         assert {batch.step_pairs == -1 for batch in found} == {pinned}
 
 
@@ -417,18 +417,18 @@ class StopItError(Exception):
     pass
 
 
-def leave_by_break(source: PreferenceStream, after: int) -> None:
-    for number, _ in enumerate(read_ahead(source), 1):
+def leave_by_break(source: CachedPreferenceDataset, after: int) -> None:
+    for number, _ in enumerate(prefetch(source), 1):
         if number == after:
             break
 
 
-def leave_by_closing(source: PreferenceStream, after: int) -> None:
-    with contextlib.closing(cast("Any", read_ahead(source))) as batches:
+def leave_by_closing(source: CachedPreferenceDataset, after: int) -> None:
+    with contextlib.closing(cast("Any", prefetch(source))) as batches:
         assert len(list(islice(batches, after))) == after
 
 
-def leave_a_full_queue(source: PreferenceStream, after: int) -> None:
+def leave_a_full_queue(source: CachedPreferenceDataset, after: int) -> None:
     made: list[Batch] = []
     total = len(list(source))
 
@@ -437,15 +437,15 @@ def leave_a_full_queue(source: PreferenceStream, after: int) -> None:
             made.append(batch)
             yield batch
 
-    with contextlib.closing(cast("Any", read_ahead(cast("Any", noted())))) as batches:
+    with contextlib.closing(cast("Any", prefetch(cast("Any", noted())))) as batches:
         assert len(list(islice(batches, after))) == after
         # Those in the queue, one that there is no room for, and no more.
         wait_until(lambda: len(made) == min(after + _BATCHES_AHEAD + 1, total))
 
 
-def leave_by_an_error(source: PreferenceStream, after: int) -> None:
+def leave_by_an_error(source: CachedPreferenceDataset, after: int) -> None:
     def consume() -> None:
-        for number, _ in enumerate(read_ahead(source), 1):
+        for number, _ in enumerate(prefetch(source), 1):
             if number == after:
                 raise StopItError
 
@@ -458,7 +458,7 @@ def leave_by_an_error(source: PreferenceStream, after: int) -> None:
     "leave", [leave_by_break, leave_by_closing, leave_a_full_queue, leave_by_an_error]
 )
 def test_leaving_early_ends_the_threads(
-    tiny_cache: Path, leave: Callable[[PreferenceStream, int], None], workers: int
+    tiny_cache: Path, leave: Callable[[CachedPreferenceDataset, int], None], workers: int
 ) -> None:
     for after in (1, 7, 40):
         finish(partial(leave, stream(tiny_cache, ONE, workers=workers), after))
@@ -478,7 +478,7 @@ def test_nothing_is_read_before_the_first_batch_is_asked_for(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = note_reads(monkeypatch)
-    batches = read_ahead(stream(tiny_cache, ONE, workers=4))
+    batches = prefetch(stream(tiny_cache, ONE, workers=4))
     assert not threads()
     del batches
     assert not threads()
@@ -488,7 +488,7 @@ def test_nothing_is_read_before_the_first_batch_is_asked_for(
 def test_an_epoch_without_pairs_ends(tiny_cache: Path) -> None:
     nothing = PairSubset(which="held-out", fraction=0.0)
     for workers in (0, 4):
-        assert not list(read_ahead(stream(tiny_cache, ONE, subset=nothing, workers=workers)))
+        assert not list(prefetch(stream(tiny_cache, ONE, subset=nothing, workers=workers)))
     assert not threads()
 
 
@@ -512,11 +512,11 @@ def test_damage_comes_out_of_reading_ahead(
     given: list[Batch] = []
 
     def consume() -> None:
-        given.extend(read_ahead(stream(root, ONE, workers=workers)))
+        given.extend(prefetch(stream(root, ONE, workers=workers)))
         raise AssertionError("damage went unseen")
 
     def consume_one_by_one() -> None:
-        for batch in read_ahead(stream(root, ONE, workers=workers)):
+        for batch in prefetch(stream(root, ONE, workers=workers)):
             given.append(batch)  # noqa: PERF402 (what comes before the error is wanted)
 
     with pytest.raises(CacheError) as caught:
@@ -553,14 +553,14 @@ def test_an_error_while_batches_are_made_comes_out(
 
     monkeypatch.setattr(Batch, "pin_memory", fail)
     with pytest.raises(StopItError):
-        finish(lambda: list(read_ahead(stream(tiny_cache, ONE, workers=workers), pinned=True)))
+        finish(lambda: list(prefetch(stream(tiny_cache, ONE, workers=workers), pinned=True)))
     assert not threads()
 
 
 @EVERY_WORKERS
 def test_a_cache_that_is_not_there_is_told_of(tmp_path: Path, workers: int) -> None:
     with pytest.raises(CacheError, match="none"):
-        finish(lambda: list(read_ahead(stream(tmp_path / "none", ONE, workers=workers))))
+        finish(lambda: list(prefetch(stream(tmp_path / "none", ONE, workers=workers))))
     assert not threads()
 
 
@@ -569,7 +569,7 @@ def test_a_cache_that_is_not_there_is_told_of(tmp_path: Path, workers: int) -> N
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_batch_moves_whole(tiny_cache: Path, device: str) -> None:
-    batch = next(iter(stream(tiny_cache, StepShape(batch_size=2, grad_accum=1))))
+    batch = next(iter(stream(tiny_cache, StepLayout(batch_size=2, grad_accum=1))))
     moved = batch.to(torch.device(device))
     tensors = [*moved.rows.values(), moved.offsets]
     assert {tensor.device.type for tensor in tensors} == {device}
@@ -593,7 +593,7 @@ def test_response_sums_are_sums_over_each_answer(lengths: list[tuple[int, int]])
 
 
 def test_response_sums_pass_gradients(tiny_cache: Path) -> None:
-    batch = next(iter(stream(tiny_cache, StepShape(batch_size=2, grad_accum=1))))
+    batch = next(iter(stream(tiny_cache, StepLayout(batch_size=2, grad_accum=1))))
     values = torch.zeros(len(batch.labels), requires_grad=True)
     chosen, rejected = batch.response_sums(values)
     (gradient,) = torch.autograd.grad((chosen - 2 * rejected).sum(), values)
@@ -631,14 +631,14 @@ def test_every_block_is_read_once_an_epoch(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     read = note_reads(monkeypatch)
-    list(stream(tiny_cache, StepShape(batch_size=3, grad_accum=1), workers=workers))
+    list(stream(tiny_cache, StepLayout(batch_size=3, grad_accum=1), workers=workers))
     assert sorted(read) == list(range(17))
 
 
 @READING
 @given(data=st.data(), shape=SHAPES, window=WINDOWS, workers=st.sampled_from([0, 2]))
 def test_no_block_is_read_twice_an_epoch(
-    tiny_cache: Path, data: st.DataObject, shape: StepShape, window: int, workers: int
+    tiny_cache: Path, data: st.DataObject, shape: StepLayout, window: int, workers: int
 ) -> None:
     rank = data.draw(st.integers(0, shape.world_size - 1))
     with pytest.MonkeyPatch.context() as patch:
@@ -653,7 +653,7 @@ def test_micro_batches_without_pairs_do_not_read_again_what_was_left(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, tokens: int | None, workers: int
 ) -> None:
     """The step is longer than many windows, and its last slots are empty."""
-    shape = StepShape(batch_size=1, grad_accum=64, batch_tokens=tokens)
+    shape = StepLayout(batch_size=1, grad_accum=64, batch_tokens=tokens)
     read = note_reads(monkeypatch)
     batches = list(stream(tiny_cache, shape, window_blocks=1, workers=workers))
     assert len(batches) == 64
@@ -730,7 +730,7 @@ def test_memory_is_bounded_by_the_window(
 
     monkeypatch.setattr(CacheReader, "read_block", tracking)
     batches = stream(tiny_cache, ONE, window_blocks=window, workers=workers)
-    list(read_ahead(batches) if ahead else batches)
+    list(prefetch(batches) if ahead else batches)
     windows = 2 if workers else 1
     assert 0 < len(memories) <= windows * window
     # A thread, or the pair that was given last, may hold one more for a moment.
@@ -766,11 +766,11 @@ def random_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def test_memory_that_is_used_again_changes_no_batch_given_before(
     random_cache: Path, window: int, workers: int
 ) -> None:
-    for shape in (ONE, StepShape(batch_size=2, grad_accum=2, batch_tokens=30)):
+    for shape in (ONE, StepLayout(batch_size=2, grad_accum=2, batch_tokens=30)):
         whole = expected(random_cache, shape, window_blocks=window)
         batches = stream(random_cache, shape, window_blocks=window, workers=workers)
         assert_same_batches(list(batches), whole.batches(shape))
-    assert_same_batches(list(read_ahead(batches)), whole.batches(shape))
+    assert_same_batches(list(prefetch(batches)), whole.batches(shape))
 
 
 def test_batches_share_memory_with_nothing(tiny_cache: Path) -> None:
@@ -788,7 +788,7 @@ def test_a_block_that_comes_late_and_is_not_needed_overwrites_no_other(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Of many processes, each needs some blocks of a window only, but threads read them all."""
-    shape = StepShape(batch_size=1, grad_accum=1, world_size=4)
+    shape = StepLayout(batch_size=1, grad_accum=1, world_size=4)
     whole = expected(tiny_cache, shape, window_blocks=2)
     reader, _ = read_whole(tiny_cache)
     ours = whole.order.pairs[::4]

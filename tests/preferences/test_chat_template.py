@@ -12,9 +12,9 @@ from mav.cache_schema.errors import BaseModelError, DataError, MAVError, Mismatc
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.preferences.chat_template import ChatTemplate, parse_date, uses_date
-from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.preferences.prompt_format import PromptFormat
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE
 from mav.pipeline.verification.against_base import verify_against_base
 from tests.decoding.test_generate import write_head
@@ -45,7 +45,7 @@ def chatty(template: str) -> Any:
 
 def answer_of(template: str, answer: str) -> str:
     tokenizer = chatty(template)
-    ids = PromptForm(name="chat", tokenizer=tokenizer).answer_tokens(HI, answer, ended=True)
+    ids = PromptFormat(name="chat", tokenizer=tokenizer).answer_tokens(HI, answer, ended=True)
     text: str = tokenizer.decode(ids)
     return text
 
@@ -108,7 +108,7 @@ def test_decoding_ends_where_the_template_ends_a_turn(tmp_path: Path) -> None:
     text = CacheReader(cache).manifest.text
     assert (text.prompt_template, text.end_token_id) == (CHAT_TEMPLATE, end)
     mav = MAVInference(write_head(tmp_path / "head", cache), base)
-    decoding = Decoding(max_new_tokens=4)
+    decoding = GenerationOptions(max_new_tokens=4)
     first = mav.generate("Hi", 0.0, decoding).tokens[0]
     assert first != end
     # Now the base says <end> where it said that token.

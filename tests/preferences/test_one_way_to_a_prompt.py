@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.preferences.messages import Messages
-from mav.pipeline.preferences.prompt_format import Form, PromptForm, text_tokens
+from mav.pipeline.preferences.prompt_format import Form, PromptFormat, text_tokens
 from mav.pipeline.preferences.rows import PreferencePair, read_answers, to_pair
 from mav.pipeline.preferences.tokenization import tokenize_pairs
-from mav.pipeline.serving.fields import FieldLimits, chat_asked, completion_asked
 from mav.pipeline.serving.jobs import Asked
-from mav.pipeline.serving.preparing import _tokens
+from mav.pipeline.serving.prompts import _tokens
+from mav.pipeline.serving.requests import FieldLimits, chat_asked, completion_asked
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer
 
@@ -54,8 +54,8 @@ def tokenizer_that(*, begins: bool, closes: bool, template: str | None) -> Any:
     return tokenizer
 
 
-FORMS: Final[dict[str, PromptForm]] = {
-    f"{name}, begins {begins}, closes {closes}": PromptForm(
+FORMS: Final[dict[str, PromptFormat]] = {
+    f"{name}, begins {begins}, closes {closes}": PromptFormat(
         name="hh" if template is None else "chat",
         tokenizer=tokenizer_that(begins=begins, closes=closes, template=template),
     )
@@ -77,7 +77,7 @@ def conversations(draw: st.DrawFn) -> Messages:
     return messages
 
 
-def extracted(row: dict[str, Any], form: PromptForm) -> list[Any] | None:
+def extracted(row: dict[str, Any], form: PromptFormat) -> list[Any] | None:
     """Return prompt and answers as extraction tokenizes them, or None where it leaves them out."""
     pair = to_pair(*read_answers(row, "row"), 0)
     if not isinstance(pair, PreferencePair):
@@ -86,22 +86,22 @@ def extracted(row: dict[str, Any], form: PromptForm) -> list[Any] | None:
     return [part.tolist() for part in tokenized.parts(0)] if len(tokenized) else None
 
 
-def served(asked: Asked, form: PromptForm) -> list[int]:
+def served(asked: Asked, form: PromptFormat) -> list[int]:
     """Return the prompt of a request as the server tokenizes it."""
     joined = tiny_joined()
     base = dataclasses.replace(joined.base, tokenizer=form.tokenizer)
-    return _tokens(Joined(base=base, aligned=joined.aligned, form=form), asked.prompts[0])
+    return _tokens(AttachedModel(base=base, aligned=joined.aligned, form=form), asked.prompts[0])
 
 
 @cache
-def tiny_joined() -> Joined:
+def tiny_joined() -> AttachedModel:
     return steered(tiny_base()).joined
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @settings(max_examples=20)
 @given(messages=conversations(), answers=st.tuples(TEXTS, TEXTS))
-def test_messages(form: PromptForm, messages: Messages, answers: tuple[str, str]) -> None:
+def test_messages(form: PromptFormat, messages: Messages, answers: tuple[str, str]) -> None:
     expected = form.tokens(form.render(messages))
     body: dict[str, Any] = {"messages": list(messages)}
     assert served(chat_asked(body, LIMITS), form) == expected
@@ -134,7 +134,7 @@ def rows_of(messages: Messages, answers: Sequence[str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @settings(max_examples=20)
 @given(text=TEXTS, answers=st.tuples(TEXTS, TEXTS))
-def test_a_users_message(form: PromptForm, text: str, answers: tuple[str, str]) -> None:
+def test_a_users_message(form: PromptFormat, text: str, answers: tuple[str, str]) -> None:
     row = {"prompt": text, "chosen": f"a{answers[0]}", "rejected": f"b{answers[1]}"}
     parts = extracted(row, form)
     if parts is not None:
@@ -144,7 +144,7 @@ def test_a_users_message(form: PromptForm, text: str, answers: tuple[str, str]) 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @settings(max_examples=20)
 @given(text=TEXTS)
-def test_a_text_to_go_on_with(form: PromptForm, text: str) -> None:
+def test_a_text_to_go_on_with(form: PromptFormat, text: str) -> None:
     """What the completions of the server read is what a transcript is read as."""
     (expected,) = text_tokens(form.tokenizer, [text])
     assert served(completion_asked({"prompt": text}, LIMITS), form) == expected

@@ -7,7 +7,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from mav.cache_schema.errors import BaseModelError, DataError, UsageError
-from mav.pipeline.preferences.prompt_format import PromptForm, choose_form
+from mav.pipeline.preferences.prompt_format import PromptFormat, choose_prompt_format
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
 from tests.support.tiny import tiny_tokenizer
 
@@ -32,13 +32,13 @@ def chatty() -> Any:
 
 
 @pytest.fixture
-def hh() -> PromptForm:
-    return choose_form("hh", TEMPLATE, tiny_tokenizer())
+def hh() -> PromptFormat:
+    return choose_prompt_format("hh", TEMPLATE, tiny_tokenizer())
 
 
 @pytest.fixture
-def chat(chatty: Any) -> PromptForm:
-    return choose_form("chat", TEMPLATE, chatty)
+def chat(chatty: Any) -> PromptFormat:
+    return choose_prompt_format("chat", TEMPLATE, chatty)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def chat(chatty: Any) -> PromptForm:
 def test_what_is_asked_else_what_the_head_was_trained_in(
     chatty: Any, asked: Any, template: str, got: str
 ) -> None:
-    assert choose_form(asked, template, chatty).name == got
+    assert choose_prompt_format(asked, template, chatty).name == got
 
 
 @pytest.mark.parametrize(("asked", "template"), [("chat", TEMPLATE), ("auto", CHAT_TEMPLATE)])
 def test_a_base_without_a_chat_template_is_refused(asked: Any, template: str) -> None:
     with pytest.raises(UsageError, match=r"--prompt-form chat: the base has no chat template"):
-        choose_form(asked, template, tiny_tokenizer())
+        choose_prompt_format(asked, template, tiny_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_base_without_a_chat_template_is_refused(asked: Any, template: str) ->
         ((HELLO, HI, HELLO), "\n\nHuman: Hello\n\nAssistant: Hi!\n\nHuman: Hello\n\nAssistant:"),
     ],
 )
-def test_as_a_transcript(hh: PromptForm, prompt: Any, text: str) -> None:
+def test_as_a_transcript(hh: PromptFormat, prompt: Any, text: str) -> None:
     assert hh.render(prompt) == text
 
 
-def test_a_system_message_is_in_the_transcript(hh: PromptForm) -> None:
+def test_a_system_message_is_in_the_transcript(hh: PromptFormat) -> None:
     assert hh.render([SYSTEM, HELLO]).split() == (
         ["System:", "Be", "kind.", "Human:", "Hello", "Assistant:"]
     )
@@ -95,7 +95,7 @@ def test_a_system_message_is_in_the_transcript(hh: PromptForm) -> None:
         ),
     ],
 )
-def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
+def test_as_the_base_chats(chat: PromptFormat, prompt: Any, text: str) -> None:
     assert chat.render(prompt) == text
 
 
@@ -119,7 +119,7 @@ def test_as_the_base_chats(chat: PromptForm, prompt: Any, text: str) -> None:
 def test_messages_that_are_none(
     request: pytest.FixtureRequest, name: str, messages: Any, message: str
 ) -> None:
-    form: PromptForm = request.getfixturevalue(name)
+    form: PromptFormat = request.getfixturevalue(name)
     with pytest.raises(DataError, match=message):
         form.render(messages)
 
@@ -129,12 +129,12 @@ def test_messages_that_are_none(
 def test_what_is_neither_text_nor_messages(
     request: pytest.FixtureRequest, name: str, prompt: Any
 ) -> None:
-    form: PromptForm = request.getfixturevalue(name)
+    form: PromptFormat = request.getfixturevalue(name)
     with pytest.raises(UsageError, match=r"prompt: got .* expected a text, or a list of messages"):
         form.render(prompt)
 
 
-def test_messages_that_the_template_refuses(chat: PromptForm) -> None:
+def test_messages_that_the_template_refuses(chat: PromptFormat) -> None:
     with pytest.raises(DataError, match=r"chat template refuses these messages: .*only at first"):
         chat.render([HELLO, SYSTEM, HELLO])
 
@@ -142,23 +142,23 @@ def test_messages_that_the_template_refuses(chat: PromptForm) -> None:
 def test_a_template_cannot_run_code(chatty: Any) -> None:
     chatty.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(BaseModelError, match=r"refuses.*is unsafe"):
-        choose_form("chat", TEMPLATE, chatty)
+        choose_prompt_format("chat", TEMPLATE, chatty)
 
 
 def test_a_human_turn_ends_an_answer_in_a_transcript_alone(
-    hh: PromptForm, chat: PromptForm
+    hh: PromptFormat, chat: PromptFormat
 ) -> None:
     assert hh.stops == (HUMAN,)
     assert chat.stops == ()
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_special_tokens_come_once(hh: PromptForm, chat: PromptForm, closes: bool) -> None:
+def test_special_tokens_come_once(hh: PromptFormat, chat: PromptFormat, closes: bool) -> None:
     """A chat template writes its own; a transcript takes what the tokenizer puts before texts."""
     bos, eos = (hh.tokenizer.convert_tokens_to_ids(token) for token in ("<bos>", "<eos>"))
     for form in (hh, chat):
         tokenizer = putting_around(form.tokenizer, closes=closes)
-        own = PromptForm(name=form.name, tokenizer=tokenizer)
+        own = PromptFormat(name=form.name, tokenizer=tokenizer)
         for prompt in ("Hello", "It ends in <eos>", [HELLO, HI, HELLO]):
             text = own.render(prompt)
             plain = tokenizer(text, add_special_tokens=False)["input_ids"]

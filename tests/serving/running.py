@@ -11,11 +11,11 @@ import httpx2
 import openai
 import pytest
 
-from mav.pipeline.serving import connections, guards, http_server
-from mav.pipeline.serving.connections import ImpatientProtocol
+from mav.pipeline.serving import http_server, middleware, protocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.run import load_server
+from mav.pipeline.serving.protocol import ImpatientProtocol
+from mav.pipeline.serving.server import load_server
 from tests.support.limits import EVENT, NEVER, wait_until
 
 
@@ -29,11 +29,11 @@ def running(**options: Any) -> Iterator[HttpServer]:
     settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "port": 0, **options}
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (connections, "HEADER_SECONDS"),
-            (connections, "SEND_SECONDS"),
+            (protocol, "HEADER_SECONDS"),
+            (protocol, "SEND_SECONDS"),
             (http_server, "HEADER_SECONDS"),
-            (guards, "BODY_SECONDS"),
-            (guards, "_DRAIN_SECONDS"),
+            (middleware, "BODY_SECONDS"),
+            (middleware, "_DRAIN_SECONDS"),
         ):
             patch.setattr(module, name, NEVER)
         server = load_server(ServeOptions(**settings), say=said.append)

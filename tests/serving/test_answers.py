@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
-from mav.pipeline.preferences.prompt_format import PromptForm
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.preferences.prompt_format import PromptFormat
 
 ASK: dict[str, Any] = {
     "model": "first",
@@ -41,7 +41,7 @@ def test_an_answer_is_the_one_mav_generate_gives(
     from mav.pipeline.decoding.alpha import AlphaSchedule
 
     strength = AlphaSchedule.parse(alpha) if isinstance(alpha, str) else alpha
-    want = mav.generate(ASK["messages"], strength, Decoding(max_new_tokens=24))
+    want = mav.generate(ASK["messages"], strength, GenerationOptions(max_new_tokens=24))
     answer = ai.chat.completions.create(**ASK, extra_body={"alpha": alpha})
     assert (answer.choices[0].message.content or "").rstrip() == want.response
     assert answer.choices[0].finish_reason == want.finish
@@ -115,7 +115,7 @@ def test_the_bytes_of_all_tokens_are_the_text(ai: openai.OpenAI) -> None:
 
 
 def test_a_completion_goes_on_with_the_text_as_it_is(ai: openai.OpenAI, mav: MAVInference) -> None:
-    want = mav.generate("Hi", 5.0, Decoding(max_new_tokens=12))
+    want = mav.generate("Hi", 5.0, GenerationOptions(max_new_tokens=12))
     answer = ai.completions.create(
         model="first",
         prompt=[TEXT, "Once"],
@@ -187,7 +187,7 @@ def test_what_ends_a_turn_ends_no_text_that_goes_on(
     options: dict[str, Any] = {"model": "first", "prompt": TEXT, "max_tokens": 24, "temperature": 0}
     whole = ai.completions.create(**options, extra_body={"alpha": 20}).choices[0].text
     ends = whole[len(whole) // 2 :][:2]
-    monkeypatch.setattr(PromptForm, "stops", (ends,))
+    monkeypatch.setattr(PromptFormat, "stops", (ends,))
     assert ai.completions.create(**options, extra_body={"alpha": 20}).choices[0].text == whole
     answer = ai.completions.create(**options, stop=ends, extra_body={"alpha": 20})
     assert answer.choices[0].text == whole[: whole.index(ends)]
@@ -222,7 +222,7 @@ def test_bases_are_listed_and_switched_by_name(
 ) -> None:
     assert [model.id for model in ai.models.list()] == ["first", "second"]
     other = MAVInference(head, bases[1], dtype=torch.float32, device="cpu")
-    want = other.generate(ASK["messages"], 1.0, Decoding(max_new_tokens=24)).response
+    want = other.generate(ASK["messages"], 1.0, GenerationOptions(max_new_tokens=24)).response
     first = content(ai)
     assert content(ai, model="second").rstrip() == want
     assert content(ai) == first != content(ai, model="second")

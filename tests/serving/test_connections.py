@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.serving import connections, http_server
+from mav.pipeline.serving import http_server, protocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.run import load_server
+from mav.pipeline.serving.server import load_server
 from tests.serving.running import chat_body, forward, http, open_connections, running
 from tests.support.limits import EVENT, NEVER, wait_until
 from tests.support.tiny import save_base, tiny_base
@@ -74,7 +74,7 @@ def unread(server: HttpServer) -> list[bytes]:
 
 
 def test_a_further_request_may_take_as_long_as_the_first(server: HttpServer) -> None:
-    assert server.config.timeout_keep_alive == connections.HEADER_SECONDS
+    assert server.config.timeout_keep_alive == protocol.HEADER_SECONDS
 
 
 def test_who_reads_nothing_is_let_go(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from mav.cache_schema.errors import MismatchError, UsageError
-from mav.pipeline.serving import fields, guards
-from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving import middleware, requests
+from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
 from tests.serving.running import chat_body, client, http, running
@@ -257,7 +257,7 @@ def test_too_large_a_body(web: httpx2.Client, announced: bool) -> None:
 def test_an_endless_body_is_not_read_to_its_end(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(middleware, "_DRAIN_SECONDS", 0.1)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port_of(server)), EVENT) as connection:
         connection.sendall(head.encode() + b"{" * 1000)
@@ -267,7 +267,7 @@ def test_an_endless_body_is_not_read_to_its_end(
 def test_a_body_that_does_not_come_is_not_awaited_for_ever(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.1)
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: 50\r\n\r\n"
@@ -383,9 +383,9 @@ def test_a_refused_switch_leaves_the_base_that_is_loaded(
 def test_much_that_is_wrong_is_refused_at_its_first_fault(
     web: httpx2.Client, path: str, body: Any
 ) -> None:
-    limits = fields.FieldLimits(alpha=1.0, max_new_tokens=16, max_rows=8)
+    limits = requests.FieldLimits(alpha=1.0, max_new_tokens=16, max_rows=8)
     with pytest.raises(ApiError) as caught:
-        (fields.chat_asked if path == CHAT else fields.completion_asked)(body, limits)
+        (requests.chat_asked if path == CHAT else requests.completion_asked)(body, limits)
     assert isinstance(found := caught.value.__cause__, ValidationError)
     # One for each type that the field may have.
     assert found.error_count() < 10

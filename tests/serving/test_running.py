@@ -18,9 +18,9 @@ import httpx2
 import openai
 import pytest
 
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.serving.http_server import HttpServer
-from mav.pipeline.serving.preparing import Choice
+from mav.pipeline.serving.prompts import Choice
 from mav.pipeline.serving.worker import Worker
 from tests.serving.running import chat_body, client, http, running
 from tests.support.limits import NEVER, PROCESS, wait_until
@@ -43,21 +43,21 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
         self.open = threading.Event()
         self.fail: Exception | None = None
-        step = InFlightDecoder.step
+        step = ContinuousBatchDecoder.step
 
-        def passes(decoder: InFlightDecoder) -> bool:
+        def passes(decoder: ContinuousBatchDecoder) -> bool:
             begins = len(worker.waiting) > 0 and worker.rows < worker.max_rows
             given_up = any(cast("Choice", row.request).job.cancelled for row in decoder.rows)
             return self.open.is_set() or self.fail is not None or begins or given_up
 
-        def gated(decoder: InFlightDecoder) -> Any:
+        def gated(decoder: ContinuousBatchDecoder) -> Any:
             wait_until(lambda: passes(decoder))
             if self.fail is not None:
                 error, self.fail = self.fail, None
                 raise error
             return step(decoder)
 
-        monkeypatch.setattr(InFlightDecoder, "step", gated)
+        monkeypatch.setattr(ContinuousBatchDecoder, "step", gated)
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def test_more_than_the_queue_holds_are_told_to_come_again(small: HttpServer, gat
 def test_what_others_prompts_take_is_part_of_the_time_between_tokens(
     small: HttpServer, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = InFlightDecoder.add
+    add = ContinuousBatchDecoder.add
 
-    def slow(decoder: InFlightDecoder, requests: Any) -> Any:
+    def slow(decoder: ContinuousBatchDecoder, requests: Any) -> Any:
         if decoder.rows:
             sleep(0.4)
         return add(decoder, requests)
 
-    monkeypatch.setattr(InFlightDecoder, "add", slow)
+    monkeypatch.setattr(ContinuousBatchDecoder, "add", slow)
     with http(small) as web, held(web, 1) as (stream,), ThreadPoolExecutor(1) as pool:
         wait_until(lambda: small.worker.rows == 1)
         other = pool.submit(web.post, CHAT, json=chat_body(max_tokens=2))
@@ -184,7 +184,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(
         raise RuntimeError("no more memory")
 
     with http(small) as web, monkeypatch.context() as broken:
-        broken.setattr(InFlightDecoder, "add", fail)
+        broken.setattr(ContinuousBatchDecoder, "add", fail)
         assert web.post(CHAT, json=chat_body()).status_code == 500
     with http(small) as web:
         assert web.post(CHAT, json=chat_body()).status_code == 200
@@ -215,16 +215,16 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 
     monkeypatch.setattr(http_server, "GRACE_SECONDS", 0.2)
     before = set(threading.enumerate())
-    step = InFlightDecoder.step
+    step = ContinuousBatchDecoder.step
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running(head=head, bases=bases[:1], max_rows=1))
         server.config.timeout_graceful_shutdown = round(NEVER)
 
-        def slow(decoder: InFlightDecoder) -> Any:
+        def slow(decoder: ContinuousBatchDecoder) -> Any:
             wait_until(lambda: server.worker.waiting.overdue)
             return step(decoder)
 
-        monkeypatch.setattr(InFlightDecoder, "step", slow)
+        monkeypatch.setattr(ContinuousBatchDecoder, "step", slow)
         web = stack.enter_context(http(server))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         (stream,) = stack.enter_context(held(web, 1))
@@ -239,7 +239,7 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
     code = (
         "import sys; from mav.pipeline.serving.options import ServeOptions;"
-        "from mav.pipeline.serving.run import serve;"
+        "from mav.pipeline.serving.server import serve;"
         "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'),"
         "say=lambda line: print(line, flush=True))"
     )
@@ -273,7 +273,7 @@ def test_without_its_packages_the_server_says_which_to_install(
         "import sys; sys.modules['fastapi'] = None\n"
         "from mav.cache_schema.errors import UsageError\n"
         "from mav.pipeline.serving.options import ServeOptions\n"
-        "from mav.pipeline.serving.run import serve\n"
+        "from mav.pipeline.serving.server import serve\n"
         "try: serve(ServeOptions(head='x'), say=print)\n"
         "except UsageError as error: print(error)"
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.base.packed_attention import PackedLayout, packed_attention
+from mav.pipeline.base.packed_attention import PackedSegments, packed_attention
 from mav.pipeline.extraction.packing import Packing
 
 WINDOW: Final = 8
@@ -142,7 +142,7 @@ def has_vision_tower(build: Build) -> bool:
 def _own_attention(build: Build) -> bool:
     """Its attention cannot be replaced."""
     try:
-        with packed_attention(build().decoder, PackedLayout(segments=())):
+        with packed_attention(build().decoder, PackedSegments(segments=())):
             return False
     except NotImplementedError:
         return True

@@ -14,9 +14,9 @@ from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan, plan_blocks
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.base import Objects
+from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from tests.cache_schema.test_manifest import llama_7b
 
@@ -111,14 +111,14 @@ def silent(line: str) -> None:
 
 
 @contextlib.contextmanager
-def held(location: str | Path) -> Iterator[tuple[Objects, str]]:
+def held(location: str | Path) -> Iterator[tuple[ObjectStore, str]]:
     """A place and the run that holds its lock."""
-    objects = open_objects(location)
+    objects = open_object_store(location)
     with run_lock(objects, say=silent) as run:
         yield objects, run
 
 
-def begin(objects: Objects, run: str, manifest: Manifest, plan: BlockPlan) -> CacheWriter:
+def begin(objects: ObjectStore, run: str, manifest: Manifest, plan: BlockPlan) -> CacheWriter:
     return CacheWriter.create(
         objects, run, manifest, plan, pair_columns(plan), unembedding(manifest)
     )
@@ -156,7 +156,7 @@ def go_on(root: str | Path, **options: Any) -> list[int]:
 
 def identity(root: str | Path) -> str:
     """What the records of a cache must be made for."""
-    return read_manifest(open_objects(root)).identity()
+    return read_manifest(open_object_store(root)).identity()
 
 
 def read_all(root: str | Path) -> Rows:

@@ -12,7 +12,7 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.base_logits import DenseLogits
-from mav.pipeline.training.loss import Objective, ObjectiveName, Scorer, Scores
+from mav.pipeline.training.loss import Objective, ObjectiveName, PreferenceModel, Scores
 from tests.support.live import cached_logprobs
 
 LENGTHS = (3, 1, 2, 4, 1, 1)
@@ -81,7 +81,7 @@ def test_losses_and_gradients_follow_the_formula(
     head = random_head().double()
     batch, base = made_up_batch()
     objective = Objective(name=name, beta=beta, lambda_l2=lambda_l2)
-    found = Scorer(head, bf16=False)(batch, base).pair_sum_loss(objective, batch)
+    found = PreferenceModel(head, bf16=False)(batch, base).pair_sum_loss(objective, batch)
     expected = loss_by_formula(head, batch, base.logits, objective)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     parameters = list(head.parameters())
@@ -127,7 +127,7 @@ def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
         HeadConfig(num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300)
     )
     base = CachedBase(reader, torch.device("cpu"))
-    scores = Scorer(head, bf16=False)(batch, base.logits(batch))
+    scores = PreferenceModel(head, bf16=False)(batch, base.logits(batch))
     chosen, rejected = batch.response_sums(cached_logprobs(reader, batch).float())
     torch.testing.assert_close(scores.chosen, chosen)
     torch.testing.assert_close(scores.rejected, rejected)
@@ -177,7 +177,7 @@ def test_metrics_by_hand() -> None:
 
 def test_metrics_carry_no_graph() -> None:
     batch, base = made_up_batch()
-    scores = Scorer(random_head().double(), bf16=False)(batch, base)
+    scores = PreferenceModel(random_head().double(), bf16=False)(batch, base)
     found = scores.metrics(Objective(name="dpo", beta=0.5, lambda_l2=0.0))
     assert not any(value.requires_grad for value in found.values())
 
@@ -189,7 +189,7 @@ def test_the_sum_is_the_same_however_a_batch_is_cut(
 ) -> None:
     reader = CacheReader(tiny_cache)
     pairs = everything(reader)
-    scorer = Scorer(random_head(300, width=32).double(), bf16=False)
+    scorer = PreferenceModel(random_head(300, width=32).double(), bf16=False)
     base = CachedBase(reader, torch.device("cpu"))
     objective = Objective(name=name, beta=0.1, lambda_l2=0.01)
 
@@ -212,7 +212,7 @@ def test_the_sum_is_the_same_however_a_batch_is_cut(
 def test_the_scorer_passes_its_compute_type_on() -> None:
     head = random_head()
     batch, base = made_up_batch()
-    narrow = Scorer(head, bf16=True)(batch, base)
-    wide = Scorer(head, bf16=False)(batch, base)
+    narrow = PreferenceModel(head, bf16=True)(batch, base)
+    wide = PreferenceModel(head, bf16=False)(batch, base)
     torch.testing.assert_close(narrow.chosen, wide.chosen, rtol=0.05, atol=0.05)
     assert not torch.equal(narrow.chosen, wide.chosen)

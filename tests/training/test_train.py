@@ -22,8 +22,8 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.loader.dataset import PreferenceStream
-from mav.pipeline.loader.sampler import StepShape
+from mav.pipeline.loader.dataset import CachedPreferenceDataset
+from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from mav.pipeline.training.options import TrainOptions
@@ -208,8 +208,8 @@ def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
     unembedding = torch.from_numpy(reader.read_unembedding()["weight"])
     step, subset = 0, PairSubset(which="training", fraction=FRACTION)
     for epoch in range(2):
-        shape = StepShape(batch_size=4, grad_accum=1)
-        for batch in PreferenceStream(tiny_cache, subset, shape, seed=4, epoch=epoch):
+        shape = StepLayout(batch_size=4, grad_accum=1)
+        for batch in CachedPreferenceDataset(tiny_cache, subset, shape, seed=4, epoch=epoch):
             vector = head(batch.states)
             base = batch.states[:, 2] @ unembedding.t()
             label = batch.labels.long()[:, None]

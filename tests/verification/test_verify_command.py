@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import COMMITS, LAYOUT, CommitRecord, commit_key, decode_record
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from tests.cli.test_cli import done, mav
 from tests.cli.test_cli_errors import refused
@@ -84,7 +84,7 @@ def unsound(*args: object) -> str:
 
 def contents(cache: str | Path) -> dict[int, str]:
     """The digest of the values of each committed block."""
-    objects = open_objects(cache)
+    objects = open_object_store(cache)
     found = {}
     for key in objects.sizes():
         if key.startswith(COMMITS) and key != LAYOUT:
@@ -126,7 +126,7 @@ def test_a_sound_cache_as_json(world: World, full: bool) -> None:
     assert set(found) == JSON_KEYS
     objects = {
         key: size
-        for key, size in open_objects(world.cache).sizes().items()
+        for key, size in open_object_store(world.cache).sizes().items()
         if not key.startswith("commits/") and key != "zarr.json"
     }
     assert (found["sound"], found["complete"], found["full"]) == (True, True, full)

@@ -10,7 +10,7 @@ import zarr
 
 from mav.cache_schema.arrays import TABLE, layouts
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from tests.cache_schema.archive.make import CACHES, HERE, decoded
 
@@ -36,7 +36,7 @@ def test_an_archived_cache_reads_as_it_was_written(unpacked: Path, version: str,
 
 @pytest.mark.parametrize(("version", "name"), KEPT)
 def test_an_archived_cache_verifies(unpacked: Path, version: str, name: str) -> None:
-    found = verify(open_objects(unpacked / version / name), full=True)
+    found = verify(open_object_store(unpacked / version / name), full=True)
     assert found.sound
     assert found.unknown == []
 

@@ -18,7 +18,7 @@ from unittest import mock
 
 from zarr.core.sync import cleanup_resources
 
-from mav.cache_schema import layout
+from mav.cache_schema import static_objects
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
@@ -27,7 +27,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import CommitRecord, decode_record
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.lock import run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter, require_same
 from tests.support.written_caches import (
@@ -122,7 +122,7 @@ def prepare() -> None:
     Zarr describes the arrays in a thread of its own, which must not be there when forking; it would
     take most of the time of a run.
     """
-    describe = layout.descriptions
+    describe = static_objects.descriptions
     manifests = [content(blocks).manifest for blocks in (BLOCKS, MORE_BLOCKS)]
     described = [describe(manifest) for manifest in manifests]
     cleanup_resources()
@@ -132,7 +132,7 @@ def prepare() -> None:
             return described[manifests.index(manifest)]
         return describe(manifest)
 
-    mock.patch.object(layout, "descriptions", known).start()
+    mock.patch.object(static_objects, "descriptions", known).start()
     gc.freeze()
 
 
@@ -145,7 +145,7 @@ def extract(
 ) -> None:
     """Write the cache, go on with one that was interrupted, or leave a complete one as it is."""
     processes = processes or Alone()
-    objects = open_objects(location)
+    objects = open_object_store(location)
     given = content(blocks)
     manifest, plan = given.manifest, given.plan
     with ExitStack() as held:
@@ -228,7 +228,7 @@ class Whole:
 
 def examine(location: Path) -> Whole:
     """Look at everything in a cache."""
-    report = verify(open_objects(location), full=True)
+    report = verify(open_object_store(location), full=True)
     names = (str(path.relative_to(location)) for path in location.rglob("*"))
     return Whole(
         digest=decoded_digest(location),

@@ -20,7 +20,7 @@ from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.records import LAYOUT, commit_key
 from mav.cache_schema.root import ROOT
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, verify
 from tests.support.written_caches import Rows, all_same_bits, draft, quick_disk, read_all, write
 
@@ -129,7 +129,7 @@ def named(report: VerifyReport) -> str:
 
 def _complaint(root: Path) -> str:
     try:
-        report = verify(open_objects(root), full=True)
+        report = verify(open_object_store(root), full=True)
     except CacheError as error:
         return str(error)
     assert report.sound == (not named(report))
@@ -150,7 +150,7 @@ def _ranges(root: Path, manifest: Manifest) -> dict[str, Ranges]:
     known = {key for ranges in found.values() for key, _ in ranges}
     single = {ROOT: "root", LAYOUT: "layout record"}
     single |= {commit_key(block): "commit record" for block in range(manifest.plan.blocks)}
-    for key, size in open_objects(root).sizes().items():
+    for key, size in open_object_store(root).sizes().items():
         if key not in known:
             found[single.get(key, "description")].append((key, range(size)))
     assert all(key.endswith("/zarr.json") for key, _ in found["description"])

@@ -30,7 +30,7 @@ from mav.cache_schema.records import (
 )
 from mav.cache_schema.root import ROOT
 from mav.cache_schema.shards import EncodedShard, encode_shard
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, repair, verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
@@ -160,7 +160,7 @@ def check_found_and_never_read(caches: Caches, keys: Mapping[str, int | None]) -
         caches: The cache.
         keys: Damaged objects -> the block they belong to, or None.
     """
-    report = verify(open_objects(caches.damaged), full=True)
+    report = verify(open_object_store(caches.damaged), full=True)
     assert not report.sound
     for key, block in keys.items():
         found = report.damaged_layout if block is None else report.damaged_blocks.get(block, [])
@@ -178,28 +178,28 @@ def check_found_and_never_read(caches: Caches, keys: Mapping[str, int | None]) -
 def check_mended(caches: Caches, blocks: list[int]) -> None:
     """Check that a repair and another run make the cache what it was, computing these blocks."""
     root = caches.damaged
-    repair(open_objects(root), verify(open_objects(root), full=True), say=lambda _: None)
+    repair(open_object_store(root), verify(open_object_store(root), full=True), say=lambda _: None)
     with pytest.raises(CacheIncompleteError):
         CacheReader(root)
     assert make_whole(root) == blocks
-    assert verify(open_objects(root), full=True).sound
+    assert verify(open_object_store(root), full=True).sound
     assert all_same_bits(read_all(root), caches.values)
 
 
 def check_laid_out_again(caches: Caches, keys: list[str]) -> None:
     """Check that damage to what is not in blocks is found, and mended by another run."""
     check_found_and_never_read(caches, dict.fromkeys(keys))
-    objects = open_objects(caches.damaged)
+    objects = open_object_store(caches.damaged)
     repair(objects, verify(objects, full=True), say=lambda _: None)
     assert make_whole(caches.damaged) == []
-    assert verify(open_objects(caches.damaged), full=True).sound
+    assert verify(open_object_store(caches.damaged), full=True).sound
     assert all_same_bits(read_all(caches.damaged), caches.values)
 
 
 def complaints(root: Path, *, full: bool) -> str:
     """Return all that a verification, which may refuse to begin, has to say."""
     try:
-        report: VerifyReport = verify(open_objects(root), full=full)
+        report: VerifyReport = verify(open_object_store(root), full=full)
     except CacheError as error:
         return str(error)
     return json.dumps([report.damaged_layout, report.damaged_blocks])
@@ -309,7 +309,7 @@ def check_wrong_encoding_is_found(root: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("mav.cache_schema.writer.encode_shard", faulty)
             finish(writer, MANIFEST, PLAN)
-    report = verify(open_objects(root), full=True)
+    report = verify(open_object_store(root), full=True)
     assert set(report.damaged_blocks) == set(range(PLAN.blocks)), report
     assert "its values are not those" in report.damaged_blocks[0][0]
 
@@ -411,7 +411,7 @@ def _leave_a_claim(file: Path) -> None:
 def test_a_block_whose_commit_is_gone_counts_as_not_written(caches: Caches, damage: Damage) -> None:
     damage(caches.damaged / commit_key(TWIN))
     for full in (False, True):
-        report = verify(open_objects(caches.damaged), full=full)
+        report = verify(open_object_store(caches.damaged), full=full)
         assert not report.sound
         assert report.committed == PLAN.blocks - 1
     with pytest.raises(CacheIncompleteError, match="3 of 4 blocks are written"):

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from mav.cache_schema.errors import CacheError
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from tests.cache_schema.faults.cache_program import (
     Journal,
@@ -100,7 +100,7 @@ def run_failing(location: Path, failing: Fail) -> Outcome:
         except (OSError, CacheError) as error:
             raised = error
     committed = committed_blocks(location)
-    damaged = verify(open_objects(location), full=True).damaged_blocks if committed else {}
+    damaged = verify(open_object_store(location), full=True).damaged_blocks if committed else {}
     return Outcome(
         failed=failing.failed,
         raised=raised,

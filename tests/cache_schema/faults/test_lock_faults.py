@@ -16,7 +16,7 @@ import pytest
 
 from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from tests.cache_schema.faults.cache_program import (
     BLOCKS,
@@ -69,7 +69,7 @@ def beat_through(location: Path, failures: dict[str, int]) -> None:
         return int(json.loads(bytes(objects.read(lock.LOCK)))["beat"])
 
     names = ("open", "write", "fsync", "rename", "close", "stat")
-    objects = open_objects(location)
+    objects = open_object_store(location)
     with (
         mock.patch.object(lock, "BEAT_SECONDS", 0.01),
         mock.patch.object(local_objects, "os", Watched(os, names, around)),
@@ -109,7 +109,7 @@ def lose_and_fail(location: Path, number: int) -> None:
         location: The cache, which a killed run has begun.
         number: Which of this writer's writes fails, from 0, just after the other has finished.
     """
-    objects = open_objects(location)
+    objects = open_object_store(location)
     found = lock.read_holder(objects)
     assert found is not None
     given = content(BLOCKS)

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import pytest
 
-from mav.cache_schema import records, sealed, shards, verify
+from mav.cache_schema import checksummed_json, records, shards, verify
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
-from mav.cache_schema.storage.base import Objects, replace
-from mav.cache_schema.storage.local import LocalObjects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.base import ObjectStore, replace
+from mav.cache_schema.storage.local import LocalObjectStore
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter, require_same
 from tests.cache_schema.faults import test_bit_flips as flips
 from tests.cache_schema.faults import test_damaged_shards as damage
@@ -60,7 +60,7 @@ def commits_first() -> Iterator[None]:
     late: list[tuple[str, bytes]] = []
     commit = CacheWriter._commit
 
-    def put(_: Objects, key: str, data: Any, __: object) -> None:
+    def put(_: ObjectStore, key: str, data: Any, __: object) -> None:
         late.append((key, bytes(data)))
 
     def commit_and_put(self: CacheWriter, *args: Any) -> None:
@@ -78,7 +78,7 @@ def commits_first() -> Iterator[None]:
 def without_mutex() -> Iterator[None]:
     """Compare and rename without keeping anybody out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalObjects, "_mutex", lambda _: contextlib.nullcontext())
+        patch.setattr(LocalObjectStore, "_mutex", lambda _: contextlib.nullcontext())
         yield
 
 
@@ -124,11 +124,11 @@ def swapped_records(caches: damage.Caches) -> None:
 
 def interrupted(folder: Path) -> None:
     cases = list(writers.interrupted(writers.SAME_RUN))
-    writers.check_interleavings(open_objects(folder / "cache"), cases[::SEVERAL])
+    writers.check_interleavings(open_object_store(folder / "cache"), cases[::SEVERAL])
 
 
-def on_a_folder(check: Callable[[Objects], None]) -> Check:
-    return lambda folder: check(open_objects(folder / "cache"))
+def on_a_folder(check: Callable[[ObjectStore], None]) -> Check:
+    return lambda folder: check(open_object_store(folder / "cache"))
 
 
 def other_settings(folder: Path) -> None:
@@ -142,7 +142,7 @@ def other_settings(folder: Path) -> None:
 def written_for_certain(folder: Path) -> None:
     recorder = Recorder(folder)
     with watching(recorder):
-        LocalObjects(folder / "place").write("new/object", b"x", None)
+        LocalObjectStore(folder / "place").write("new/object", b"x", None)
     disk, _ = power.play(recorder.calls)
     assert "place/new/object" in disk.certain()
 
@@ -191,13 +191,13 @@ SAFEGUARDS: Final = {
     ),
     "sizes on opening": line(records.object_problem, "size == record.bytes", "True", damaged(cut)),
     "seal of the root": line(
-        sealed.unseal,
+        checksummed_json.check_checksum,
         "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
         "False",
         flipped("root"),
     ),
     "seal of records": line(
-        sealed.unseal,
+        checksummed_json.check_checksum,
         "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
         "False",
         flipped("commit record"),
@@ -206,13 +206,13 @@ SAFEGUARDS: Final = {
         records.read_block_record, "record.block != block", "False", damaged(swapped_records)
     ),
     "new names only": line(
-        LocalObjects._give_name,
+        LocalObjectStore._give_name,
         "os.link(temporary, path)",
         "os.rename(temporary, path)",
         interrupted,
     ),
     "versions compared": line(
-        LocalObjects._replace, "_version_of(path) != expected", "False", interrupted
+        LocalObjectStore._replace, "_version_of(path) != expected", "False", interrupted
     ),
     "comparing and renaming in one": Safeguard(
         out=without_mutex, check=writers.check_comparing_and_replacing_is_one_step
@@ -263,7 +263,7 @@ def test_without_it_a_check_fails(name: str, tmp_path: Path) -> None:
 
 FLUSHES: Final = {
     "a file's content": (local_objects._write_new, "os.fsync(descriptor)", "pass"),
-    "a file's name": (LocalObjects._write, "os.fsync(folder)", "pass"),
+    "a file's name": (LocalObjectStore._write, "os.fsync(folder)", "pass"),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from tests.cache_schema.faults.cache_program import (
     BLOCKS,
@@ -116,13 +116,13 @@ def check_state(state: State, location: Path, expected: Whole) -> None:
     except CacheError:
         assert "completed" not in state.lines
     if "created" in state.lines:
-        read_manifest(open_objects(location))
+        read_manifest(open_object_store(location))
     committed = committed_blocks(location)
     assert {int(line.split()[1]) for line in state.lines if line.startswith("wrote")} <= set(
         committed
     )
     if committed:
-        assert not verify(open_objects(location), full=True).damaged_blocks
+        assert not verify(open_object_store(location), full=True).damaged_blocks
     lines: list[str] = []
     with watching(Count()):
         extract(location, lines.append)

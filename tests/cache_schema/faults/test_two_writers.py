@@ -43,13 +43,13 @@ from mav.cache_schema.shards import decode_shard, encode_shard
 from mav.cache_schema.storage.base import (
     Bytes,
     ConflictError,
-    Objects,
-    Version,
+    ETag,
+    ObjectStore,
     fill_parts,
     replace,
 )
 from mav.cache_schema.storage.lock import LOCK, Holder, run_lock
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.limits import EVENT
@@ -77,7 +77,7 @@ class MemoryObjects:
         self.location = "memory"
         self._tags = tags
         self._numbers = itertools.count()
-        self._found: dict[str, tuple[bytes, Version]] = {}
+        self._found: dict[str, tuple[bytes, ETag]] = {}
 
     def read(self, key: str) -> NDArray[np.uint8]:
         if key not in self._found:
@@ -87,31 +87,31 @@ class MemoryObjects:
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
         yield from fill_parts(self.read(key), parts)
 
-    def version(self, key: str) -> Version | None:
+    def version(self, key: str) -> ETag | None:
         return self._found[key][1] if key in self._found else None
 
     def sizes(self) -> dict[str, int]:
         return {key: version.size for key, (_, version) in self._found.items()}
 
-    def write(self, key: str, data: Bytes, expected: Version | None) -> Version:
+    def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         if self.version(key) != expected:
             raise ConflictError(key)
         content = bytes(data)
         of_content = self._tags == "content"
         tag = hashlib.sha256(content).hexdigest() if of_content else str(next(self._numbers))
-        self._found[key] = content, Version(tag=tag, generation=None, size=len(content))
+        self._found[key] = content, ETag(tag=tag, generation=None, size=len(content))
         return self._found[key][1]
 
     def delete(self, key: str) -> None:
         self._found.pop(key, None)
 
-    def withdraw(self, key: str, data: Bytes) -> None:
+    def rollback(self, key: str, data: Bytes) -> None:
         """Nothing, as with object storage."""
 
-    def tidy(self) -> None:
+    def remove_temporaries(self) -> None:
         """Nothing either."""
 
-    def prune(self) -> None:
+    def remove_empty_dirs(self) -> None:
         """Nothing either."""
 
     def free_bytes(self) -> int | None:
@@ -136,7 +136,7 @@ class Writer:
 
     def __init__(
         self,
-        objects: Objects,
+        objects: ObjectStore,
         killed_at: int | None = None,
         lost: frozenset[int] = frozenset(),
         *,
@@ -155,12 +155,12 @@ class Writer:
         self._turn.acquire()
         self._back.acquire()
 
-    def start(self, work: Callable[[Objects], None]) -> None:
+    def start(self, work: Callable[[ObjectStore], None]) -> None:
         """Run until just before the first operation."""
 
         def run() -> None:
             try:
-                work(cast("Objects", self))
+                work(cast("ObjectStore", self))
             except BaseException as error:
                 self.end = error
             self.done = True
@@ -208,16 +208,16 @@ class Writer:
 class Program(Protocol):
     """What a writer does."""
 
-    def __call__(self, objects: Objects, rows: Rows, run: str) -> None:
+    def __call__(self, objects: ObjectStore, rows: Rows, run: str) -> None:
         """Write the block."""
 
 
-def of_the_run(objects: Objects, rows: Rows, run: str) -> None:
+def of_the_run(objects: ObjectStore, rows: Rows, run: str) -> None:
     """Write the block as a process of the run that held the lock when all began."""
     CacheWriter(objects, "first").write_block(0, 1, rows)
 
 
-def take_lock(objects: Objects, run: str) -> None:
+def take_lock(objects: ObjectStore, run: str) -> None:
     """Take the lock whoever has it, as is done where the holder seems gone."""
     while True:
         with contextlib.suppress(CacheBusyError):
@@ -225,13 +225,13 @@ def take_lock(objects: Objects, run: str) -> None:
             return
 
 
-def takes_over(objects: Objects, rows: Rows, run: str) -> None:
+def takes_over(objects: ObjectStore, rows: Rows, run: str) -> None:
     """Take the lock from a run that seems gone, and write the block."""
     take_lock(objects, run)
     CacheWriter(objects, run).write_block(0, 1, rows)
 
 
-def takes_stock(objects: Objects, rows: Rows, run: str) -> None:
+def takes_stock(objects: ObjectStore, rows: Rows, run: str) -> None:
     """Take the lock from a run that seems gone, and write the block if it is missing."""
     take_lock(objects, run)
     writer = CacheWriter(objects, run)
@@ -275,7 +275,7 @@ class Arena:
         leftovers: Of which writer's values the shards are that an earlier attempt left.
     """
 
-    def __init__(self, objects: Objects, *, leftovers: int = 3) -> None:
+    def __init__(self, objects: ObjectStore, *, leftovers: int = 3) -> None:
         for key in objects.sizes():
             objects.delete(key)
         with run_lock(objects, say=silent) as run:
@@ -363,7 +363,7 @@ def holder(run: str) -> bytes:
     return json.dumps(asdict(Holder(run=run, **cast("dict[str, Any]", fields)))).encode()
 
 
-def check_interleavings(objects: Objects, cases: Iterable[Case]) -> Counter[str]:
+def check_interleavings(objects: ObjectStore, cases: Iterable[Case]) -> Counter[str]:
     """Check many interleavings; count how their writers ended."""
     arena = Arena(objects)
     return Counter(arena.check(case) for case in cases)
@@ -419,18 +419,18 @@ def nothing_waits_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(params=["folder", "tags of writes", "tags of contents"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "folder":
-        return open_objects(tmp_path / "cache")
+        return open_object_store(tmp_path / "cache")
     return MemoryObjects("write" if request.param == "tags of writes" else "content")
 
 
-def test_every_order_of_the_first_steps(objects: Objects) -> None:
+def test_every_order_of_the_first_steps(objects: ObjectStore) -> None:
     cases = [Case(programs=SAME_RUN, order=order) for order in itertools.product((0, 1), repeat=8)]
     assert check_interleavings(objects, cases).total() == 256
 
 
-def test_every_interruption(objects: Objects) -> None:
+def test_every_interruption(objects: ObjectStore) -> None:
     ends = check_interleavings(objects, interrupted(SAME_RUN))
     assert set(ends) == {"CacheBusyError, returned", "returned, returned"}
 
@@ -439,7 +439,7 @@ def test_every_interruption(objects: Objects) -> None:
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("programs", [SAME_RUN, ZOMBIE, THIRD, TWO_TAKE_OVER])
 def test_random_interleavings(
-    objects: Objects, programs: tuple[Program, ...], lost: bool, killed: bool
+    objects: ObjectStore, programs: tuple[Program, ...], lost: bool, killed: bool
 ) -> None:
     cases = random_cases(programs, 25, seed=1, killed=killed, lost=lost)
     ends = check_interleavings(objects, cases)
@@ -451,12 +451,12 @@ def test_random_interleavings(
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("programs", [SAME_RUN, ZOMBIE, THIRD, TWO_TAKE_OVER])
 def test_many_random_interleavings(
-    objects: Objects, programs: tuple[Program, ...], lost: bool, killed: bool
+    objects: ObjectStore, programs: tuple[Program, ...], lost: bool, killed: bool
 ) -> None:
     check_interleavings(objects, random_cases(programs, 400, seed=2, killed=killed, lost=lost))
 
 
-def check_killed_anywhere(objects: Objects) -> None:
+def check_killed_anywhere(objects: ObjectStore) -> None:
     """Check a writer alone that is killed at any operation: whole if committed, else done anew."""
     killed = [
         Case(programs=(of_the_run,), order=(), killed={0: step}, leftovers=leftovers)
@@ -467,11 +467,11 @@ def check_killed_anywhere(objects: Objects) -> None:
     assert ends == {"Killed": 2 * STEPS + 1, "returned": 3}
 
 
-def test_a_writer_alone_killed_anywhere(objects: Objects) -> None:
+def test_a_writer_alone_killed_anywhere(objects: ObjectStore) -> None:
     check_killed_anywhere(objects)
 
 
-def check_without_the_lock_nothing_is_written(objects: Objects) -> None:
+def check_without_the_lock_nothing_is_written(objects: ObjectStore) -> None:
     """Check that a run which lost its lock begins no block."""
     arena = Arena(objects)
     replace(objects, LOCK, holder("another"))
@@ -481,14 +481,14 @@ def check_without_the_lock_nothing_is_written(objects: Objects) -> None:
     assert {key: objects.version(key) for key in objects.sizes()} == before
 
 
-def test_without_the_lock_nothing_is_written(objects: Objects) -> None:
+def test_without_the_lock_nothing_is_written(objects: ObjectStore) -> None:
     check_without_the_lock_nothing_is_written(objects)
 
 
 # Beyond one block
 
 
-def verifies(objects: Objects, rows: Rows, run: str) -> None:
+def verifies(objects: ObjectStore, rows: Rows, run: str) -> None:
     """Verify the cache while others write to it."""
     found = verify(objects, full=True)
     assert not found.damaged_blocks, found.damaged_blocks
@@ -496,7 +496,7 @@ def verifies(objects: Objects, rows: Rows, run: str) -> None:
 
 @pytest.mark.parametrize("looks", [takes_stock, verifies])
 def test_a_commit_made_while_others_look_is_not_taken_for_damage(
-    objects: Objects, looks: Program
+    objects: ObjectStore, looks: Program
 ) -> None:
     check_interleavings(objects, interrupted((of_the_run, looks)))
     killed = looks is takes_stock
@@ -507,7 +507,7 @@ SHAPES: Final = {"first": ((3, 2),), "second": ((1, 4),)}
 """Answers of two caches whose objects have equal sizes and whose plans differ."""
 
 
-def lays_out(objects: Objects, run: str) -> None:
+def lays_out(objects: ObjectStore, run: str) -> None:
     """Take the lock and make a cache of one block from nothing."""
     manifest, plan = draft(lengths=SHAPES[run], hidden=4, pooled=4)
     data = dataclasses.replace(manifest.data, fingerprint=hashlib.sha256(run.encode()).hexdigest())
@@ -519,7 +519,7 @@ def lays_out(objects: Objects, run: str) -> None:
     writer.complete()
 
 
-def fixed_objects(objects: Objects) -> dict[str, bytes]:
+def fixed_objects(objects: ObjectStore) -> dict[str, bytes]:
     """All objects of a cache that are the same whenever it is made, and however far it has come."""
     changing = {LOCK, RECORD, *(shard_key(layout, 0) for layout in SHARDS.values())}
     found = {key: objects.read(key).tobytes() for key in objects.sizes() if key not in changing}
@@ -568,7 +568,7 @@ def test_where_tags_are_of_contents_a_late_write_may_stay_unseen_but_never_when_
                     decode_all(objects, record)
 
 
-def decode_all(objects: Objects, record: CommitRecord) -> None:
+def decode_all(objects: ObjectStore, record: CommitRecord) -> None:
     """Decode the block's shards, checked as a reader does it."""
     for layout in SHARDS.values():
         key = shard_key(layout, 0)
@@ -579,7 +579,7 @@ def decode_all(objects: Objects, record: CommitRecord) -> None:
 
 def check_comparing_and_replacing_is_one_step(folder: Path) -> None:
     """Check that no other process can replace anything between a comparison and its renaming."""
-    objects = open_objects(folder)
+    objects = open_object_store(folder)
     first = objects.write("x", b"first", None)
     free = []
     really = os.rename

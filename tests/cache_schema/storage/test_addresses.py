@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.storage.addresses import is_remote, local_folder, parse_address
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.cli.test_cli_errors import refused
 
 SPECIAL = "#?%+ &=;@:*~^`{}[]|<>\"'!$,()éü漢😀\u0301\u200b.-_"
@@ -56,7 +56,7 @@ def test_the_library_is_given_the_name_as_it_stands(
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "elsewhere")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
-    objects = open_objects(location)
+    objects = open_object_store(location)
     scheme, _, rest = location.partition("://")
     assert objects.location == f"{scheme.lower()}://{rest}"
     made = objects._store  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def test_the_library_is_given_the_name_as_it_stands(
 )
 def test_what_is_no_place_is_refused(location: str, why: str) -> None:
     with pytest.raises(UsageError) as caught:
-        open_objects(location)
+        open_object_store(location)
     message = str(caught.value)
     assert why in message
     assert "\n" not in message
@@ -111,7 +111,7 @@ def test_a_folder_is_used_as_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     whole = name if form == "{}" else f"{tmp_path}/{name}"
-    objects = open_objects(form.format(whole))
+    objects = open_object_store(form.format(whole))
     assert objects.location == str(Path(whole))
     objects.write("x", b"1", None)
     assert (tmp_path / name / "x").read_bytes() == b"1"
@@ -131,12 +131,12 @@ def test_a_folder_is_used_as_named(
 def test_what_is_no_folder_is_refused(name: str, why: str) -> None:
     assert not is_remote(name)
     with pytest.raises(UsageError, match=why):
-        open_objects(name)
+        open_object_store(name)
 
 
 def test_a_path_made_of_an_address_is_refused() -> None:
     with pytest.raises(UsageError, match="two slashes after its scheme"):
-        open_objects(Path("s3://bucket/a"))
+        open_object_store(Path("s3://bucket/a"))
 
 
 def test_a_scheme_in_capitals_is_the_same(tmp_path: Path) -> None:

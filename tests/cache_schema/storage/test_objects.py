@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.storage.addresses import is_remote
-from mav.cache_schema.storage.base import ConflictError, Version, replace
-from mav.cache_schema.storage.local import LocalObjects
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.base import ConflictError, ETag, replace
+from mav.cache_schema.storage.local import LocalObjectStore
+from mav.cache_schema.storage.open import open_object_store
 from tests.support.written_caches import leftovers
 
 _WRITE = os.write
@@ -26,11 +26,11 @@ _CLOSE = os.close
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> LocalObjects:
-    return LocalObjects(tmp_path / "place")
+def objects(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "place")
 
 
-def content(objects: LocalObjects, key: str) -> bytes:
+def content(objects: LocalObjectStore, key: str) -> bytes:
     return objects.read(key).tobytes()
 
 
@@ -63,7 +63,7 @@ def test_urls_are_told_from_folders(location: str, remote: bool) -> None:
 
 @pytest.mark.parametrize("form", [str, Path, "file://{}".format])
 def test_a_folder_is_opened(tmp_path: Path, form: Callable[[Path], Any]) -> None:
-    objects = open_objects(form(tmp_path))
+    objects = open_object_store(form(tmp_path))
     assert objects.location == str(tmp_path)
     objects.write("a/b", b"x", None)
     assert (tmp_path / "a" / "b").read_bytes() == b"x"
@@ -73,7 +73,7 @@ def test_a_folder_is_opened(tmp_path: Path, form: Callable[[Path], Any]) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"content", bytes(range(256)) * 99])
-def test_what_is_written_is_read(objects: LocalObjects, data: bytes) -> None:
+def test_what_is_written_is_read(objects: LocalObjectStore, data: bytes) -> None:
     version = objects.write("a/b/c.0", data, None)
     assert content(objects, "a/b/c.0") == data
     assert objects.read("a/b/c.0").dtype == np.uint8
@@ -81,13 +81,13 @@ def test_what_is_written_is_read(objects: LocalObjects, data: bytes) -> None:
     assert version.size == len(data)
 
 
-def test_a_buffer_of_any_type_is_written_as_its_bytes(objects: LocalObjects) -> None:
+def test_a_buffer_of_any_type_is_written_as_its_bytes(objects: LocalObjectStore) -> None:
     values = np.arange(6, dtype="<i4").reshape(2, 3)
     assert objects.write("x", values.data, None).size == 24
     assert content(objects, "x") == values.tobytes()
 
 
-def test_what_is_not_there(objects: LocalObjects, tmp_path: Path) -> None:
+def test_what_is_not_there(objects: LocalObjectStore, tmp_path: Path) -> None:
     for key in ("x", "a/x"):
         assert objects.version(key) is None
         with pytest.raises(FileNotFoundError):
@@ -98,7 +98,7 @@ def test_what_is_not_there(objects: LocalObjects, tmp_path: Path) -> None:
         objects.read("x")
 
 
-def test_a_new_object_is_refused_where_one_is(objects: LocalObjects) -> None:
+def test_a_new_object_is_refused_where_one_is(objects: LocalObjectStore) -> None:
     objects.write("a/x", b"first", None)
     with pytest.raises(ConflictError):
         objects.write("a/x", b"second", None)
@@ -106,12 +106,12 @@ def test_a_new_object_is_refused_where_one_is(objects: LocalObjects) -> None:
     assert leftovers(Path(objects.location)) == []
 
 
-def test_an_object_is_replaced_in_the_version_expected_only(objects: LocalObjects) -> None:
+def test_an_object_is_replaced_in_the_version_expected_only(objects: LocalObjectStore) -> None:
     first = objects.write("x", b"1", None)
     second = objects.write("x", b"2", first)
     assert content(objects, "x") == b"2"
     assert second == objects.version("x")
-    for expected in (first, Version(tag="", generation=None, size=1)):
+    for expected in (first, ETag(tag="", generation=None, size=1)):
         with pytest.raises(ConflictError):
             objects.write("x", b"3", expected)
     objects.delete("x")
@@ -121,14 +121,14 @@ def test_an_object_is_replaced_in_the_version_expected_only(objects: LocalObject
     assert leftovers(Path(objects.location)) == []
 
 
-def test_equal_bytes_are_another_version(objects: LocalObjects) -> None:
+def test_equal_bytes_are_another_version(objects: LocalObjectStore) -> None:
     versions = [objects.write("x", b"same", None)]
     for _ in range(20):
         versions.append(objects.write("x", b"same", versions[-1]))
     assert len({version.tag for version in versions}) == len(versions)
 
 
-def test_replace_takes_any_version_and_none(objects: LocalObjects) -> None:
+def test_replace_takes_any_version_and_none(objects: LocalObjectStore) -> None:
     for data in (b"1", b"2"):
         assert replace(objects, "x", data) == objects.version("x")
         assert content(objects, "x") == data
@@ -143,27 +143,27 @@ def rooms(*sizes: int) -> list[NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("sizes", [(10,), (1, 9), (4, 0, 6), (0, 10, 0), (1,) * 10])
-def test_an_object_is_read_in_parts(objects: LocalObjects, sizes: tuple[int, ...]) -> None:
+def test_an_object_is_read_in_parts(objects: LocalObjectStore, sizes: tuple[int, ...]) -> None:
     objects.write("a/x", b"0123456789", None)
     parts = rooms(*sizes)
     assert list(objects.read_parts("a/x", iter(parts))) == list(range(len(sizes)))
     assert b"".join(part.tobytes() for part in parts) == b"0123456789"
 
 
-def test_an_empty_object_is_read_in_no_parts(objects: LocalObjects) -> None:
+def test_an_empty_object_is_read_in_no_parts(objects: LocalObjectStore) -> None:
     objects.write("x", b"", None)
     assert list(objects.read_parts("x", [])) == []
     assert list(objects.read_parts("x", rooms(0))) == [0]
 
 
-def test_parts_may_lie_in_a_larger_array(objects: LocalObjects) -> None:
+def test_parts_may_lie_in_a_larger_array(objects: LocalObjectStore) -> None:
     objects.write("x", b"0123456789", None)
     (whole,) = rooms(12)
     assert list(objects.read_parts("x", [whole[7:11], whole[:6]])) == [0, 1]
     assert whole.tobytes() == b"456789\x070123\x07"
 
 
-def test_parts_are_told_of_as_soon_as_they_are_full(objects: LocalObjects) -> None:
+def test_parts_are_told_of_as_soon_as_they_are_full(objects: LocalObjectStore) -> None:
     objects.write("x", b"012345", None)
     parts = rooms(3, 3)
     reading = objects.read_parts("x", parts)
@@ -184,7 +184,7 @@ def test_parts_are_told_of_as_soon_as_they_are_full(objects: LocalObjects) -> No
     ],
 )
 def test_an_object_of_another_size_than_its_parts_is_refused(
-    objects: LocalObjects, sizes: tuple[int, ...], full: int, message: str
+    objects: LocalObjectStore, sizes: tuple[int, ...], full: int, message: str
 ) -> None:
     objects.write("x", b"content", None)
     found = []
@@ -194,14 +194,14 @@ def test_an_object_of_another_size_than_its_parts_is_refused(
     assert found == list(range(full))
 
 
-def test_parts_of_what_is_not_there(objects: LocalObjects, tmp_path: Path) -> None:
+def test_parts_of_what_is_not_there(objects: LocalObjectStore, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         list(objects.read_parts("a/x", rooms(1)))
     assert str(caught.value.filename) == str(tmp_path / "place" / "a" / "x")
 
 
 def test_short_reads_are_gone_on_with(
-    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.write("x", b"0123456789", None)
     calls = []
@@ -218,7 +218,7 @@ def test_short_reads_are_gone_on_with(
 
 
 def test_a_failing_read_names_its_file(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.write("x", b"0123456789", None)
 
@@ -233,7 +233,7 @@ def test_a_failing_read_names_its_file(
 
 @pytest.mark.parametrize("sizes", [(5, 5), (5, 4), (5, 6)])
 def test_no_descriptor_stays_open(
-    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+    objects: LocalObjectStore, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
 ) -> None:
     objects.write("x", b"0123456789", None)
     opened, closed = [], []
@@ -280,7 +280,7 @@ class Syncs:
 
 
 def test_a_file_is_on_disk_before_it_has_its_name_and_then_the_name_is(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "place").mkdir()
     syncs = Syncs(monkeypatch, tmp_path / "place" / "x")
@@ -291,7 +291,7 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_then_the_name_is(
 
 
 def test_new_folders_are_durable_in_their_parents(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs = Syncs(monkeypatch, tmp_path / "place" / "a" / "b" / "x")
     objects.write("a/b/x", b"1", None)
@@ -303,7 +303,7 @@ def test_new_folders_are_durable_in_their_parents(
 
 
 def test_a_removal_is_durable(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.write("a/x", b"1", None)
     syncs = Syncs(monkeypatch, tmp_path / "place" / "a" / "x")
@@ -315,7 +315,7 @@ def test_a_removal_is_durable(
 
 
 def test_short_writes_are_gone_on_with(
-    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -331,7 +331,7 @@ def test_short_writes_are_gone_on_with(
 
 @pytest.mark.parametrize("call", ["write", "fsync", "link", "utime"])
 def test_a_new_object_that_cannot_be_written_is_not_there(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     objects.write("other", b"1", None)
 
@@ -349,7 +349,7 @@ def test_a_new_object_that_cannot_be_written_is_not_there(
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
 def test_an_object_that_cannot_be_replaced_stays_as_it_was(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     version = objects.write("x", b"1", None)
 
@@ -367,7 +367,7 @@ def test_an_object_that_cannot_be_replaced_stays_as_it_was(
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_hard_links_will_do(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -385,30 +385,30 @@ def test_a_file_system_without_hard_links_will_do(
 # Withdrawing, listing and cleaning
 
 
-def test_only_the_bytes_that_were_written_are_withdrawn(objects: LocalObjects) -> None:
+def test_only_the_bytes_that_were_written_are_withdrawn(objects: LocalObjectStore) -> None:
     objects.write("x", b"mine", None)
-    objects.withdraw("x", b"another's")
+    objects.rollback("x", b"another's")
     assert content(objects, "x") == b"mine"
-    objects.withdraw("x", b"mine")
+    objects.rollback("x", b"mine")
     assert objects.sizes() == {}
 
 
 def test_withdrawing_never_raises(
-    objects: LocalObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects.withdraw("x", b"there is not even a folder")
+    objects.rollback("x", b"there is not even a folder")
     objects.write("x", b"mine", None)
-    objects.withdraw("y", b"there is no such object")
+    objects.rollback("y", b"there is no such object")
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("mav.cache_schema.storage.local.os.unlink", fail)
-    objects.withdraw("x", b"mine")
+    objects.rollback("x", b"mine")
     assert content(objects, "x") == b"mine"
 
 
-def test_sizes_are_of_objects_only(objects: LocalObjects, tmp_path: Path) -> None:
+def test_sizes_are_of_objects_only(objects: LocalObjectStore, tmp_path: Path) -> None:
     assert objects.sizes() == {}
     objects.write("x", b"1", None)
     objects.write("a/c.0", b"", None)
@@ -424,52 +424,52 @@ def test_sizes_are_of_objects_only(objects: LocalObjects, tmp_path: Path) -> Non
 def test_a_file_where_a_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CacheError, match=r"cache: a file, so it is not a MAV cache\. Name a"):
-        LocalObjects(tmp_path / "cache").sizes()
+        LocalObjectStore(tmp_path / "cache").sizes()
 
 
 def test_half_written_files_are_tidied_away_and_others_are_not(
-    objects: LocalObjects, tmp_path: Path
+    objects: LocalObjectStore, tmp_path: Path
 ) -> None:
     objects.write("a/x.partial", b"1", None)
     for name in (".zarr.json.77.partial", "a/.x.partial.77.partial", ".mutex", ".DS_Store"):
         (tmp_path / "place" / name).write_bytes(b"")
-    objects.tidy()
+    objects.remove_temporaries()
     left = {str(path.relative_to(tmp_path / "place")) for path in tmp_path.rglob("*.*")}
     assert left == {"a/x.partial", ".mutex", ".DS_Store"}
 
 
 def test_pruning_removes_empty_folders_and_an_empty_place(
-    objects: LocalObjects, tmp_path: Path
+    objects: LocalObjectStore, tmp_path: Path
 ) -> None:
     objects.write("kept/x", b"1", None)
     (tmp_path / "place" / "a" / "b").mkdir(parents=True)
     (tmp_path / "place" / ".mutex").write_bytes(b"")
-    objects.prune()
+    objects.remove_empty_dirs()
     assert names(tmp_path / "place") == {".mutex", "kept"}
     objects.delete("kept/x")
-    objects.prune()
+    objects.remove_empty_dirs()
     assert names(tmp_path) == set()
-    objects.prune()
+    objects.remove_empty_dirs()
 
 
-def test_pruning_leaves_what_is_not_ours(objects: LocalObjects, tmp_path: Path) -> None:
+def test_pruning_leaves_what_is_not_ours(objects: LocalObjectStore, tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / ".gitignore").write_text("*")
-    objects.prune()
+    objects.remove_empty_dirs()
     assert names(tmp_path / "place") == {".gitignore"}
 
 
 def test_free_space_is_that_of_where_the_folder_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = LocalObjects(tmp_path / "a" / "b").free_bytes()
-    here = LocalObjects(tmp_path).free_bytes()
+    free = LocalObjectStore(tmp_path / "a" / "b").free_bytes()
+    here = LocalObjectStore(tmp_path).free_bytes()
     assert free is not None
     assert here is not None
     assert abs(free - here) < 1 << 32
     monkeypatch.chdir(tmp_path)
-    assert LocalObjects(Path("not/yet")).free_bytes() is not None
+    assert LocalObjectStore(Path("not/yet")).free_bytes() is not None
 
 
-def test_an_object_is_a_file(objects: LocalObjects, tmp_path: Path) -> None:
+def test_an_object_is_a_file(objects: LocalObjectStore, tmp_path: Path) -> None:
     assert objects.local_path("a/x") == tmp_path / "place" / "a" / "x"

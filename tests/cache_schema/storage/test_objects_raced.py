@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mav.cache_schema.storage.base import ConflictError
-from mav.cache_schema.storage.local import LocalObjects
+from mav.cache_schema.storage.local import LocalObjectStore
 from tests.support.limits import EVENT
 from tests.support.written_caches import leftovers, quick_disk
 
@@ -37,13 +37,13 @@ def threads_that_change_often() -> Iterator[None]:
 @pytest.fixture(params=["hard links", "no hard links"])
 def objects(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> LocalObjects:
+) -> LocalObjectStore:
     def fail(*arguments: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     if request.param == "no hard links":
         monkeypatch.setattr("mav.cache_schema.storage.local.os.link", fail)
-    return LocalObjects(tmp_path / "place")
+    return LocalObjectStore(tmp_path / "place")
 
 
 def race(write: Callable[[int, int], None]) -> list[list[int]]:
@@ -71,7 +71,7 @@ def data(writer: int, number: int) -> bytes:
     return f"{writer} wrote {number}. ".encode() * (1 + 100 * writer)
 
 
-def test_one_writer_creates_each_object(objects: LocalObjects) -> None:
+def test_one_writer_creates_each_object(objects: LocalObjectStore) -> None:
     def write(writer: int, number: int) -> None:
         objects.write(f"a/c.{number}", data(writer, number), None)
 
@@ -83,7 +83,7 @@ def test_one_writer_creates_each_object(objects: LocalObjects) -> None:
     assert leftovers(Path(objects.location)) == []
 
 
-def test_one_writer_replaces_each_version(objects: LocalObjects) -> None:
+def test_one_writer_replaces_each_version(objects: LocalObjectStore) -> None:
     versions = [objects.write("x", b"first", None)]
     found: list[bytes] = []
     agreed = threading.Barrier(WRITERS)
@@ -106,7 +106,7 @@ def test_one_writer_replaces_each_version(objects: LocalObjects) -> None:
 def test_a_name_that_another_takes_just_before_it_is_given_is_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objects = LocalObjects(tmp_path / "place")
+    objects = LocalObjectStore(tmp_path / "place")
     link = os.link
 
     def link_late(source: Path, target: Path) -> None:
@@ -127,7 +127,7 @@ def test_versions_are_compared_when_all_others_are_kept_out(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("mav.cache_schema.storage.local.os.link", fail)
-    objects = LocalObjects(tmp_path / "place")
+    objects = LocalObjectStore(tmp_path / "place")
     objects.write("other", b"so that there is a place", None)
     expected = objects.write("x", b"first", None) if replaces else None
     asking = threading.Event()
@@ -156,7 +156,7 @@ def test_an_object_that_goes_while_all_are_listed_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the lock does, when another run ends while this one looks around."""
-    objects = LocalObjects(tmp_path / "place")
+    objects = LocalObjectStore(tmp_path / "place")
     objects.write("kept", b"1", None)
     objects.write("lock.json", b"12", None)
     scandir = os.scandir
@@ -175,14 +175,14 @@ def test_a_folder_that_another_prunes_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """As a run does that ends without having written anything, just when another begins."""
-    objects = LocalObjects(tmp_path / "place")
+    objects = LocalObjectStore(tmp_path / "place")
     real, calls = os.open, []
 
     def pruned_before(path: Path, flags: int, *mode: int) -> int:
         if Path(path).is_relative_to(tmp_path / "place"):
             calls.append(path)
             if len(calls) == call:
-                objects.prune()
+                objects.remove_empty_dirs()
         return real(path, flags, *mode)
 
     monkeypatch.setattr("mav.cache_schema.storage.local.os.open", pruned_before)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from obstore.store import S3Store
 
 from mav.cache_schema.storage.base import ConflictError
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from tests.cache_schema.storage.test_addresses import SEGMENTS
 from tests.support.s3_server import S3Server, s3_server
 
@@ -55,14 +55,14 @@ def in_bucket(server: S3Server) -> set[str]:
 
 def test_each_name_is_a_place_of_its_own(server: S3Server) -> None:
     for number, name in enumerate(NAMES):
-        objects = open_objects(server.url(f"names/{name}"))
+        objects = open_object_store(server.url(f"names/{name}"))
         assert objects.location == server.url(f"names/{name}")
         objects.write("c/0", str(number).encode(), None)
         with pytest.raises(ConflictError):
             objects.write("c/0", b"again", None)
     for number, name in enumerate(NAMES):
         # As another process would, which knows the printed name alone.
-        objects = open_objects(open_objects(server.url(f"names/{name}")).location)
+        objects = open_object_store(open_object_store(server.url(f"names/{name}")).location)
         assert objects.read("c/0").tobytes() == str(number).encode()
         assert objects.sizes() == {"c/0": len(str(number))}
     assert {f"names/{name}/c/0" for name in NAMES} <= in_bucket(server)
@@ -71,7 +71,7 @@ def test_each_name_is_a_place_of_its_own(server: S3Server) -> None:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join))
 def test_any_name_is_written_listed_read_and_removed(server: S3Server, name: str) -> None:
-    objects = open_objects(server.url(f"any/{name}"))
+    objects = open_object_store(server.url(f"any/{name}"))
     version = objects.write("k", b"1", None)
     assert objects.version("k") == version
     objects.write("k", b"22", version)

@@ -13,9 +13,9 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from mav.pipeline.serving.api_errors import ApiError
-from mav.pipeline.serving.forms import AnswerForm, Written
+from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.jobs import Asked, Begun, Job, Outbox, Piece
+from mav.pipeline.serving.responses import AnswerForm, Written
 from mav.pipeline.serving.worker import Worker
 
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from mav.pipeline.serving.api_errors import ApiError, shutting_down
+from mav.pipeline.serving.errors import ApiError, shutting_down
 from mav.pipeline.serving.jobs import Job
 
 

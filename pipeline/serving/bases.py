@@ -9,7 +9,7 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import preview_base
 from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.attach import JoinRules, load_trained, require_fit
+from mav.pipeline.decoding.attach import AttachOptions, check_compatible, load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
 def require_all_fit(
     head: str,
     sources: Sequence[BaseSource],
-    rules: JoinRules,
+    rules: AttachOptions,
     quantize: Quantize | None,
     say: Callable[[str], None],
 ) -> None:
@@ -79,7 +79,7 @@ def require_all_fit(
     trained = load_trained(head)
     for source in sources:
         source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
-        require_fit(preview_base(source, quantize), trained, rules, say)
+        check_compatible(preview_base(source, quantize), trained, rules, say)
 
 
 def _parts(source: BaseSource) -> tuple[str, ...]:

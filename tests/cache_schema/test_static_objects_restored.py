@@ -9,7 +9,7 @@ import pytest
 from mav.cache_schema.errors import CacheBusyError, CacheError
 from mav.cache_schema.records import LAYOUT, read_layout
 from mav.cache_schema.storage.lock import LOCK
-from mav.cache_schema.storage.open import open_objects
+from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
@@ -40,7 +40,7 @@ def restored(cache: Path) -> list[str]:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    objects = open_objects(cache)
+    objects = open_object_store(cache)
     return {key: objects.read(key).tobytes() for key in objects.sizes()}
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_written_where_nothing_is_lost(cache: Path) -> None:
 def test_any_object_comes_back_with_the_bytes_it_had(
     cache: Path, original: Path, damage: Callable[[Path], None]
 ) -> None:
-    known = read_layout(open_objects(cache), identity(cache)).objects
+    known = read_layout(open_object_store(cache), identity(cache)).objects
     assert {"labels/zarr.json", "pairs/zarr.json", "unembedding/bias/c.0"} <= set(known)
     for key in known:
         damage(cache / key)
@@ -65,7 +65,7 @@ def test_any_object_comes_back_with_the_bytes_it_had(
 
 
 def test_all_of_it_comes_back_at_once(cache: Path, original: Path) -> None:
-    known = read_layout(open_objects(cache), identity(cache)).objects
+    known = read_layout(open_object_store(cache), identity(cache)).objects
     for folder in ("pairs", "unembedding"):
         shutil.rmtree(cache / folder)
     for description in cache.glob("*/zarr.json"):
@@ -85,7 +85,7 @@ def test_without_it_blocks_are_not_gone_on_with(
     assert "Run the same `mav extract` command again" in str(caught.value)
     assert go_on(cache, has_bias=True) == []
     assert all_same_bits(read_all(cache), read_all(original))
-    assert verify(open_objects(cache), full=True).sound
+    assert verify(open_object_store(cache), full=True).sound
 
 
 def test_what_would_not_be_as_it_was_is_not_written(cache: Path) -> None:

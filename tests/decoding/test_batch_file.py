@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from mav import cli
 from mav.cache_schema.errors import DataError
 from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
-from mav.pipeline.decoding.batch_file import AnswersReport, answer_file
+from mav.pipeline.decoding.batch_file import BatchReport, answer_file
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.prompt_file import read_prompts
 from tests.decoding.test_generate import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
@@ -47,7 +47,7 @@ WRONG: list[Any] = [
     '{"prompt": "a", "alpha": 1' + "0" * 400 + "}",
     '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
 ]
-GREEDY = Decoding(max_new_tokens=6)
+GREEDY = GenerationOptions(max_new_tokens=6)
 ONE = as_schedule(1.0)
 
 
@@ -78,10 +78,10 @@ def run(
     mav: MAVInference,
     folder: Path,
     lines: list[Any],
-    decoding: Decoding = GREEDY,
+    decoding: GenerationOptions = GREEDY,
     alpha: AlphaSchedule = ONE,
     batch_size: int = 2,
-) -> tuple[AnswersReport, list[dict[str, Any]]]:
+) -> tuple[BatchReport, list[dict[str, Any]]]:
     prompts = write(folder / "prompts.jsonl", lines)
     output = folder / "answers.jsonl"
     report = answer_file(mav, prompts, output, alpha, decoding, batch_size=batch_size)
@@ -141,7 +141,7 @@ def interrupted_after(batches: int, mav: MAVInference, patch: pytest.MonkeyPatch
     "decoding", [GREEDY, replace(GREEDY, temperature=1.5, seed=3)], ids=["greedy", "sampled"]
 )
 def test_what_goes_on_ends_as_what_was_never_interrupted(
-    mav: MAVInference, tmp_path: Path, decoding: Decoding, torn: bytes
+    mav: MAVInference, tmp_path: Path, decoding: GenerationOptions, torn: bytes
 ) -> None:
     lines = [*PROMPTS, WRONG[0]]
     (tmp_path / "whole").mkdir()

@@ -10,9 +10,14 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
-from mav.pipeline.decoding.continuous_batching import InFlightDecoder, NewToken, Request, Row
+from mav.pipeline.decoding.continuous_batching import (
+    ContinuousBatchDecoder,
+    Request,
+    Row,
+    TokenOutput,
+)
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES
 
@@ -37,7 +42,7 @@ class Heard:
 class Listener:
     """Collects what a decoder says, by request."""
 
-    def __init__(self, decoder: InFlightDecoder) -> None:
+    def __init__(self, decoder: ContinuousBatchDecoder) -> None:
         self.decoder = decoder
         self.heard: dict[int, Heard] = {}
         self.rows: dict[int, Row] = {}
@@ -55,7 +60,7 @@ class Listener:
     def of(self, request: Request) -> Heard:
         return self.heard[id(request)]
 
-    def _take(self, news: list[NewToken]) -> None:
+    def _take(self, news: list[TokenOutput]) -> None:
         for new in news:
             key = id(new.row.request)
             self.rows[key] = new.row
@@ -70,8 +75,8 @@ class Listener:
                 heard.top.append(new.logprobs.top)
 
 
-def decoder_of(mav: MAVInference) -> InFlightDecoder:
-    return InFlightDecoder(mav.joined)
+def decoder_of(mav: MAVInference) -> ContinuousBatchDecoder:
+    return ContinuousBatchDecoder(mav.joined)
 
 
 def alone(mav: MAVInference, request: Request) -> Heard:
@@ -87,7 +92,7 @@ def random_request(chance: random.Random, **decoding: Any) -> Request:
     return Request(
         prompt=prompt,
         alpha=as_schedule(chance.choice(STRENGTHS)),
-        decoding=Decoding(**settings),
+        decoding=GenerationOptions(**settings),
         top_logprobs=chance.choice([None, 0, 3]),
     )
 
@@ -145,7 +150,7 @@ def test_rows_are_what_generate_says(mav: MAVInference, seed: int) -> None:
     chance = random.Random(seed)
     prompts = [f"Who would {verb} it {seed} times?" * chance.randint(1, 3) for verb in "abcdefg"]
     form = mav.joined.form
-    how = Decoding(max_new_tokens=12)
+    how = GenerationOptions(max_new_tokens=12)
     requests = [
         Request(
             prompt=tuple(form.tokens(form.render(prompt))),
@@ -182,7 +187,7 @@ def test_requests_that_differ_in_their_seed_alone_differ(mav: MAVInference) -> N
         Request(
             prompt=(5, 6, 7),
             alpha=as_schedule(1.0),
-            decoding=Decoding(max_new_tokens=10, temperature=1.4, seed=seed),
+            decoding=GenerationOptions(max_new_tokens=10, temperature=1.4, seed=seed),
         )
         for seed in (1, 2, 1)
     ]
@@ -202,7 +207,9 @@ def test_log_probabilities_are_those_of_the_whole_text(
         Request(
             prompt=tuple(chance.randrange(2, 300) for _ in range(length)),
             alpha=as_schedule(alpha),
-            decoding=Decoding(max_new_tokens=7, temperature=temperature, seed=4, top_p=0.9),
+            decoding=GenerationOptions(
+                max_new_tokens=7, temperature=temperature, seed=4, top_p=0.9
+            ),
             top_logprobs=3,
         )
         for length, alpha in ((4, 0.0), (9, 2.0), (17, STRENGTHS[3]))
@@ -226,7 +233,7 @@ def test_log_probabilities_are_those_of_the_whole_text(
 
 
 def test_log_probabilities_are_there_for_whom_asked(mav: MAVInference) -> None:
-    how = Decoding(max_new_tokens=3)
+    how = GenerationOptions(max_new_tokens=3)
     asked, silent = (
         Request(prompt=(5, 6), alpha=as_schedule(1.0), decoding=how, top_logprobs=wanted)
         for wanted in (0, None)
@@ -257,10 +264,15 @@ def test_a_cancelled_row_leaves_and_the_others_do_not_notice(mav: MAVInference) 
 
 
 def test_a_stop_string_ends_a_row(mav: MAVInference) -> None:
-    whole = alone(mav, Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding()))
+    whole = alone(
+        mav, Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=GenerationOptions())
+    )
     stop = whole.text[4:6]
     request = Request(
-        prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding(stop=(stop,)), is_turn=False
+        prompt=(5, 6, 7),
+        alpha=as_schedule(5.0),
+        decoding=GenerationOptions(stop=(stop,)),
+        is_turn=False,
     )
     listener = in_company(mav, [request, random_request(random.Random(1))], random.Random(2))
     heard = listener.of(request)
@@ -278,7 +290,7 @@ def test_a_row_waits_for_the_prompts_of_others(
     monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.perf_counter", lambda: clock)
     decoder = decoder_of(mav)
     first, second = (
-        Request(prompt=prompt, alpha=as_schedule(1.0), decoding=Decoding())
+        Request(prompt=prompt, alpha=as_schedule(1.0), decoding=GenerationOptions())
         for prompt in ((5, 6, 7), (8, 9))
     )
     waited = [[new.seconds for new in decoder.add([first])]]
@@ -298,7 +310,7 @@ def test_memory_goes_with_the_longest_row(mav: MAVInference) -> None:
         Request(
             prompt=tuple(range(2, 2 + length)),
             alpha=as_schedule(alpha),
-            decoding=Decoding(max_new_tokens=most),
+            decoding=GenerationOptions(max_new_tokens=most),
         )
         for length, alpha, most in ((40, 1.0, 3), (5, 2.0, 8))
     )
@@ -356,7 +368,7 @@ def test_without_rows_there_is_no_step(mav: MAVInference) -> None:
 
 
 def test_an_end_token_ends_a_row(mav: MAVInference, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=Decoding())
+    request = Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=GenerationOptions())
     third = alone(mav, request).tokens[2]
     monkeypatch.setattr(mav.base.model.generation_config, "eos_token_id", [0, third])
     heard = alone(mav, request)

@@ -18,7 +18,7 @@ from mav.cache_schema.shards import encode_shard
 from mav.cache_schema.storage.base import Bytes
 
 
-def laid_out(
+def static_objects(
     manifest: Manifest,
     plan: BlockPlan,
     pair_columns: Mapping[str, NDArray[Any]],

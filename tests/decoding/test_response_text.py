@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from mav.pipeline.decoding.answer_text import AnswerText
+from mav.pipeline.decoding.answer_text import ResponseText
 
 SPECIAL = ["<eos>", "<bos>"]
 
@@ -93,7 +93,7 @@ def check(name: str, tokens: list[int], stops: list[str], *, strip: bool) -> Non
     tokenizer = TOKENIZERS[name]
     want = whole_text(tokenizer, tokens, stops)
     want = want.lstrip() if strip else want
-    text, given_out = AnswerText(tokenizer, stops, strip=strip), ""
+    text, given_out = ResponseText(tokenizer, stops, strip=strip), ""
     for token in tokens:
         given_out += text.push(token)
         assert want.startswith(given_out), "something was given out that has to be taken back"
@@ -119,7 +119,7 @@ def test_no_more_is_held_back_than_could_be_a_stop_string(
     answer: tuple[list[int], list[str]],
 ) -> None:
     tokenizer, (tokens, stops) = TOKENIZERS["byte_level"], answer
-    text, given_out = AnswerText(tokenizer, stops), ""
+    text, given_out = ResponseText(tokenizer, stops), ""
     for count, token in enumerate(tokens, 1):
         given_out += text.push(token)
         so_far = tokenizer.decode(tokens[:count], skip_special_tokens=True)
@@ -135,7 +135,7 @@ def ids(tokenizer: Any, *pieces: str) -> list[int]:
 
 def test_a_character_of_four_tokens_comes_whole() -> None:
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, [])
+    text = ResponseText(tokenizer, [])
     assert [text.push(token) for token in ids(tokenizer, "ð", "Ł", "ĺ", "Ģ", "a")] == [
         "", "", "", "😀", "a",
     ]  # fmt: skip
@@ -144,14 +144,14 @@ def test_a_character_of_four_tokens_comes_whole() -> None:
 
 def test_half_a_character_at_the_end_is_given_out_as_such() -> None:
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, [])
+    text = ResponseText(tokenizer, [])
     assert [text.push(token) for token in ids(tokenizer, "a", "ð", "Ł")] == ["a", "", ""]
     assert text.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_what_was_held_back_for_a_stop_string_comes_when_it_does_not() -> None:
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, ["\n\nHuman:"])
+    text = ResponseText(tokenizer, ["\n\nHuman:"])
     assert [text.push(token) for token in ids(tokenizer, "a", "ĊĊ", "Hu", "b")] == [
         "a", "", "", "\n\nHub",
     ]  # fmt: skip
@@ -160,7 +160,7 @@ def test_what_was_held_back_for_a_stop_string_comes_when_it_does_not() -> None:
 
 def test_nothing_follows_a_stop_string() -> None:
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, ["\n\nHu"])
+    text = ResponseText(tokenizer, ["\n\nHu"])
     assert [text.push(token) for token in ids(tokenizer, "a", "ĊĊ", "Hu", "b")] == ["a", "", "", ""]
     assert text.stopped
     assert text.finish() == ""
@@ -169,7 +169,7 @@ def test_nothing_follows_a_stop_string() -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_special_tokens_are_no_text(name: str) -> None:
     tokenizer = TOKENIZERS[name]
-    text = AnswerText(tokenizer, ["ab"])
+    text = ResponseText(tokenizer, ["ab"])
     pieces = [text.push(token) for token in ids(tokenizer, "<bos>", "a", "<bos>", "b", "<eos>")]
     assert "".join(pieces) == ""
     assert text.stopped
@@ -178,7 +178,7 @@ def test_special_tokens_are_no_text(name: str) -> None:
 def test_a_stop_string_in_a_token_that_ends_inside_a_character() -> None:
     """The token of a space and an emoji's first bytes: the stop string ends with the space."""
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, ["! "])
+    text = ResponseText(tokenizer, ["! "])
     given_out = "".join(text.push(token) for token in ids(tokenizer, "a", "!", "ĠðŁ"))
     assert given_out + text.finish() == "a"
 
@@ -186,13 +186,13 @@ def test_a_stop_string_in_a_token_that_ends_inside_a_character() -> None:
 def test_a_space_after_a_special_token_is_kept() -> None:
     tokenizer = TOKENIZERS["sentence_piece"]
     tokens = ids(tokenizer, "▁a", "<bos>", "▁a")
-    text = AnswerText(tokenizer, [])
+    text = ResponseText(tokenizer, [])
     assert "".join(text.push(token) for token in tokens) + text.finish() == "a a"
 
 
 def test_tokens_begin_where_their_text_does() -> None:
     tokenizer = TOKENIZERS["byte_level"]
-    text = AnswerText(tokenizer, ["\n\nHub"])
+    text = ResponseText(tokenizer, ["\n\nHub"])
     tokens = ids(
         tokenizer, "a", "ð", "Ł", "ĺ", "Ģ", "b", "ĊĊ", "Hu", "a", "ð", "R", "ĊĊ", "Hu", "b"
     )

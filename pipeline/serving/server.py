@@ -51,19 +51,19 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
 
 def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], None]) -> "HttpServer":
     from mav.pipeline.base.source import resolve_base
-    from mav.pipeline.decoding.attach import JoinRules
+    from mav.pipeline.decoding.attach import AttachOptions
     from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.serving.app import build_app
+    from mav.pipeline.serving.bases import require_all_fit, served_bases
     from mav.pipeline.serving.http_server import HttpServer
     from mav.pipeline.serving.metrics import Metrics
-    from mav.pipeline.serving.preparing import Limits
-    from mav.pipeline.serving.served_bases import require_all_fit, served_bases
+    from mav.pipeline.serving.prompts import Limits
     from mav.pipeline.serving.worker import Worker
 
     sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
     bases = served_bases(sources)
     if len(sources) > 1:
-        rules = JoinRules(
+        rules = AttachOptions(
             allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
             prompt_form=options.prompt_form,
             template_date=options.template_date,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mav.cache_schema.sealed import UNSEALED, seal, unseal
+from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
 
 DOCUMENT: dict[str, Any] = {
     "block": 7,
@@ -18,7 +18,7 @@ DOCUMENT: dict[str, Any] = {
     "digests": ["ab" * 32, "0f" * 32],
     "seal": UNSEALED,
 }
-SEALED = seal(DOCUMENT)
+SEALED = add_checksum(DOCUMENT)
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -36,7 +36,7 @@ def without_seal(document: Any) -> Any:
 
 @given(fields=st.dictionaries(st.text().filter(lambda key: key != "seal"), plain_values))
 def test_what_is_sealed_comes_back(fields: dict[str, Any]) -> None:
-    document = unseal(seal(fields | {"seal": UNSEALED}))
+    document = check_checksum(add_checksum(fields | {"seal": UNSEALED}))
     assert without_seal(document) == fields
     assert re.fullmatch("[0-9a-f]{64}", document["seal"])
 
@@ -50,23 +50,23 @@ def test_the_seal_is_the_digest_of_the_bytes_with_the_seal_zeroed() -> None:
 
 
 def test_the_seal_may_lie_at_any_depth() -> None:
-    data = seal({"attributes": {"mav": {"x": 1}, "seal": UNSEALED}, "zarr_format": 3})
-    assert unseal(data)["attributes"]["mav"] == {"x": 1}
+    data = add_checksum({"attributes": {"mav": {"x": 1}, "seal": UNSEALED}, "zarr_format": 3})
+    assert check_checksum(data)["attributes"]["mav"] == {"x": 1}
 
 
 def test_text_that_looks_like_a_seal_is_text() -> None:
     looks = f'"seal": "{"ab" * 32}"'
-    data = seal({"note": looks, looks: 1, "seal": UNSEALED})
-    assert without_seal(unseal(data)) == {"note": looks, looks: 1}
+    data = add_checksum({"note": looks, looks: 1, "seal": UNSEALED})
+    assert without_seal(check_checksum(data)) == {"note": looks, looks: 1}
 
 
 def test_equal_documents_are_equal_bytes() -> None:
-    assert seal(dict(reversed(DOCUMENT.items()))) == SEALED
+    assert add_checksum(dict(reversed(DOCUMENT.items()))) == SEALED
 
 
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
 def test_any_buffer_is_read(form: Any) -> None:
-    assert without_seal(unseal(form(SEALED))) == without_seal(DOCUMENT)
+    assert without_seal(check_checksum(form(SEALED))) == without_seal(DOCUMENT)
 
 
 @pytest.mark.parametrize("bit", range(8))
@@ -77,7 +77,7 @@ def test_any_flipped_bit_is_an_error(bit: int) -> None:
         damaged = bytearray(SEALED)
         damaged[place] ^= 1 << bit
         with pytest.raises(ValueError):
-            unseal(bytes(damaged))
+            check_checksum(bytes(damaged))
 
 
 def test_any_byte_cut_off_or_doubled_is_an_error() -> None:
@@ -88,7 +88,7 @@ def test_any_byte_cut_off_or_doubled_is_an_error() -> None:
             SEALED[: place + 1] + SEALED[place:],
         ):
             with pytest.raises(ValueError):
-                unseal(bytes(damaged))
+                check_checksum(bytes(damaged))
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_any_byte_cut_off_or_doubled_is_an_error() -> None:
 def test_other_bytes_of_the_same_meaning_are_an_error(before: bytes, after: bytes) -> None:
     assert before in SEALED
     with pytest.raises(ValueError):
-        unseal(after.join(SEALED.rsplit(before, 1)))
+        check_checksum(after.join(SEALED.rsplit(before, 1)))
 
 
 def test_a_seal_in_capitals_is_none() -> None:
     digest = json.loads(SEALED)["seal"].encode()
     with pytest.raises(ValueError, match="it has 0 seals"):
-        unseal(SEALED.replace(digest, digest.upper()))
+        check_checksum(SEALED.replace(digest, digest.upper()))
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_seal_in_capitals_is_none() -> None:
 )
 def test_what_was_never_sealed_is_an_error(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        unseal(data)
+        check_checksum(data)

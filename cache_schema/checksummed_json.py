@@ -16,8 +16,8 @@ UNSEALED: Final = "0" * 64
 _SEAL: Final = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
-def seal(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, its one member `seal` (given as `UNSEALED`) filled in."""
+def add_checksum(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON, its one member `add_checksum` (given as `UNSEALED`) filled in."""
     blank = json.dumps(document, sort_keys=True, indent=1).encode()
     found = list(_SEAL.finditer(blank))
     assert len(found) == 1, f"{len(found)} seals"
@@ -25,7 +25,7 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return blank[: found[0].start(1)] + digest + blank[found[0].end(1) :]
 
 
-def unseal(data: Bytes) -> Any:
+def check_checksum(data: Bytes) -> Any:
     """Return a sealed document.
 
     Raises:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
 from mav.pipeline.runtime.json_input import strict_json
-from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.jobs import Asked, ChatPrompt, TokenPrompt
 from mav.pipeline.serving.neutral import MOST, without_neutral
 from mav.pipeline.serving.options import MAX_ALPHA
@@ -178,7 +178,7 @@ def _asked(
 
 
 def _sampling(fields: _Shared) -> dict[str, float]:
-    """Return what a request says of how tokens are drawn, as `Decoding` has it."""
+    """Return what a request says of how tokens are drawn, as `GenerationOptions` has it."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     given = {name: getattr(fields, name) for name in names}
     if given["top_k"] == -1:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from mav.cache_schema.errors import DataError
-from mav.pipeline.decoding.attach import Joined
+from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import Request
-from mav.pipeline.decoding.options import Decoding
+from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.preferences.prompt_format import text_tokens
-from mav.pipeline.serving.api_errors import ApiError
+from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
 
 
@@ -42,7 +42,7 @@ class Limits:
     base_generation_config: bool = False
 
 
-def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
+def choices_of(job: Job, joined: AttachedModel, limits: Limits) -> list[Choice]:
     """Return the answers a job asks for, those to the first prompt first.
 
     Raises:
@@ -61,7 +61,7 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
                     prompt=tuple(tokens),
                     alpha=asked.alpha,
                     # Answers of one seed would all be the same.
-                    decoding=decoding.numbered(again),
+                    decoding=decoding.with_seed_offset(again),
                     top_logprobs=asked.top_logprobs,
                     is_turn=bool(prompt) and isinstance(prompt[0], Mapping),
                     job=job,
@@ -71,15 +71,17 @@ def choices_of(job: Job, joined: Joined, limits: Limits) -> list[Choice]:
     return found
 
 
-def _decoding(asked: Asked, joined: Joined, limits: Limits, length: int) -> Decoding:
+def _decoding(
+    asked: Asked, joined: AttachedModel, limits: Limits, length: int
+) -> GenerationOptions:
     left_open = joined.settings if limits.base_generation_config else {"temperature": 1.0}
     given: dict[str, Any] = {"max_new_tokens": length, "seed": asked.seed, **asked.sampling}
     if asked.stop is not None:
         given["stop"] = asked.stop
-    return Decoding(**{**left_open, **given})
+    return GenerationOptions(**{**left_open, **given})
 
 
-def _tokens(joined: Joined, prompt: str | TokenPrompt | ChatPrompt) -> list[int]:
+def _tokens(joined: AttachedModel, prompt: str | TokenPrompt | ChatPrompt) -> list[int]:
     if isinstance(prompt[0] if prompt else "", int):
         return _known(joined, cast("TokenPrompt", prompt))
     if isinstance(prompt, str):
@@ -96,7 +98,7 @@ def _tokens(joined: Joined, prompt: str | TokenPrompt | ChatPrompt) -> list[int]
     return tokens
 
 
-def _known(joined: Joined, prompt: TokenPrompt) -> list[int]:
+def _known(joined: AttachedModel, prompt: TokenPrompt) -> list[int]:
     size = joined.base.vocab_size
     for token in prompt:
         if not 0 <= token < size:
@@ -106,7 +108,7 @@ def _known(joined: Joined, prompt: TokenPrompt) -> list[int]:
     return [*prompt]
 
 
-def _answer_length(asked: Asked, prompt: int, joined: Joined, limits: Limits) -> int:
+def _answer_length(asked: Asked, prompt: int, joined: AttachedModel, limits: Limits) -> int:
     if prompt > limits.max_prompt_tokens:
         raise _too_long(
             f"The prompt has {prompt} tokens, this server takes {limits.max_prompt_tokens}"
