@@ -51,13 +51,14 @@ from mav.cli_commands._options import Numbers, OneOnly
 @click.option("--num-beams", default=1, help="Beams to search with.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")
 @click.option(
-    "--kv-cache",
-    "cache_implementation",
+    "--cache-implementation",
     type=click.Choice(["dynamic", "static", "none"]),
     default="dynamic",
     help="How the past is kept; static has its full size from the start.",
 )
-@click.option("--compile", is_flag=True, help="Compile base and head; needs --kv-cache static.")
+@click.option(
+    "--compile", is_flag=True, help="Compile base and head; needs --cache-implementation static."
+)
 @click.option("--stream", is_flag=True, help="Print the answer while it is written.")
 @click.option(
     "--demo-switching",

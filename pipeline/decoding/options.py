@@ -83,13 +83,15 @@ class GenerationOptions:
         if self.cache_implementation not in get_args(CacheImplementation):
             known = ", ".join(get_args(CacheImplementation))
             raise UsageError(
-                f"--kv-cache: got {self.cache_implementation!r}, expected one of {known}"
+                f"--cache-implementation: got {self.cache_implementation!r}, "
+                f"expected one of {known}"
             )
         if not isinstance(self.compile, bool):
             raise UsageError(f"--compile: got {self.compile!r}, expected True or False")
         if self.compile and self.cache_implementation != "static":
             raise UsageError(
-                f"--compile: got --kv-cache {self.cache_implementation}, expected static"
+                f"--compile: got --cache-implementation {self.cache_implementation}, "
+                "expected static"
             )
 
     def _take(self, name: str, kind: type, plain: type, expected: str) -> None:
