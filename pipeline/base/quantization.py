@@ -14,6 +14,7 @@ from mav.pipeline.base.gguf_header import read_gguf_header
 from mav.pipeline.base.source import BaseSource
 
 Quantize = Literal["nf4", "int8"]
+INT8: Final = "bitsandbytes int8"
 _PLAIN: Final = ("F32", "F16", "BF16", "F64")
 
 
@@ -101,8 +102,9 @@ def named(config: Mapping[str, Any] | None) -> str | None:
     # A configuration file has the name, a loaded model a member of an enumeration.
     method = str(getattr(method, "value", method))
     if method == "bitsandbytes":
-        kind = config.get("bnb_4bit_quant_type") if config.get("load_in_4bit") else "int8"
-        return f"{method} {kind}"
+        return (
+            f"{method} {config.get('bnb_4bit_quant_type')}" if config.get("load_in_4bit") else INT8
+        )
     bits = config.get("bits")
     return f"{method} {bits} bit" if bits else method
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.failures import REFUSALS, explain_failures
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.quantization import INT8, quantization_in
 from mav.pipeline.extraction.forward import run_decoder, run_whole
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_alone
 from mav.pipeline.ops.base_logits import Unembedding
@@ -28,6 +29,9 @@ from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_
 # which depth multiplies. A wrong layer or mask gives 0.1 to 1.
 RTOL_SAME_KERNEL: Final = {torch.bfloat16: 1e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 RTOL_REORDERED: Final = {torch.bfloat16: 5e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+# bitsandbytes' int8 rounds activations to eight bits, and which columns it leaves out of that as
+# outliers is decided over the whole batch (LLM.int8, https://arxiv.org/abs/2208.07339).
+_RTOL_INT8_ACTIVATIONS: Final = 5e-2
 _CHECKED_PAIRS: Final = 4
 
 
@@ -164,6 +168,17 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
     return error
 
 
+def reordering_tolerance(dtype: torch.dtype, quantization: str | None) -> float:
+    """Return the relative error that computing the same in another batch may make.
+
+    Args:
+        dtype: What the base computes in.
+        quantization: How its weights are stored; see `BaseModelRecord.quantization`.
+    """
+    rounding = RTOL_REORDERED[dtype]
+    return max(rounding, _RTOL_INT8_ACTIVATIONS) if quantization == INT8 else rounding
+
+
 @torch.inference_mode()
 def choose_packing(
     base: BaseModel,
@@ -185,14 +200,15 @@ def choose_packing(
             states of an answer alone.
     """
     alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
+    tolerance = reordering_tolerance(base.dtype, quantization_in(base.model.config))
     errors: dict[Packing, float] = {}
     for packing in PACKINGS:
         errors[packing] = _packing_error(base, layers, pairs, alone, packing)
         fits = packing != "padded" or window_fits(base, max_length)
-        if fits and errors[packing] <= RTOL_REORDERED[base.dtype]:
+        if fits and errors[packing] <= tolerance:
             return packing, errors
     # Rounding that is a little more than usual is no reason to refuse what nothing can replace.
-    if errors["apart"] <= 2 * RTOL_REORDERED[base.dtype]:
+    if errors["apart"] <= 2 * tolerance:
         return "apart", errors
     raise BaseModelError(
         f"{base.config.model_type}: the states of a text change with what else is in its batch "

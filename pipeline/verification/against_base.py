@@ -27,7 +27,7 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import BaseModel, DeviceMap, LoadOptions, load_source
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
-from mav.pipeline.extraction.model_checks import RTOL_REORDERED, relative_error
+from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance
 from mav.pipeline.extraction.prepare import Say
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.pooling import pool_states
@@ -171,7 +171,10 @@ def _tolerance(manifest: Manifest, base: BaseModel) -> float:
     """Return the error that the coarsest type allows: computed in, stored in, or compared in."""
     states = manifest.states
     used = {TORCH_DTYPES[name] for name in (states.dtype, *states.compute_dtypes)} | {base.dtype}
-    return max(RTOL_REORDERED[dtype] for dtype in used) + LOSS[manifest.storage.states]
+    return (
+        max(reordering_tolerance(dtype, manifest.base.quantization) for dtype in used)
+        + LOSS[manifest.storage.states]
+    )
 
 
 def _tokenize(

@@ -60,11 +60,12 @@ def test_what_a_configuration_is_called(config: dict[str, Any] | None, name: str
     assert named(config) == name
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_a_quantized_base_is_extracted_and_verified_as_such(
-    folder: Path, tmp_path: Path, quantize: Quantize
+    folder: Path, tmp_path: Path, quantize: Quantize, dtype: str
 ) -> None:
-    asked = options(folder, tmp_path, quantize=quantize)
+    asked = options(folder, tmp_path, quantize=quantize, dtype=dtype)
     extract(asked)
     reader = CacheReader(asked.output)
     assert reader.manifest.base.quantization == f"bitsandbytes {quantize}"
@@ -72,7 +73,7 @@ def test_a_quantized_base_is_extracted_and_verified_as_such(
     assert found.differing == {}
     # The states are those of the quantized weights and not of the others.
     (tmp_path / "plain").mkdir()
-    plain = options(folder, tmp_path / "plain")
+    plain = options(folder, tmp_path / "plain", dtype=dtype)
     extract(plain)
     one, other = (
         torch.from_numpy(CacheReader(it.output).read_block(0).rows["hidden_states"].view(np.int16))

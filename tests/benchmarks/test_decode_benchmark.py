@@ -13,6 +13,7 @@ from benchmarks.baselines.decoding import weight_bytes
 from benchmarks.decoders import Task, Timing, copied, latency, latency_ratio
 from benchmarks.shapes import BaseShape, EndlessBase, HeadShape, read_bytes
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.runtime.compute_dtype import native_dtype
 from tests.support.tiny import HIDDEN, LAYERS, VOCAB, save_base, tiny_base
 
 RATIOS = (
@@ -25,7 +26,7 @@ RATIOS = (
 SMALL = ("--device", "cpu", "--prompt-tokens", "5", "--new-tokens", "3", "--repeats", "2")
 POOLED, EXPANSION = 24, 40
 HEAD = HeadShape(pooled_size=POOLED, expansion_size=EXPANSION)
-HEAD_BYTES = 2 * ((3 * POOLED + 1) * POOLED + (POOLED + 1) * EXPANSION + (EXPANSION + 1) * VOCAB)
+PARAMETERS = (3 * POOLED + 1) * POOLED + (POOLED + 1) * EXPANSION + (EXPANSION + 1) * VOCAB
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,10 @@ def test_figures(
     for name in (*RATIOS, "floor_latency"):
         assert found[name] == first[name]
     assert 0 < found["off_over_base_latency"] < 1e3
-    assert first["parameters"] == HEAD_BYTES // 2
+    assert first["parameters"] == PARAMETERS
     assert found["two_model_over_base_weights"] == 2
     assert first["mav_over_base_weights"] == pytest.approx(
-        1 + HEAD_BYTES / found["base"]["weight_bytes"]
+        1 + native_dtype(torch.device("cpu")).itemsize * PARAMETERS / found["base"]["weight_bytes"]
     )
     assert first["mav_over_base_weights"] < first["floor_latency"]
     assert {len(taken) for taken in found["rounds"].values()} == {2}
@@ -109,9 +110,9 @@ def test_floor(tied: bool) -> None:
     read = 2 * (LAYERS * layer + HIDDEN + VOCAB * HIDDEN)
     assert read_bytes(base) == read
     aligned = HEAD.joined(base)
-    assert read_bytes(base, aligned.head) == read + HEAD_BYTES
+    assert read_bytes(base, aligned.head) == read + 2 * PARAMETERS
     assert weight_bytes(base.model) == read + (0 if tied else 2 * VOCAB * HIDDEN)
-    assert HEAD.parameters(VOCAB) == HEAD_BYTES // 2
+    assert HEAD.parameters(VOCAB) == PARAMETERS
 
 
 def test_the_full_head_at_7b() -> None:
@@ -200,6 +201,7 @@ def test_too_large_for_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> N
         return type("Memory", (), {"available": 8 << 30})
 
     monkeypatch.setattr("psutil.virtual_memory", few)
+    monkeypatch.setattr(decode, "native_dtype", lambda _: torch.bfloat16)
     with pytest.raises(SystemExit, match=r"take 29\.3 GB on cpu, where 8\.6 GB are free"):
         decode.main(["--shapes", "7b", "--device", "cpu"])
 

@@ -12,11 +12,17 @@ from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from tests.cli.test_cli import Line, done
+from tests.support.limits import PROCESS
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 ROOT = Path(__file__).parents[2]
-ENDS_HANGS_S = 600
-TO_ITSELF = "import os, signal\ndef stop():\n    os.kill(os.getpid(), signal.{name})\n"
+# What a shell starts in the background ignores SIGINT, and so would all that is started here.
+TO_ITSELF = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def stop():
+    os.kill(os.getpid(), signal.{name})
+"""
 IN_BLOCK = """
 from mav.pipeline.extraction.block_runner import BlockForward
 run, begun = BlockForward.run, []
@@ -58,7 +64,7 @@ def stopped(file, values):
     append(file, values)
 answers._append = stopped
 """
-START = "\nimport cli\ncli.main()\n"
+START = "\nfrom mav.cli import main\nmain()\n"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def stopped(program: str, *args: object, name: str = "SIGINT") -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=ENDS_HANGS_S,
+        timeout=PROCESS,
     )
     assert ran.returncode == 128 + signal.Signals[name], ran.stderr
     assert "Traceback" not in ran.stderr

@@ -238,7 +238,9 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
     code = (
-        "import sys; from mav.pipeline.serving.options import ServeOptions;"
+        # What a shell starts in the background ignores SIGINT.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from mav.pipeline.serving.options import ServeOptions;"
         "from mav.pipeline.serving.server import serve;"
         "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'),"
         "say=lambda line: print(line, flush=True))"
