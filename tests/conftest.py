@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import atexit
+import gc
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +27,12 @@ hypothesis.settings.register_profile(
     "mav", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("mav")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of later searches for garbage, of which tests ask many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

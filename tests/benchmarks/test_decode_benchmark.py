@@ -1,5 +1,7 @@
 """The decoders set side by side are what they are called, and the floor is what is read."""
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ RATIOS = (
 )
 SMALL = ("--device", "cpu", "--prompt-tokens", "5", "--new-tokens", "3", "--repeats", "2")
 POOLED, EXPANSION = 24, 40
+HEADS = f"{POOLED}x{EXPANSION},32x48"
 HEAD = HeadShape(pooled_size=POOLED, expansion_size=EXPANSION)
 PARAMETERS = (3 * POOLED + 1) * POOLED + (POOLED + 1) * EXPANSION + (EXPANSION + 1) * VOCAB
 
@@ -39,53 +42,52 @@ def here(work: Callable[..., Any], *given: Any, **named: Any) -> Any:
     return work(*given, **named)
 
 
-def run(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+def run(*options: str) -> None:
     grad = torch.is_grad_enabled()
     try:
         decode.main(options)
     finally:
         torch.set_grad_enabled(grad)
-    return capsys.readouterr().out
 
 
 def endless(base: BaseModel) -> EndlessBase:
     return EndlessBase(model=base.model, tokenizer=base.tokenizer)
 
 
-def test_figures(
-    base_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "in_fresh_process", here)
-    heads = f"{POOLED}x{EXPANSION},32x48"
-    printed = run(
-        capsys, *SMALL, "--base-model", str(base_folder), "--heads", heads, "--batch-size", "2",
-        "--json",
-    )  # fmt: skip
-    found = json.loads(printed, parse_constant=pytest.fail)  # no NaN, no infinity
-    assert [row["head"] for row in found["heads"]] == heads.split(",")
-    for figures in (found, *found["heads"]):
-        assert all(0 < figures[name] < 1e3 for name in RATIOS)
-    first = found["heads"][0]
+@pytest.fixture(scope="module")
+def figures(base_folder: Path) -> dict[str, Any]:
+    """What one run prints as JSON."""
+    arguments = (*SMALL, "--base-model", str(base_folder), "--heads", HEADS, "--batch-size", "2")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(decode, "in_fresh_process", here)
+        run(*arguments, "--json")
+    read: dict[str, Any] = json.loads(printed.getvalue(), parse_constant=pytest.fail)
+    return read
+
+
+def test_figures(figures: dict[str, Any]) -> None:
+    assert [row["head"] for row in figures["heads"]] == HEADS.split(",")
+    for row in (figures, *figures["heads"]):
+        assert all(0 < row[name] < 1e3 for name in RATIOS)
+    first = figures["heads"][0]
     for name in (*RATIOS, "floor_latency"):
-        assert found[name] == first[name]
-    assert 0 < found["off_over_base_latency"] < 1e3
+        assert figures[name] == first[name]
+    assert 0 < figures["off_over_base_latency"] < 1e3
     assert first["parameters"] == PARAMETERS
-    assert found["two_model_over_base_weights"] == 2
+    assert figures["two_model_over_base_weights"] == 2
     assert first["mav_over_base_weights"] == pytest.approx(
-        1 + native_dtype(torch.device("cpu")).itemsize * PARAMETERS / found["base"]["weight_bytes"]
+        1
+        + native_dtype(torch.device("cpu")).itemsize * PARAMETERS / figures["base"]["weight_bytes"]
     )
     assert first["mav_over_base_weights"] < first["floor_latency"]
-    assert {len(taken) for taken in found["rounds"].values()} == {2}
-    assert found["settings"]["new_tokens"] == 3
+    assert {len(taken) for taken in figures["rounds"].values()} == {2}
+    assert figures["settings"]["new_tokens"] == 3
     assert first["head_seconds"] > 0 and first["first_token_seconds"] > 0
 
 
-def test_table(
-    base_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "in_fresh_process", here)
-    options = (*SMALL, "--base-model", str(base_folder), "--heads", f"{POOLED}x{EXPANSION}")
-    assert f"MAV {POOLED}x{EXPANSION}" in run(capsys, *options)
+def test_table(figures: dict[str, Any]) -> None:
+    assert f"MAV {POOLED}x{EXPANSION}" in decode.table(figures)
 
 
 @pytest.mark.slow

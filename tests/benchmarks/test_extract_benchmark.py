@@ -64,6 +64,6 @@ def test_bytes(found: dict[str, Any]) -> None:
     assert all(0 < at_7b[name] <= at_7b["none"] * 1.05 for name in ("zstd", "blosc"))
 
 
-def test_table(tmp_path: Path) -> None:
-    printed = run(tmp_path)
+def test_table(found: dict[str, Any]) -> None:
+    printed = extract.table(found)
     assert "extract over bare" in printed and "bytes a response token" in printed
