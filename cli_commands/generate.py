@@ -56,9 +56,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     default="dynamic",
     help="How the past is kept; static has its full size from the start.",
 )
-@click.option(
-    "--compile", is_flag=True, help="Compile base and head; needs --cache-implementation static."
-)
+@click.option("--compile", is_flag=True, help="Compile base and head; takes a static cache.")
 @click.option("--stream", is_flag=True, help="Print the answer while it is written.")
 @click.option(
     "--demo-switching",
