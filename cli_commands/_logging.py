@@ -29,7 +29,7 @@ def verbosity_options() -> list[click.Option]:
     return [
         click.Option(["--quiet"], help="Print warnings and errors only, no progress.", **shared),
         click.Option(
-            ["--verbose"], help="Print details too, each with where it is from.", **shared
+            ["--verbose"], help="Print details too, each after its logger's name.", **shared
         ),
     ]
 

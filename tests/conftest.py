@@ -10,11 +10,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.support.logs import logged_messages
 from tests.support.written_caches import quick_disk, write
 
 # What runs note of this machine is the tests' own.
@@ -26,6 +28,13 @@ hypothesis.settings.register_profile(
     "mav", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("mav")
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What the logger `mav` gets during a test, from level INFO on."""
+    with logged_messages() as logged:
+        yield logged
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ def load_model(source: BaseSource, **options: Any) -> Any:
     Raises:
         BaseModelError: A file is damaged, a tensor is missing, of another shape or not used.
     """
+    _log.debug(f"{source.id}: reading weights from {source.converted or source.folder}")
     from_gguf = "gguf_file" in source.loaded_from
     if source.gguf_file is None:
         require_whole(source.weight_files())

@@ -148,6 +148,7 @@ def evaluate(
             f"{cache}: none of its pairs is {subset.which} (the head held out "
             f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
         )
+    _log.debug(f"{cache}: {wanted.sum()} of {len(wanted)} pairs are evaluated")
     computed_in = _dtype(dtype, reader.manifest, placed)
     tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
     # Pairs are read in the order of the cache, so these are in the order of the tallies.

@@ -59,6 +59,7 @@ def run_blocks(
                 rows = work.forward.run(in_block, count)
                 if len(waiting) == _BLOCKS_WAITING:
                     waiting.popleft().result()
+                _log.debug(f"Block {block}: {len(in_block)} pairs are computed")
                 waiting.append(pool.submit(writer.write_block, block, len(in_block), rows))
             for writing in waiting:
                 writing.result()

@@ -368,6 +368,7 @@ class _Run:
                 save_head(self._head, origin, options.output_dir / "last", weights)
             tensors = {"head": weights, "optimizer": moments}
             save_checkpoint(options.output_dir, tensors, state)
+            _log.debug(f"Step {state.step}: checkpoint written to {options.output_dir}")
         self._accelerator.wait_for_everyone()
         return state
 

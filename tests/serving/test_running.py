@@ -238,10 +238,10 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
     code = (
-        "import sys; from mav.pipeline.serving.options import ServeOptions;"
+        "import logging, sys; from mav.pipeline.serving.options import ServeOptions;"
         "from mav.pipeline.serving.server import serve;"
-        "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'),"
-        "say=lambda line: print(line, flush=True))"
+        "logging.basicConfig(stream=sys.stdout, level=logging.INFO);"
+        "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'))"
     )
     with contextlib.ExitStack() as stack:
         processes = {
@@ -274,7 +274,7 @@ def test_without_its_packages_the_server_says_which_to_install(
         "from mav.cache_schema.errors import UsageError\n"
         "from mav.pipeline.serving.options import ServeOptions\n"
         "from mav.pipeline.serving.server import serve\n"
-        "try: serve(ServeOptions(head='x'), say=print)\n"
+        "try: serve(ServeOptions(head='x'))\n"
         "except UsageError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
