@@ -42,7 +42,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.step import best_matmul_rate
-from benchmarks.synthetic import machine, require_positive, run_in_folder, say, timed
+from benchmarks.synthetic import log_to_stderr, machine, require_positive, run_in_folder, say, timed
 from mav.cache_schema.arrays import bytes_per_token, layouts, shard_key
 from mav.cache_schema.dtypes import itemsize
 from mav.cache_schema.manifest import Manifest
@@ -254,9 +254,7 @@ def _of_pairs(count: int, at_once: int) -> list[range]:
 def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Measure; return what is printed."""
     device = pick_device(asked.device)
-    base = load_base(
-        asked.base_model, dtype=pick_dtype(asked.dtype, device, say), device=str(device)
-    )
+    base = load_base(asked.base_model, dtype=pick_dtype(asked.dtype, device), device=str(device))
     task = make_task(asked, base, work, asked.limit)
     warm = make_task(asked, base, work, min(8, asked.limit))
     ways: dict[str, Callable[[Task], float]] = {
@@ -386,4 +384,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main()

@@ -24,7 +24,7 @@ from typing import Any, Final
 from accelerate import Accelerator
 
 from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answers
-from benchmarks.synthetic import machine, new_head, say, timed
+from benchmarks.synthetic import log_to_stderr, machine, new_head, say, timed
 from mav.cache_schema.errors import MAVError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel, load_base
@@ -76,7 +76,7 @@ def extract_timed(asked: argparse.Namespace, base: BaseModel, work: Path) -> Ext
         device=str(base.device),
     )
     started = perf_counter()
-    report = extract(options, say=say, base=base)
+    report = extract(options, base=base)
     seconds = perf_counter() - started
     if report.pairs_done == report.manifest.data.pairs:
         record.write_text(json.dumps({"seconds": seconds, "forward_seconds": report.seconds}))
@@ -171,7 +171,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         batch_size=asked.batch_size,
         grad_accum=1,
     )
-    options = settled(options, cache.reader.manifest, accelerator.device, say=say)
+    options = settled(options, cache.reader.manifest, accelerator.device)
     pairs = tokenize_pairs(
         read_pairs(DataSource(id=asked.dataset, limit=asked.limit), ReadCounts()),
         base.tokenizer,
@@ -319,4 +319,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main()

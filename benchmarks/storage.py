@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.synthetic import log_to_stderr
 from mav.cache_schema.arrays import layouts, shard_key
 from mav.cache_schema.codecs import Compression
 from mav.cache_schema.quantization import StatesStorage
@@ -63,7 +64,7 @@ def rewrite(
         "source_row": plain.read_source_rows(),
     }
     objects = open_object_store(root)
-    with run_lock(objects, say=print) as run:
+    with run_lock(objects) as run:
         writer = CacheWriter.create(objects, run, manifest, plain.plan, columns, stored)
         for number in range(plain.plan.blocks):
             block = plain.read_block(number)
@@ -174,7 +175,6 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
             pooled_size=asked.pooled_size,
             output=root,
         ),
-        say=print if not asked.json else lambda _: None,
     )
     plain = CacheReader(root)
     options = {
@@ -209,4 +209,5 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main()

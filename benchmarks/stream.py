@@ -33,6 +33,7 @@ from benchmarks.synthetic import (
     CacheShape,
     add_head_options,
     answer_lengths,
+    log_to_stderr,
     machine,
     new_head,
     new_trainer,
@@ -258,4 +259,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main()

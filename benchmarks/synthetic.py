@@ -7,6 +7,7 @@ quickly; reading is none the quicker for it, each block being read and checked b
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
@@ -59,8 +60,14 @@ _SPREAD: Final = 0.5
 _CPU: Final = torch.device("cpu")
 
 
+def log_to_stderr() -> None:
+    """Show on standard error what the pipeline logs, as its commands do."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mav").setLevel(logging.INFO)
+
+
 def say(line: str) -> None:
-    """Tell of progress."""
+    """Print progress on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -119,7 +126,7 @@ def write_cache(root: Path, lengths: NDArray[np.int32], shape: CacheShape) -> Ca
         "source_row": np.arange(plan.pairs, dtype=np.int64),
     }
     objects = open_object_store(root)
-    with run_lock(objects, say=say) as run:
+    with run_lock(objects) as run:
         writer = CacheWriter.create(
             objects, run, manifest, plan, columns, {"weight": to_stored(weight)}
         )
@@ -240,7 +247,7 @@ def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHe
         output_dir=Path(reader.location),  # a step writes nothing
         expansion_size=head.config.expansion_size,
     )
-    options = settled(options, reader.manifest, accelerator.device, say=say)
+    options = settled(options, reader.manifest, accelerator.device)
     return Trainer(options, accelerator, head)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,8 @@ from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.shards import decode_shard
 from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.lock import LOCK, run_lock
+
+_log = logging.getLogger(__name__)
 
 _CHANGED: Final = "{}: its bytes have another SHA-256 than when it was written"
 
@@ -137,7 +140,7 @@ def verify(
     )
 
 
-def repair(objects: ObjectStore, report: VerifyReport, *, say: Callable[[str], None]) -> None:
+def repair(objects: ObjectStore, report: VerifyReport) -> None:
     """Remove what is damaged, so that the next extraction writes it anew.
 
     A damaged block counts as not written from then on. Descriptions, plan and unembedding follow
@@ -146,12 +149,11 @@ def repair(objects: ObjectStore, report: VerifyReport, *, say: Callable[[str], N
     Args:
         objects: The cache that was verified.
         report: What was found.
-        say: Called with each line worth telling the user.
 
     Raises:
         CacheBusyError: A run writes to the cache.
     """
-    with run_lock(objects, say=say):
+    with run_lock(objects):
         manifest = read_manifest(objects)
         if manifest.complete and not report.sound:
             manifest = dataclasses.replace(manifest, complete=False)
@@ -160,7 +162,7 @@ def repair(objects: ObjectStore, report: VerifyReport, *, say: Callable[[str], N
             objects.delete(commit_key(block))
         for problem in report.damaged_layout:
             objects.delete(_key(problem))
-    say(
+    _log.info(
         f"{objects.location}: {len(report.damaged_blocks)} damaged blocks and "
         f"{len(report.damaged_layout)} other objects are marked; run the same `mav extract` "
         f"command again, it writes them anew"

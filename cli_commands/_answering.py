@@ -1,12 +1,14 @@
 """Options and loading that the commands which decode share."""
 
+import logging
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._errors import say
 from mav.cli_commands._options import BASE, PLACEMENT, Number, OneOnly, Strength, options
+
+_log = logging.getLogger(__name__)
 
 HEAD_AND_BASE = options(
     click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
@@ -92,9 +94,11 @@ def load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) 
     """Return head and base, and how tokens are chosen."""
     from mav.pipeline.decoding.inference import MAVInference
 
-    mav = MAVInference(others.pop("head"), base_model, say=say, **others)
+    mav = MAVInference(others.pop("head"), base_model, **others)
     decoding = mav.decoding(**given)
     unused = [one for one in decoding.unused if one.strip("-").replace("-", "_") in given]
     if unused:
-        say(f"Without --temperature nothing is sampled, so {', '.join(unused)} changes nothing")
+        _log.warning(
+            f"Without --temperature nothing is sampled, so {', '.join(unused)} changes nothing"
+        )
     return mav, decoding

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from mav.cli_commands._logging import log_to_stderr, verbosity_options
 from mav.cli_commands._options import OneOnly
 
 
@@ -37,7 +38,7 @@ class ReportsErrors(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Command.invoke`."""
         try:
-            with _terminable():
+            with _terminable(), log_to_stderr(ctx):
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             ctx.exit(_tell_of_stop(ctx, stop))
@@ -114,11 +115,6 @@ class _Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
-def say(line: str) -> None:
-    """Tell the user, beside the output."""
-    click.echo(line, err=True)
-
-
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
     """Print a result for programs or for people."""
     # Of processes launched together, one speaks.
@@ -134,10 +130,12 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        return click.command(
+        made = click.command(
             function.__name__.removesuffix("_command"),
             cls=ReportsErrors,
             epilog="\b\nExample:\n" + example.strip("\n"),
         )(function)
+        made.params += verbosity_options()
+        return made
 
     return decorate

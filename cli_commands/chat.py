@@ -13,7 +13,7 @@ from mav.cli_commands._answering import (
     decoding_of,
     load,
 )
-from mav.cli_commands._errors import command, say
+from mav.cli_commands._errors import command
 
 
 @command(
@@ -37,10 +37,15 @@ def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
         mav=mav,
         alpha=as_schedule(1.0 if alpha is None else alpha),
         decoding=decoding,
-        say=say,
+        write=_write,
         given=given,
     )
     _converse(chat)
+
+
+def _write(line: str) -> None:
+    """Print what is not part of an answer, so that standard output has answers alone."""
+    click.echo(line, err=True)
 
 
 def _converse(chat: Any) -> None:
@@ -48,7 +53,7 @@ def _converse(chat: Any) -> None:
     if terminal:
         import readline  # noqa: F401 (gives input() a history and editing)
 
-        say(f"{chat.mav.base.id}, alpha {chat.alpha}. /help tells the commands.\n")
+        _write(f"{chat.mav.base.id}, alpha {chat.alpha}. /help tells the commands.\n")
     while not chat.over:
         try:
             line = input("> " if terminal else "")
@@ -57,7 +62,7 @@ def _converse(chat: Any) -> None:
                 click.echo()
             break
         except KeyboardInterrupt:
-            say("\n/quit or Ctrl-D leaves")
+            _write("\n/quit or Ctrl-D leaves")
             continue
         try:
             answered = False

@@ -23,4 +23,4 @@ def demo_command(*, output_dir: Path, base_model: str | None) -> None:
     """Extract, train, evaluate and decode on a shipped sample, in a few minutes on a CPU."""
     from mav.pipeline.demo.run import run_demo
 
-    run_demo(output_dir, base_model, say=click.echo)
+    run_demo(output_dir, base_model, write=click.echo)

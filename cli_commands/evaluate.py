@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import DEVICE, DTYPE, JSON, Numbers, OneOnly
 
 _NO_BF16: Final = "mav.no_bf16"
@@ -58,7 +58,7 @@ def evaluate_command(
         report.require_plot(plot)
     if report_file is not None:
         html_report.require_report(report_file)
-    found = evaluate(head, cache, alphas, which=which, dtype=dtype, device=device, say=say)
+    found = evaluate(head, cache, alphas, which=which, dtype=dtype, device=device)
     print_result(as_json, found.to_json(), report.table(found))
     if plot is not None:
         report.plot(found, plot)

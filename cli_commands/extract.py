@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import BASE, JSON, PLACEMENT
 
 
@@ -110,10 +110,10 @@ def extract_command(
     data = tuple(parse_source(dataset, defaults) for dataset in datasets)
     asked = ExtractOptions(data=data, **options)
     if dry_run:
-        expected = preflight(asked, say=say)
+        expected = preflight(asked)
         print_result(as_json, expected.to_json(), screen(expected))
         return
-    report = extract(asked, say=say)
+    report = extract(asked)
     found = report.to_json()
     rate = found["pairs_per_second"]
     speed = f" at {rate:.1f} pairs/s" if rate else ""

@@ -16,7 +16,7 @@ from mav.cli_commands._answering import (
     decoding_of,
     load,
 )
-from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import Numbers, OneOnly
 
 
@@ -121,7 +121,7 @@ def generate_command(
             [prompt or DEMO_PROMPT],
             alphas or (0.0, 1.0),
             decoding,
-            say=click.echo,
+            write=click.echo,
         )
         return
     strengths = [as_schedule(1.0 if alpha is None else alpha)] if not alphas else [*alphas]
@@ -170,7 +170,6 @@ def _answer_file(
         as_schedule(1.0 if alpha is None else alpha),
         decoding,
         batch_size=batch_size,
-        say=say,
     )
     failed = f", {found.failed:,} of them an error" if found.failed else ""
     print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")

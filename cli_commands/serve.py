@@ -7,7 +7,7 @@ import click
 from mav.cli_commands._answering import (
     HEAD_AND_BASE,
 )
-from mav.cli_commands._errors import command, say
+from mav.cli_commands._errors import command
 from mav.cli_commands._options import Number
 
 
@@ -43,4 +43,4 @@ def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     from mav.pipeline.serving.options import ServeOptions
     from mav.pipeline.serving.server import serve
 
-    serve(ServeOptions(bases=bases, **others), say=say)
+    serve(ServeOptions(bases=bases, **others))

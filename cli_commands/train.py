@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import JSON, Number, OneOnly
 
 _NO_BF16: Final = "mav.no_bf16"
@@ -110,7 +110,7 @@ def train_command(*, bf16: str, as_json: bool, **options: Any) -> None:
     from mav.pipeline.training.train import train
 
     wanted: Any = "auto" if bf16 == "auto" else bf16 == "on"
-    report = train(TrainOptions(bf16=wanted, **options), say=say)
+    report = train(TrainOptions(bf16=wanted, **options))
     best = f", best at step {report.best_step}" if report.best_step is not None else ""
     print_result(
         as_json,

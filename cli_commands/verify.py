@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result, say
+from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import DEVICE, DEVICE_MAP, GGUF_CACHE, JSON
 
 
@@ -72,7 +72,6 @@ def verify_command(
         device=device,
         device_map=device_map,
         gguf_cache=gguf_cache,
-        say=say,
     )
     print_result(as_json, found.to_json(), screen(found))
     if not found.sound:

@@ -8,6 +8,7 @@ one base is in memory at a time; one that does not belong to the head is refused
 """
 
 import argparse
+import logging
 
 from mav import MAVError, MAVInference
 
@@ -21,13 +22,14 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=40)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     first, *others = args.bases
     mav = MAVInference(args.head, first)
     for base in (first, *others):
         if base != first:
             try:
-                mav.switch_base_model(base, say=print)
+                mav.switch_base_model(base)
             except MAVError as error:
                 print(f"--- {base} is refused: {error}")
                 continue

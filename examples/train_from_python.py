@@ -7,6 +7,7 @@ The pairs prefer answers that name a first step to answers that send the asker a
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from mav import (
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--expansion-size", type=int, default=1024)
     args = parser.parse_args()
     args.work.mkdir(parents=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     pairs, cache, head = args.work / "pairs.jsonl", args.work / "cache", args.work / "head"
 
     write_pairs(pairs)
@@ -55,7 +57,6 @@ def main() -> None:
             output=cache,
             pooled_size=args.pooled_size,
         ),
-        say=print,
     )
     train(
         TrainOptions(
@@ -68,7 +69,6 @@ def main() -> None:
             learning_rate=3e-4,
             report_to="none",
         ),
-        say=print,
     )
     for result in evaluate(str(head), cache, [0.5, 1.0, 2.0]).results:
         print(

@@ -11,11 +11,13 @@ import atexit
 import gc
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.support.logs import logged_messages
 from tests.support.written_caches import quick_disk, write
 
 # What runs note of this machine is the tests' own.
@@ -33,6 +35,13 @@ def pytest_collection_finish() -> None:
     """Leave what imports made out of later searches for garbage, of which tests ask many."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What the logger `mav` gets during a test, from level INFO on."""
+    with logged_messages() as logged:
+        yield logged
 
 
 @pytest.fixture(scope="session")

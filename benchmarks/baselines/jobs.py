@@ -1,7 +1,6 @@
 """The work of the comparison in pieces, each run in a process of its own and written when done."""
 
 import os
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,12 +14,14 @@ from benchmarks.baselines.lora import Trained, in_float32, merged
 from benchmarks.baselines.results import per_pair, read_result, write_result
 from benchmarks.baselines.scoring import Combine, Scores, final_states, score_pairs, tuned_alone
 from benchmarks.baselines.split import Split, load_split
+from benchmarks.synthetic import log_to_stderr, say
 from mav.pipeline.base.model import BaseModel, load_base
 
 
 def run_job(job: Job) -> None:
     """Do a job and write its result; for a process of its own."""
     os.dup2(2, 1)  # libraries print progress where only the answer belongs
+    log_to_stderr()
     actions = {
         "base": _base,
         "reference": _reference,
@@ -33,10 +34,6 @@ def run_job(job: Job) -> None:
     values = actions[job.kind](job)
     head = {"row": job.row, "method": job.kind, "seed": job.seed, "settings": job.settings}
     write_result(job.result, head | values)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _load(job: Job) -> tuple[BaseModel, Split]:
@@ -71,7 +68,7 @@ def _reference(job: Job) -> dict[str, Any]:
 
 def _extract(job: Job) -> dict[str, Any]:
     cache = cache_of(job.work, job.row)
-    return mav.extract_cache(job.data, job.row, cache, _say)
+    return mav.extract_cache(job.data, job.row, cache)
 
 
 def _lora(job: Job) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def _lora(job: Job) -> dict[str, Any]:
     else:
         trained = genarm.train_genarm(base, split, job.lora, job.seed, job.model)
         combine = genarm.combined(genarm.DECODING_BETA)
-    _say(f"{job.name}: {trained.seconds:.0f} s for {trained.steps} steps; scoring in float32")
+    say(f"{job.name}: {trained.seconds:.0f} s for {trained.steps} steps; scoring in float32")
     tuned = merged(wide, job.model, torch.float32)
     _need(job.work, "base")
     tokens = [int(n) for n in split.pairs.response_length[split.held_out].sum(axis=1)]
@@ -110,7 +107,7 @@ def _mav(job: Job) -> dict[str, Any]:
     assert job.variant is not None
     cache = cache_of(job.work, job.variant.layers)
     extraction = _need(job.work, f"extract-{job.variant.layers}")
-    trained = mav.train_head(job.data, job.variant, cache, job.seed, job.model, _say)
+    trained = mav.train_head(job.data, job.variant, cache, job.seed, job.model)
     scores = mav.score_head(job.model, cache, job.data, job.variant.alpha)
     return _row(trained, scores, extraction["seconds"])
 

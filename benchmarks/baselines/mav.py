@@ -4,7 +4,7 @@ Training time leaves evaluation on held-out pairs out, which the baselines do af
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, process_time
@@ -32,8 +32,6 @@ from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 
 _NEVER: Final = 10**9
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
 POOLED_SIZE: Final = 576
 
 
-def extract_cache(data: DataSettings, layers: str, cache: Path, say: Say) -> dict[str, Any]:
+def extract_cache(data: DataSettings, layers: str, cache: Path) -> dict[str, Any]:
     """Write a cache; return the wall time, loading and checks included, and its size."""
     started = perf_counter()
     report = extract(
@@ -78,7 +76,6 @@ def extract_cache(data: DataSettings, layers: str, cache: Path, say: Say) -> dic
             pooled_size=POOLED_SIZE,
             max_length=data.max_length,
         ),
-        say=say,
     )
     return {
         "seconds": perf_counter() - started,
@@ -89,7 +86,7 @@ def extract_cache(data: DataSettings, layers: str, cache: Path, say: Say) -> dic
 
 
 def train_head(
-    data: DataSettings, variant: Variant, cache: Path, seed: int, folder: Path, say: Say
+    data: DataSettings, variant: Variant, cache: Path, seed: int, folder: Path
 ) -> Trained:
     """Train a head; its folder is left with the last head only."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +112,6 @@ def train_head(
                 seed=seed,
                 **options,
             ),
-            say=say,
         )
     seconds, cpu_seconds = (_clocks() - started - evaluating).tolist()
     for path in folder.iterdir():
@@ -142,7 +138,7 @@ def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> S
     wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=data.eval_fraction))
     head = load_head(str(folder / "last")).head
     cpu = torch.device("cpu")
-    dtype = pick_dtype_for_stored("auto", cpu, lambda _: None)
+    dtype = pick_dtype_for_stored("auto", cpu)
     gains, logp, kl, _ = tally_pairs(head, reader, wanted.tolist(), (alpha,), cpu, dtype)[0]
     base: Tensor = logp - gains
     return Scores(

@@ -9,11 +9,12 @@ stops before it commits anything.
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ import psutil
 
 from mav.cache_schema.errors import CacheBusyError, CacheError
 from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore
+
+_log = logging.getLogger(__name__)
 
 LOCK: Final = "lock.json"
 BEAT_SECONDS: Final = 5.0
@@ -56,17 +59,16 @@ class Holder:
 
 
 @contextlib.contextmanager
-def run_lock(objects: ObjectStore, *, say: Callable[[str], None]) -> Iterator[str]:
+def run_lock(objects: ObjectStore) -> Iterator[str]:
     """Hold the lock of a cache; yields the id of this run.
 
     Args:
         objects: Where the cache is, or will be.
-        say: Called before waiting to see whether a holder elsewhere is alive.
 
     Raises:
         CacheBusyError: Another run holds it.
     """
-    holder, version = _take(objects, say)
+    holder, version = _take(objects)
     stopped = threading.Event()
     beating = threading.Thread(
         target=_beat, args=(objects, holder, version, stopped), name="lock", daemon=True
@@ -116,7 +118,7 @@ def read_holder(objects: ObjectStore) -> Holder | None:
         ) from error
 
 
-def _take(objects: ObjectStore, say: Callable[[str], None]) -> tuple[Holder, ETag]:
+def _take(objects: ObjectStore) -> tuple[Holder, ETag]:
     me = psutil.Process()
     holder = Holder(
         run=uuid.uuid4().hex,
@@ -130,7 +132,7 @@ def _take(objects: ObjectStore, say: Callable[[str], None]) -> tuple[Holder, ETa
     while True:
         version = objects.version(LOCK)
         other = read_holder(objects) if version else None
-        if version is not None and other is not None and not _gone(objects, other, version, say):
+        if version is not None and other is not None and not _gone(objects, other, version):
             raise CacheBusyError(
                 f"{objects.location}: another run writes to this cache, {other}. Wait until it "
                 f"has finished, or stop it; what it committed is kept."
@@ -146,7 +148,7 @@ def _take(objects: ObjectStore, say: Callable[[str], None]) -> tuple[Holder, ETa
             raise
 
 
-def _gone(objects: ObjectStore, holder: Holder, version: ETag, say: Callable[[str], None]) -> bool:
+def _gone(objects: ObjectStore, holder: Holder, version: ETag) -> bool:
     if holder.machine == _machine():
         try:
             process = psutil.Process(holder.pid)
@@ -157,7 +159,9 @@ def _gone(objects: ObjectStore, holder: Holder, version: ETag, say: Callable[[st
         except psutil.NoSuchProcess:
             return True
     patience = BEAT_SECONDS * _BEATS_OF_SILENCE
-    say(f"{objects.location} is locked by {holder}; watching {patience:.0f} s for a sign of life")
+    _log.warning(
+        f"{objects.location} is locked by {holder}; watching {patience:.0f} s for a sign of life"
+    )
     deadline = time.monotonic() + patience
     while True:
         # Before looking, so that the last look is after the deadline, however late this wakes up.

@@ -10,9 +10,9 @@ computes the same with and without it in every type.
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from mav.pipeline.base.gguf_header import read_gguf_header
 from mav.pipeline.base.source import BaseSource, file_digest, resolve_base
 from mav.pipeline.runtime.known_places import cache_home
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 _RECORD: Final = "copy.json"
 _LAYOUT: Final = 1
@@ -44,7 +44,6 @@ def find_base(
     revision: str | None = None,
     *,
     gguf_cache: bool = True,
-    say: Say = lambda _: None,
 ) -> BaseSource:
     """Find a base model's files, those of a GGUF base as a converted copy.
 
@@ -53,24 +52,23 @@ def find_base(
         gguf_file: File inside the folder or repository, for weights in GGUF.
         revision: Branch, tag or commit of a hub repository.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-        say: Called with a line when a copy is made, or cannot be.
 
     Raises:
         BaseModelError: Nothing is there, or it cannot be converted.
         UsageError: What is there has no revisions, or is a file and a file in it is named.
     """
     source = resolve_base(base_model, gguf_file, revision)
-    return with_copy(source, gguf_cache=gguf_cache, say=say)
+    return with_copy(source, gguf_cache=gguf_cache)
 
 
-def with_copy(source: BaseSource, *, gguf_cache: bool, say: Say) -> BaseSource:
+def with_copy(source: BaseSource, *, gguf_cache: bool) -> BaseSource:
     """Return a source that is read from its copy, where it is a GGUF file; see `find_base`."""
     if source.gguf_file is None or not gguf_cache:
         return source
-    return dataclasses.replace(source, converted=_copy(source, say))
+    return dataclasses.replace(source, converted=_copy(source))
 
 
-def _copy(source: BaseSource, say: Say) -> Path | None:
+def _copy(source: BaseSource) -> Path | None:
     """Return the folder of a source's copy, making it if need be, or None where that cannot be."""
     path = source.weight_files()[0]
     elements = sum(read_gguf_header(path).elements.values())
@@ -86,12 +84,12 @@ def _copy(source: BaseSource, say: Say) -> Path | None:
             # Another process may have made it meanwhile.
             if not _is_whole(folder):
                 if lacking := _lacking(folder.parent, int(elements * _FLOAT32 * _ROOM)):
-                    say(f"{path.name} is read as GGUF, which takes longer: {lacking}")
+                    _log.warning(f"{path.name} is read as GGUF, which takes longer: {lacking}")
                     return None
-                say(f"Converting {path.name} to safetensors, once: {folder}")
+                _log.info(f"Converting {path.name} to safetensors, once: {folder}")
                 _make(source, folder, {"sha256": digest, **made_by})
     except OSError as error:
-        say(
+        _log.warning(
             f"{path.name} is read as GGUF, which takes longer: no copy can be kept in {folder}: "
             f"{error.strerror or error}. MAV_CACHE_HOME names another folder."
         )

@@ -1,7 +1,7 @@
 """The frozen base model: loading it, and finding in it what extraction and decoding need."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from mav.pipeline.base.generation_defaults import readable_config, tokens_named
 from mav.pipeline.base.gguf_copy import find_base
 from mav.pipeline.base.hidden_states import HiddenStateHooks
 from mav.pipeline.base.output_forms import closest, possible_forms
-from mav.pipeline.base.pretrained import Say, load_model, load_tokenizer, read_config, silent
+from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
 from mav.pipeline.base.quantization import (
     Quantize,
     loading_options,
@@ -31,7 +31,7 @@ from mav.pipeline.base.source import (
 )
 from mav.pipeline.base.tokenizer import require_tokens_within
 from mav.pipeline.ops.base_logits import Unembedding
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype, resolve_dtype
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.library_logging import QuietLibraries
 
@@ -60,10 +60,10 @@ class LoadOptions:
     device_map: DeviceMap | None = None
     quantize: Quantize | None = None
 
-    def in_one_dtype(self, say: Callable[[str], None]) -> "LoadOptions":
-        """Return it with the type settled, having told what `auto` came to."""
+    def in_one_dtype(self) -> "LoadOptions":
+        """Return it with the type settled, and log what `auto` came to."""
         spread = self.device_map is not None
-        dtype = pick_dtype(self.dtype, "auto" if spread else self.device, say, spread=spread)
+        dtype = pick_dtype(self.dtype, "auto" if spread else self.device, spread=spread)
         return dataclasses.replace(self, dtype=dtype)
 
 
@@ -257,7 +257,6 @@ def load_base(
     device_map: DeviceMap | None = None,
     quantize: Quantize | None = None,
     gguf_cache: bool = True,
-    say: Say = silent,
 ) -> BaseModel:
     """Load a base model and its tokenizer, running no code from the checkpoint.
 
@@ -270,19 +269,18 @@ def load_base(
         device_map: Likewise.
         quantize: Likewise.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-        say: Called with each line worth telling the user.
 
     Raises:
         BaseModelError: It cannot be found or loaded.
         UsageError: The device is not there.
     """
-    source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache, say=say)
+    source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache)
     placement = LoadOptions(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
-    return load_source(source, placement, say=say)
+    return load_source(source, placement)
 
 
 def load_source(
-    source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None, *, say: Say = silent
+    source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None
 ) -> BaseModel:
     """Load a base model whose files are found already; see `load_base`.
 
@@ -290,13 +288,12 @@ def load_source(
         source: Its files.
         placement: In what type and where.
         tokenizer: Its tokenizer, where that is loaded already.
-        say: Called with each line worth telling the user.
     """
     source.weight_files()
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
     quantization_of(source, placement.quantize)
-    dtype = pick_dtype(placement.dtype, placed or "auto", spread=spread is not None)
+    dtype = resolve_dtype(placement.dtype, placed or "auto", spread=spread is not None)
     quantizing = loading_options(placement.quantize, dtype)
     generation, _ = readable_config(source.converted or source.folder)
     if quantizing and spread is None:
@@ -305,7 +302,6 @@ def load_source(
     try:
         model = load_model(
             source,
-            say=say,
             dtype=dtype,
             **quantizing,
             **({} if generation is None else {"generation_config": generation}),

@@ -1,6 +1,7 @@
 """Configuration, tokenizer and weights of a base, read from its files and checked to be whole."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +18,7 @@ from mav.pipeline.base.weight_files import require_whole
 from mav.pipeline.runtime.hub import one_line
 from mav.pipeline.runtime.library_logging import QuietLibraries
 
-Say = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
+_log = logging.getLogger(__name__)
 
 
 def load_config(source: BaseSource) -> Any:
@@ -65,17 +62,17 @@ def load_tokenizer(source: BaseSource) -> Any:
     return tokenizer
 
 
-def load_model(source: BaseSource, *, say: Say = silent, **options: Any) -> Any:
+def load_model(source: BaseSource, **options: Any) -> Any:
     """Load the weights of a base model into the class its configuration names.
 
     Args:
         source: Its files.
-        say: Called with a line on parts of the checkpoint that are no part of its text decoder.
         **options: Of `from_pretrained`.
 
     Raises:
         BaseModelError: A file is damaged, a tensor is missing, of another shape or not used.
     """
+    _log.debug(f"{source.id}: reading weights from {source.converted or source.folder}")
     from_gguf = "gguf_file" in source.loaded_from
     if source.gguf_file is None:
         require_whole(source.weight_files())
@@ -93,7 +90,7 @@ def load_model(source: BaseSource, *, say: Say = silent, **options: Any) -> Any:
     line = require_complete(model, {**found, "unconverted": unconverted}, source.id)
     require_finite(model, source.id)
     if line is not None:
-        say(line)
+        _log.info(line)
     return model
 
 

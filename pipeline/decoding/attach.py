@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
 from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
+from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.answer_text import ResponseText
@@ -35,7 +37,7 @@ from mav.pipeline.preferences.prompt_format import (
 )
 from mav.pipeline.preferences.transcripts import TEMPLATE
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +206,7 @@ def untrained(
 
 
 def load_compatible_base(
-    source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions, say: Say
+    source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions
 ) -> BaseModel:
     """Load a base, after a look at its configuration and tokenizer has shown that it fits.
 
@@ -213,18 +215,17 @@ def load_compatible_base(
         trained: The head.
         rules: What the user allows and wants.
         placement: In what type and where.
-        say: Called with each line on how it is loaded.
 
     Raises:
         MAVError: It cannot be loaded or does not belong to the head.
     """
-    source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
-    check_compatible(preview_base(source), trained, rules, lambda _: None)
-    return load_source(source, placement, say=say)
+    source = with_copy(source, gguf_cache=rules.gguf_cache)
+    check_compatible(preview_base(source), trained, rules, log_differences=False)
+    return load_source(source, placement)
 
 
 def check_compatible(
-    base: BaseModel, trained: TrainedHead, rules: AttachOptions, say: Say
+    base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> tuple[int, ...]:
     """Check that a base belongs to a head, its weights loaded or not.
 
@@ -232,7 +233,7 @@ def check_compatible(
         base: The base.
         trained: The head.
         rules: What the user allows.
-        say: Called with what is allowed but worth knowing.
+        log_differences: Whether to log how the base differs from the one the head was trained on.
 
     Returns:
         The layers of this base that the head reads.
@@ -251,39 +252,52 @@ def check_compatible(
     )
     _form(base, trained, rules)
     layers = map_layers(trained.states, trained.base, record)
+    if log_differences:
+        _log_differences(record, base.quantize, trained, layers)
+    return layers
+
+
+def _log_differences(
+    record: BaseModelRecord,
+    quantize: Quantize | None,
+    trained: TrainedHead,
+    layers: tuple[int, ...],
+) -> None:
+    """Log how a base differs from the one the head was trained on."""
     if record.tokenizer_digest != trained.base.tokenizer_digest:
-        say(
-            f"{base.id} has another tokenizer than the base the head was trained on "
+        _log.warning(
+            f"{record.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
     # A manifest of version 1 does not tell how the files of a base are quantized.
-    unknown = same_weights and trained.base.quantization is None and base.quantize is None
+    unknown = same_weights and trained.base.quantization is None and quantize is None
     if record.quantization != trained.base.quantization and not unknown:
-        say(
-            f"{base.id} is {_told(record.quantization)}, and the base the head was trained on "
+        _log.warning(
+            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
         )
     if not same_weights:
-        say(
-            f"{base.id} is another base than the head was trained on ({trained.base.id}); "
+        _log.info(
+            f"{record.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
         )
-    return layers
 
 
 def _told(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def join(base: BaseModel, trained: TrainedHead, rules: AttachOptions, say: Say) -> AttachedModel:
+def join(
+    base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
+) -> AttachedModel:
     """Join a loaded base and a head, which goes to the base's device and takes its type.
 
     Raises:
         MAVError: They do not belong together.
     """
-    layers = check_compatible(base, trained, rules, say)
-    settings = _base_settings(base, rules, say)
+    layers = check_compatible(base, trained, rules, log_differences=log_differences)
+    settings = _base_settings(base, rules)
     head = trained.head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.
     if head.dtype != base.dtype and not is_quantized(head):
@@ -307,14 +321,16 @@ def _form(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> Prompt
     )
 
 
-def _base_settings(base: BaseModel, rules: AttachOptions, say: Say) -> dict[str, Any]:
+def _base_settings(base: BaseModel, rules: AttachOptions) -> dict[str, Any]:
     """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
     problem = None if base.source is None else readable_config(base.source.folder)[1]
     if problem is not None:
-        say(problem)
+        _log.warning(problem)
     if not rules.base_generation_config:
         return {}
     settings = settings_of(base.id, base.generation_config)
     if others := not_carried_out(base.generation_config):
-        say(f"{base.id}: of its generation_config, {', '.join(others)} cannot be carried out here")
+        _log.warning(
+            f"{base.id}: of its generation_config, {', '.join(others)} cannot be carried out here"
+        )
     return settings

@@ -8,8 +8,9 @@ there, they are put in the order of the prompts and take the name OUTPUT at once
 import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,7 +27,7 @@ from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
 from mav.pipeline.runtime.progress import progress_bar
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error")
 """What a line of the output says of the answer."""
@@ -59,7 +60,6 @@ def answer_file(
     decoding: GenerationOptions,
     *,
     batch_size: int,
-    say: Say = lambda _: None,
 ) -> BatchReport:
     """Answer every prompt of a file, or those that an interrupted run left.
 
@@ -75,7 +75,6 @@ def answer_file(
         decoding: How tokens are chosen; each batch has a seed of its own, by
             `GenerationOptions.with_seed_offset`.
         batch_size: Most prompts decoded together.
-        say: Called with each line worth telling the user.
 
     Raises:
         DataError: The prompts cannot be read, or the partial answers are of another run.
@@ -91,7 +90,7 @@ def answer_file(
             found = {}
             _append(file, [made_by])
         if found:
-            say(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
+            _log.info(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
             try:
                 for answers in _answer(mav, lines, found, alpha, decoding, batch_size):

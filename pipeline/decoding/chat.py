@@ -19,8 +19,6 @@ HELP: Final = """\
 /quit             leave; so does Ctrl-D. Ctrl-C ends an answer
 //text            a message that begins with a slash"""
 
-Say = Callable[[str], None]
-
 
 @dataclass(kw_only=True)
 class Chat:
@@ -30,7 +28,7 @@ class Chat:
         mav: Head and base.
         alpha: Strength of the next answer.
         decoding: How its tokens are chosen.
-        say: Called with what is no part of an answer.
+        write: Called with each line that is not part of an answer.
         given: Fields of `decoding` that stay as they are when the base is changed, however the
             next one's generation_config sets them.
         over: Whether the user has left.
@@ -39,7 +37,7 @@ class Chat:
     mav: MAVInference
     alpha: AlphaSchedule
     decoding: GenerationOptions
-    say: Say
+    write: Callable[[str], None]
     given: dict[str, Any] = field(default_factory=dict)
     over: bool = False
     _turns: list[dict[str, str]] = field(default_factory=list)
@@ -57,35 +55,35 @@ class Chat:
             else:
                 yield from self._answer(line)
         except MAVError as error:
-            self.say(str(error))
+            self.write(str(error))
 
     def _command(self, name: str = "", argument: str = "") -> Iterator[str]:
         if name == "alpha" and argument:
             self.alpha = AlphaSchedule.parse(argument)
-            self.say(f"alpha {self.alpha}")
+            self.write(f"alpha {self.alpha}")
         elif name == "base" and argument:
             before = self.mav.joined.settings
-            self.mav.switch_base_model(argument, say=self.say)
+            self.mav.switch_base_model(argument)
             if before or self.mav.joined.settings:
                 self.decoding = self.mav.decoding(**self.given)
-            self.say(f"base {self.mav.base.id}")
+            self.write(f"base {self.mav.base.id}")
         elif name == "temperature" and argument:
             self._change(temperature=_number(argument))
-            self.say(f"temperature {self.decoding.temperature:g}")
+            self.write(f"temperature {self.decoding.temperature:g}")
         elif name == "tokens" and argument:
             self._change(max_new_tokens=_count(argument))
-            self.say(f"at most {self.decoding.max_new_tokens} tokens")
+            self.write(f"at most {self.decoding.max_new_tokens} tokens")
         elif name == "again" and self._turns:
             yield from self._answer(self._turns[-2]["content"], begun=self._turns[:-2])
         elif name == "reset":
             self._turns = []
-            self.say("a new conversation")
+            self.write("a new conversation")
         elif name in ("quit", "exit"):
             self.over = True
         else:
             if name not in ("help", "again"):
-                self.say(f"/{name}: no such command, or it lacks what follows; nothing was sent")
-            self.say(HELP)
+                self.write(f"/{name}: no such command, or it lacks what follows; nothing was sent")
+            self.write(HELP)
 
     def _change(self, **given: Any) -> None:
         self.decoding = replace(self.decoding, **given)
@@ -121,7 +119,7 @@ class Chat:
                 )
             kept = kept[2:]
         if len(kept) < len(turns):
-            self.say(f"({(len(turns) - len(kept)) // 2} earlier turns no longer fit)")
+            self.write(f"({(len(turns) - len(kept)) // 2} earlier turns no longer fit)")
         return kept
 
 

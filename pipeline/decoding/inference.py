@@ -1,7 +1,7 @@
 """Online decoding: a frozen base and a head together, alpha chosen at each call."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -38,11 +38,10 @@ from mav.pipeline.decoding.text_stream import Abandoned, TextStream
 from mav.pipeline.decoding.turns import Lending
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.memory import free_memory
 
-Say = Callable[[str], None]
 Prompt = str | Messages
 
 
@@ -71,7 +70,6 @@ class MAVInference:
         int8_head: bool = False,
         base_generation_config: bool = False,
         gguf_cache: bool = True,
-        say: Say = lambda _: None,
     ) -> None:
         """Load head and base, and check that they belong together.
 
@@ -95,7 +93,6 @@ class MAVInference:
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end answers are taken from it.
             gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
-            say: Called with each line worth telling the user.
 
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
@@ -114,17 +111,17 @@ class MAVInference:
         if isinstance(base, BaseModel):
             placement = LoadOptions(dtype=base.dtype, device=str(base.device))
         else:
-            placement = placement.in_one_dtype(say)
-        trained = load_trained(head, rules, pick_dtype(placement.dtype, placement.device))
+            placement = placement.in_one_dtype()
+        trained = load_trained(head, rules, resolve_dtype(placement.dtype, placement.device))
         if not isinstance(base, BaseModel):
             source = (
                 trained.source(revision, gguf_file)
                 if base is None
                 else resolve_base(base, gguf_file, revision)
             )
-            base = load_compatible_base(source, trained, rules, placement, say)
+            base = load_compatible_base(source, trained, rules, placement)
             remember(source.weights_digest(), source.id)
-        self._begin(base, trained, rules, placement, say)
+        self._begin(base, trained, rules, placement)
 
     def _begin(
         self,
@@ -132,11 +129,10 @@ class MAVInference:
         trained: TrainedHead,
         rules: AttachOptions,
         placement: LoadOptions,
-        say: Say,
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
         self._lending = Lending()
-        self._joined: AttachedModel | None = join(base, trained, rules, say)
+        self._joined: AttachedModel | None = join(base, trained, rules)
 
     @classmethod
     def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
@@ -149,7 +145,7 @@ class MAVInference:
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(base, untrained(base, **head), AttachOptions(), placement, lambda _: None)
+        made._begin(base, untrained(base, **head), AttachOptions(), placement)
         return made
 
     @property
@@ -368,7 +364,6 @@ class MAVInference:
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
-        say: Say = lambda _: None,
     ) -> None:
         """Put another base under the head; the one in use is freed before that one is loaded.
 
@@ -376,7 +371,6 @@ class MAVInference:
             base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
             gguf_file: File inside the folder or repository.
             revision: Branch, tag or commit of a hub repository.
-            say: Called with each line worth telling the user.
 
         Raises:
             MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
@@ -385,12 +379,12 @@ class MAVInference:
         """
         with self._lending.turn():
             if isinstance(base_model, BaseModel):
-                joined = join(base_model, self._trained, self._rules, say)
+                joined = join(base_model, self._trained, self._rules)
                 if self._joined is not None:
                     self._joined.close()
                 self._joined = joined
                 return
-            self._load_other(resolve_base(base_model, gguf_file, revision), say)
+            self._load_other(resolve_base(base_model, gguf_file, revision))
 
     def close(self) -> None:
         """Take the head out of the base, which is as it was before.
@@ -403,9 +397,9 @@ class MAVInference:
                 self._joined.close()
                 self._joined = None
 
-    def _load_other(self, source: BaseSource, say: Say) -> None:
-        source = with_copy(source, gguf_cache=self._rules.gguf_cache, say=say)
-        check_compatible(preview_base(source), self._trained, self._rules, lambda _: None)
+    def _load_other(self, source: BaseSource) -> None:
+        source = with_copy(source, gguf_cache=self._rules.gguf_cache)
+        check_compatible(preview_base(source), self._trained, self._rules, log_differences=False)
         before = None if self._joined is None else self._joined.base.source
         # A base that was built in memory could not be had back, so it stays until the last.
         if self._joined is not None and before is not None:
@@ -413,12 +407,12 @@ class MAVInference:
             self._joined = None
             free_memory()
         try:
-            base = load_source(source, self._placement, say=say)
-            joined = join(base, self._trained, self._rules, say)
+            base = load_source(source, self._placement)
+            joined = join(base, self._trained, self._rules)
         except BaseException:
             if before is not None:
                 base = load_source(before, self._placement)
-                self._joined = join(base, self._trained, self._rules, lambda _: None)
+                self._joined = join(base, self._trained, self._rules, log_differences=False)
             raise
         if self._joined is not None:
             self._joined.close()

@@ -37,8 +37,6 @@ _EVAL_STEPS: Final = 15
 """An epoch; evaluations would otherwise take as long as the training."""
 _NEW_TOKENS: Final = 48
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPaths:
@@ -81,13 +79,13 @@ class DemoPaths:
         return self.folder / "head"
 
 
-def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
+def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], None]) -> None:
     """Run everything that is not there yet, and show the result.
 
     Args:
         folder: Where to write.
         base_model: Another base than the installed SmolLM2-135M-Instruct.
-        say: Called with each line.
+        write: Called with each line of the demonstration; what its steps log is not among them.
 
     Raises:
         MAVError: The base is not installed, or the folder holds something else.
@@ -101,7 +99,7 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
         (paths.training_pairs, paths.training_cache),
         (paths.held_out_pairs, paths.held_out_cache),
     ):
-        say(f"\n$ {_extract_command(base, pairs, cache)}")
+        write(f"\n$ {_extract_command(base, pairs, cache)}")
         extract(
             ExtractOptions(
                 base_model=base,
@@ -109,9 +107,8 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
                 output=cache,
                 pooled_size=_POOLED_SIZE,
             ),
-            say=say,
         )
-    say(f"\n$ {_train_command(paths)}")
+    write(f"\n$ {_train_command(paths)}")
     train(
         TrainOptions(
             cache=paths.training_cache,
@@ -123,17 +120,16 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
             eval_steps=_EVAL_STEPS,
             resume=True,
         ),
-        say=say,
     )
     alphas = ",".join(f"{alpha:g}" for alpha in ALPHAS)
-    say(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
-    say(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS, say=say)))
-    say(
+    write(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
+    write(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS)))
+    write(
         f"\n$ mav generate --head {paths.head} --prompts {paths.prompts} --alphas {alphas} "
         f"--max-new-tokens {_NEW_TOKENS}"
     )
     paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
-    mav = MAVInference(str(paths.head), base, say=say)
+    mav = MAVInference(str(paths.head), base)
     answers = iter(
         mav.generate_batch(
             [prompt for prompt in PROMPTS for _ in ALPHAS],
@@ -142,19 +138,19 @@ def run_demo(folder: Path, base_model: str | None, *, say: Say) -> None:
         )
     )
     for prompt in PROMPTS:
-        say("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
-    say(
+        write("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
+    write(
         f"\nA head of {mav.head.total_parameters():,} parameters on {len(_sample('train'))} pairs "
         f"shows that the line works, not what it can do: see the README for a real run."
     )
-    say(f"Written to {folder.resolve()}:")
+    write(f"Written to {folder.resolve()}:")
     for path, what in (
         (paths.training_cache, "cache of the training pairs"),
         (paths.held_out_cache, "cache of the held-out pairs"),
         (paths.head, "heads (best, last), checkpoints, metrics.jsonl, TensorBoard log"),
     ):
-        say(f"  {path.name:<14} {what}")
-    say(f"{perf_counter() - started:.0f} seconds. The commands above can be run by hand.")
+        write(f"  {path.name:<14} {what}")
+    write(f"{perf_counter() - started:.0f} seconds. The commands above can be run by hand.")
 
 
 def installed_base() -> Path:

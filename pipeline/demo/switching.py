@@ -12,8 +12,6 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.reporting.side_by_side import side_by_side
 
-Say = Callable[[str], None]
-
 DEMO_PROMPT: Final = "My roommate never does the dishes. How can I get back at him?"
 _NOISE: Final = 0.02
 
@@ -25,7 +23,7 @@ def demonstrate_switching(
     alphas: Sequence[float],
     decoding: GenerationOptions,
     *,
-    say: Say,
+    write: Callable[[str], None],
 ) -> None:
     """Answer prompts on the base in use, switch, and answer them on the other.
 
@@ -36,23 +34,23 @@ def demonstrate_switching(
         prompts: What is asked.
         alphas: Strengths, a column each.
         decoding: How tokens are chosen.
-        say: Called with each line.
+        write: Called with each line.
 
     Raises:
         MAVError: The other base does not belong to the head.
     """
-    _answer(mav, prompts, alphas, decoding, say)
-    say("")
+    _answer(mav, prompts, alphas, decoding, write)
+    write("")
     if other is None:
-        say(
+        write(
             f"Switching to the same base with every weight changed at random by {_NOISE:.0%}; name "
             f"another one with --demo-switching BASE"
         )
-        mav.switch_base_model(_changed(mav.base), say=say)
+        mav.switch_base_model(_changed(mav.base))
     else:
-        say(f"Switching to {other}; the base in use is freed before it is loaded")
-        mav.switch_base_model(other, say=say)
-    _answer(mav, prompts, alphas, decoding, say)
+        write(f"Switching to {other}; the base in use is freed before it is loaded")
+        mav.switch_base_model(other)
+    _answer(mav, prompts, alphas, decoding, write)
 
 
 def _answer(
@@ -60,17 +58,17 @@ def _answer(
     prompts: Sequence[str],
     alphas: Sequence[float],
     decoding: GenerationOptions,
-    say: Say,
+    write: Callable[[str], None],
 ) -> None:
     base = mav.base
     layers = list(mav.joined.aligned.layers)
-    say(
+    write(
         f"Base: {base.id} ({base.num_hidden_layers} layers, hidden {base.hidden_size}); the head "
         f"reads layers {layers}"
     )
     for prompt in prompts:
         answers = mav.generate_batch([prompt] * len(alphas), list(alphas), decoding)
-        say("\n" + side_by_side(prompt, alphas, [answer.response for answer in answers]))
+        write("\n" + side_by_side(prompt, alphas, [answer.response for answer in answers]))
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mav.pipeline.loader.split import PairSubset, Which, in_subset
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.known_places import shown_place
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,6 @@ def evaluate(
     which: Which | None = None,
     dtype: Dtype = AUTO,
     device: str = "auto",
-    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a head on a cache.
 
@@ -131,7 +133,6 @@ def evaluate(
         dtype: Type of the products; `auto` is bfloat16 where states are stored in it and the device
             multiplies it natively, else float32.
         device: `auto` or a torch device.
-        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: Head or cache are missing, damaged, or do not belong together.
@@ -147,7 +148,8 @@ def evaluate(
             f"{cache}: none of its pairs is {subset.which} (the head held out "
             f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
         )
-    computed_in = _dtype(dtype, reader.manifest, placed, say)
+    _log.debug(f"{cache}: {wanted.sum()} of {len(wanted)} pairs are evaluated")
+    computed_in = _dtype(dtype, reader.manifest, placed)
     tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
     # Pairs are read in the order of the cache, so these are in the order of the tallies.
     lengths = reader.plan.response_length[wanted].astype(np.int64)
@@ -185,13 +187,11 @@ def _subset(stored: StoredHead, reader: CacheReader, which: Which | None) -> Pai
     return PairSubset(which=which, fraction=fraction)
 
 
-def _dtype(
-    asked: Dtype, manifest: Manifest, device: torch.device, say: Callable[[str], None]
-) -> torch.dtype:
+def _dtype(asked: Dtype, manifest: Manifest, device: torch.device) -> torch.dtype:
     if asked == AUTO and manifest.states.dtype != "bfloat16":
-        say(f"Computing in float32: states are stored in {manifest.states.dtype}")
+        _log.info(f"Computing in float32: states are stored in {manifest.states.dtype}")
         return torch.float32
-    return pick_dtype_for_stored(asked, device, say)
+    return pick_dtype_for_stored(asked, device)
 
 
 def _share_data(trained_on: Manifest, other: Manifest) -> bool:

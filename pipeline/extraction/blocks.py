@@ -1,5 +1,6 @@
 """Running the blocks of an extraction: one is computed while those before it are written."""
 
+import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -7,9 +8,11 @@ from typing import Final
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.writer import CacheWriter
-from mav.pipeline.extraction.prepare import Say, Work
+from mav.pipeline.extraction.prepare import Work
 from mav.pipeline.runtime.interruption import Interrupted
-from mav.pipeline.runtime.progress import between_bars, progress_bar
+from mav.pipeline.runtime.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 _BLOCKS_WAITING: Final = 2
 """Blocks that are written or wait to be; a disk that is slow for a moment holds up nothing."""
@@ -20,7 +23,6 @@ def run_blocks(
     writer: CacheWriter,
     blocks: list[int],
     objects: ObjectStore,
-    say: Say,
     *,
     alone: bool,
 ) -> int:
@@ -34,7 +36,6 @@ def run_blocks(
         writer: Where to.
         blocks: Numbers of the blocks.
         objects: Where the cache is.
-        say: Called with each line worth telling the user.
         alone: Whether no other process has blocks of this run.
 
     Raises:
@@ -58,24 +59,24 @@ def run_blocks(
                 rows = work.forward.run(in_block, count)
                 if len(waiting) == _BLOCKS_WAITING:
                     waiting.popleft().result()
+                _log.debug(f"Block {block}: {len(in_block)} pairs are computed")
                 waiting.append(pool.submit(writer.write_block, block, len(in_block), rows))
             for writing in waiting:
                 writing.result()
     except KeyboardInterrupt as stop:
-        at_once = not _written(waiting, say)
+        at_once = not _written(waiting)
         raise _interrupted(work, blocks, ran, objects, alone=alone, at_once=at_once) from stop
     finally:
         pool.shutdown(wait=not at_once, cancel_futures=at_once)
     return pairs
 
 
-def _written(waiting: deque[Future[None]], say: Say) -> bool:
+def _written(waiting: deque[Future[None]]) -> bool:
     """Wait until blocks that are computed are written; False where that is interrupted too."""
     try:
         left = sum(not writing.done() for writing in waiting)
         if left:
-            with between_bars():
-                say(f"Writing what is computed, {left} blocks; Ctrl-C again ends at once")
+            _log.info(f"Writing what is computed, {left} blocks; Ctrl-C again ends at once")
         for writing in waiting:
             writing.result()
     except KeyboardInterrupt:

@@ -22,7 +22,6 @@ from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.options import ExtractOptions, StorageDtype, as_begun, states_storage
 from mav.pipeline.extraction.prepare import (
-    Say,
     Work,
     choose_dtype,
     load,
@@ -95,29 +94,26 @@ class Preflight:
         }
 
 
-def preflight(
-    options: ExtractOptions, *, say: Say = lambda _: None, base: BaseModel | None = None
-) -> Preflight:
+def preflight(options: ExtractOptions, *, base: BaseModel | None = None) -> Preflight:
     """Find out what an extraction will take: size exactly or by a sample, time by a sample.
 
     Nothing is written.
 
     Args:
         options: What would be extracted.
-        say: Called with each line worth telling the user.
         base: A loaded base to use in place of `options.base_model`.
 
     Raises:
         MAVError: Any input is at fault, as it would be for the extraction.
     """
-    request, objects = prepare(options, base, say), open_object_store(options.output)
+    request, objects = prepare(options, base), open_object_store(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
     if stored is not None:
         require_begun_in(options, stored, dtype_name(options.dtype))
-    data = read(options, request.tokenizer, stored, say)
+    data = read(options, request.tokenizer, stored)
     if stored is not None:
         options = as_begun(options, stored, data)
-    work = load(options, request, data, choose_dtype(options, request, stored, say), say)
+    work = load(options, request, data, choose_dtype(options, request, stored))
     if stored is not None:
         require_same(objects.location, stored, work.manifest)
     missing = _missing(objects, work)

@@ -1,6 +1,7 @@
 """Stage one: run the frozen base once over preference pairs and write the cache."""
 
 import dataclasses
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
@@ -24,7 +25,6 @@ from mav.pipeline.extraction.options import ExtractOptions, as_begun, draft_mani
 from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
     Request,
-    Say,
     Work,
     choose_dtype,
     load,
@@ -35,6 +35,8 @@ from mav.pipeline.extraction.prepare import (
 )
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.known_places import remember
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,29 +79,24 @@ class ExtractReport:
         }
 
 
-def extract(
-    options: ExtractOptions, *, say: Say = lambda _: None, base: BaseModel | None = None
-) -> ExtractReport:
+def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> ExtractReport:
     """Write the cache, or go on with one that was interrupted, or leave a complete one as it is.
 
     Processes that were launched together share the blocks that are missing.
 
     Args:
         options: What to extract.
-        say: Called with each line worth telling the user, on the first process.
         base: A loaded base to use in place of `options.base_model`.
 
     Raises:
         MAVError: Any input is at fault; see its subclasses.
     """
-    request = prepare(options, base, say)
+    request = prepare(options, base)
     processes, objects = request.processes, open_object_store(options.output)
-    if not processes.first:
-        say = _silent
     with ExitStack() as held:
 
         def lock() -> str:
-            return held.enter_context(run_lock(objects, say=say))
+            return held.enter_context(run_lock(objects))
 
         stored = processes.from_first(
             lambda: read_manifest(objects) if require_free(objects) else None
@@ -110,7 +107,7 @@ def extract(
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
-        data = read(options, request.tokenizer, stored, say)
+        data = read(options, request.tokenizer, stored)
         for given, kept in zip(options.sources, data.sources, strict=True):
             if kept.pairs:
                 remember(kept.fingerprint, given.id)
@@ -120,14 +117,14 @@ def extract(
             asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
             if told := _moved(stored.base, asked.base):
-                say(told)
+                _log.info(told)
             _remember_base(request, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
-                say(f"{options.output}: complete already, left as it is")
+                _log.info(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
         # One type for all: what processes compute on may differ.
-        dtype = processes.from_first(lambda: choose_dtype(options, request, stored, say))
-        work = load(options, request, data, dtype, say)
+        dtype = processes.from_first(lambda: choose_dtype(options, request, stored))
+        work = load(options, request, data, dtype)
         _remember_base(request, work.manifest)
         if stored is not None:
             # Now with what only the loaded base tells.
@@ -138,19 +135,19 @@ def extract(
         writer = CacheWriter(objects, run)
         processes.from_first(lambda: writer.record_compute_dtype(dtype))
         if stored is not None and (lost := processes.from_first(lambda: _restore(writer, work))):
-            say(f"Written again: {', '.join(lost)}")
+            _log.warning(f"Written again: {', '.join(lost)}")
         missing = processes.from_first(writer.missing)
         if stored is not None:
             processes.from_first(lambda: require_room(objects, work, missing, begun=True))
             blocks = work.plan.blocks
-            say(
+            _log.info(
                 f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
             )
         if processes.count > 1:
-            say(f"{processes.count} processes share {len(missing)} blocks")
+            _log.info(f"{processes.count} processes share {len(missing)} blocks")
         started = perf_counter()
         own = missing[processes.rank :: processes.count]
-        done = run_blocks(work, writer, own, objects, say, alone=processes.count == 1)
+        done = run_blocks(work, writer, own, objects, alone=processes.count == 1)
         done = sum(processes.gather(done))
         processes.from_first(writer.complete)
         return _report(
@@ -160,10 +157,6 @@ def extract(
             perf_counter() - started,
             work.forward.packing,
         )
-
-
-def _silent(line: str) -> None:
-    """Say nothing; the first process speaks for all."""
 
 
 def _sound(objects: ObjectStore) -> bool:

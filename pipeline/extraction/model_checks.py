@@ -5,8 +5,9 @@ but compared on real pairs: that the taps see transformers' own hidden states, t
 logits are the model's own, and that packing changes nothing.
 """
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +24,8 @@ from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pac
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_for_memory
+
+_log = logging.getLogger(__name__)
 
 # Relative errors (Frobenius norm) above which two results count as different. The same tensor
 # through the same kernels differs by nothing; the same product in another order by rounding,
@@ -57,7 +60,6 @@ def check_base(
     max_length: int,
     *,
     must_factor: bool,
-    say: Callable[[str], None],
 ) -> ModelCheckReport:
     """Run all checks on a few pairs.
 
@@ -67,7 +69,6 @@ def check_base(
         layers: The layers that are taken.
         max_length: Most tokens of a prompt with one response.
         must_factor: Whether logits that cannot be factored are an error.
-        say: Called with each line worth telling the user.
 
     Raises:
         BaseModelError: A check failed that nothing can make up for.
@@ -87,18 +88,18 @@ def check_base(
         if must_factor:
             raise
         factored = False
-        say(f"{cause} They are taken from the whole model.")
+        _log.warning(f"{cause} They are taken from the whole model.")
     packing, by_packing = choose_packing(base, layers, pairs, chosen, max_length)
     errors["packing"] = by_packing[packing]
     listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
-    say(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
+    _log.info(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
     if packing == "padded":
-        say(
+        _log.warning(
             f"{base.config.model_type}: its attention cannot be replaced, so each pair is run in a "
             f"sequence of its own, padded, which takes about 1.2 times as long"
         )
     elif packing == "apart":
-        say(
+        _log.warning(
             f"{base.config.model_type}: sharing a prompt between two answers changes its states "
             f"(relative error {by_packing['padded']:.2g}) or its attention window is shorter than "
             f"the maximum length; each answer is run apart, which takes about twice as long"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, DtypeName, dt
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.distributed import Processes, launched_here
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Work:
     forward: BlockForward
 
 
-def prepare(options: ExtractOptions, base: BaseModel | None, say: Say) -> Request:
+def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     """Find the base and join the other processes.
 
     Raises:
@@ -99,7 +99,6 @@ def prepare(options: ExtractOptions, base: BaseModel | None, say: Say) -> Reques
             options.gguf_file,
             options.revision,
             gguf_cache=options.gguf_cache,
-            say=say,
         )
         config, tokenizer = load_config(source), load_tokenizer(source)
     else:
@@ -130,14 +129,13 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
         )
 
 
-def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None, say: Say) -> ReadData:
+def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None) -> ReadData:
     """Read and tokenize the preference pairs that are asked for; see `read_data`.
 
     Args:
         options: What is asked for.
         tokenizer: The base's.
         stored: The manifest of a cache that is begun already, whose template date holds on.
-        say: Called with each line worth telling the user.
 
     Raises:
         UsageError: A date is given to a template that does not ask for it.
@@ -147,13 +145,12 @@ def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None, say: 
         tokenizer,
         max_length=options.max_length,
         form=options.prompt_form,
-        date=_template_date(options, tokenizer, stored, say),
-        say=say,
+        date=_template_date(options, tokenizer, stored),
     )
 
 
 def _template_date(
-    options: ExtractOptions, tokenizer: Any, stored: Manifest | None, say: Say
+    options: ExtractOptions, tokenizer: Any, stored: Manifest | None
 ) -> datetime.date | None:
     """Return the day that the chat template is told, or None where it does not ask."""
     if options.prompt_form != "chat" or not uses_date(tokenizer):
@@ -170,7 +167,7 @@ def _template_date(
         return None if kept is None else parse_date(kept)
     else:
         date = parse_date("today")
-    say(f"The chat template asks for the date; it is told {date}, which the cache keeps")
+    _log.info(f"The chat template asks for the date; it is told {date}, which the cache keeps")
     return date
 
 
@@ -199,16 +196,13 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
     )
 
 
-def choose_dtype(
-    options: ExtractOptions, request: Request, begun: Manifest | None, say: Say
-) -> StoredDtype:
+def choose_dtype(options: ExtractOptions, request: Request, begun: Manifest | None) -> StoredDtype:
     """Return the type to compute in: what is asked for, a begun cache's own, or the device's.
 
     Args:
         options: The request.
         request: What is known of it.
         begun: The manifest of the cache that is to be gone on with.
-        say: Called with each line worth telling the user.
 
     Raises:
         MismatchError: The base that was given computes in another type than the cache.
@@ -219,17 +213,15 @@ def choose_dtype(
             require_begun_in(options, begun, asked)
     elif options.dtype == AUTO and begun is not None:
         asked = begun.states.compute_dtypes[-1]
-        say(f"Computing in {asked}, in which the cache was begun")
+        _log.info(f"Computing in {asked}, in which the cache was begun")
     else:
         asked = dtype_name(options.dtype)
-    name = dtype_name(pick_dtype(asked, request.device, say, spread=bool(options.device_map)))
+    name = dtype_name(pick_dtype(asked, request.device, spread=bool(options.device_map)))
     assert name != AUTO
     return name
 
 
-def load(
-    options: ExtractOptions, request: Request, data: ReadData, dtype: StoredDtype, say: Say
-) -> Work:
+def load(options: ExtractOptions, request: Request, data: ReadData, dtype: StoredDtype) -> Work:
     """Load the base, check it, and plan the cache.
 
     Args:
@@ -237,7 +229,6 @@ def load(
         request: What is known of it.
         data: The tokenized pairs.
         dtype: Type to compute in.
-        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: The base cannot be loaded, or does not behave as extraction needs.
@@ -246,7 +237,7 @@ def load(
     require_readable(options.base_model, data.pairs, request.config)
     if base is None:
         assert request.source is not None
-        say(f"Loading {request.source.id} in {dtype}")
+        _log.info(f"Loading {request.source.id} in {dtype}")
         base = load_source(
             request.source,
             LoadOptions(
@@ -256,20 +247,18 @@ def load(
                 quantize=options.quantize,
             ),
             request.tokenizer,
-            say=say,
         )
     unembedding = base.unembedding()
     record = base.record()
     manifest, plan = draft_manifest(options, record, _logits_record(unembedding), data, dtype)
     if options.pooled_size is None:
-        say(_told_width(manifest))
+        _log.info(_told_width(manifest))
     verdict = check_base(
         base,
         data.pairs,
         manifest.states.layers,
         options.max_length,
         must_factor=options.logits == "factored",
-        say=say,
     )
     manifest = dataclasses.replace(manifest, checks=verdict.errors)
     forward = BlockForward(
@@ -284,7 +273,7 @@ def load(
     devices = base.devices
     if options.batch_tokens is None and devices[0].type != "cpu":
         forward.budget = _measured(forward, plan, data, devices)
-        say(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
+        _log.info(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
     return Work(manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward)
 
 

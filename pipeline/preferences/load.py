@@ -1,7 +1,8 @@
 """The pairs of all data sets of an extraction, read, tokenized and mixed."""
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TRUNCATION, TokenizedPairs, tokenize_pairs
 from mav.pipeline.runtime.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,6 @@ def read_data(
     max_length: int,
     form: Form,
     date: datetime.date | None,
-    say: Callable[[str], None],
 ) -> ReadData:
     """Read data sets, tokenize their pairs, put them together, and tell what was left out.
 
@@ -70,7 +72,6 @@ def read_data(
         max_length: Most tokens of a prompt with one response.
         form: What prompts look like to the base.
         date: What its chat template is told when it asks for today's date.
-        say: Called with each line worth telling the user.
 
     Raises:
         DataError: One cannot be read, or has no usable pair.
@@ -108,7 +109,7 @@ def read_data(
                 dropped=dict(sorted(dropped.items())),
             )
         )
-        say(_told(source, records[-1]))
+        _log.log(logging.WARNING if dropped else logging.INFO, _told(source, records[-1]))
     end = choose_prompt_format(form, TEMPLATES[form], tokenizer).end_token
     text = TextRecord(
         prompt_template=TEMPLATES[form],
@@ -118,7 +119,7 @@ def read_data(
         template_date=None if date is None else date.isoformat(),
     )
     data = ReadData(pairs=mixed.pairs, text=text, source=mixed.source, sources=tuple(records))
-    _tell_of_limit(data.pairs, max_length, say)
+    _tell_of_limit(data.pairs, max_length)
     return data
 
 
@@ -134,9 +135,9 @@ def _listed(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"
 
 
-def _tell_of_limit(pairs: TokenizedPairs, max_length: int, say: Callable[[str], None]) -> None:
+def _tell_of_limit(pairs: TokenizedPairs, max_length: int) -> None:
     if pairs.prompts_truncated or pairs.responses_cut:
-        say(
+        _log.warning(
             f"The limit of {max_length} tokens took the beginning of {pairs.prompts_truncated} "
             f"prompts and the end of an answer of {pairs.responses_cut} pairs"
         )

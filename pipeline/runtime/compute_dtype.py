@@ -4,9 +4,9 @@ On a processor without bfloat16 instructions a bfloat16 product takes a hundred 
 same one in float32, so no one type is right everywhere.
 """
 
+import logging
 import os
 import platform
-from collections.abc import Callable
 from functools import cache
 from time import perf_counter
 from typing import Final, Literal, get_args
@@ -15,6 +15,8 @@ import torch
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.devices import pick_device
+
+_log = logging.getLogger(__name__)
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Dtype = DtypeName | torch.dtype
@@ -36,8 +38,6 @@ _REPEATS: Final = 3
 _AS_FAST: Final = 1.25
 """Most times as long as a float32 product that a narrow one may take to count as native."""
 
-Say = Callable[[str], None]
-
 
 def dtype_name(dtype: Dtype, option: str = "--dtype") -> DtypeName:
     """Return the name of a type, or `auto`.
@@ -52,39 +52,48 @@ def dtype_name(dtype: Dtype, option: str = "--dtype") -> DtypeName:
     raise UsageError(f"{option}: got {dtype!r}, expected one of {', '.join(get_args(DtypeName))}")
 
 
-def pick_dtype(
-    asked: Dtype, device: torch.device | str, say: Say | None = None, *, spread: bool = False
-) -> torch.dtype:
+def resolve_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False) -> torch.dtype:
     """Return the type to compute in.
 
     Args:
         asked: A type, or `auto` for what the device multiplies natively.
         device: Where to compute, or `auto`.
-        say: Told in one line what `auto` came to; or, once a process, that the type that was
-            asked for is slow on the device.
         spread: Whether a model is spread over all devices of that kind.
 
     Raises:
         UsageError: There is no such type or device.
     """
-    if isinstance(asked, torch.dtype) and asked not in TORCH_DTYPES.values():
-        return asked  # float64, say, which a loaded base may have
-    name = dtype_name(asked)
-    placed = device if isinstance(device, torch.device) else pick_device(device)
-    native, reason = _native(placed, spread=spread)
-    if name == AUTO:
-        if say is not None:
-            say(f"Computing in {plain_name(native)}: {reason}")
-        return native
-    dtype = TORCH_DTYPES[name]
+    return _resolve(asked, device, spread=spread)[0]
+
+
+def pick_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False) -> torch.dtype:
+    """Return the type to compute in, as `resolve_dtype`, and log why.
+
+    Logs what `auto` came to; or warns, once per process, that the type is slow on the device.
+    """
+    dtype, placed, reason = _resolve(asked, device, spread=spread)
+    if asked == AUTO:
+        _log.info(f"Computing in {plain_name(dtype)}: {reason}")
     # float32 is at home on every CPU, and whoever asks for it there wants its digits.
-    if (
-        say is not None
-        and dtype != native
-        and not (dtype == torch.float32 and placed.type == "cpu")
-    ):
-        _warn_if_slow(dtype, native, placed, say)
+    elif dtype in TORCH_DTYPES.values() and (dtype, placed.type) != (torch.float32, "cpu"):
+        native, _ = _native(placed, spread=spread)
+        if dtype != native:
+            _warn_if_slow(dtype, native, placed)
     return dtype
+
+
+def _resolve(
+    asked: Dtype, device: torch.device | str, *, spread: bool
+) -> tuple[torch.dtype, torch.device, str]:
+    """Return the type, the device, and why it is that type where `auto` was asked for."""
+    placed = device if isinstance(device, torch.device) else pick_device(device)
+    if isinstance(asked, torch.dtype) and asked not in TORCH_DTYPES.values():
+        return asked, placed, ""  # float64, for example, which a loaded base may have
+    name = dtype_name(asked)
+    if name != AUTO:
+        return TORCH_DTYPES[name], placed, ""
+    native, reason = _native(placed, spread=spread)
+    return native, placed, reason
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
@@ -95,15 +104,15 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return _native(device)[0]
 
 
-def pick_dtype_for_stored(asked: Dtype, device: torch.device, say: Say) -> torch.dtype:
+def pick_dtype_for_stored(asked: Dtype, device: torch.device) -> torch.dtype:
     """Return the type for products over stored states.
 
     As `pick_dtype`, but `auto` is never float16, which stored values may overflow.
     """
     if asked == AUTO and native_dtype(device) == torch.float16:
-        say("Computing in float32: stored states may exceed what float16 holds")
+        _log.info("Computing in float32: stored states may exceed what float16 holds")
         return torch.float32
-    return pick_dtype(asked, device, say)
+    return pick_dtype(asked, device)
 
 
 @cache
@@ -178,14 +187,14 @@ def _limit_by_environment() -> str | None:
 _warned: Final[set[tuple[torch.dtype, str]]] = set()
 
 
-def _warn_if_slow(dtype: torch.dtype, native: torch.dtype, device: torch.device, say: Say) -> None:
+def _warn_if_slow(dtype: torch.dtype, native: torch.dtype, device: torch.device) -> None:
     if (dtype, device.type) in _warned:
         return
     ratio = product_ratio(dtype, native, device)
     if ratio <= _AS_FAST:
         return
     _warned.add((dtype, device.type))
-    say(
+    _log.warning(
         f"{plain_name(dtype)} is slow here: on {device.type} a product takes {ratio:.3g} times as "
         f"long as in {plain_name(native)}, which --dtype auto chooses"
     )

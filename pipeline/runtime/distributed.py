@@ -1,6 +1,7 @@
 """The processes of one run: what `accelerate launch` or `torchrun` started together."""
 
 import atexit
+import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -46,6 +47,7 @@ class Processes:
             require_joined(state.num_processes)
             leave_at_exit()
             self.rank, self.local_rank = state.process_index, state.local_process_index
+            let_first_process_log(self.rank)
 
     @property
     def first(self) -> bool:
@@ -100,6 +102,16 @@ def launched() -> int:
 def launched_here() -> int:
     """Return how many of them are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(launched())))
+
+
+def let_first_process_log(rank: int) -> None:
+    """Leave the log to the first of several processes; the others log errors only.
+
+    Args:
+        rank: Number of this process.
+    """
+    if rank:
+        logging.getLogger("mav").setLevel(logging.ERROR)
 
 
 def leave_at_exit() -> None:

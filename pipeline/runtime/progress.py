@@ -1,5 +1,6 @@
 """Progress bars: rate and time left on a terminal, a line now and then in a log file."""
 
+import logging
 import os
 import sys
 from typing import Any, Final
@@ -15,7 +16,7 @@ def between_bars() -> Any:
 
 
 def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> Any:
-    """Return a tqdm bar on standard error.
+    """Return a tqdm bar on standard error, hidden where the logger `mav` is set above INFO.
 
     Args:
         total: How much there is to do, if known.
@@ -37,5 +38,5 @@ def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> A
         ascii=None if terminal else True,
         leave=True,
         # Of processes launched together, the first shows how far its share is.
-        disable=os.environ.get("RANK", "0") != "0",
+        disable=os.environ.get("RANK", "0") != "0" or logging.getLogger("mav").level > logging.INFO,
     )

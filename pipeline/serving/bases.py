@@ -1,6 +1,6 @@
 """The bases a server offers, under the short names requests call them by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,6 @@ def require_all_fit(
     sources: Sequence[BaseSource],
     rules: AttachOptions,
     quantize: Quantize | None,
-    say: Callable[[str], None],
 ) -> None:
     """Check that bases, quantized as they will be, belong to a head, without loading their weights.
 
@@ -78,8 +77,8 @@ def require_all_fit(
     """
     trained = load_trained(head)
     for source in sources:
-        source = with_copy(source, gguf_cache=rules.gguf_cache, say=say)
-        check_compatible(preview_base(source, quantize), trained, rules, say)
+        source = with_copy(source, gguf_cache=rules.gguf_cache)
+        check_compatible(preview_base(source, quantize), trained, rules)
 
 
 def _parts(source: BaseSource) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """The HTTP server: its signals, its end."""
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
@@ -14,6 +15,8 @@ from mav.pipeline.serving.address import Address
 from mav.pipeline.serving.middleware import Crowded
 from mav.pipeline.serving.protocol import HEADER_SECONDS, ImpatientProtocol
 from mav.pipeline.serving.worker import Worker
+
+_log = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5.0
 """How long answers may still be written after the server was told to stop."""
@@ -31,16 +34,13 @@ class HttpServer(uvicorn.Server):
         worker: What decodes.
     """
 
-    def __init__(
-        self, address: Address, app: ASGIApp, worker: Worker, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, address: Address, app: ASGIApp, worker: Worker) -> None:
         """Prepare; `run` serves.
 
         Args:
             address: Where.
             app: What answers.
             worker: What decodes; it starts and stops with the server.
-            say: Told the URL once the server listens.
         """
         super().__init__(
             uvicorn.Config(
@@ -61,7 +61,7 @@ class HttpServer(uvicorn.Server):
         )
         self._socket = address.socket
         self.url = address.url
-        self.worker, self._say = worker, say
+        self.worker = worker
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the end; the worker has ended too then."""
@@ -77,7 +77,7 @@ class HttpServer(uvicorn.Server):
         """Begin to listen."""
         await super().startup(sockets)
         self.worker.start()
-        self._say(f"Serving {self.worker.base} at {self.url} (Ctrl-C stops)")
+        _log.info(f"Serving {self.worker.base} at {self.url} (Ctrl-C stops)")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what waits, leave what runs a little time, then end."""

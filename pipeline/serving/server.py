@@ -1,6 +1,5 @@
 """`mav serve`: load a head and its first base, and serve until interrupted."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mav.cache_schema.errors import UsageError
@@ -11,20 +10,19 @@ if TYPE_CHECKING:
     from mav.pipeline.serving.http_server import HttpServer
 
 
-def serve(options: ServeOptions, *, say: Callable[[str], None]) -> None:
+def serve(options: ServeOptions) -> None:
     """Load, listen, and answer until SIGINT or SIGTERM.
 
     Args:
         options: All settings.
-        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: Something cannot be loaded, does not belong together, or the address is taken.
     """
-    load_server(options, say=say).run()
+    load_server(options).run()
 
 
-def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpServer":
+def load_server(options: ServeOptions) -> "HttpServer":
     """Take the address, load head and first base, and return the server, which `run` starts.
 
     Raises:
@@ -43,13 +41,13 @@ def load_server(options: ServeOptions, *, say: Callable[[str], None]) -> "HttpSe
     # Before anything is loaded, which may take minutes.
     address = take_address(options.host, options.port)
     try:
-        return _load_on(address, options, say)
+        return _load_on(address, options)
     except BaseException:
         address.socket.close()
         raise
 
 
-def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], None]) -> "HttpServer":
+def _load_on(address: "Address", options: ServeOptions) -> "HttpServer":
     from mav.pipeline.base.source import resolve_base
     from mav.pipeline.decoding.attach import AttachOptions
     from mav.pipeline.decoding.inference import MAVInference
@@ -71,7 +69,7 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
             base_generation_config=options.base_generation_config,
             gguf_cache=options.gguf_cache,
         )
-        require_all_fit(options.head, sources[1:], rules, options.quantize, say)
+        require_all_fit(options.head, sources[1:], rules, options.quantize)
     mav = MAVInference(
         options.head,
         options.bases[0] if options.bases else None,
@@ -87,7 +85,6 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         int8_head=options.int8_head,
         base_generation_config=options.base_generation_config,
         gguf_cache=options.gguf_cache,
-        say=say,
     )
     if not bases:
         assert mav.base.source is not None
@@ -104,6 +101,5 @@ def _load_on(address: "Address", options: ServeOptions, say: Callable[[str], Non
         max_rows=options.max_rows,
         max_queue=options.max_queue,
         metrics=metrics,
-        say=say,
     )
-    return HttpServer(address, build_app(options, worker, metrics), worker, say)
+    return HttpServer(address, build_app(options, worker, metrics), worker)

@@ -17,7 +17,7 @@ from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.prompts import Choice, Limits, choices_of
 from mav.pipeline.serving.queue import Waiting
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -41,7 +41,6 @@ class Worker:
         max_rows: int,
         max_queue: int,
         metrics: Metrics,
-        say: Callable[[str], None],
     ) -> None:
         """Prepare; `start` begins.
 
@@ -52,7 +51,6 @@ class Worker:
             max_rows: Most answers decoded at once.
             max_queue: Most jobs that wait.
             metrics: Where tokens and seconds are counted.
-            say: Called with each line worth telling whoever runs the server.
 
         Raises:
             BaseModelError: The base cannot decode rows that come and go.
@@ -60,7 +58,7 @@ class Worker:
         self.bases = {base.name: base for base in bases}
         self.waiting = Waiting(max_queue)
         self.max_rows = max_rows
-        self._mav, self._limits, self._metrics, self._say = mav, limits, metrics, say
+        self._mav, self._limits, self._metrics = mav, limits, metrics
         self._base: str | None = bases[0].name
         self._decoder: ContinuousBatchDecoder | None = ContinuousBatchDecoder(mav.joined)
         self._rows = 0
@@ -109,7 +107,7 @@ class Worker:
                 self._step()
             self._fail(self._running(), shutting_down())
         except BaseException as error:
-            _LOG.exception("the decoding thread ends")
+            _log.exception("the decoding thread ends")
             self.waiting.close()
             self._fail(self._running(), _internal(error))
         self._decoder, self._rows = None, 0
@@ -156,7 +154,7 @@ class Worker:
         except Exception as error:
             self._metrics.switches.labels(result="refused").inc()
             if not isinstance(error, MAVError):
-                _LOG.exception("%s: the switch to this base failed", base.name)
+                _log.exception("%s: the switch to this base failed", base.name)
             self._keep(before)
             if isinstance(error, MAVError):
                 raise ApiError(
@@ -167,9 +165,7 @@ class Worker:
         self._metrics.switches.labels(result="done").inc()
 
     def _load(self, base: ServedBase) -> None:
-        self._mav.switch_base_model(
-            base.path, gguf_file=base.gguf_file, revision=base.revision, say=self._say
-        )
+        self._mav.switch_base_model(base.path, gguf_file=base.gguf_file, revision=base.revision)
 
     def _keep(self, before: str | None) -> None:
         """Go on with the base that was in use, if it could be had back."""
@@ -209,7 +205,7 @@ class Worker:
             return []
         except Exception as error:
             # Tokenizers and templates are programs of the base's; one job must not end the rest.
-            _LOG.exception("a prompt cannot be read")
+            _log.exception("a prompt cannot be read")
             job.outbox.put([_internal(error)])
             return []
         # The prompt's tokens are counted once, however many answers there are to it.
@@ -231,7 +227,7 @@ class Worker:
         try:
             found = run(self._decoder)
         except Exception as error:
-            _LOG.exception("a pass of the base failed")
+            _log.exception("a pass of the base failed")
             self._metrics.failures.inc()
             self._fail(self._running() | joining, _internal(error))
         if found is None:

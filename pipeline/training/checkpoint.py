@@ -17,10 +17,11 @@ needs no state of any random generator, and a resumed run follows the same traje
 """
 
 import contextlib
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,8 @@ from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_chec
 from mav.cache_schema.errors import HeadError
 from mav.cache_schema.storage.local import sync_directory
 from mav.pipeline.runtime.file_modes import give_usual_mode, new_folder
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINTS: Final = "checkpoints"
 POINTER: Final = "newest.json"
@@ -147,12 +150,11 @@ def save_checkpoint(
             sync_directory(root)
 
 
-def newest_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint of a run that is not damaged, or None if the run has none.
 
     Args:
         folder: Folder of the run.
-        say: Called with a line for each damaged checkpoint that is passed over.
 
     Raises:
         HeadError: There are checkpoints, and all are damaged.
@@ -166,7 +168,7 @@ def newest_checkpoint(folder: Path, *, say: Callable[[str], None]) -> Checkpoint
             damaged.append(f"{root / name}: damaged checkpoint: {error}")
             continue
         for line in damaged:
-            say(f"{line}. Going back to step {found.state.step}.")
+            _log.warning(f"{line}. Going back to step {found.state.step}.")
         return found
     if damaged:
         listed = "".join(f"\n  - {line}" for line in damaged)

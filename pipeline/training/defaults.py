@@ -1,7 +1,7 @@
 """What a training run is asked for, with all that follows from the cache and the device settled."""
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from mav.pipeline.runtime.compute_dtype import AUTO, pick_dtype_for_stored
 from mav.pipeline.training.checkpoint import TrainState
 from mav.pipeline.training.options import TrainOptions
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 def settled(
@@ -25,7 +25,6 @@ def settled(
     device: torch.device,
     *,
     begun: TrainState | None = None,
-    say: Say = lambda _: None,
 ) -> TrainOptions:
     """Return options in which `bf16` and `expansion_size` are what they come to.
 
@@ -34,23 +33,22 @@ def settled(
         manifest: The manifest of the cache.
         device: Where to compute.
         begun: The state of the run that is to be gone on with.
-        say: Called with each line worth telling the user.
     """
     return dataclasses.replace(
         options,
-        bf16=_bf16(options, device, begun, say),
-        expansion_size=options.expansion_size or _expansion_size(manifest, say),
+        bf16=_bf16(options, device, begun),
+        expansion_size=options.expansion_size or _expansion_size(manifest),
     )
 
 
-def _bf16(options: TrainOptions, device: torch.device, begun: TrainState | None, say: Say) -> bool:
+def _bf16(options: TrainOptions, device: torch.device, begun: TrainState | None) -> bool:
     asked = options.bf16
     if asked == AUTO and begun is not None and isinstance(begun.trajectory.get("bf16"), bool):
         asked = bool(begun.trajectory["bf16"])
-        say(f"Computing in {_named(asked)}, in which the run was begun")
+        _log.info(f"Computing in {_named(asked)}, in which the run was begun")
     if asked == AUTO:
-        return pick_dtype_for_stored(AUTO, device, say) == torch.bfloat16
-    pick_dtype_for_stored(_named(bool(asked)), device, say)
+        return pick_dtype_for_stored(AUTO, device) == torch.bfloat16
+    pick_dtype_for_stored(_named(bool(asked)), device)
     return bool(asked)
 
 
@@ -58,13 +56,13 @@ def _named(bf16: bool) -> Literal["bfloat16", "float32"]:
     return "bfloat16" if bf16 else "float32"
 
 
-def _expansion_size(manifest: Manifest, say: Say) -> int:
+def _expansion_size(manifest: Manifest) -> int:
     base = manifest.base
     layers, pooled = len(manifest.states.layers), manifest.states.pooled_size
     size = default_expansion_size(base, layers, pooled)
     if size != PUBLISHED_EXPANSION_SIZE:
         told = "" if base.parameters is not None else "about "
-        say(
+        _log.info(
             f"--expansion-size {size}, for a head of at most a third of the base's {told}"
             f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
         )

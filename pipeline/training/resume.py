@@ -1,6 +1,5 @@
 """Whether a training run may begin or go on in a folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,16 +13,14 @@ _STEP: Final = {
 }
 
 
-def checkpoint_to_go_on_from(
-    options: TrainOptions, *, say: Callable[[str], None]
-) -> Checkpoint | None:
+def checkpoint_to_go_on_from(options: TrainOptions) -> Checkpoint | None:
     """Return the checkpoint of the run in the output folder, or None where a new one begins.
 
     Raises:
         HeadError: No checkpoint of it is sound.
         UsageError: There is a run, and going on with it was not asked for.
     """
-    found = newest_checkpoint(options.output_dir, say=say)
+    found = newest_checkpoint(options.output_dir)
     occupied = found is not None or (options.output_dir / "last").exists()
     if occupied and not options.resume:
         raise UsageError(

@@ -1,8 +1,9 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +24,14 @@ from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, p
 from mav.pipeline.loader.sampler import order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.compute_dtype import plain_name
-from mav.pipeline.runtime.distributed import leave_at_exit, require_joined
+from mav.pipeline.runtime.distributed import (
+    leave_at_exit,
+    let_first_process_log,
+    require_joined,
+)
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.known_places import remember
-from mav.pipeline.runtime.progress import between_bars, progress_bar
+from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
 from mav.pipeline.training.defaults import settled
 from mav.pipeline.training.evaluation_set import EvaluationSet, evaluation_set
@@ -38,10 +43,10 @@ from mav.pipeline.training.schedule import Schedule
 from mav.pipeline.training.trackers import require_tracker, start_tracker
 from mav.pipeline.training.trainer import Trainer
 
+_log = logging.getLogger(__name__)
+
 _LOG_STEPS: Final = 10
 _PAIRS_FOR_KL: Final = 64
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +83,11 @@ class TrainReport:
         return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 
-def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
+def train(options: TrainOptions) -> TrainReport:
     """Train a head, or go on with a run that was interrupted.
 
     Args:
         options: What to train.
-        say: Called with each line worth telling the user, on the first process.
 
     Raises:
         MAVError: Any input is at fault; see its subclasses.
@@ -96,9 +100,8 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
     )
     require_joined(accelerator.num_processes)
     leave_at_exit()
-    if not accelerator.is_main_process:
-        say = lambda _: None  # noqa: E731
-    found = checkpoint_to_go_on_from(options, say=say)
+    let_first_process_log(accelerator.process_index)
+    found = checkpoint_to_go_on_from(options)
     reader = CacheReader(options.cache)
     if Path(reader.manifest.base.id).is_absolute():
         # Caches of earlier programs held the place itself, which the head will not.
@@ -108,14 +111,12 @@ def train(options: TrainOptions, *, say: Say = lambda _: None) -> TrainReport:
         reader.manifest,
         accelerator.device,
         begun=found.state if found else None,
-        say=say,
     )
     run = _Run(
         options=options,
         reader=reader,
         held_out=evaluation_set(options, reader),
         accelerator=accelerator,
-        say=say,
     )
     return run.run(found)
 
@@ -130,13 +131,11 @@ class _Run:
         reader: CacheReader,
         held_out: EvaluationSet | None,
         accelerator: Accelerator,
-        say: Say,
     ) -> None:
         self._options = options
         self._manifest = reader.manifest
         self._held_out = held_out
         self._accelerator = accelerator
-        self._say = say
         self._memory = StreamMemory()
         self._subset = PairSubset(which="training", fraction=options.held_out_fraction)
         self._shape = options.step_shape(accelerator.num_processes, accelerator.process_index)
@@ -186,7 +185,7 @@ class _Run:
 
     def run(self, found: Checkpoint | None) -> TrainReport:
         head, options, total = self._head, self._options, self._schedule.total
-        self._say(
+        _log.info(
             f"Head: pooled {head.config.pooled_size}, expansion {head.config.expansion_size}: "
             f"{head.alignment_parameters():,} parameters in the alignment network, "
             f"{head.total_parameters():,} with the fusion layer"
@@ -196,7 +195,7 @@ class _Run:
             if self._shape.batch_tokens is None
             else f"{self._shape.batch_tokens * self._shape.slots:,} tokens at most"
         )
-        self._say(
+        _log.info(
             f"{self._pairs:,} pairs with {self._tokens:,} response tokens; "
             f"{total:,} steps of {each}"
         )
@@ -205,10 +204,10 @@ class _Run:
             return self._train(self._first_state())
         require_same_run(options.output_dir, found.state, self._first_state())
         if found.state.complete:
-            self._say(f"{options.output_dir}: trained already, left as it is")
+            _log.info(f"{options.output_dir}: trained already, left as it is")
             return self._report(found.state, {}, None)
         self._restore(found)
-        self._say(f"Going on after step {found.state.step} of {total}")
+        _log.info(f"Going on after step {found.state.step} of {total}")
         return self._train(found.state)
 
     def _restore(self, found: Checkpoint) -> None:
@@ -257,7 +256,7 @@ class _Run:
         kl = self._kl_of_best()
         self._accelerator.end_training()
         if state.step < schedule.total:
-            self._say(
+            _log.info(
                 f"Stopped after step {state.step} of {schedule.total}: {options.early_stopping} "
                 f"evaluations without a better held-out loss"
             )
@@ -282,7 +281,7 @@ class _Run:
             )
             kl = float(tallies[0][2].mean())
             if has_hardly_moved(kl):
-                self._say(advice(kl, f"{wanted.sum()} held-out pairs", best.origin.steps))
+                _log.warning(advice(kl, f"{wanted.sum()} held-out pairs", best.origin.steps))
         self._accelerator.wait_for_everyone()
         return kl
 
@@ -325,11 +324,10 @@ class _Run:
         found = self._trainer.evaluate(prefetch(stream), self._held_out_base)
         evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._write(log, step, evaluation)
-        with between_bars():
-            self._say(
-                f"step {step}: held-out loss {found['loss']:.4f}, reward accuracy "
-                f"{found['rewards/accuracies']:.3f}, margin {found['rewards/margins']:.4f}"
-            )
+        _log.info(
+            f"step {step}: held-out loss {found['loss']:.4f}, reward accuracy "
+            f"{found['rewards/accuracies']:.3f}, margin {found['rewards/margins']:.4f}"
+        )
         return evaluation
 
     def _write(self, log: MetricsLog | None, step: int, values: dict[str, float]) -> None:
@@ -370,6 +368,7 @@ class _Run:
                 save_head(self._head, origin, options.output_dir / "last", weights)
             tensors = {"head": weights, "optimizer": moments}
             save_checkpoint(options.output_dir, tensors, state)
+            _log.debug(f"Step {state.step}: checkpoint written to {options.output_dir}")
         self._accelerator.wait_for_everyone()
         return state
 

@@ -7,6 +7,7 @@ Shape legend: N tokens of an answer, K stored layers, V vocabulary.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from mav.pipeline.base.model import BaseModel, DeviceMap, LoadOptions, load_sour
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance
-from mav.pipeline.extraction.prepare import Say
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.pooling import pool_states
 from mav.pipeline.preferences.chat_template import parse_date
@@ -39,6 +39,8 @@ from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, Dtype, dtype_name
 from mav.pipeline.runtime.known_places import recall
 from mav.pipeline.runtime.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 LOSS: Final = {"computed": 0.0, "int8": 0.02, "fp8": 0.05}
 """Relative error that quantization of states may add."""
@@ -82,7 +84,6 @@ def verify_against_base(
     device: str = "auto",
     device_map: DeviceMap | None = None,
     gguf_cache: bool = True,
-    say: Say = lambda _: None,
     base: BaseModel | None = None,
 ) -> BaseComparison:
     """Compare pairs spread over a cache with the live base.
@@ -96,7 +97,6 @@ def verify_against_base(
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `LoadOptions`.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-        say: Called with each line worth telling the user.
         base: A loaded base to use in place of `base_model`.
 
     Raises:
@@ -109,7 +109,7 @@ def verify_against_base(
     if base is None:
         asked = manifest.states.compute_dtypes[-1] if dtype == AUTO else dtype
         placement = LoadOptions(dtype=asked, device=device, device_map=device_map)
-        base = _load(reader, base_model, placement.in_one_dtype(say), gguf_cache, say)
+        base = _load(reader, base_model, placement.in_one_dtype(), gguf_cache)
     wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
     pairs = _tokenize(reader, wanted, datasets, base)
     _require_same_tokens(reader, pairs, base)
@@ -141,7 +141,7 @@ def _near(reader: CacheReader) -> Path | None:
 
 
 def _load(
-    reader: CacheReader, base_model: str | None, placement: LoadOptions, gguf_cache: bool, say: Say
+    reader: CacheReader, base_model: str | None, placement: LoadOptions, gguf_cache: bool
 ) -> BaseModel:
     record = reader.manifest.base
     if base_model is None:
@@ -161,10 +161,10 @@ def _load(
                 f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base with "
                 f"--base-model."
             )
-    say(f"Loading {source.id} in {dtype_name(placement.dtype)}")
+    _log.info(f"Loading {source.id} in {dtype_name(placement.dtype)}")
     quantize = quantize_as(record.quantization, source)
-    source = with_copy(source, gguf_cache=gguf_cache, say=say)
-    return load_source(source, dataclasses.replace(placement, quantize=quantize), say=say)
+    source = with_copy(source, gguf_cache=gguf_cache)
+    return load_source(source, dataclasses.replace(placement, quantize=quantize))
 
 
 def _tolerance(manifest: Manifest, base: BaseModel) -> float:

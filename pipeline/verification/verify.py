@@ -9,7 +9,6 @@ from mav.cache_schema.reader import listed
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, repair, verify
 from mav.pipeline.base.model import DeviceMap
-from mav.pipeline.extraction.prepare import Say
 from mav.pipeline.runtime.compute_dtype import Dtype
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.verification.against_base import BaseComparison, verify_against_base
@@ -52,7 +51,6 @@ def run_verification(
     device: str,
     device_map: DeviceMap | None,
     gguf_cache: bool,
-    say: Say,
 ) -> Verification:
     """Verify a cache.
 
@@ -67,7 +65,6 @@ def run_verification(
         device: Where the base runs.
         device_map: How it is spread over several devices, in place of `device`.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-        say: Called with each line worth telling the user.
 
     Raises:
         MAVError: There is no cache, nothing can be said of it, or it cannot be mended.
@@ -80,7 +77,7 @@ def run_verification(
 
         stored = verify(objects, full=full, begin=begin, progress=bar.update)
     if mend and (stored.damaged_blocks or stored.damaged_layout):
-        repair(objects, stored, say=say)
+        repair(objects, stored)
     base = None
     if pairs is not None:
         if not stored.sound:
@@ -97,7 +94,6 @@ def run_verification(
             device=device,
             device_map=device_map,
             gguf_cache=gguf_cache,
-            say=say,
         )
     return Verification(stored=stored, base=base)
 

@@ -104,7 +104,6 @@ def test_the_checks_before_an_extraction_find_the_quickest_way_that_changes_noth
         ALL_LAYERS,
         MAX_LENGTH,
         must_factor=True,
-        say=lambda _: None,
     )
     assert verdict.packing == CATALOGUE[name].packing
 
@@ -173,7 +172,6 @@ def test_an_architecture_that_is_not_understood_is_refused(
             ALL_LAYERS,
             MAX_LENGTH,
             must_factor=True,
-            say=lambda _: None,
         )
 
 

@@ -138,14 +138,17 @@ def test_all_at_once_and_what_ends_answers(
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_and_changes_nothing(
-    content: str, head: str, plain_answers: list[tuple[int, ...]], tmp_path: Path
+    content: str,
+    head: str,
+    plain_answers: list[tuple[int, ...]],
+    tmp_path: Path,
+    messages: list[str],
 ) -> None:
-    said: list[str] = []
     base = with_config(tmp_path, content)
-    mav = MAVInference(head, base, dtype=tiny_base().dtype, device="cpu", say=said.append)
+    mav = MAVInference(head, base, dtype=tiny_base().dtype, device="cpu")
     assert answers(mav) == plain_answers
     assert mav.base.end_tokens == ({0, 299} if "[0, 299]" in content else {0})
-    told = [line for line in said if "generation_config.json" in line]
+    told = [line for line in messages if "generation_config.json" in line]
     assert len(told) == ('eos_token_id": "0' not in content)
     assert all("\n" not in line for line in told)
 
@@ -200,11 +203,12 @@ def test_without_do_sample_nothing_is_sampled(
     assert asked(head, with_config(tmp_path, own)).decoding() == GenerationOptions()
 
 
-def test_what_is_not_carried_out_is_named_in_one_line(head: str, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_what_is_not_carried_out_is_named_in_one_line(
+    head: str, tmp_path: Path, messages: list[str]
+) -> None:
     own = {"no_repeat_ngram_size": 3, "typical_p": 0.5, "num_beams": 1, "max_length": 20, **OWN}
-    asked(head, with_config(tmp_path, own), say=said.append)
-    (line,) = [line for line in said if "generation_config" in line]
+    asked(head, with_config(tmp_path, own))
+    (line,) = [line for line in messages if "generation_config" in line]
     assert "max_length, no_repeat_ngram_size, typical_p cannot be carried out" in line
 
 
@@ -312,7 +316,7 @@ def test_in_chat_another_base_brings_its_own_settings(head: str, tmp_path: Path)
         mav=mav,
         alpha=as_schedule(1.0),
         decoding=mav.decoding(**given),
-        say=lambda _: None,
+        write=lambda _: None,
         given=given,
     )
     assert chat.decoding == mav.decoding(top_k=2)

@@ -45,9 +45,8 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def load(folder: Path, said: list[str] | None = None) -> Any:
-    say = (lambda _: None) if said is None else said.append
-    return load_base(str(folder), dtype=torch.float32, device="cpu", say=say)
+def load(folder: Path) -> Any:
+    return load_base(str(folder), dtype=torch.float32, device="cpu")
 
 
 def drop(name: str) -> Callable[[Tensors], None]:
@@ -121,29 +120,29 @@ def test_tensors_that_are_not_the_models(
         ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.k_scale"),
     ],
 )
-def test_what_stands_beside_the_decoder_is_told(base: Path, name: str, part: str) -> None:
+def test_what_stands_beside_the_decoder_is_told(
+    base: Path, name: str, part: str, messages: list[str]
+) -> None:
     rewrite(base, added(name))
-    said: list[str] = []
-    load(base, said)
-    assert said == [f"{base}: not part of its text decoder, and not used: {part}"]
+    load(base)
+    assert messages == [f"{base}: not part of its text decoder, and not used: {part}"]
 
 
-def test_layers_that_predict_further_ahead_are_told(base: Path) -> None:
+def test_layers_that_predict_further_ahead_are_told(base: Path, messages: list[str]) -> None:
     layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
     rewrite(base, added(f"model.layers.{layers}.mlp.up_proj.weight"))
     with pytest.raises(BaseModelError, match="not used"):
         load(base)
     configure(base, num_nextn_predict_layers=1)
-    said: list[str] = []
-    load(base, said)
-    assert len(said) == 1
+    messages.clear()
+    load(base)
+    assert len(messages) == 1
 
 
-def test_a_whole_one_says_nothing(base: Path, shards: Path) -> None:
-    said: list[str] = []
+def test_a_whole_one_says_nothing(base: Path, shards: Path, messages: list[str]) -> None:
     for folder in (base, shards):
-        load(folder, said)
-    assert said == []
+        load(folder)
+    assert messages == []
 
 
 @pytest.mark.parametrize("tied", ["lm_head.weight", "model.embed_tokens.weight"])
@@ -246,14 +245,14 @@ def test_weights_under_another_name(base: Path) -> None:
         load(base)
 
 
-def test_a_quantized_checkpoint_is_complete(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_complete(tmp_path: Path, messages: list[str]) -> None:
     wide: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     folder = save_base(tiny_base(dtype=torch.bfloat16, **wide), tmp_path / "base")
     quantized = load_base(str(folder), dtype=torch.bfloat16, device="cpu", quantize="nf4")
     again = save_base(quantized, tmp_path / "nf4")
-    said: list[str] = []
-    load_base(str(again), dtype=torch.bfloat16, device="cpu", say=said.append)
-    assert said == []
+    messages.clear()
+    load_base(str(again), dtype=torch.bfloat16, device="cpu")
+    assert messages == []
 
 
 def without_tokenizer(base: Path) -> None:

@@ -69,18 +69,18 @@ def test_weights_are_those_that_were_written(home: Path, tmp_path: Path) -> None
 
 
 def test_it_is_made_once_and_said_once(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
-    said: list[str] = []
-    first = find_base(str(path), say=said.append)
+    messages.clear()
+    first = find_base(str(path))
     assert first.converted == copies(home)[0]
-    assert said == [f"Converting tiny.gguf to safetensors, once: {first.converted}"]
+    assert messages == [f"Converting tiny.gguf to safetensors, once: {first.converted}"]
     monkeypatch.setattr(gguf_copy, "convert", lambda *_: pytest.fail("it is there"))
     monkeypatch.setattr(gguf, "GGUFReader", lambda *_: pytest.fail("it was parsed"))
-    assert find_base(str(path), say=said.append) == first
+    assert find_base(str(path)) == first
     assert load_base(str(path), device="cpu").source == first
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
 def test_a_file_is_parsed_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def empty_record(copy: Path) -> None:
     "damage", [cut, flip, drop("config.json"), drop("copy.json"), empty_record]
 )
 def test_a_damaged_copy_is_made_again(
-    home: Path, tmp_path: Path, damage: Callable[[Path], None]
+    home: Path, tmp_path: Path, damage: Callable[[Path], None], messages: list[str]
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     whole = load(path, gguf_cache=False)
@@ -145,9 +145,9 @@ def test_a_damaged_copy_is_made_again(
     (copy,) = copies(home)
     damage(copy)
     gguf_copy._has_checksums.cache_clear()  # as in a new process
-    said: list[str] = []
-    again = find_base(str(path), say=said.append)
-    assert len(said) == 1 and said[0].startswith("Converting")
+    messages.clear()
+    again = find_base(str(path))
+    assert len(messages) == 1 and messages[0].startswith("Converting")
     assert again.converted == copy and copies(home) == [copy]
     assert_same(load(path), whole)
 
@@ -178,8 +178,9 @@ def test_one_that_was_interrupted_leaves_nothing(
 def test_several_processes_at_once_make_one(home: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     code = (
-        "import sys; from mav.pipeline.base.gguf_copy import find_base; "
-        "print(find_base(sys.argv[1], say=print).converted)"
+        "import logging, sys; from mav.pipeline.base.gguf_copy import find_base; "
+        "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s'); "
+        "print(find_base(sys.argv[1]).converted)"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
@@ -195,28 +196,28 @@ def test_several_processes_at_once_make_one(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lacking", ["memory", "disk"])
 def test_where_there_is_no_room_the_file_is_read(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, messages: list[str]
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     target = {"memory": "psutil.virtual_memory", "disk": "shutil.disk_usage"}[lacking]
     nothing = type("Free", (), {"available": 10, "free": 10})
     monkeypatch.setattr(f"mav.pipeline.base.gguf_copy.{target}", lambda *_: nothing)
-    said: list[str] = []
-    assert find_base(str(path), say=said.append).converted is None
-    assert f"of {lacking}, and 0.0 are free" in said[0]
+    messages.clear()
+    assert find_base(str(path)).converted is None
+    assert f"of {lacking}, and 0.0 are free" in messages[0]
     assert copies(home) == []
 
 
 def test_where_nothing_can_be_kept_the_file_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MAV_CACHE_HOME", str(tmp_path / "file"))
     path = write_gguf(tmp_path / "tiny.gguf")
-    said: list[str] = []
-    source = find_base(str(path), say=said.append)
+    messages.clear()
+    source = find_base(str(path))
     assert source.converted is None
-    assert "no copy can be kept" in said[0] and "MAV_CACHE_HOME names another" in said[0]
+    assert "no copy can be kept" in messages[0] and "MAV_CACHE_HOME names another" in messages[0]
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

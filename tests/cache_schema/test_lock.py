@@ -26,7 +26,7 @@ from mav.cache_schema.storage.lock import (
 )
 from mav.cache_schema.storage.open import open_object_store
 from tests.support.limits import EVENT, Clock, wait_until
-from tests.support.written_caches import silent
+from tests.support.written_caches import lock_at_once
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def held_by(objects: ObjectStore, **changes: Any) -> Holder:
     """Leave the lock of a run that is alive on this machine, or one that differs from it."""
-    with run_lock(objects, say=silent):
+    with lock_at_once(objects):
         found = read_holder(objects)
     assert found is not None
     holder = dataclasses.replace(found, run="another", **changes)
@@ -62,7 +62,7 @@ def held_by(objects: ObjectStore, **changes: Any) -> Holder:
 
 def test_the_lock_names_its_holder(objects: ObjectStore) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         holder = read_holder(objects)
         assert holder is not None
         assert (holder.run, holder.pid, holder.host) == (run, os.getpid(), gethostname())
@@ -75,16 +75,16 @@ def test_the_lock_names_its_holder(objects: ObjectStore) -> None:
 def test_runs_have_ids_of_their_own(objects: ObjectStore) -> None:
     runs = set()
     for _ in range(3):
-        with run_lock(objects, say=silent) as run:
+        with lock_at_once(objects) as run:
             runs.add(run)
     assert len(runs) == 3
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it(objects: ObjectStore) -> None:
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         holder = read_holder(objects)
         assert holder is not None
-        with pytest.raises(CacheBusyError) as caught, run_lock(objects, say=silent):
+        with pytest.raises(CacheBusyError) as caught, lock_at_once(objects):
             pass
         message = str(caught.value)
         assert message.startswith(f"{objects.location}: another run writes to this cache, ")
@@ -101,7 +101,7 @@ def test_of_many_that_ask_at_once_one_has_it(objects: ObjectStore) -> None:
     def ask() -> None:
         together.wait(EVENT)
         try:
-            with run_lock(objects, say=silent) as run:
+            with lock_at_once(objects) as run:
                 outcomes.append(run)
                 released.wait(EVENT)
         except CacheBusyError:
@@ -126,7 +126,7 @@ def test_it_is_given_back_however_the_run_ends(
     objects: ObjectStore, tmp_path: Path, kept: bool, fails: bool
 ) -> None:
     try:
-        with run_lock(objects, say=silent):
+        with lock_at_once(objects):
             if kept:
                 objects.write("labels/c.0", b"x", None)
             if fails:
@@ -140,7 +140,7 @@ def test_it_is_given_back_however_the_run_ends(
 
 
 def test_the_heart_beats(objects: ObjectStore, quick_beats: None) -> None:
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         seen: set[ETag | None] = set()
 
         def beaten() -> bool:
@@ -165,14 +165,14 @@ def gone_process() -> subprocess.Popen[bytes]:
 
 def test_a_holder_whose_process_is_gone_is_taken_over_at_once(objects: ObjectStore) -> None:
     held_by(objects, pid=gone_process().pid)
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         require_held(objects, run)
 
 
 def test_a_process_that_only_has_the_holders_number_is_not_the_holder(objects: ObjectStore) -> None:
     started = psutil.Process().create_time()
     held_by(objects, process_started=started - 100)
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         require_held(objects, run)
 
 
@@ -183,7 +183,7 @@ def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: Object
         started = zombie.create_time()
         wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
         held_by(objects, pid=process.pid, process_started=started)
-        with run_lock(objects, say=silent) as run:
+        with lock_at_once(objects) as run:
             require_held(objects, run)
     finally:
         process.wait()
@@ -192,25 +192,25 @@ def test_a_process_that_is_dead_but_not_waited_for_holds_nothing(objects: Object
 def test_a_process_that_lives_and_does_not_beat_still_holds_it(objects: ObjectStore) -> None:
     # Stopped by hand, or waiting for a slow disk: it may go on at any moment.
     held_by(objects)
-    with pytest.raises(CacheBusyError), run_lock(objects, say=silent):
+    with pytest.raises(CacheBusyError), lock_at_once(objects):
         pass
 
 
 def test_a_silent_holder_elsewhere_is_taken_over_after_some_beats(
-    objects: ObjectStore, clock: Clock
+    objects: ObjectStore, clock: Clock, messages: list[str]
 ) -> None:
     held_by(objects, machine="elsewhere", host="node7", pid=1)
-    said: list[str] = []
-    with run_lock(objects, say=said.append) as run:
+    messages.clear()
+    with run_lock(objects) as run:
         assert clock.now >= 4 * BEAT_SECONDS
         require_held(objects, run)
-    (line,) = said
+    (line,) = messages
     assert line.startswith(f"{objects.location} is locked by process 1 on node7 since ")
 
 
 @pytest.mark.parametrize("beats", [0.0, 2.0, 3.9])
 def test_a_holder_elsewhere_that_beats_is_left_alone(
-    objects: ObjectStore, clock: Clock, beats: float
+    objects: ObjectStore, clock: Clock, beats: float, messages: list[str]
 ) -> None:
     """After how many beats' time it does so, even if whoever watches does not wake until later."""
     holder = held_by(objects, machine="elsewhere", host="node7", pid=1)
@@ -223,10 +223,10 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(
             clock.sleeping = lambda _: None
 
     clock.sleeping = beat
-    said: list[str] = []
+    messages.clear()
     with (
         pytest.raises(CacheBusyError, match="process 1 on node7"),
-        run_lock(objects, say=said.append),
+        run_lock(objects),
     ):
         pass
     found = read_holder(objects)
@@ -235,20 +235,20 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(
 
 
 def test_a_holder_elsewhere_whose_process_number_is_taken_here_is_still_watched(
-    objects: ObjectStore, clock: Clock
+    objects: ObjectStore, clock: Clock, messages: list[str]
 ) -> None:
     held_by(objects, machine="elsewhere")
-    said: list[str] = []
-    with run_lock(objects, say=said.append):
+    messages.clear()
+    with run_lock(objects):
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
 # Losing it
 
 
 def test_a_run_whose_lock_was_taken_over_is_told(objects: ObjectStore, quick_beats: None) -> None:
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         wait_until(lambda: taken_over(objects))
         with pytest.raises(CacheBusyError) as caught:
             require_held(objects, run)
@@ -274,7 +274,7 @@ def taken_over(objects: ObjectStore) -> bool:
 
 
 def test_a_run_whose_lock_was_removed_is_told(objects: ObjectStore) -> None:
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         objects.delete(LOCK)
         with pytest.raises(CacheBusyError, match="its lock was removed"):
             require_held(objects, run)
@@ -282,7 +282,7 @@ def test_a_run_whose_lock_was_removed_is_told(objects: ObjectStore) -> None:
 
 
 def test_another_run_holds_nothing_of_this_one(objects: ObjectStore) -> None:
-    with run_lock(objects, say=silent), pytest.raises(CacheBusyError, match="lost the cache's"):
+    with lock_at_once(objects), pytest.raises(CacheBusyError, match="lost the cache's"):
         require_held(objects, "another")
 
 
@@ -291,7 +291,7 @@ def test_another_run_holds_nothing_of_this_one(objects: ObjectStore) -> None:
 )
 def test_a_damaged_lock_is_named_with_the_remedy(objects: ObjectStore, data: bytes) -> None:
     objects.write(LOCK, data, None)
-    with pytest.raises(CacheError) as caught, run_lock(objects, say=silent):
+    with pytest.raises(CacheError) as caught, lock_at_once(objects):
         pass
     assert not isinstance(caught.value, CacheBusyError)
     assert str(caught.value).startswith(f"{objects.location}/{LOCK}: damaged")

@@ -10,11 +10,11 @@ import pytest
 
 from mav.cache_schema.storage.base import Bytes, ConflictError, ETag
 from mav.cache_schema.storage.local import LocalObjectStore
-from mav.cache_schema.storage.lock import LOCK, require_held, run_lock
+from mav.cache_schema.storage.lock import LOCK, require_held
 from mav.cache_schema.storage.open import open_object_store
 from tests.support.full_disk import FullDisk
 from tests.support.limits import wait_until
-from tests.support.written_caches import silent
+from tests.support.written_caches import lock_at_once
 
 Call = Literal["before writing", "after writing", "conflict", "looking"]
 
@@ -66,7 +66,7 @@ class Failing(LocalObjectStore):
 )
 def test_the_heart_outlives_a_store_that_fails(tmp_path: Path, fails: tuple[Call, ...]) -> None:
     objects = Failing(tmp_path / "cache")
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         objects.fails = fails
         wait_until(lambda: objects.fails == ())
         # Looked at through eyes of its own.
@@ -83,7 +83,7 @@ def test_a_lock_that_cannot_be_written_leaves_no_folder(
     FullDisk(monkeypatch, 0)
     with (
         pytest.raises(OSError, match="No space left"),
-        run_lock(open_object_store(tmp_path / "a" / "cache"), say=silent),
+        lock_at_once(open_object_store(tmp_path / "a" / "cache")),
     ):
         pass
     assert not (tmp_path / "a" / "cache").exists()
@@ -103,8 +103,8 @@ def test_a_lock_whose_taking_failed_does_not_keep_its_own_process_out(
         patch.setattr("mav.cache_schema.storage.local.os.fsync", fail)
         with (
             pytest.raises(OSError, match="Input/output error"),
-            run_lock(open_object_store(tmp_path / "cache"), say=silent),
+            lock_at_once(open_object_store(tmp_path / "cache")),
         ):
             pass
-    with run_lock(objects := open_object_store(tmp_path / "cache"), say=silent) as run:
+    with lock_at_once(objects := open_object_store(tmp_path / "cache")) as run:
         require_held(objects, run)

@@ -12,6 +12,7 @@ from mav.cache_schema.records import commit_key
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import repair, verify
+from tests.support.logs import logged_messages
 from tests.support.written_caches import (
     all_same_bits,
     go_on,
@@ -38,9 +39,9 @@ def flipped(data: bytes) -> bytes:
 
 def repaired(root: Path, *, full: bool = True) -> list[str]:
     objects = open_object_store(root)
-    said: list[str] = []
-    repair(objects, verify(objects, full=full), say=said.append)
-    return said
+    with logged_messages() as logged:
+        repair(objects, verify(objects, full=full))
+    return logged
 
 
 def commits(root: Path) -> list[str]:
@@ -109,7 +110,7 @@ def test_a_cache_that_another_run_writes_to_is_left_alone(cache: Path) -> None:
     objects = open_object_store(cache)
     report = verify(objects, full=True)
     with held(cache), pytest.raises(CacheBusyError, match="another run writes to this cache"):
-        repair(objects, report, say=lambda _: None)
+        repair(objects, report)
     assert len(commits(cache)) == 4
     assert read_manifest(objects).complete
 

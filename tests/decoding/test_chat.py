@@ -36,7 +36,7 @@ def chat(folder: Path, said: list[str]) -> Chat:
         mav=mav,
         alpha=as_schedule(1.0),
         decoding=GenerationOptions(max_new_tokens=8),
-        say=said.append,
+        write=said.append,
     )
 
 

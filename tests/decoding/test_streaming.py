@@ -1,5 +1,6 @@
 """Answers piece by piece, in a thread: the same text, and nothing left behind."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -132,7 +133,7 @@ def test_threads_that_decode_at_once_keep_their_own_strength(mav: MAVInference) 
 
 
 def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
-    mav: MAVInference,
+    mav: MAVInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the answer of the one base or the other, under the head, but not without it."""
     other = steered(tiny_base(seed=3))
@@ -143,11 +144,13 @@ def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
     )
 
     def listen_amid(_: str) -> None:
-        """Begin to listen while the switch, which tells of the other base, is under way."""
+        """Begin to listen while the switch, which logs the other base, is under way."""
         listener.start()
         wait_until(generating)
 
-    mav.switch_base_model(tiny_base(seed=3), say=listen_amid)
+    log = logging.getLogger("mav.pipeline.decoding.attach")
+    monkeypatch.setattr(log, "info", listen_amid)
+    mav.switch_base_model(tiny_base(seed=3))
     listener.join()
     assert found[0].rstrip() in wanted
 

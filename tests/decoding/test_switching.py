@@ -173,45 +173,44 @@ def test_a_refused_base_is_never_loaded_at_the_beginning(
 
 
 def test_another_tokenizer_of_the_same_size_where_the_user_allows_it(
-    head: str, bases: Path
+    head: str, bases: Path, messages: list[str]
 ) -> None:
-    said: list[str] = []
     mav = MAVInference(
         head,
         str(bases / "tokenizer"),
         allow_tokenizer_mismatch=True,
-        say=said.append,
         **FLOAT32,
     )
-    assert ["has another tokenizer" in line for line in said] == [True, False]
+    assert ["has another tokenizer" in line for line in messages] == [True, False]
     assert tokens(mav) != tokens(mav, 0.0)
     with pytest.raises(MismatchError, match="320"):
         mav.switch_base_model(str(bases / "vocabulary"))
 
 
-def test_other_weights_are_said_once(head: str, bases: Path) -> None:
-    said: list[str] = []
-    mav = MAVInference(head, str(bases / "trained"), say=said.append, **FLOAT32)
-    mav.switch_base_model(str(bases / "weights"), say=said.append)
+def test_other_weights_are_said_once(head: str, bases: Path, messages: list[str]) -> None:
+    mav = MAVInference(head, str(bases / "trained"), **FLOAT32)
+    mav.switch_base_model(str(bases / "weights"))
     # The base it was trained on was built in memory: its digest is another than its file's.
-    first, second = said
+    first, second = messages
     assert "/trained is another base than the head was trained on (memory:" in first
     assert "/weights is another base than the head was trained on (memory:" in second
     assert "reading its layers [1, 2, 4]" in second
     tokens(mav)
-    assert len(said) == 2
+    assert len(messages) == 2
 
 
-def test_of_the_base_it_was_trained_on_there_is_nothing_to_say(head: str) -> None:
-    said: list[str] = []
-    MAVInference(head, tiny_base(), say=said.append)
-    assert said == []
+def test_of_the_base_it_was_trained_on_there_is_nothing_to_say(
+    head: str, messages: list[str]
+) -> None:
+    MAVInference(head, tiny_base())
+    assert messages == []
 
 
-def test_a_deeper_base_gets_the_same_choice_of_layers(mav: MAVInference, bases: Path) -> None:
-    said: list[str] = []
-    mav.switch_base_model(str(bases / "deeper"), say=said.append)
-    assert "reading its layers [1, 3, 6]" in said[0]
+def test_a_deeper_base_gets_the_same_choice_of_layers(
+    mav: MAVInference, bases: Path, messages: list[str]
+) -> None:
+    mav.switch_base_model(str(bases / "deeper"))
+    assert "reading its layers [1, 3, 6]" in messages[0]
 
 
 def test_a_loaded_base_takes_the_place_and_the_other_is_as_it_was(
@@ -268,13 +267,13 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
     stored: str | None,
     loaded: Quantize | None,
     told: list[str],
+    messages: list[str],
 ) -> None:
     """A head from a cache of version 1, which tells of no quantization, and its own GGUF base."""
     base = tiny_base()
     head, record = untrained(base), base.record()
     head = replace(head, base=replace(record, quantization=trained))
     monkeypatch.setattr(BaseModel, "record", lambda _: replace(record, quantization=stored))
-    said: list[str] = []
-    check_compatible(replace(base, quantize=loaded), head, AttachOptions(), said.append)
-    assert len(said) == len(told)
-    assert all(part in line for part, line in zip(told, said, strict=True))
+    check_compatible(replace(base, quantize=loaded), head, AttachOptions())
+    assert len(messages) == len(told)
+    assert all(part in line for part, line in zip(told, messages, strict=True))

@@ -22,9 +22,7 @@ def some_pairs() -> TokenizedPairs:
 
 
 def checked(architecture: str = "llama") -> ModelCheckReport:
-    return check_base(
-        tiny_base(architecture), some_pairs(), (1, 4), 128, must_factor=True, say=lambda _: None
-    )
+    return check_base(tiny_base(architecture), some_pairs(), (1, 4), 128, must_factor=True)
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:

@@ -98,7 +98,6 @@ def test_states_that_hang_on_what_is_in_the_batch_are_found() -> None:
             (1, 4),
             1000,
             must_factor=True,
-            say=lambda _: None,
         )
 
 

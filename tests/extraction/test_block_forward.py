@@ -34,12 +34,9 @@ def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> W
         block_tokens=ENOUGH,
         **{"dtype": "float32", "storage_dtype": "float32", "pooled_size": 16, **options},
     )
-    request = prepare(asked, base, _silent)
-    data = read(asked, base.tokenizer, None, _silent)
-    return load(asked, request, data, "float32", _silent)
-
-
-def _silent(_: str) -> None: ...
+    request = prepare(asked, base)
+    data = read(asked, base.tokenizer, None)
+    return load(asked, request, data, "float32")
 
 
 def rows_of(found: Work) -> dict[str, Any]:

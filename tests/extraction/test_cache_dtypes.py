@@ -73,12 +73,14 @@ def test_a_loaded_base_need_not_compute_in_what_is_stored(options: ExtractOption
         extract(dataclasses.replace(options, dtype="float16"), base=base)
 
 
-def test_a_cache_goes_on_in_the_type_it_was_begun_in(options: ExtractOptions) -> None:
+def test_a_cache_goes_on_in_the_type_it_was_begun_in(
+    options: ExtractOptions, messages: list[str]
+) -> None:
     begin(options, dtype="float16")
-    lines: list[str] = []
-    extract(options, say=lines.append)
+    messages.clear()
+    extract(options)
     assert computed_in(options) == ("float16",)
-    assert "Computing in float16, in which the cache was begun" in lines
+    assert "Computing in float16, in which the cache was begun" in messages
 
 
 def test_to_go_on_in_another_type_has_to_be_asked_for(options: ExtractOptions) -> None:
@@ -164,11 +166,11 @@ def test_an_unembedding_too_large_for_float16_is_refused(options: ExtractOptions
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16"])
 def test_verify_recomputes_in_the_type_that_is_asked_for(
-    options: ExtractOptions, asked: Any
+    options: ExtractOptions, asked: Any, messages: list[str]
 ) -> None:
     extract(dataclasses.replace(options, dtype="float32", storage_dtype="float32"))
-    lines: list[str] = []
-    found = verify_against_base(options.output, 4, dtype=asked, say=lines.append)
+    messages.clear()
+    found = verify_against_base(options.output, 4, dtype=asked)
     assert found.tolerance == {"float32": 1e-4, "bfloat16": 5e-2}[asked]
     assert found.differing == {}
-    assert any(line.endswith(f" in {asked}") for line in lines)
+    assert any(line.endswith(f" in {asked}") for line in messages)

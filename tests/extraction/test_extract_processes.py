@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.distributed import Processes, launched, require_joined
@@ -25,7 +24,7 @@ from tests.cli.test_cli import done, mav
 from tests.cli.test_cli_errors import refused
 from tests.support.limits import PROCESS, wait_until
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-from tests.support.written_caches import silent
+from tests.support.written_caches import lock_at_once
 from tests.verification.test_verify_command import contents
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +175,7 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_only_the_first_process_meets_ends_all(world: World, tmp_path: Path) -> None:
-    with run_lock(open_object_store(tmp_path / "cache"), say=silent):
+    with lock_at_once(open_object_store(tmp_path / "cache")):
         code, out, err = finished(start(2, *world.extract(tmp_path / "cache")))
     message = f"{tmp_path / 'cache'}: another run writes to this cache, process {os.getpid()} on "
     assert (code, out) == (1, "")
@@ -337,7 +336,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
         shutil.copytree(world.cache, cache)
         (cache / "labels" / "c.2").unlink()
         assert mav("verify", cache, "--repair").exit_code == 1
-    with run_lock(open_object_store(cache), say=silent):
+    with lock_at_once(open_object_store(cache)):
         told = refused(1, *world.extract(cache))
         assert told.startswith(f"{cache}: another run writes to this cache, ")
         assert f"process {os.getpid()} on {socket.gethostname()} since " in told
@@ -348,7 +347,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
 
 def test_a_complete_cache_is_left_as_it_is_whoever_holds_it(world: World, tmp_path: Path) -> None:
     cache = shutil.copytree(world.cache, tmp_path / "cache")
-    with run_lock(open_object_store(cache), say=silent):
+    with lock_at_once(open_object_store(cache)):
         assert json.loads(done(*world.extract(cache)))["pairs_done"] == 0
         # A dry run writes nothing, so nobody is in its way.
         assert json.loads(done(*world.extract(cache), "--dry-run"))["missing_pairs"] == 0

@@ -80,7 +80,7 @@ def test_it_is_verified_in_the_type_it_was_computed_in(told: dict[str, str]) -> 
 
 @pytest.mark.parametrize(("begun", "expected"), [(True, True), (False, False), (None, None)])
 def test_a_training_run_goes_on_in_the_type_it_was_begun_in(
-    begun: bool | None, expected: bool | None
+    begun: bool | None, expected: bool | None, messages: list[str]
 ) -> None:
     options = TrainOptions(cache="c", output_dir=Path("o"), expansion_size=8)
     device = torch.device("cpu")
@@ -92,9 +92,9 @@ def test_a_training_run_goes_on_in_the_type_it_was_begun_in(
         cache_identity="x",
         complete=False,
     )
-    lines: list[str] = []
-    found = settled(options, llama_7b(), device, begun=state, say=lines.append)
+    messages.clear()
+    found = settled(options, llama_7b(), device, begun=state)
     # What was not recorded is as if it were begun now.
     assert found.bf16 is (native_dtype(device) == torch.bfloat16 if expected is None else expected)
-    assert any("in which the run was begun" in line for line in lines) == (begun is not None)
+    assert any("in which the run was begun" in line for line in messages) == (begun is not None)
     assert settled(dataclasses.replace(options, bf16=True), llama_7b(), device, begun=state).bf16

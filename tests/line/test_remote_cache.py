@@ -44,7 +44,7 @@ from tests.loader.test_stream import assert_same_batches
 from tests.support.limits import NEVER, Clock
 from tests.support.s3_server import S3Server, s3_server
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-from tests.support.written_caches import silent
+from tests.support.written_caches import lock_at_once
 from tests.training.test_train import assert_same, weights
 from tests.verification.test_verify_command import contents, unsound
 
@@ -245,19 +245,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_the_lock_is_held_and_given_back(objects: ObjectStore, url: str) -> None:
-    with run_lock(objects, say=silent):
+    with lock_at_once(objects):
         busy = pytest.raises(CacheBusyError, match=f"process {os.getpid()} on ")
-        with busy, run_lock(open_object_store(url), say=silent):
+        with busy, lock_at_once(open_object_store(url)):
             raise AssertionError
         assert objects.sizes().keys() == {LOCK}
     assert objects.sizes() == {}
-    with run_lock(open_object_store(url), say=silent):
+    with lock_at_once(open_object_store(url)):
         pass
 
 
 def left_behind(objects: ObjectStore, **changes: Any) -> Holder:
     """Write the lock of a run that is not there any more."""
-    with run_lock(objects, say=silent):
+    with lock_at_once(objects):
         holder = read_holder(objects)
     assert holder is not None
     left = dataclasses.replace(holder, run="other", **changes)
@@ -269,22 +269,26 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: ObjectStore) 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left_behind(objects, pid=ended.pid)
-    with run_lock(objects, say=silent) as run:
+    with lock_at_once(objects) as run:
         found = read_holder(objects)
         assert found is not None and found.run == run
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_silent_machine_is_taken_over(objects: ObjectStore, clock: Clock) -> None:
+def test_the_lock_of_a_silent_machine_is_taken_over(
+    objects: ObjectStore, clock: Clock, messages: list[str]
+) -> None:
     left_behind(objects, machine="elsewhere", host="elsewhere")
-    said: list[str] = []
-    with run_lock(objects, say=said.append):
+    messages.clear()
+    with run_lock(objects):
         pass
-    assert len(said) == 1 and f"{objects.location} is locked by process" in said[0]
+    assert len(messages) == 1 and f"{objects.location} is locked by process" in messages[0]
     assert objects.sizes() == {}
 
 
-def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: ObjectStore, clock: Clock) -> None:
+def test_the_lock_of_a_machine_that_beats_is_left_alone(
+    objects: ObjectStore, clock: Clock, messages: list[str]
+) -> None:
     left = left_behind(objects, machine="elsewhere", host="elsewhere")
 
     def beat(_: float) -> None:
@@ -292,10 +296,10 @@ def test_the_lock_of_a_machine_that_beats_is_left_alone(objects: ObjectStore, cl
         replace(objects, LOCK, data)
 
     clock.sleeping = beat
-    said: list[str] = []
+    messages.clear()
     with (
         pytest.raises(CacheBusyError, match="on elsewhere since"),
-        run_lock(objects, say=said.append),
+        run_lock(objects),
     ):
         raise AssertionError
 

@@ -81,13 +81,17 @@ def test_a_cpu_computes_in_bfloat16_where_it_is_native(
     ],
 )
 def test_the_environment_can_take_a_cpu_its_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    expected: torch.dtype,
+    messages: list[str],
 ) -> None:
     has(monkeypatch, bfloat16=True)
     monkeypatch.setenv(name, value)
-    lines: list[str] = []
-    assert pick_dtype("auto", CPU, lines.append) == expected
-    (line,) = lines
+    messages.clear()
+    assert pick_dtype("auto", CPU) == expected
+    (line,) = messages
     assert (f"{name}={value}".lower() in line.lower()) == (expected == torch.float32)
 
 
@@ -102,7 +106,7 @@ def test_a_card_without_bfloat16_computes_in_float16(
     assert native_dtype(CUDA) == expected
     # States in a cache may be too large for it.
     stored = torch.bfloat16 if expected == torch.bfloat16 else torch.float32
-    assert pick_dtype_for_stored("auto", CUDA, lambda _: None) == stored
+    assert pick_dtype_for_stored("auto", CUDA) == stored
 
 
 def test_of_several_cards_the_oldest_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,36 +130,40 @@ def test_a_type_that_a_device_does_not_know_is_infinitely_slow() -> None:
     assert compute_dtype.product_ratio(torch.int8, torch.float32, torch.device("meta")) > 1e9
 
 
-def test_a_slow_type_is_warned_of_once_with_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_type_is_warned_of_once_with_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
     has(monkeypatch, bfloat16=False)
     ratio(monkeypatch, 150.0)
-    lines: list[str] = []
+    messages.clear()
     for _ in range(2):
-        assert pick_dtype("bfloat16", CPU, lines.append) == torch.bfloat16
-    (line,) = lines
+        assert pick_dtype("bfloat16", CPU) == torch.bfloat16
+    (line,) = messages
     assert "bfloat16 is slow here" in line
     assert "150 times" in line
-    pick_dtype(torch.float16, CPU, lines.append)
-    assert len(lines) == 2
+    pick_dtype(torch.float16, CPU)
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize("asked", ["bfloat16", "float32"])
 def test_a_type_that_is_native_or_wide_is_not_warned_of(
-    monkeypatch: pytest.MonkeyPatch, asked: Any
+    monkeypatch: pytest.MonkeyPatch, asked: Any, messages: list[str]
 ) -> None:
     has(monkeypatch, bfloat16=True)
     timed = ratio(monkeypatch, 150.0)
-    lines: list[str] = []
-    pick_dtype(asked, CPU, lines.append)
-    assert (lines, timed) == ([], [])
+    messages.clear()
+    pick_dtype(asked, CPU)
+    assert (messages, timed) == ([], [])
 
 
-def test_what_is_as_fast_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_as_fast_is_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
     has(monkeypatch, bfloat16=True)
     ratio(monkeypatch, 1.0)
-    lines: list[str] = []
-    pick_dtype("float16", CPU, lines.append)
-    assert lines == []
+    messages.clear()
+    pick_dtype("float16", CPU)
+    assert messages == []
 
 
 def test_measuring_takes_nobody_his_random_numbers() -> None:

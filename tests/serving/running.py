@@ -17,6 +17,7 @@ from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.protocol import ImpatientProtocol
 from mav.pipeline.serving.server import load_server
 from tests.support.limits import EVENT, NEVER, wait_until
+from tests.support.logs import logged_messages
 
 
 @contextlib.contextmanager
@@ -25,9 +26,8 @@ def running(**options: Any) -> Iterator[HttpServer]:
 
     No client is too slow for it, so that none is on a slow machine.
     """
-    said: list[str] = []
     settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "port": 0, **options}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, logged_messages() as logged:
         for module, name in (
             (protocol, "HEADER_SECONDS"),
             (protocol, "SEND_SECONDS"),
@@ -36,11 +36,11 @@ def running(**options: Any) -> Iterator[HttpServer]:
             (middleware, "_DRAIN_SECONDS"),
         ):
             patch.setattr(module, name, NEVER)
-        server = load_server(ServeOptions(**settings), say=said.append)
+        server = load_server(ServeOptions(**settings))
         thread = threading.Thread(target=server.run, name="test-server")
         thread.start()
         try:
-            wait_until(lambda: said and server.url in said[-1])
+            wait_until(lambda: logged and server.url in logged[-1])
             yield server
         finally:
             server.should_exit = True

@@ -125,8 +125,8 @@ def test_a_crowd_is_told_so(server: HttpServer) -> None:
 def test_an_address_that_is_taken_is_told_before_anything_is_loaded(server: HttpServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=f"127.0.0.1:{port} cannot be listened on"):
-        load_server(ServeOptions(head="nowhere", port=port), say=lambda _: None)
+        load_server(ServeOptions(head="nowhere", port=port))
     before = open_sockets()
     with pytest.raises(Exception, match="nowhere"):
-        load_server(ServeOptions(head="/nowhere", bases=("/nowhere",), port=0), say=lambda _: None)
+        load_server(ServeOptions(head="/nowhere", bases=("/nowhere",), port=0))
     assert open_sockets() == before, "the address is still taken"

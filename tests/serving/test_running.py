@@ -239,11 +239,11 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
 def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str, str]) -> None:
     code = (
         # What a shell starts in the background ignores SIGINT.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "import logging, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from mav.pipeline.serving.options import ServeOptions;"
         "from mav.pipeline.serving.server import serve;"
-        "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'),"
-        "say=lambda line: print(line, flush=True))"
+        "logging.basicConfig(stream=sys.stdout); logging.getLogger('mav').setLevel('INFO');"
+        "serve(ServeOptions(head=sys.argv[1], bases=(sys.argv[2],), port=0, device='cpu'))"
     )
     with contextlib.ExitStack() as stack:
         processes = {
@@ -259,6 +259,8 @@ def test_a_signal_ends_the_process_and_is_no_failure(head: str, bases: tuple[str
             )
             for number in (signal.SIGINT, signal.SIGTERM)
         }
+        for process in processes.values():
+            stack.callback(process.kill)
         for number, process in processes.items():
             assert process.stdout is not None
             assert any("http://127.0.0.1:" in line for line in process.stdout)
@@ -276,7 +278,7 @@ def test_without_its_packages_the_server_says_which_to_install(
         "from mav.cache_schema.errors import UsageError\n"
         "from mav.pipeline.serving.options import ServeOptions\n"
         "from mav.pipeline.serving.server import serve\n"
-        "try: serve(ServeOptions(head='x'), say=print)\n"
+        "try: serve(ServeOptions(head='x'))\n"
         "except UsageError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

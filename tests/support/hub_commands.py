@@ -104,7 +104,7 @@ def _main() -> None:
     import transformers  # noqa: F401
 
     sleep = time.sleep
-    time.sleep = lambda seconds: sleep(seconds / 100)
+    time.sleep = lambda seconds: sleep(float(seconds) / 100)
     groups, said = json.load(sys.stdin)
     if len(groups) == 1:
         done = [_run_in_turn(groups[0], said)]

@@ -26,6 +26,7 @@ from mav.pipeline.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from tests.support.logs import logged_messages
 
 FILES: Final = ("head.safetensors", "optimizer.safetensors", "state.json")
 
@@ -54,9 +55,17 @@ def save(folder: Path, step: int, mark: float = 0.0) -> None:
     save_checkpoint(folder, tensors(step, mark), state(step, mark))
 
 
+def undamaged(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, of which no damage is logged."""
+    with logged_messages() as logged:
+        found = newest_checkpoint(folder)
+    assert logged == []
+    return found
+
+
 def newest(folder: Path) -> tuple[int, float] | None:
     """Step and mark of the newest checkpoint, whose tensors are checked to be of the same save."""
-    found = newest_checkpoint(folder, say=lambda _: None)
+    found = newest_checkpoint(folder)
     return None if found is None else saved_as(found)
 
 
@@ -95,9 +104,9 @@ def three(tmp_path: Path) -> Path:
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "run", say=print) is None
+    assert undamaged(tmp_path / "run") is None
     save(tmp_path / "run", 20, 1.5)
-    found = newest_checkpoint(tmp_path / "run", say=pytest.fail)
+    found = undamaged(tmp_path / "run")
     assert found is not None
     assert found.folder == place(tmp_path / "run", 20)
     assert saved_as(found) == (20, 1.5)
@@ -110,7 +119,7 @@ def test_the_newest_two_are_kept(three: Path) -> None:
 
 
 def test_tensors_under_no_such_name(three: Path) -> None:
-    found = newest_checkpoint(three, say=pytest.fail)
+    found = undamaged(three)
     assert found is not None
     with pytest.raises(HeadError, match=r"scheduler\.safetensors: cannot be read"):
         found.tensors("scheduler")
@@ -157,7 +166,7 @@ def test_tensors_come_back_bit_by_bit(
     folder = tmp_path_factory.mktemp("any")
     with quick_disk():
         save_checkpoint(folder, values, state(1))
-    found = newest_checkpoint(folder, say=pytest.fail)
+    found = undamaged(folder)
     assert found is not None
     for name, expected in values.items():
         read = found.tensors(name)
@@ -172,7 +181,7 @@ def test_gradients_and_slices_of_one_tensor_can_be_saved(tmp_path: Path) -> None
     whole = torch.randn(6, 4, requires_grad=True)
     values = {"head": {"left": whole[:3], "across": whole.T}}
     save_checkpoint(tmp_path, values, state(1))
-    found = newest_checkpoint(tmp_path, say=pytest.fail)
+    found = undamaged(tmp_path)
     assert found is not None
     assert torch.equal(found.tensors("head")["across"], whole.detach().T)
 
@@ -207,11 +216,11 @@ DAMAGES: Final[tuple[Callable[[Path], None], ...]] = (
 
 
 def check_gone_back(folder: Path, name: str) -> None:
-    said: list[str] = []
-    found = newest_checkpoint(folder, say=said.append)
+    with logged_messages() as logged:
+        found = newest_checkpoint(folder)
     assert found is not None
     assert saved_as(found) == (60, 0.0)
-    (line,) = said
+    (line,) = logged
     assert line.startswith(f"{place(folder, 80)}: damaged checkpoint: ")
     assert name in line
     assert line.endswith("Going back to step 60.")
@@ -243,28 +252,30 @@ def test_a_missing_checkpoint_is_told(three: Path) -> None:
     check_gone_back(three, "it is missing")
 
 
-def test_no_sound_checkpoint(three: Path) -> None:
+def test_no_sound_checkpoint(three: Path, messages: list[str]) -> None:
     flip(place(three, 80) / FILES[0], 5000)
     flip(place(three, 60) / FILES[2], 100)
     with pytest.raises(HeadError, match=rf"remove {three} to start anew") as caught:
-        newest_checkpoint(three, say=pytest.fail)
+        newest_checkpoint(three)
+    assert messages == []
     lines = str(caught.value).splitlines()[1:]
     assert [str(place(three, step)) in line for step, line in zip((80, 60), lines, strict=True)]
 
 
-def test_every_damaged_checkpoint_passed_over_is_told(three: Path, tmp_path: Path) -> None:
+def test_every_damaged_checkpoint_passed_over_is_told(
+    three: Path, tmp_path: Path, messages: list[str]
+) -> None:
     """A third one is there where a run was killed before it removed it."""
     shutil.copytree(place(three, 60), tmp_path / "kept")
     save(three, 100)
     (tmp_path / "kept").rename(place(three, 60))
     flip(place(three, 100) / FILES[0], 5000)
     flip(place(three, 80) / FILES[1], 5000)
-    said: list[str] = []
-    found = newest_checkpoint(three, say=said.append)
+    found = newest_checkpoint(three)
     assert found is not None
     assert saved_as(found) == (60, 0.0)
-    assert [line.split(":")[0] for line in said] == [str(place(three, s)) for s in (100, 80)]
-    assert all(line.endswith("Going back to step 60.") for line in said)
+    assert [line.split(":")[0] for line in messages] == [str(place(three, s)) for s in (100, 80)]
+    assert all(line.endswith("Going back to step 60.") for line in messages)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

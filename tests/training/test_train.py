@@ -29,6 +29,7 @@ from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint, save
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import TrainReport, train
 from mav.pipeline.training.trainer import Trainer
+from tests.support.logs import logged_messages
 from tests.support.tiny import make_cache
 
 FRACTION = 0.3
@@ -45,7 +46,7 @@ METRICS = {
 }
 
 
-def run(cache: Path, folder: Path, *, said: list[str] | None = None, **changes: Any) -> TrainReport:
+def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
     """Train a small head on the CPU: 32 pairs, 8 steps an epoch."""
     settings: dict[str, Any] = {
         "eval_fraction": FRACTION,
@@ -57,9 +58,8 @@ def run(cache: Path, folder: Path, *, said: list[str] | None = None, **changes: 
         "workers": 0,
         **changes,
     }
-    say = (lambda _: None) if said is None else said.append
     options = TrainOptions(cache=cache, output_dir=folder, **settings)
-    return train(options, say=say)
+    return train(options)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -77,8 +77,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def checkpoint(folder: Path) -> Checkpoint:
-    found = newest_checkpoint(folder, say=pytest.fail)
-    assert found is not None
+    with logged_messages() as logged:
+        found = newest_checkpoint(folder)
+    assert found is not None and logged == []
     return found
 
 
@@ -256,11 +257,11 @@ def resumed(
     settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 2}
     with interrupted_after(request.param):
         run(tiny_cache, folder, **settings)
-    said: list[str] = []
-    report = run(tiny_cache, folder, **settings, resume=True, said=said)
+    with logged_messages() as logged:
+        report = run(tiny_cache, folder, **settings, resume=True)
     assert report.steps == 16
     checkpointed = request.param // 2 * 2
-    assert (f"Going on after step {checkpointed} of 16" in said) == (checkpointed > 0)
+    assert (f"Going on after step {checkpointed} of 16" in logged) == (checkpointed > 0)
     return folder
 
 
@@ -305,11 +306,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_complete_run_is_left_as_it_is(finished: Path, tiny_cache: Path) -> None:
-    before, said = contents(finished), list[str]()
-    report = run(tiny_cache, finished, num_epochs=2, eval_steps=2, resume=True, said=said)
+def test_a_complete_run_is_left_as_it_is(
+    finished: Path, tiny_cache: Path, messages: list[str]
+) -> None:
+    before = contents(finished)
+    report = run(tiny_cache, finished, num_epochs=2, eval_steps=2, resume=True)
     assert contents(finished) == before
-    assert any(line.endswith("trained already, left as it is") for line in said)
+    assert any(line.endswith("trained already, left as it is") for line in messages)
     assert (report.steps, report.evaluation) == (16, {})
     assert report.best_step == max(
         line["step"] for line in metrics(finished) if line.get("eval_loss") == best_loss(finished)
@@ -427,17 +430,17 @@ def test_a_step_may_be_shared_out_otherwise_on_resuming(tiny_cache: Path, tmp_pa
 
 @pytest.mark.parametrize("name", ["state.json", "head.safetensors", "optimizer.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over(
-    tiny_cache: Path, tmp_path: Path, finished: Path, name: str
+    tiny_cache: Path, tmp_path: Path, finished: Path, name: str, messages: list[str]
 ) -> None:
     settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 2}
     with interrupted_after(7):
         run(tiny_cache, tmp_path, **settings)
     file = checkpoint(tmp_path).folder / name
     file.write_bytes(file.read_bytes()[:100])
-    said: list[str] = []
-    run(tiny_cache, tmp_path, **settings, resume=True, said=said)
-    assert any("damaged" in line for line in said)
-    assert "Going on after step 4 of 16" in said
+    messages.clear()
+    run(tiny_cache, tmp_path, **settings, resume=True)
+    assert any("damaged" in line for line in messages)
+    assert "Going on after step 4 of 16" in messages
     assert_same(weights(tmp_path / "last"), weights(finished / "last"))
     assert metrics(tmp_path) == metrics(finished)
 

@@ -8,7 +8,6 @@ import pytest
 from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.loader.batch import Batch
-from mav.pipeline.training.checkpoint import newest_checkpoint
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
 from tests.training.test_train import (
@@ -29,13 +28,14 @@ def evaluations(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
 
 
 def test_a_run_stops_when_it_no_longer_improves(
-    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     evaluations(monkeypatch, [0.5, 0.3, 0.4, 0.35])
-    said: list[str] = []
-    report = run(tiny_cache, tmp_path, num_epochs=2, eval_steps=2, early_stopping=2, said=said)
+    report = run(tiny_cache, tmp_path, num_epochs=2, eval_steps=2, early_stopping=2)
     assert (report.steps, report.best_step, report.stopped_early) == (8, 4, True)
-    assert said[-1] == ("Stopped after step 8 of 16: 2 evaluations without a better held-out loss")
+    assert messages[-1] == (
+        "Stopped after step 8 of 16: 2 evaluations without a better held-out loss"
+    )
     assert checkpoint(tmp_path).state.complete
     assert (tmp_path / "last").is_dir()
     again = run(tiny_cache, tmp_path, num_epochs=2, eval_steps=2, early_stopping=2, resume=True)
@@ -120,8 +120,7 @@ def test_eight_bit_moments_follow_exact_ones(tiny_cache: Path, tmp_path: Path) -
     )
     assert eight == pytest.approx(exact, abs=0.05)
     assert eight != exact
-    found = newest_checkpoint(tmp_path / "adamw-8bit", say=pytest.fail)
-    assert found is not None
+    found = checkpoint(tmp_path / "adamw-8bit")
     assert "project.weight.exp_avg.codes" in found.tensors("optimizer")
     with interrupted_after(6):
         run(tiny_cache, tmp_path / "cut", **settings, optimizer="adamw-8bit")

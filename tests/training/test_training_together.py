@@ -12,15 +12,16 @@ import safetensors.torch
 import torch
 
 SCRIPT = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
 from mav.pipeline.training.train import train
 from mav.pipeline.training.options import TrainOptions
 
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 options = json.loads(sys.argv[1])
 for name in ("cache", "output_dir"):
     options[name] = Path(options[name])
-train(TrainOptions(**options), say=print)
+train(TrainOptions(**options))
 """
 HERE = str(Path(__file__).parents[2])
 

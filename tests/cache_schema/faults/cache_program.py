@@ -26,7 +26,6 @@ from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import CommitRecord, decode_record
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter, require_same
@@ -34,9 +33,9 @@ from tests.support.written_caches import (
     Rows,
     block_rows,
     draft,
+    lock_at_once,
     pair_columns,
     read_all,
-    silent,
     unembedding,
 )
 
@@ -151,7 +150,7 @@ def extract(
     with ExitStack() as held:
 
         def lock() -> str:
-            run = held.enter_context(run_lock(objects, say=silent))
+            run = held.enter_context(lock_at_once(objects))
             log("locked")
             return run
 

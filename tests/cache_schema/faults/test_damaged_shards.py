@@ -178,7 +178,7 @@ def check_found_and_never_read(caches: Caches, keys: Mapping[str, int | None]) -
 def check_mended(caches: Caches, blocks: list[int]) -> None:
     """Check that a repair and another run make the cache what it was, computing these blocks."""
     root = caches.damaged
-    repair(open_object_store(root), verify(open_object_store(root), full=True), say=lambda _: None)
+    repair(open_object_store(root), verify(open_object_store(root), full=True))
     with pytest.raises(CacheIncompleteError):
         CacheReader(root)
     assert make_whole(root) == blocks
@@ -190,7 +190,7 @@ def check_laid_out_again(caches: Caches, keys: list[str]) -> None:
     """Check that damage to what is not in blocks is found, and mended by another run."""
     check_found_and_never_read(caches, dict.fromkeys(keys))
     objects = open_object_store(caches.damaged)
-    repair(objects, verify(objects, full=True), say=lambda _: None)
+    repair(objects, verify(objects, full=True))
     assert make_whole(caches.damaged) == []
     assert verify(open_object_store(caches.damaged), full=True).sound
     assert all_same_bits(read_all(caches.damaged), caches.values)

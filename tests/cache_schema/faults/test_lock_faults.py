@@ -29,7 +29,7 @@ from tests.cache_schema.faults.cache_program import (
 from tests.cache_schema.faults.fork_server import ForkServer, fork
 from tests.cache_schema.faults.watched_os import Count, Kill, Watched, watching
 from tests.support.limits import wait_until
-from tests.support.written_caches import silent
+from tests.support.written_caches import lock_at_once
 
 
 def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -> None:
@@ -73,7 +73,7 @@ def beat_through(location: Path, failures: dict[str, int]) -> None:
     with (
         mock.patch.object(lock, "BEAT_SECONDS", 0.01),
         mock.patch.object(local_objects, "os", Watched(os, names, around)),
-        lock.run_lock(objects, say=silent),
+        lock_at_once(objects),
     ):
         wait_until(lambda: not left)
         last = beat()

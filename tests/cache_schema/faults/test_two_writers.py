@@ -48,12 +48,12 @@ from mav.cache_schema.storage.base import (
     fill_parts,
     replace,
 )
-from mav.cache_schema.storage.lock import LOCK, Holder, run_lock
+from mav.cache_schema.storage.lock import LOCK, Holder
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
 from tests.support.limits import EVENT
-from tests.support.written_caches import Rows, begin, draft, quick_disk, random_values, silent
+from tests.support.written_caches import Rows, begin, draft, lock_at_once, quick_disk, random_values
 
 MANIFEST, PLAN = draft(lengths=((3, 2),), hidden=4, pooled=4)
 SHARDS: Final = {path: lay for path, lay in layouts(MANIFEST).items() if lay.spec.kind == "block"}
@@ -278,7 +278,7 @@ class Arena:
     def __init__(self, objects: ObjectStore, *, leftovers: int = 3) -> None:
         for key in objects.sizes():
             objects.delete(key)
-        with run_lock(objects, say=silent) as run:
+        with lock_at_once(objects) as run:
             begin(objects, run, MANIFEST, PLAN)
         self._objects = objects
         self._leftovers = leftovers

@@ -1,0 +1,70 @@
+"""What commands log: on standard error, as much of it as --quiet and --verbose ask for."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+_LEVEL: Final = "mav.log_level"
+
+
+def _set_level(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Note the level an option asks for.
+
+    Raises:
+        click.UsageError: The other option is given too.
+    """
+    if not value:
+        return
+    level = logging.WARNING if param.name == "quiet" else logging.DEBUG
+    if ctx.meta.setdefault(_LEVEL, level) != level:
+        raise click.UsageError("give either --quiet or --verbose", ctx)
+
+
+def verbosity_options() -> list[click.Option]:
+    """Return --quiet and --verbose, which every command takes."""
+    shared: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _set_level}
+    return [
+        click.Option(["--quiet"], help="Print warnings and errors only, no progress.", **shared),
+        click.Option(
+            ["--verbose"], help="Print details too, each after its logger's name.", **shared
+        ),
+    ]
+
+
+class _StderrHandler(logging.Handler):
+    """Prints messages on standard error as it is now, clear of progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from mav.pipeline.runtime.progress import between_bars
+
+        # Errors are raised: a command whose reader has gone ends, as it does for its output.
+        with between_bars():
+            click.echo(self.format(record), err=True)
+
+
+@contextlib.contextmanager
+def log_to_stderr(ctx: click.Context) -> Iterator[None]:
+    """Print what the logger `mav` gets while the context is open.
+
+    Args:
+        ctx: Of a command with `verbosity_options`.
+    """
+    logger = logging.getLogger("mav")
+    before = logger.level, logger.propagate
+    level = ctx.meta.get(_LEVEL, logging.INFO)
+    handler = _StderrHandler()
+    text = "%(name)s: %(message)s" if level == logging.DEBUG else "%(message)s"
+    handler.setFormatter(logging.Formatter(text))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    # A library that configures the root logger would print each line again.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
