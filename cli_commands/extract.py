@@ -101,7 +101,8 @@ def extract_command(
     Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
     as several processes (accelerate launch, torchrun), they share the work.
     """
-    from mav.pipeline.extraction.dry_run import preflight, screen
+    from mav.pipeline.extraction.dry_run import dry_run as measure
+    from mav.pipeline.extraction.dry_run import screen
     from mav.pipeline.extraction.extract import extract
     from mav.pipeline.extraction.options import ExtractOptions
     from mav.pipeline.preferences.sources import DataSource, parse_source
@@ -110,7 +111,7 @@ def extract_command(
     data = tuple(parse_source(dataset, defaults) for dataset in datasets)
     asked = ExtractOptions(data=data, **options)
     if dry_run:
-        expected = preflight(asked)
+        expected = measure(asked)
         print_result(as_json, expected.to_json(), screen(expected))
         return
     report = extract(asked)

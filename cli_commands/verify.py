@@ -59,15 +59,15 @@ def verify_command(
     as_json: bool,
 ) -> None:
     """Check that a cache is whole; exit code 1 if it is not."""
-    from mav.pipeline.verification.verify import run_verification, screen
+    from mav.pipeline.verification.verify import screen, verify
 
-    found = run_verification(
+    found = verify(
         cache,
         full=full,
         pairs=against_base,
         base_model=base_model,
         datasets=datasets,
-        mend=repair,
+        repair=repair,
         dtype=dtype,
         device=device,
         device_map=device_map,

@@ -15,59 +15,107 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mav.cache_schema import CacheReader as FeatureCache
     from mav.cache_schema import Manifest, MAVError
+    from mav.cache_schema.errors import (
+        BaseModelError,
+        CacheBusyError,
+        CacheError,
+        CacheIncompleteError,
+        DataError,
+        HeadError,
+        ManifestError,
+        MismatchError,
+        UsageError,
+    )
+    from mav.pipeline.base.model import BaseModel, load_base
     from mav.pipeline.decoding.alpha import AlphaSchedule
     from mav.pipeline.decoding.inference import MAVInference, create_mav
     from mav.pipeline.decoding.options import Generation, GenerationOptions
     from mav.pipeline.decoding.scoring import Score
     from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
-    from mav.pipeline.extraction.extract import extract
+    from mav.pipeline.extraction.dry_run import DryRunReport, dry_run
+    from mav.pipeline.extraction.extract import ExtractReport, extract
     from mav.pipeline.extraction.options import ExtractOptions
     from mav.pipeline.head.config import HeadConfig
     from mav.pipeline.head.model import AlignmentHead
     from mav.pipeline.preferences.sources import DataSource
     from mav.pipeline.training.options import TrainOptions
-    from mav.pipeline.training.train import train
+    from mav.pipeline.training.train import TrainReport, train
+    from mav.pipeline.verification.verify import VerificationReport, verify
 
 __all__ = [
     "AlignmentHead",
     "AlphaSchedule",
+    "BaseModel",
+    "BaseModelError",
+    "CacheBusyError",
+    "CacheError",
+    "CacheIncompleteError",
+    "DataError",
     "DataSource",
+    "DryRunReport",
     "Evaluation",
     "ExtractOptions",
+    "ExtractReport",
     "FeatureCache",
     "Generation",
     "GenerationOptions",
     "HeadConfig",
+    "HeadError",
     "MAVError",
     "MAVInference",
     "Manifest",
+    "ManifestError",
+    "MismatchError",
     "Score",
     "TrainOptions",
+    "TrainReport",
+    "UsageError",
+    "VerificationReport",
     "create_mav",
+    "dry_run",
     "evaluate",
     "extract",
+    "load_base",
     "train",
+    "verify",
 ]
 
 _FROM = {
     "AlignmentHead": "mav.pipeline.head.model",
     "AlphaSchedule": "mav.pipeline.decoding.alpha",
+    "BaseModel": "mav.pipeline.base.model",
+    "BaseModelError": "mav.cache_schema.errors",
+    "CacheBusyError": "mav.cache_schema.errors",
+    "CacheError": "mav.cache_schema.errors",
+    "CacheIncompleteError": "mav.cache_schema.errors",
+    "DataError": "mav.cache_schema.errors",
     "DataSource": "mav.pipeline.preferences.sources",
-    "GenerationOptions": "mav.pipeline.decoding.options",
+    "DryRunReport": "mav.pipeline.extraction.dry_run",
     "Evaluation": "mav.pipeline.evaluation.evaluate",
     "ExtractOptions": "mav.pipeline.extraction.options",
+    "ExtractReport": "mav.pipeline.extraction.extract",
     "FeatureCache": "mav.cache_schema",
     "Generation": "mav.pipeline.decoding.options",
+    "GenerationOptions": "mav.pipeline.decoding.options",
     "HeadConfig": "mav.pipeline.head.config",
+    "HeadError": "mav.cache_schema.errors",
     "MAVError": "mav.cache_schema",
     "MAVInference": "mav.pipeline.decoding.inference",
     "Manifest": "mav.cache_schema",
+    "ManifestError": "mav.cache_schema.errors",
+    "MismatchError": "mav.cache_schema.errors",
     "Score": "mav.pipeline.decoding.scoring",
     "TrainOptions": "mav.pipeline.training.options",
+    "TrainReport": "mav.pipeline.training.train",
+    "UsageError": "mav.cache_schema.errors",
+    "VerificationReport": "mav.pipeline.verification.verify",
     "create_mav": "mav.pipeline.decoding.inference",
+    "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",
     "extract": "mav.pipeline.extraction.extract",
+    "load_base": "mav.pipeline.base.model",
     "train": "mav.pipeline.training.train",
+    "verify": "mav.pipeline.verification.verify",
 }
 _NAMED_OTHERWISE = {"FeatureCache": "CacheReader"}
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -80,3 +81,37 @@ def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Pat
     mav("train", "--cache", "cache", "--output-dir", "head", *train)
     assert "reward accuracy" in mav("evaluate", "--head", "head", "--cache", "cache")
     mav("generate", "--head", "head", "--prompt", "Hi", "--max-new-tokens", 2, "--device", "cpu")
+
+
+SCRIPT: Final = """
+from typing import assert_type
+from mav import (
+    DataError, DataSource, Evaluation, ExtractOptions, Generation, MAVInference, TrainOptions,
+    evaluate, extract, train,
+)
+try:
+    pairs = DataSource(id="pairs.jsonl")
+    extract(ExtractOptions(base_model="base", data=pairs, output="cache"))
+except DataError as error:
+    raise SystemExit(str(error)) from error
+train(TrainOptions(cache="cache", output_dir="head"))
+assert_type(evaluate("head", "cache", [1.0]), Evaluation)
+assert_type(MAVInference("head").generate("Hi", alpha=1.0), Generation)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_is_checked_against_the_types_of_what_is_installed(
+    wheel: Path, tmp_path: Path
+) -> None:
+    run("-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(packages)
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = tmp_path / "env" / "bin" / "python"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    check = ("-m", "mypy", "--strict", "--python-executable", python, "script.py")
+    assert "Success" in run(*check, cwd=tmp_path)
+    (tmp_path / "script.py").write_text(SCRIPT.replace("alpha=1.0", "strength=1.0"))
+    wrong = subprocess.run([sys.executable, *map(str, check)], cwd=tmp_path, capture_output=True)
+    assert b'Unexpected keyword argument "strength"' in wrong.stdout

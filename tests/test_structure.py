@@ -12,7 +12,8 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
-    "mav": "cache_schema decoding evaluation extraction head preferences training",
+    "mav": "cache_schema base decoding evaluation extraction head preferences training "
+    "verification",
     "cli_commands": "cache_schema base decoding demo evaluation extraction preferences reporting "
     "runtime serving training verification",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",

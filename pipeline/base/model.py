@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -209,8 +211,19 @@ class BaseModel:
             output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
             return taps.states[last][0], output.logits[0]
 
-    def record(self) -> BaseModelRecord:
-        """Return what the manifest says of it; reads all weight files once for their digest."""
+    def fingerprint(self) -> BaseModelRecord:
+        """Return what a manifest records of it, with digests of weights, config and tokenizer.
+
+        All weights are read for their digest: those of files once, those of a model that was made
+        in memory at every call, since they may have changed.
+        """
+        return self._fingerprint() if self.source is None else self._fingerprint_of_files
+
+    @cached_property
+    def _fingerprint_of_files(self) -> BaseModelRecord:
+        return self._fingerprint()
+
+    def _fingerprint(self) -> BaseModelRecord:
         source = self.source
         return BaseModelRecord(
             id=source.name if source else self.id,
@@ -248,7 +261,7 @@ class BaseModel:
 
 
 def load_base(
-    base_model: str,
+    base_model: str | Path,
     *,
     gguf_file: str | None = None,
     revision: str | None = None,
@@ -274,7 +287,7 @@ def load_base(
         BaseModelError: It cannot be found or loaded.
         UsageError: The device is not there.
     """
-    source = find_base(base_model, gguf_file, revision, gguf_cache=gguf_cache)
+    source = find_base(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
     placement = LoadOptions(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
     return load_source(source, placement)
 

@@ -176,7 +176,7 @@ def untrained(
     Sizes that are not given follow the base; see `head_sizes`.
     """
     layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
-    record = base.record()
+    record = base.fingerprint()
     pooled_size = pooled_size or default_pooled_size(base.hidden_size)
     expansion_size = expansion_size or default_expansion_size(record, len(layers), pooled_size)
     config = HeadConfig(
@@ -242,7 +242,7 @@ def check_compatible(
         MismatchError: It does not.
         UsageError: Prompts cannot take the form the user wants.
     """
-    record = dataclasses.replace(base.record(), id=base.id)  # as the user knows it
+    record = dataclasses.replace(base.fingerprint(), id=base.id)  # as the user knows it
     check_vocabulary(
         trained.base,
         record,

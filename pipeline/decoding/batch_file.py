@@ -235,13 +235,14 @@ def _made_by(
     named = json.dumps([[line.number, line.text] for line in lines])
     digest = hashlib.sha256(named.encode()).hexdigest()
     settings = json.loads(json.dumps(asdict(decoding)))
+    base = mav.base.fingerprint()
     return {
         "prompts": digest,
         "head": mav.head_digest,
-        "base": mav.base.record().weights_digest,
+        "base": base.weights_digest,
         "form": mav.joined.form.name,
         "dtype": str(mav.base.dtype).removeprefix("torch."),
-        "quantization": mav.base.record().quantization,
+        "quantization": base.quantization,
         "int8_head": is_quantized(mav.head),
         "alpha": str(alpha),
         "batch_size": batch_size,

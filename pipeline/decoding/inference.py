@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -55,8 +56,8 @@ class MAVInference:
 
     def __init__(
         self,
-        head: str,
-        base: str | BaseModel | None = None,
+        head: str | Path,
+        base: str | Path | BaseModel | None = None,
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
@@ -112,12 +113,12 @@ class MAVInference:
             placement = LoadOptions(dtype=base.dtype, device=str(base.device))
         else:
             placement = placement.in_one_dtype()
-        trained = load_trained(head, rules, resolve_dtype(placement.dtype, placement.device))
+        trained = load_trained(str(head), rules, resolve_dtype(placement.dtype, placement.device))
         if not isinstance(base, BaseModel):
             source = (
                 trained.source(revision, gguf_file)
                 if base is None
-                else resolve_base(base, gguf_file, revision)
+                else resolve_base(str(base), gguf_file, revision)
             )
             base = load_compatible_base(source, trained, rules, placement)
             remember(source.weights_digest(), source.id)
@@ -360,7 +361,7 @@ class MAVInference:
 
     def switch_base_model(
         self,
-        base_model: str | BaseModel,
+        base_model: str | Path | BaseModel,
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
@@ -384,7 +385,7 @@ class MAVInference:
                     self._joined.close()
                 self._joined = joined
                 return
-            self._load_other(resolve_base(base_model, gguf_file, revision))
+            self._load_other(resolve_base(str(base_model), gguf_file, revision))
 
     def close(self) -> None:
         """Take the head out of the base, which is as it was before.
@@ -427,7 +428,9 @@ def _require_several(given: object, name: str, single: str) -> None:
         )
 
 
-def create_mav(base_model: str, head: str | None = None, **options: Any) -> MAVInference:
+def create_mav(
+    base_model: str | Path, head: str | Path | None = None, **options: Any
+) -> MAVInference:
     """Return a base with a trained head, or with a new one that changes nothing yet.
 
     Args:

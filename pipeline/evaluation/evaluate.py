@@ -113,7 +113,7 @@ class Evaluation:
 
 
 def evaluate(
-    head: str,
+    head: str | Path,
     cache: str | Path,
     alphas: Sequence[float],
     *,
@@ -137,7 +137,7 @@ def evaluate(
     Raises:
         MAVError: Head or cache are missing, damaged, or do not belong together.
     """
-    placed = pick_device(device)
+    head, placed = str(head), pick_device(device)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
     check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))

@@ -42,7 +42,7 @@ _SPARE: Final = 1.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preflight:
+class DryRunReport:
     """What an extraction will take.
 
     Attributes:
@@ -94,7 +94,7 @@ class Preflight:
         }
 
 
-def preflight(options: ExtractOptions, *, base: BaseModel | None = None) -> Preflight:
+def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRunReport:
     """Find out what an extraction will take: size exactly or by a sample, time by a sample.
 
     Nothing is written.
@@ -120,7 +120,7 @@ def preflight(options: ExtractOptions, *, base: BaseModel | None = None) -> Pref
     rows, rate = _sample(work)
     rows |= {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
     share = compressed_share(work.manifest, rows)
-    return Preflight(
+    return DryRunReport(
         manifest=work.manifest,
         size=expected_size(work.manifest, work.plan, share, missing=missing, begun=bool(stored)),
         alternatives=_alternatives(options, work, rows),
@@ -161,7 +161,7 @@ def require_room(objects: ObjectStore, work: Work, missing: list[int], *, begun:
         )
 
 
-def screen(found: Preflight) -> str:
+def screen(found: DryRunReport) -> str:
     """Lay the findings out for people."""
     data, size = found.manifest.data, found.size
     lines = [

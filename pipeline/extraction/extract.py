@@ -113,7 +113,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
                 remember(kept.fingerprint, given.id)
         if stored is not None:
             options = as_begun(options, stored, data)
-            found = base.record() if base else _as_stored(stored, request, options.quantize)
+            found = base.fingerprint() if base else _as_stored(stored, request, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
             if told := _moved(stored.base, asked.base):

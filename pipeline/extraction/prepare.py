@@ -249,7 +249,7 @@ def load(options: ExtractOptions, request: Request, data: ReadData, dtype: Store
             request.tokenizer,
         )
     unembedding = base.unembedding()
-    record = base.record()
+    record = base.fingerprint()
     manifest, plan = draft_manifest(options, record, _logits_record(unembedding), data, dtype)
     if options.pooled_size is None:
         _log.info(_told_width(manifest))

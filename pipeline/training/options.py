@@ -68,7 +68,7 @@ class TrainOptions:
     """
 
     cache: str | Path
-    output_dir: Path
+    output_dir: str | Path
     eval_cache: str | Path | None = None
     eval_fraction: float = 0.05
     expansion_size: int | None = None
@@ -132,6 +132,11 @@ class TrainOptions:
             and self.eval_cache is None
         ):
             raise UsageError("--early-stopping: nothing is held out to evaluate on")
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(self.output_dir)
 
     @property
     def held_out_fraction(self) -> float:

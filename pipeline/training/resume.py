@@ -20,11 +20,11 @@ def checkpoint_to_go_on_from(options: TrainOptions) -> Checkpoint | None:
         HeadError: No checkpoint of it is sound.
         UsageError: There is a run, and going on with it was not asked for.
     """
-    found = newest_checkpoint(options.output_dir)
-    occupied = found is not None or (options.output_dir / "last").exists()
+    found = newest_checkpoint(options.folder)
+    occupied = found is not None or (options.folder / "last").exists()
     if occupied and not options.resume:
         raise UsageError(
-            f"{options.output_dir}: holds a training run already. Add --resume to go on with it, "
+            f"{options.folder}: holds a training run already. Add --resume to go on with it, "
             f"or name another --output-dir."
         )
     return found

@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> TrainReport:
     accelerator = Accelerator(
         mixed_precision="no",  # the scorer sees to it
         log_with=None if options.report_to == "none" else options.report_to,
-        project_dir=str(options.output_dir),
+        project_dir=str(options.folder),
     )
     require_joined(accelerator.num_processes)
     leave_at_exit()
@@ -200,11 +200,11 @@ class _Run:
             f"{total:,} steps of {each}"
         )
         if found is None:
-            options.output_dir.mkdir(parents=True, exist_ok=True)
+            options.folder.mkdir(parents=True, exist_ok=True)
             return self._train(self._first_state())
-        require_same_run(options.output_dir, found.state, self._first_state())
+        require_same_run(options.folder, found.state, self._first_state())
         if found.state.complete:
-            _log.info(f"{options.output_dir}: trained already, left as it is")
+            _log.info(f"{options.folder}: trained already, left as it is")
             return self._report(found.state, {}, None)
         self._restore(found)
         _log.info(f"Going on after step {found.state.step} of {total}")
@@ -267,7 +267,7 @@ class _Run:
         held = self._held_out
         kl = None
         if held is not None and self._accelerator.is_main_process:
-            best = load_head(str(self._options.output_dir / "best"))
+            best = load_head(str(self._options.folder / "best"))
             wanted = in_subset(held.reader.prompt_id, held.subset, held.reader.set_apart)
             wanted &= wanted.cumsum() <= _PAIRS_FOR_KL
             device = self._accelerator.device
@@ -290,7 +290,7 @@ class _Run:
         start_tracker(self._accelerator, report_to, state.step, self._trajectory())
         if not self._accelerator.is_main_process:
             return None
-        return MetricsLog(self._options.output_dir, state.step)
+        return MetricsLog(self._options.folder, state.step)
 
     def _micro_batches(self, first_step: int) -> Iterator[list[Batch]]:
         """Yield this process's micro-batches of each step that is left."""
@@ -342,7 +342,7 @@ class _Run:
         loss = evaluation.get("eval_loss")
         if loss is not None and not math.isfinite(loss):
             raise DataError(
-                f"{options.output_dir}: the held-out loss is {loss} at step {state.step}, so "
+                f"{options.folder}: the held-out loss is {loss} at step {state.step}, so "
                 f"the run has diverged. Use a smaller --learning-rate or --no-bf16; what was saved "
                 f"before is kept."
             )
@@ -363,12 +363,12 @@ class _Run:
                 steps=state.step,
             )
             if best:
-                save_head(self._head, origin, options.output_dir / "best", weights)
+                save_head(self._head, origin, options.folder / "best", weights)
             if state.complete:
-                save_head(self._head, origin, options.output_dir / "last", weights)
+                save_head(self._head, origin, options.folder / "last", weights)
             tensors = {"head": weights, "optimizer": moments}
-            save_checkpoint(options.output_dir, tensors, state)
-            _log.debug(f"Step {state.step}: checkpoint written to {options.output_dir}")
+            save_checkpoint(options.folder, tensors, state)
+            _log.debug(f"Step {state.step}: checkpoint written to {options.folder}")
         self._accelerator.wait_for_everyone()
         return state
 
@@ -389,7 +389,7 @@ class _Run:
         self, state: TrainState, evaluation: dict[str, float], kl: float | None
     ) -> TrainReport:
         return TrainReport(
-            output_dir=self._options.output_dir,
+            output_dir=self._options.folder,
             steps=state.step,
             best_step=state.best_step,
             stopped_early=state.step < self._schedule.total,

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.reader import listed
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.verify import VerifyReport, repair, verify
+from mav.cache_schema.verify import VerifyReport
+from mav.cache_schema.verify import repair as repair_objects
+from mav.cache_schema.verify import verify as verify_objects
 from mav.pipeline.base.model import DeviceMap
-from mav.pipeline.runtime.compute_dtype import Dtype
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.verification.against_base import BaseComparison, verify_against_base
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification:
+class VerificationReport:
     """What was found.
 
     Attributes:
@@ -39,28 +42,28 @@ class Verification:
         }
 
 
-def run_verification(
-    cache: str,
+def verify(
+    cache: str | Path,
     *,
-    full: bool,
-    pairs: int | None,
-    base_model: str | None,
-    datasets: Sequence[str],
-    mend: bool,
-    dtype: Dtype,
-    device: str,
-    device_map: DeviceMap | None,
-    gguf_cache: bool,
-) -> Verification:
-    """Verify a cache.
+    full: bool = True,
+    pairs: int | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    repair: bool = False,
+    dtype: Dtype = AUTO,
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    gguf_cache: bool = True,
+) -> VerificationReport:
+    """Check that a cache is complete and undamaged, and that it holds what its base computes.
 
     Args:
         cache: Folder or URL.
-        full: Compare all digests, not sizes alone.
-        pairs: Pairs to run through the live base again, or None.
+        full: Read everything and compare all digests, rather than sizes alone.
+        pairs: Pairs to run through the live base again; None skips that.
         base_model: Where the base is now; by default where it was.
         datasets: Where the cache's data sets are now, in its order; by default where they were.
-        mend: Mark damaged blocks for extraction.
+        repair: Mark damaged blocks, so that the next extraction computes them again.
         dtype: Type the base computes in; `auto` is what the cache was computed in.
         device: Where the base runs.
         device_map: How it is spread over several devices, in place of `device`.
@@ -75,9 +78,9 @@ def run_verification(
         def begin(total: int) -> None:
             bar.reset(total=total)
 
-        stored = verify(objects, full=full, begin=begin, progress=bar.update)
-    if mend and (stored.damaged_blocks or stored.damaged_layout):
-        repair(objects, stored)
+        stored = verify_objects(objects, full=full, begin=begin, progress=bar.update)
+    if repair and (stored.damaged_blocks or stored.damaged_layout):
+        repair_objects(objects, stored)
     base = None
     if pairs is not None:
         if not stored.sound:
@@ -95,10 +98,10 @@ def run_verification(
             device_map=device_map,
             gguf_cache=gguf_cache,
         )
-    return Verification(stored=stored, base=base)
+    return VerificationReport(stored=stored, base=base)
 
 
-def screen(found: Verification) -> str:
+def screen(found: VerificationReport) -> str:
     """Lay the findings out for people."""
     stored = found.stored
     checked = f"{stored.bytes / 1e9:.2f} GB read" if stored.full else "sizes only"

@@ -160,7 +160,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, text: bytes) -> None:
 def test_a_base_in_memory_has_no_files_to_tell() -> None:
     base = tiny_base()
     assert isinstance(base, BaseModel)
-    assert base.record().quantization is None
+    assert base.fingerprint().quantization is None
 
 
 def test_without_bitsandbytes_it_says_what_to_install(

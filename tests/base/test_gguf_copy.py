@@ -44,7 +44,7 @@ def assert_same(one: BaseModel, other: BaseModel) -> None:
         assert torch.equal(weight, weights[name]), name
     for row in rows(3):
         assert one.tokenizer.encode(row["chosen"]) == other.tokenizer.encode(row["chosen"])
-    assert one.record() == other.record()
+    assert one.fingerprint() == other.fingerprint()
     assert one.end_tokens == other.end_tokens
 
 

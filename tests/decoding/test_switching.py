@@ -271,9 +271,9 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
 ) -> None:
     """A head from a cache of version 1, which tells of no quantization, and its own GGUF base."""
     base = tiny_base()
-    head, record = untrained(base), base.record()
+    head, record = untrained(base), base.fingerprint()
     head = replace(head, base=replace(record, quantization=trained))
-    monkeypatch.setattr(BaseModel, "record", lambda _: replace(record, quantization=stored))
+    monkeypatch.setattr(BaseModel, "fingerprint", lambda _: replace(record, quantization=stored))
     check_compatible(replace(base, quantize=loaded), head, AttachOptions())
     assert len(messages) == len(told)
     assert all(part in line for part, line in zip(told, messages, strict=True))

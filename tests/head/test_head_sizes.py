@@ -79,11 +79,11 @@ def test_a_new_head_follows_its_base() -> None:
     base = tiny_base()
     head = MAVInference.untrained(base).head
     assert head.config.pooled_size == base.hidden_size
-    assert head.total_parameters() <= base_parameters(base.record()) / 3
+    assert head.total_parameters() <= base_parameters(base.fingerprint()) / 3
     asked = MAVInference.untrained(tiny_base(), pooled_size=64, expansion_size=24).head
     assert (asked.config.pooled_size, asked.config.expansion_size) == (64, 24)
 
 
 def test_the_record_of_a_base_counts_its_parameters() -> None:
     base = tiny_base()
-    assert base.record().parameters == sum(p.numel() for p in base.model.parameters())
+    assert base.fingerprint().parameters == sum(p.numel() for p in base.model.parameters())

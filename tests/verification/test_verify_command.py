@@ -19,7 +19,7 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from tests.cli.test_cli import done, mav
 from tests.cli.test_cli_errors import refused
-from tests.extraction.test_preflight import tree
+from tests.extraction.test_dry_run import tree
 from tests.support.tiny import HIDDEN, rows, save_base, tiny_base, write_rows
 from tests.support.written_caches import quick_disk
 

@@ -23,7 +23,7 @@ from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
-from mav.pipeline.extraction.dry_run import Preflight, preflight, screen
+from mav.pipeline.extraction.dry_run import DryRunReport, dry_run, screen
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions, StorageDtype
 from mav.pipeline.preferences.sources import DataSource
@@ -69,8 +69,8 @@ class Asked:
     def output(self) -> Path:
         return Path(self.options.output)
 
-    def expected(self) -> Preflight:
-        return preflight(self.options, base=self.base)
+    def expected(self) -> DryRunReport:
+        return dry_run(self.options, base=self.base)
 
     def run(self) -> ExtractReport:
         return extract(self.options, base=self.base)
