@@ -6,54 +6,54 @@ from typing import Final
 
 import pytest
 
-from tests.docs.world import BASES, OF_ANOTHER_VOCABULARY, ROOT, World, free_port
+from tests.docs.world import BASES, OF_ANOTHER_VOCABULARY, ROOT, Ran, World, free_port
 
 HEAD: Final = "runs/head 'Name a tree.' --max-new-tokens 6"
 
 
 @pytest.fixture
-def run(trained: World, tmp_path: Path) -> Callable[[str], str]:
+def run(trained: World, tmp_path: Path) -> Callable[[str], Ran]:
     """Run an example that must succeed; return what it prints."""
     world = trained.copy(tmp_path / "docs")
 
-    def run_example(line: str) -> str:
+    def run_example(line: str) -> Ran:
         found = world.run(f"python examples/{line}")
         assert found.code == 0, found.err
-        return found.out
+        return found
 
     return run_example
 
 
-def test_training_from_python(run: Callable[[str], str]) -> None:
-    out = run(f"train_from_python.py --base {BASES[0]} --pooled-size 32 --expansion-size 32")
-    assert "30 rows, 30 pairs kept" in out
-    assert [f"alpha {alpha}: reward accuracy" in out for alpha in (0.5, 1.0, 2.0)] == [True] * 3
+def test_training_from_python(run: Callable[[str], Ran]) -> None:
+    ran = run(f"train_from_python.py --base {BASES[0]} --pooled-size 32 --expansion-size 32")
+    assert "30 rows, 30 pairs kept" in ran.err
+    assert [f"alpha {alpha}: reward accuracy" in ran.out for alpha in (0.5, 1.0, 2.0)] == [True] * 3
 
 
-def test_comparing_alphas(run: Callable[[str], str]) -> None:
-    first, line, *answers = run(f"compare_alphas.py {HEAD} --alphas 0 1 2").splitlines()
+def test_comparing_alphas(run: Callable[[str], Ran]) -> None:
+    first, line, *answers = run(f"compare_alphas.py {HEAD} --alphas 0 1 2").out.splitlines()
     assert first.split("   ")[0] == "alpha 0"
     assert first.split()[1::2] == ["0", "1", "2"]
     assert set(line) == {"-", " "}
     assert answers
 
 
-def test_beams_and_samples(run: Callable[[str], str]) -> None:
-    out = run(f"beams_and_samples.py {HEAD}")
+def test_beams_and_samples(run: Callable[[str], Ran]) -> None:
+    out = run(f"beams_and_samples.py {HEAD}").out
     assert [f"{name}:" in out for name in ("beam 1", "beam 2", "sample 1", "sample 2")] == [
         True
     ] * 4
 
 
-def test_a_schedule(run: Callable[[str], str]) -> None:
-    out = run(f"schedule.py {HEAD} --schedule 0:2,32:0.5")
+def test_a_schedule(run: Callable[[str], Ran]) -> None:
+    out = run(f"schedule.py {HEAD} --schedule 0:2,32:0.5").out
     assert "token 16: alpha 1.25\n" in out
     assert "\nalpha 1.0:\n" in out
     assert "\nalpha 0:2,32:0.5:\n" in out
 
 
-def test_switching_bases(run: Callable[[str], str]) -> None:
-    out = run(f"switch_bases.py {HEAD} --bases {BASES[0]} {OF_ANOTHER_VOCABULARY} {BASES[1]}")
+def test_switching_bases(run: Callable[[str], Ran]) -> None:
+    out = run(f"switch_bases.py {HEAD} --bases {BASES[0]} {OF_ANOTHER_VOCABULARY} {BASES[1]}").out
     assert f"--- {BASES[0]}, alpha 1\n" in out
     assert f"--- {OF_ANOTHER_VOCABULARY} is refused: " in out
     assert f"--- {BASES[1]}, alpha 1\n" in out
@@ -69,8 +69,8 @@ def address(trained: World, tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
-def test_asking_a_server(run: Callable[[str], str], address: str) -> None:
-    out = run(f"ask_a_server.py 'Name a tree.' --url {address} --alpha 0:2,4:0 --max-tokens 6")
+def test_asking_a_server(run: Callable[[str], Ran], address: str) -> None:
+    out = run(f"ask_a_server.py 'Name a tree.' --url {address} --alpha 0:2,4:0 --max-tokens 6").out
     answer, tokens = out.rsplit("\n\n", 1)
     assert answer.strip()
     assert 1 <= len(tokens.splitlines()) <= 6
