@@ -2,7 +2,7 @@
 
 Writer, reader, size estimates, docs and tests all derive from `TABLE`. Three kinds of array:
 
-- `block`: one row a response token, or one a block; a shard holds what belongs to one block.
+- `block`: one row a response token, or one per block; a shard holds what belongs to one block.
 - `plan`: what is known before the base model runs (where each pair lies, and its ids).
 - `unembedding`: one copy of the base's output embedding, for factored logits.
 """

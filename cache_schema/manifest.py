@@ -112,7 +112,7 @@ class TextRecord:
     end_token_id: int | None = None
     """Token that ends every untruncated response; none where it is the base's `eos_token_id`."""
     template_date: str | None = None
-    """Day, as YYYY-MM-DD, that the base's chat template was told when it asked for the date; none
+    """Day, as YYYY-MM-DD, given to the base's chat template, which asked for the date; none
     where it does not ask."""
 
 
@@ -192,7 +192,7 @@ class StorageRecord:
     compression: Compression
     """Codec of every chunk; lossless."""
     states: StatesStorage
-    """`computed`: as they are, in `states.dtype`; or a byte a value with scales, which is lossy."""
+    """`computed`: as they are, in `states.dtype`; or a byte per value with scales, lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)

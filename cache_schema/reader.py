@@ -181,7 +181,7 @@ def require_layout(
     if lost:
         raise CacheError(
             f"{objects.location}: damaged:{listed(lost)}\nRun the same `mav extract` "
-            f"command again; it writes them anew."
+            f"command again; it writes them again."
         )
     return record
 

@@ -1,4 +1,4 @@
-"""The objects a cache is created with: array descriptions, plan and unembedding."""
+"""The objects per cache is created with: array descriptions, plan and unembedding."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -165,7 +165,7 @@ def repair(objects: ObjectStore, report: VerifyReport) -> None:
     _log.info(
         f"{objects.location}: {len(report.damaged_blocks)} damaged blocks and "
         f"{len(report.damaged_layout)} other objects are marked; run the same `mav extract` "
-        f"command again, it writes them anew"
+        f"command again, it writes them again"
     )
 
 

@@ -35,7 +35,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     "prompts_file",
     cls=OneOnly,
     type=click.Path(path_type=Path),
-    help="File of prompts, one a line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
+    help="File of prompts, one per line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
 )
 @click.option(
     "--output",
@@ -66,7 +66,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     help="Answer on the base, then on another one under the same head.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object an answer, a line each."
+    "--json", "as_json", is_flag=True, help="Print one JSON object per response, one per line."
 )
 def generate_command(
     *,
@@ -82,7 +82,7 @@ def generate_command(
     as_json: bool,
     **others: Any,
 ) -> None:
-    """Decode with a base and a head together, one forward pass a token."""
+    """Decode with a base and a head together, one forward pass per token."""
     if demo_switching is None and (prompt is None) == (prompts_file is None):
         raise click.UsageError("give either --prompt or --prompts")
     if alpha is not None and alphas is not None:

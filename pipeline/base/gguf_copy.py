@@ -121,7 +121,7 @@ def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
         convert(source, building)
         files = sorted(building.iterdir())
         for file in files:
-            # safetensors lets nobody else read what it writes; the folder is as the umask has it.
+            # safetensors writes files with mode 0600; the folder has the mode that the umask gives.
             file.chmod(building.stat().st_mode & 0o666)
         record = {"origin": origin, "files": {file.name: _checksum(file) for file in files}}
         (building / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -134,7 +134,7 @@ def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a copy is there with every byte as it was written; looked at once a process."""
+    """Whether a copy is there with every byte as it was written; looked at once per process."""
     try:
         status = (folder / _RECORD).stat()
     except OSError:

@@ -45,7 +45,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
     """Read the header of a GGUF file whose tensors are all there.
 
     Raises:
-        BaseModelError: It is no GGUF file, or ends before its last tensor does.
+        BaseModelError: It is not a GGUF file, or it ends before its last tensor.
     """
     try:
         with path.open("rb") as file:

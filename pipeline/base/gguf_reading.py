@@ -58,7 +58,7 @@ def gguf_read_once() -> Iterator[set[str]]:
             get_tensor_name_map=lru_cache(maxsize=1)(gguf.get_tensor_name_map),
         ),
     ):
-        # Newer releases read some architectures by other means, and tell of what they leave out.
+        # Newer releases read some architectures by other means, and report what they leave out.
         if mapped is None:
             yield skipped
         else:

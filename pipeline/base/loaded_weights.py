@@ -27,8 +27,8 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
 
     Args:
         model: The loaded model.
-        found: What `from_pretrained` tells with `output_loading_info`, and `unconverted`: the names
-            of tensors that could not be put together from several of the checkpoint.
+        found: What `from_pretrained` returns with `output_loading_info`, and `unconverted`: the
+            names of tensors that could not be put together from several of the checkpoint.
         name: What the base is called.
 
     Returns:
@@ -81,7 +81,8 @@ def require_finite(model: Any, name: str) -> None:
     if wrong:
         dtype = str(model.dtype).removeprefix("torch.")
         raise BaseModelError(
-            f"{name}: {_count(wrong, 'tensor')} with values that are no finite numbers in {dtype}: "
+            f"{name}: {_count(wrong, 'tensor')} with values that are not finite numbers in "
+            f"{dtype}: "
             f"{_listed(wrong)}. The file is damaged, or the type too narrow: download it again, or "
             f"try --dtype float32."
         )

@@ -169,7 +169,7 @@ class BaseModel:
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: the tokenizer's, and what the base names besides."""
+        """Tokens that end an answer: the tokenizer's, and those the base names."""
         return frozenset([int(self.tokenizer.eos_token_id), *tokens_named(self.generation_config)])
 
     @property
@@ -178,7 +178,7 @@ class BaseModel:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def taps(self, indices: tuple[int, ...]) -> HiddenStateHooks:
+    def hidden_state_hooks(self, indices: tuple[int, ...]) -> HiddenStateHooks:
         """Return hooks, not yet set, for the hidden states of these layers."""
         return HiddenStateHooks(self.decoder, self._layers(), indices)
 
@@ -207,9 +207,9 @@ class BaseModel:
         """Return final states [S, hidden] of a short text, and the model's own logits of them."""
         ids = self.tokenizer("How do I say no politely?", return_tensors="pt")["input_ids"]
         last = self.num_hidden_layers
-        with self.taps((last,)) as taps:
+        with self.hidden_state_hooks((last,)) as hooks:
             output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
-            return taps.states[last][0], output.logits[0]
+            return hooks.states[last][0], output.logits[0]
 
     def fingerprint(self) -> BaseModelRecord:
         """Return what a manifest records of it, with digests of weights, config and tokenizer.
@@ -335,7 +335,7 @@ def load_source(
 
 
 def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
-    """Return a base without its weights, to tell what it is before they are loaded.
+    """Return a base without its weights, to check it before they are loaded.
 
     Args:
         source: Its files.
@@ -350,7 +350,7 @@ def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseMo
             config = read_config(source)
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
+        raise BaseModelError(f"{source.id}: is not a causal language model: {error}") from error
     tokenizer = load_tokenizer(source)
     require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
     return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

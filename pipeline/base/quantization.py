@@ -57,7 +57,7 @@ def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None
 
 
 def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what transformers is told to quantize a base while it is loaded.
+    """Return the arguments that make transformers quantize a base while loading it.
 
     Raises:
         UsageError: bitsandbytes is not installed.
@@ -72,7 +72,7 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
         ) from error
     from transformers import BitsAndBytesConfig
 
-    # It tells of every product that it casts.
+    # It warns of every product that it casts.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = (
         BitsAndBytesConfig(

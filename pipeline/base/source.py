@@ -53,7 +53,7 @@ class BaseSource:
 
     @property
     def loaded_from(self) -> dict[str, Any]:
-        """What transformers is told to read config, tokenizer or weights from."""
+        """Path that transformers reads config, tokenizer or weights from."""
         if self.gguf_file is None or self.converted is not None:
             return {"pretrained_model_name_or_path": self.converted or self.folder}
         return {"pretrained_model_name_or_path": self.folder, "gguf_file": self.gguf_file}
@@ -171,7 +171,7 @@ def file_digest(path: Path) -> str:
     """Return a file's SHA-256; one that did not change since it was asked for is not read again.
 
     The hub's client names large files by their SHA-256 and links to them, so those 13 GB of a 7B
-    base need not be read to tell which they are.
+    base need not be read to identify them.
     """
     if path.is_symlink():
         # One link on: the blob itself may be a link to a store that repositories share.

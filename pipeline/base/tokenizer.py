@@ -67,7 +67,7 @@ def require_tokens_within(model: Any, tokenizer: Any, name: str, *, of_gguf: boo
         BaseModelError: Naming the token with the largest id.
     """
     embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    # Quantized ones are packed, and tell nothing by their shape.
+    # Quantized ones are packed, so their shape says nothing.
     rows = min((len(weight) for weight in embeddings if weight.is_floating_point()), default=None)
     if rows is None:
         return

@@ -1,9 +1,9 @@
 """A base model whose logits a head steers, inside every forward pass.
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
-returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token,
-and the head is computed only where logits are. `docs/decisions/` says why the addition follows the
-model's own logits rather than replace its output embedding.
+returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass per
+token, and the head is computed only where logits are. `docs/decisions/` says why the addition
+follows the model's own logits rather than replace its output embedding.
 
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
@@ -60,7 +60,7 @@ class AlignedLM:
         self.base_logits: Tensor | None = None
         self.layers = layers
         self._depth = base.num_hidden_layers
-        self._taps = base.taps(layers)
+        self._taps = base.hidden_state_hooks(layers)
         self._handle: RemovableHandle | None = None
         self.set_alpha(alpha)
 
@@ -82,12 +82,12 @@ class AlignedLM:
         """Set the strength for the passes that follow.
 
         Args:
-            alpha: One for all; or one a request, [R], where B is R or, with beams or several
-                answers a request, a multiple of it; or one a request and position, [R, T].
+            alpha: One for all; or one per request, [R], where B is R or, with beams or several
+                answers per request, a multiple of it; or one per request and position, [R, T].
                 Where all are 0 the head is not computed, and the base's logits are untouched.
 
         Raises:
-            UsageError: One is no finite number.
+            UsageError: An alpha is not a finite number.
         """
         values = torch.as_tensor(alpha, dtype=torch.float32)
         if not values.numel() or not values.isfinite().all():
@@ -122,7 +122,7 @@ class AlignedLM:
         self._taps.states.clear()
         if isinstance(output, tuple):
             raise UsageError(
-                "return_dict: got False, expected True, as a steered model tells its logits by "
+                "return_dict: got False, expected True, as a steered model returns its logits by "
                 "name; leave it out, or read `output.to_tuple()`"
             )
         if self.base.num_hidden_layers < self._depth:

@@ -25,7 +25,7 @@ class ResponseText:
 
         Args:
             tokenizer: The base's.
-            stops: Texts that end the answer and are no part of it. What they name of special
+            stops: Texts that end the response and are not part of it. What they name of special
                 tokens is met by these tokens, and by the same characters in the answer's text.
             strip: Leave out white space at the beginning.
         """
@@ -53,7 +53,7 @@ class ResponseText:
         if certain != new:
             self._ahead += len(certain)
         elif new:
-            # Tokens without text, such as special ones, are no context to decode others in.
+            # Tokens without text, such as special ones, give no context to decode others in.
             self._context, self._given, self._ahead = self._given, len(self._tokens), 0
         out = self._release(certain, new[len(certain) :], token)
         self.offset = begin
@@ -92,7 +92,7 @@ class ResponseText:
         return text
 
     def _release(self, certain: str, broken: str, token: int) -> str:
-        """Return what can be given out after a token, given its text and what is no text yet."""
+        """Return the text that is final after a token, given its text and what is incomplete."""
         if self.stopped:
             return ""
         held = [*self._held, *certain]

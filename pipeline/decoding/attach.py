@@ -50,7 +50,7 @@ class TrainedHead:
         base: The base it was trained on.
         states: The states it reads.
         template: The prompt template it was trained with.
-        template_date: Day that this template was told, or None.
+        template_date: Date this template was given, or None.
         digest: SHA-256 over its weights.
         folder: Its folder, or None if it was made in memory.
     """
@@ -83,7 +83,7 @@ class AttachOptions:
     Attributes:
         allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
         prompt_form: Form of prompts; `auto` is what the head was trained in.
-        template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD, or
+        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD, or
             `today`; the day of the head's training data if None.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         base_generation_config: Take what the user leaves open from the base's generation_config.
@@ -108,7 +108,7 @@ class AttachedModel:
 
     Attributes:
         base: The base.
-        aligned: Both together; it steers nothing until told to.
+        aligned: Base and head together; alpha is 0 until it is set.
         form: Form of prompts.
         settings: Fields of `GenerationOptions` that take the place of its defaults.
     """
@@ -163,7 +163,7 @@ def load_trained(
     )
 
 
-def untrained(
+def new_head(
     base: BaseModel,
     *,
     layer_selection: str = "auto",
@@ -270,7 +270,7 @@ def _log_differences(
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
-    # A manifest of version 1 does not tell how the files of a base are quantized.
+    # A manifest of version 1 does not record how the files of a base are quantized.
     unknown = same_weights and trained.base.quantization is None and quantize is None
     if record.quantization != trained.base.quantization and not unknown:
         _log.warning(
@@ -288,7 +288,7 @@ def _told(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def join(
+def attach_head(
     base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> AttachedModel:
     """Join a loaded base and a head, which goes to the base's device and takes its type.
@@ -322,7 +322,7 @@ def _form(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> Prompt
 
 
 def _base_settings(base: BaseModel, rules: AttachOptions) -> dict[str, Any]:
-    """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
+    """Return the settings of a base's generation_config that apply; warn of those that cannot."""
     problem = None if base.source is None else readable_config(base.source.folder)[1]
     if problem is not None:
         _log.warning(problem)

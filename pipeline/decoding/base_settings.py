@@ -44,7 +44,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     if not isinstance(samples, bool):
         raise BaseModelError(
             f"{name}: its generation_config has do_sample {samples!r}, expected true or false; "
-            f"mend it, or leave out --base-generation-config"
+            f"correct it, or leave out --base-generation-config"
         )
     if samples:
         found["temperature"] = named.get("temperature", 1.0)

@@ -164,7 +164,7 @@ def _decoded(
     alpha: AlphaSchedule,
     decoding: GenerationOptions,
 ) -> list[Generation | str]:
-    """Decode a batch, in halves where memory does not suffice; or tell what it does not allow."""
+    """Decode a batch, in halves where memory runs out; or return the reason it cannot be."""
     try:
         return [
             *mav.generate_batch(
@@ -176,7 +176,7 @@ def _decoded(
             raise
     free_memory()
     if len(group) == 1:
-        return ["memory does not suffice for this prompt alone; shorten it, or --max-new-tokens"]
+        return ["out of memory for this prompt alone; shorten it or lower --max-new-tokens"]
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding
@@ -286,12 +286,12 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
-            f"begin anew, or name another --output."
+            f"start over, or name another --output."
         ) from error
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to begin anew."
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
         )
     os.truncate(path, len(whole))
     return found

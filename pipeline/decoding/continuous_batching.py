@@ -166,7 +166,7 @@ class ContinuousBatchDecoder:
         return found
 
     def cancel(self, row: Row) -> None:
-        """Take a row out whose answer nobody waits for."""
+        """Evict a sequence whose response is no longer wanted."""
         self._drop([row])
 
     def _new_row(self, request: Request) -> Row:

@@ -121,7 +121,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, T
 
 
 def takes_positions(model: Any) -> bool:
-    """Tell whether a base is told where tokens are, as `position_ids`."""
+    """Return whether a base takes `position_ids`."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 

@@ -26,17 +26,17 @@ from mav.pipeline.decoding.attach import (
     AttachedModel,
     AttachOptions,
     TrainedHead,
+    attach_head,
     check_compatible,
-    join,
     load_compatible_base,
     load_trained,
-    untrained,
+    new_head,
 )
+from mav.pipeline.decoding.exclusive_use import ExclusiveUse
 from mav.pipeline.decoding.generate import decode, finished
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.scoring import Score, score_answers
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
-from mav.pipeline.decoding.turns import Lending
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
@@ -87,7 +87,7 @@ class MAVInference:
             quantize: How its weights are quantized when it is loaded.
             prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
                 head was trained in.
-            template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD or
+            template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
                 `today`; if None, that of the head's training data, else today.
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
@@ -132,11 +132,11 @@ class MAVInference:
         placement: LoadOptions,
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
-        self._lending = Lending()
-        self._joined: AttachedModel | None = join(base, trained, rules)
+        self._in_use = ExclusiveUse()
+        self._joined: AttachedModel | None = attach_head(base, trained, rules)
 
     @classmethod
-    def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
+    def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
         """Return a base with a new head, which leaves it as it is until trained.
 
         Args:
@@ -146,7 +146,7 @@ class MAVInference:
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(base, untrained(base, **head), AttachOptions(), placement)
+        made._begin(base, new_head(base, **head), AttachOptions(), placement)
         return made
 
     @property
@@ -154,7 +154,8 @@ class MAVInference:
         """The base in use and the head in it.
 
         Raises:
-            BaseModelError: The last switch failed, and the base before it could not be had back.
+            BaseModelError: The last switch failed, and the base before it could not be loaded
+                again.
         """
         if self._joined is None:
             raise BaseModelError("No base is loaded; switch to one first.")
@@ -222,7 +223,7 @@ class MAVInference:
         """
         _require_several(prompts, "prompts", "generate")
         each = for_each(alpha, len(prompts))
-        with self._lending.turn():
+        with self._in_use.acquire():
             joined = self.joined
             decoding = decoding or self.decoding()
             texts = [joined.form.render(prompt) for prompt in prompts]
@@ -278,7 +279,7 @@ class MAVInference:
                 f"answers: got {len(answers)}, expected one for each of {len(prompts)}"
             )
         each = for_each(alpha, len(answers))
-        with self._lending.turn():
+        with self._in_use.acquire():
             return score_answers(self.joined, prompts, answers, each, ended=ended)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
@@ -295,19 +296,19 @@ class MAVInference:
         """
         decoding = decoding or self.decoding()
         decoding.require_streamable()
-        self._lending.require_not_lent()
+        self._in_use.require_not_handed_out()
         return self._stream(prompt, as_schedule(alpha), decoding)
 
     def _stream(
         self, prompt: Prompt, alpha: AlphaSchedule, decoding: GenerationOptions
     ) -> Iterator[str]:
         # Once more, as a stream may be listened to long after it was asked for.
-        self._lending.require_not_lent()
+        self._in_use.require_not_handed_out()
         stream, abandoned = TextStream(), threading.Event()
 
         def run() -> None:
             try:
-                with self._lending.turn():
+                with self._in_use.acquire():
                     # Only now: while it waited, the base may have been switched.
                     joined = self.joined
                     stream.begin(joined.answer_text(decoding))
@@ -344,19 +345,19 @@ class MAVInference:
                 own count no tokens of an answer.
 
         Raises:
-            UsageError: It is open already, or an alpha is no finite number.
+            UsageError: It is open already, or an alpha is not a finite number.
 
         Example:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._lending.loan(), self.joined.aligned.steering(as_numbers(alpha)):
+        with self._in_use.hand_out(), self.joined.aligned.steering(as_numbers(alpha)):
             yield self.base.model
 
     @contextmanager
-    def exclusively(self) -> Iterator[AlignedLM]:
+    def exclusive(self) -> Iterator[AlignedLM]:
         """Yield base and head for a decoder of one's own, while nothing else decodes."""
-        with self._lending.loan():
+        with self._in_use.hand_out():
             yield self.joined.aligned
 
     def switch_base_model(
@@ -376,11 +377,11 @@ class MAVInference:
         Raises:
             MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
                 loaded again if need be.
-            UsageError: `steering` or `exclusively` is open.
+            UsageError: `steering` or `exclusive` is open.
         """
-        with self._lending.turn():
+        with self._in_use.acquire():
             if isinstance(base_model, BaseModel):
-                joined = join(base_model, self._trained, self._rules)
+                joined = attach_head(base_model, self._trained, self._rules)
                 if self._joined is not None:
                     self._joined.close()
                 self._joined = joined
@@ -391,9 +392,9 @@ class MAVInference:
         """Take the head out of the base, which is as it was before.
 
         Raises:
-            UsageError: `steering` or `exclusively` is open.
+            UsageError: `steering` or `exclusive` is open.
         """
-        with self._lending.turn():
+        with self._in_use.acquire():
             if self._joined is not None:
                 self._joined.close()
                 self._joined = None
@@ -402,18 +403,19 @@ class MAVInference:
         source = with_copy(source, gguf_cache=self._rules.gguf_cache)
         check_compatible(preview_base(source), self._trained, self._rules, log_differences=False)
         before = None if self._joined is None else self._joined.base.source
-        # A base that was built in memory could not be had back, so it stays until the last.
+        # A base built in memory could not be loaded again, so it is kept until the switch has
+        # succeeded.
         if self._joined is not None and before is not None:
             self._joined.close()
             self._joined = None
             free_memory()
         try:
             base = load_source(source, self._placement)
-            joined = join(base, self._trained, self._rules)
+            joined = attach_head(base, self._trained, self._rules)
         except BaseException:
             if before is not None:
                 base = load_source(before, self._placement)
-                self._joined = join(base, self._trained, self._rules, log_differences=False)
+                self._joined = attach_head(base, self._trained, self._rules, log_differences=False)
             raise
         if self._joined is not None:
             self._joined.close()
@@ -437,11 +439,11 @@ def create_mav(
         base_model: Hub id, folder or `.gguf` file.
         head: Folder or hub id of a trained head, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
-            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device`,
+            `MAVInference.with_new_head`, and `gguf_file`, `revision`, `dtype`, `device`,
             `device_map`, `quantize` and `gguf_cache`.
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
     names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize", "gguf_cache")
     loading = {name: options.pop(name) for name in names if name in options}
-    return MAVInference.untrained(load_base(base_model, **loading), **options)
+    return MAVInference.with_new_head(load_base(base_model, **loading), **options)

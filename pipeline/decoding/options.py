@@ -33,7 +33,7 @@ class GenerationOptions:
             leaves them alone.
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
         num_beams: Beams to search with; 1 searches none.
-        stop: Strings that end an answer and are no part of it.
+        stop: Strings that end a response and are not part of it.
         cache_implementation: `dynamic` grows with the answer, `static` has its full size from the
             start, which
             is what can be compiled, `none` runs the whole text again for every token.

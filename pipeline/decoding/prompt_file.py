@@ -1,4 +1,4 @@
-"""Prompts to decode, from a file: one a line, or JSON lines with an object each."""
+"""Prompts to decode, from a file: one per line, or JSON lines with an object each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

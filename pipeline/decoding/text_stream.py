@@ -59,7 +59,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
 
 
 class Abandoned(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation nobody listens to any longer."""
+    """Raised in a generation whose listener has gone, to end it."""
 
     def __init__(self, event: threading.Event) -> None:
         self._event = event

@@ -78,7 +78,7 @@ class Evaluation:
         results: One an alpha.
         hardly_moved: Whether the KL at alpha 1 is so small that the head leaves the base about as
             it is; None where alpha 1 is not among the strengths.
-        length_alpha: The strength that accuracy by length is told for: the one nearest to 1, or
+        length_alpha: The alpha that accuracy by length is reported for: the one nearest to 1, or
             None where every alpha is 0.
         by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
             and bins hold about as many pairs as each other. Empty where `length_alpha` is None.

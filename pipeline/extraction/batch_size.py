@@ -11,7 +11,7 @@ CPU_TOKENS: Final = 2048
 _MOST_TOKENS: Final = 1 << 16
 _LEAST_TOKENS: Final = 256
 _SPARE: Final = 0.8
-"""Part of the free memory that is used: allocators need some room besides."""
+"""Share of the free memory that is used; allocators need some headroom."""
 
 
 @dataclass
@@ -34,8 +34,8 @@ class DeviceMemory:
     """Memory of one device, in bytes.
 
     Attributes:
-        free: What is to be had before a trial.
-        taken: The most that a trial took besides what was there before.
+        free: Memory that is available before a trial.
+        taken: The most that a trial allocated on top of what was in use before.
     """
 
     free: int

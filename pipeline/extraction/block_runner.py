@@ -103,11 +103,11 @@ class BlockForward:
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
         left = deque(batches(pairs, self._pairs.shared_length, self.budget.tokens, self.packing))
         before: _BatchRows | None = None
-        with self._base.taps(tapped) as taps:
+        with self._base.hidden_state_hooks(tapped) as hooks:
             while left:
                 batch_pairs = left.popleft()
                 fits = len(batch_pairs) == 1 or self._tokens(batch_pairs) <= self.budget.tokens
-                found = self._attempt(batch_pairs, taps) if fits else None
+                found = self._attempt(batch_pairs, hooks) if fits else None
                 if found is None:
                     half = len(batch_pairs) // 2
                     left.extendleft((batch_pairs[half:], batch_pairs[:half]))
@@ -121,10 +121,10 @@ class BlockForward:
             return rows
         return quantized_rows(rows, self._manifest, self._base.logits_device)
 
-    def _attempt(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows | None":
+    def _attempt(self, batch_pairs: Sequence[int], hooks: HiddenStateHooks) -> "_BatchRows | None":
         """Run a batch; None where memory does not suffice, and smaller ones are to be tried."""
         try:
-            return self._run(batch_pairs, taps)
+            return self._run(batch_pairs, hooks)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -133,18 +133,18 @@ class BlockForward:
                     self._manifest.base.id, int(self._pairs.shared_length[batch_pairs[0]])
                 ) from error
         # Not where the error is caught: its frames hold what is to be freed.
-        taps.states.clear()
+        hooks.states.clear()
         free_memory()
         self.budget.shrink()
         return None
 
-    def _run(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows":
+    def _run(self, batch_pairs: Sequence[int], hooks: HiddenStateHooks) -> "_BatchRows":
         batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(self._base.device)
         own_NV = self._forward(batch)
         device = self._base.logits_device
 
         def predicting(layer: int) -> Tensor:
-            states_TH = taps.states[layer].flatten(0, 1)
+            states_TH = hooks.states[layer].flatten(0, 1)
             return states_TH.index_select(0, batch.predict.to(states_TH.device)).to(device)
 
         final_NH = predicting(self._last)
@@ -172,7 +172,7 @@ class BlockForward:
         )
 
     def _forward(self, batch: ForwardBatch) -> Tensor | None:
-        """Run the base; return its logits where only the whole model can tell them."""
+        """Run the base; return its logits where only the whole model can compute them."""
         if self._unembedding is not None:
             run_decoder(self._base, batch)
             return None

@@ -1,4 +1,4 @@
-"""What a base's configuration allows an extraction to ask for, told before its weights are read."""
+"""Checks an extraction's options against the base's configuration, before weights are read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final

@@ -54,7 +54,7 @@ class ExtractOptions:
         pooled_size: Width the states are pooled to; the base's, 4,096 at most, if None.
         max_length: Most tokens of a prompt with one response.
         prompt_form: `hh`, HH-RLHF's transcript, or `chat`, the base's chat template.
-        template_date: Day that a chat template is told when it asks for the date, as YYYY-MM-DD or
+        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
             `today`; that of a cache which is begun, else today, if None.
         logits: How base logits are stored.
         top_k: Logits kept per token with `topk`.
@@ -70,7 +70,7 @@ class ExtractOptions:
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
         storage_dtype: Type states are stored in, whatever they are computed in; `int8` and `fp8`
-            are lossy, in one byte a value, and restored to bfloat16.
+            are lossy, in one byte per value, and restored to bfloat16.
     """
 
     base_model: str
@@ -166,14 +166,14 @@ def draft_manifest(
     """Return the manifest, not yet complete, and the plan of the cache that was asked for.
 
     Args:
-        options: The request.
+        options: What is asked for.
         base: The base model.
-        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is the request's.
+        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is that of the options.
         data: The tokenized pairs, and what became of all rows.
         computed_in: Type the base computes in.
 
     Raises:
-        UsageError: The request does not fit the base.
+        UsageError: The options do not fit the base.
     """
     layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
     options.require_top_k(base.vocab_size)

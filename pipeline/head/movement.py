@@ -1,4 +1,4 @@
-"""Whether a head moves its base at all: the tell-tale end of a training that was too short."""
+"""Whether a head moves its base at all; one trained too little does not."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ def has_hardly_moved(kl_per_token: float) -> bool:
     """Tell whether a head leaves its base about as it is.
 
     Args:
-        kl_per_token: Mean KL(aligned || base) at alpha 1, in nats a token.
+        kl_per_token: Mean KL(aligned || base) at alpha 1, in nats per token.
     """
     return kl_per_token < LEAST_KL
 
@@ -24,7 +24,7 @@ def advice(kl_per_token: float, pairs: str, steps: int) -> str:
         steps: Optimizer steps the head took.
     """
     return (
-        f"This head hardly moves the base: at alpha 1 the KL is {kl_per_token:.1e} nats a token on "
-        f"{pairs}, less than {LEAST_KL:g}, after {steps:,} steps. Train it with a higher "
+        f"This head hardly moves the base: at alpha 1 the KL is {kl_per_token:.1e} nats per token "
+        f"on {pairs}, less than {LEAST_KL:g}, after {steps:,} steps. Train it with a higher "
         f"--learning-rate or more --num-epochs; a smaller --lambda-l2 lets it move further."
     )

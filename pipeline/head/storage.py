@@ -97,7 +97,7 @@ def require_finite(head: nn.Module, folder: Path) -> None:
         least, most = weight.aminmax()
         if not (least.isfinite() and most.isfinite()):
             raise HeadError(
-                f"{path}: {name} holds values that are no finite numbers in "
+                f"{path}: {name} holds values that are not finite numbers in "
                 f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
                 f"diverged, or the type is too narrow: train with a lower --learning-rate, or use "
                 f"--dtype bfloat16."

@@ -88,7 +88,7 @@ class Batch:
 
 
 class BatchMemory:
-    """Memory of batches that nobody has any more, for the next ones.
+    """A pool of batch buffers: memory of batches that are gone is used for the next ones.
 
     Batches are large enough for the system to take their memory back at once, and memory that is
     new to a process takes longer to make than to fill.
@@ -98,10 +98,9 @@ class BatchMemory:
         self._buffers: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[Any]]]] = []
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array whose memory nobody else has; what it holds is of no account.
+        """Return an uninitialised array; its buffer is reused once the array is gone.
 
-        It is nobody's again once the array is gone. Tensors made of it keep it, and so do their
-        views; NumPy views of it do not.
+        Tensors made of it keep it alive, and so do their views; NumPy views of it do not.
         """
         size = math.prod(shape) * dtype.itemsize
         for number, (buffer, given) in enumerate(self._buffers):

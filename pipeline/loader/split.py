@@ -1,6 +1,6 @@
 """Which pairs are kept out of training.
 
-The decision hashes the prompt alone, so it is the same in every cache of the same texts whatever
+The decision hashes the prompt alone, so it is the same in every cache of the same texts, whatever
 base made it, all answers to one prompt fall on the same side, and a pair once held out stays so.
 Besides, a data set may be for evaluation alone; then no pair with a prompt of it is trained on,
 whichever data set that pair is from.

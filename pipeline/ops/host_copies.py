@@ -11,7 +11,7 @@ from mav.pipeline.ops.tensor_storage import to_stored
 
 
 class HostCopies:
-    """Copies of tensors that were begun when it was made, and are waited for when they are asked.
+    """Copies of tensors to the host, started on construction and waited for on access.
 
     On accelerators they go to pinned memory, which PyTorch keeps for the next ones, without holding
     up the program. On a CPU nothing is copied.

@@ -7,8 +7,8 @@ from torch import Tensor
 class Projection:
     """The last layer of a head in training, with memory that outlives a step.
 
-    The weight is the largest tensor there is. Its narrow copy is made once a step and not once a
-    micro-batch, and its gradient is added to where it is kept rather than made anew:
+    The weight is the largest tensor there is. Its narrow copy is made once per step and not once a
+    micro-batch, and its gradient is accumulated in place rather than allocated again:
     gigabytes of memory new to a process cost more than computing what goes into them.
 
     Attributes:
@@ -55,8 +55,8 @@ class Projection:
         return self._narrow
 
     def weight_changed(self) -> None:
-        """Make the narrow copy anew when it is next asked for.
+        """Make the low-precision copy again when it is next used.
 
-        To be called after every change: fused optimizers leave no trace on a tensor's version.
+        To be called after every change: fused optimizers do not bump the version counter.
         """
         self._is_current = False

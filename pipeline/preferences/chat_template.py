@@ -38,7 +38,7 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: The base's.
-        date: What the template is told when it asks for today's date; None for the present day.
+        date: Date given to a template that asks for today's; None for the present day.
     """
 
     tokenizer: Any
@@ -121,7 +121,7 @@ class ChatTemplate:
                 at = rest.index(text) + len(text)
                 return rest[:at], rest[at:], token
         raise self._undefined(
-            "no special token ends an answer in it, so decoding could not tell where one ends"
+            "no special token ends a turn in it, so decoding could not know where a response ends"
         )
 
     @cached_property
@@ -131,7 +131,7 @@ class ChatTemplate:
 
     @cached_property
     def _pinned(self) -> dict[str, Any]:
-        """Arguments that tell the template its date."""
+        """Arguments that give the template its date."""
         if self.date is None or not uses_date(self.tokenizer):
             return {}
         return {

@@ -39,7 +39,7 @@ class PromptFormat:
     Attributes:
         name: `hh` or `chat`.
         tokenizer: The base's.
-        date: What a chat template is told when it asks for today's date; None for the present day.
+        date: Date given to a chat template that asks for today's; None for the present day.
     """
 
     name: Form
@@ -166,7 +166,7 @@ def choose_prompt_format(
         asked: What the user wants; `auto` is what the head was trained in.
         template: The manifest's prompt template.
         tokenizer: The base's.
-        date: What its chat template is told when it asks for today's date.
+        date: Date given to a chat template that asks for today's.
 
     Raises:
         UsageError: The chat template is wanted and the base has none.

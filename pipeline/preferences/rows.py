@@ -185,7 +185,7 @@ def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> Pr
 
 
 def prompt_id(prompt: str) -> int:
-    """Return a 64-bit hash of a prompt, the same whatever white space its turns begin or end with.
+    """Return a 64-bit hash of a prompt, independent of white space at the ends of its turns.
 
     Args:
         prompt: A transcript that ends in `Assistant:`.

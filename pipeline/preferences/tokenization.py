@@ -80,7 +80,7 @@ class TokenizedPairs:
         return self.tokens[a:b], self.tokens[b:c], self.tokens[c:d]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of which pairs these are, whatever the tokenizer."""
+        """Return a SHA-256 that identifies the pairs, independent of the tokenizer."""
         return fingerprint(self.pair_id)
 
     def digest(self) -> str:
@@ -122,7 +122,7 @@ def tokenize_pairs(
         progress: Called with the number of pairs after each group.
         form: What prompts look like to the base. A pair whose roles its chat template does not
             take is left out.
-        date: What a chat template is told when it asks for today's date.
+        date: Date given to a chat template that asks for today's.
 
     Raises:
         UsageError: The chat template is wanted and the tokenizer has none.

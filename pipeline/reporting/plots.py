@@ -102,7 +102,7 @@ class Chart:
         title: Drawn above, and read out where the drawing cannot be seen.
         x_label: What the horizontal axis counts.
         series: One or two.
-        names: Names of the positions 0, 1, 2, … of the horizontal axis, where they are no numbers.
+        names: Names of the positions 0, 1, 2, … of the horizontal axis, where they are not numbers.
         is_share: Whether figures are shares, drawn in per cent, with a line at one half.
         mark: Position of a vertical line, if any.
     """

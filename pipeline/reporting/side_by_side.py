@@ -1,4 +1,4 @@
-"""Answers in columns, one an alpha, as wide as the terminal."""
+"""Responses in columns, one per alpha, as wide as the terminal."""
 
 import shutil
 import textwrap

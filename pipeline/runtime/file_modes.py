@@ -1,4 +1,4 @@
-"""New folders and files with the modes that the umask gives, whatever made them."""
+"""Gives new folders and files the modes that the umask implies."""
 
 import os
 import stat

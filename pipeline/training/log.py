@@ -27,7 +27,7 @@ class LogLine:
 
 
 def read_lines(path: Path) -> tuple[list[LogLine], int]:
-    """Read a log; return its lines, and how many more there are that are no metrics.
+    """Read a log; return its lines, and how many more there are that are not metrics.
 
     A killed run may leave half a line at the end, and a power failure zeros anywhere.
 
@@ -49,7 +49,7 @@ def read_lines(path: Path) -> tuple[list[LogLine], int]:
 
 
 class MetricsLog:
-    """One JSON object a line, each with its `step`.
+    """One JSON object per line, each with its `step`.
 
     Attributes:
         path: The file.

@@ -40,7 +40,7 @@ class MetricAccumulator:
         self._parts.append(torch.stack([found[name].to(loss.dtype) for name in self._names]))
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return means over pairs (over tokens for `squared_norm`) and begin anew."""
+        """Return means over pairs (over tokens for `squared_norm`), and reset."""
         own = torch.stack(self._parts).cpu().double().sum(0).tolist()
         every = gather_object([own]) if accelerator.num_processes > 1 else [own]
         sums = {

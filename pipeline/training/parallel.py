@@ -50,7 +50,7 @@ class ParallelHead:
             return
         alone = self.wrapping == "alone"
         if alone:
-            # Kept for good: making gigabytes of gradients anew each step is slow.
+            # Kept across steps: allocating gigabytes of gradients each step is slow.
             for parameter in head.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         self.projection = last_layer(head, bf16=bf16, accumulates=alone)
@@ -66,7 +66,7 @@ class ParallelHead:
         return contextlib.nullcontext() if last else accelerator.no_sync(self.module)
 
     def settle(self) -> None:
-        """Have the parameters be those the optimizer knows, where they may be gathered ones."""
+        """Reshard, so that parameters are again the shards the optimizer holds."""
         if self.wrapping == "sharded":
             self.module.reshard()
 

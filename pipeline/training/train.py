@@ -63,7 +63,7 @@ class TrainReport:
         total_parameters: Parameters with the fusion layer.
         computed_in: Type of the products.
         kl_per_token: Mean KL(aligned || base) of the best head at alpha 1 over at most 64 held-out
-            pairs, in nats a token; None where nothing is held out, or nothing was trained.
+            pairs, in nats per token; None where nothing is held out, or nothing was trained.
         hardly_moved: Whether that is so small that the head leaves the base about as it is.
     """
 
@@ -90,7 +90,7 @@ def train(options: TrainOptions) -> TrainReport:
         options: What to train.
 
     Raises:
-        MAVError: Any input is at fault; see its subclasses.
+        MAVError: An input is invalid; see its subclasses.
     """
     require_tracker(options.report_to)
     accelerator = Accelerator(
@@ -216,7 +216,7 @@ class _Run:
         except (KeyError, RuntimeError) as error:
             raise HeadError(
                 f"{found.folder}: not a checkpoint of this head ({error}). Remove "
-                f"{found.folder.parent} to start anew."
+                f"{found.folder.parent} to start over."
             ) from error
 
     def _train(self, state: TrainState) -> TrainReport:
@@ -263,7 +263,7 @@ class _Run:
         return self._report(state, evaluation, kl)
 
     def _kl_of_best(self) -> float | None:
-        """Measure how far the best head moves the base, and tell if it hardly does."""
+        """Measure how far the best head moves the base, and warn if it hardly does."""
         held = self._held_out
         kl = None
         if held is not None and self._accelerator.is_main_process:
@@ -407,7 +407,7 @@ def _interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
         return Interrupted(
             f"No checkpoint was written yet; the first comes at step {min(every, total)}, and "
             f"{step} steps were taken.",
-            "The same command begins anew.",
+            "The same command starts over.",
         )
     return Interrupted(
         f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "

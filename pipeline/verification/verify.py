@@ -70,7 +70,7 @@ def verify(
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
 
     Raises:
-        MAVError: There is no cache, nothing can be said of it, or it cannot be mended.
+        MAVError: There is no cache, it cannot be read at all, or it cannot be repaired.
     """
     objects = open_object_store(cache)
     with progress_bar(None, "Verifying", "B") as bar:
@@ -119,7 +119,7 @@ def screen(found: VerificationReport) -> str:
             )
     if stored.unknown:
         lines.append(
-            f"{len(stored.unknown)} objects that are no part of it:{listed(stored.unknown)}"
+            f"{len(stored.unknown)} objects that are not part of it:{listed(stored.unknown)}"
         )
     if found.base:
         worst = ", ".join(f"{name} {error:.1e}" for name, error in found.base.errors.items())

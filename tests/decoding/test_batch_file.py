@@ -387,4 +387,4 @@ def test_a_prompt_that_memory_does_not_suffice_for_is_an_error_line(
     monkeypatch.setattr(mav, "generate_batch", scarce)
     report, found = run(mav, tmp_path, PROMPTS)
     assert report.failed == 1
-    assert "memory does not suffice" in found[3]["error"]
+    assert "out of memory" in found[3]["error"]

@@ -198,5 +198,5 @@ def test_what_the_base_cannot_read_is_refused() -> None:
 
 
 def test_it_is_refused_while_base_and_head_are_lent_out(mav: MAVInference) -> None:
-    with mav.steering(ALPHA), pytest.raises(UsageError, match="lent out"):
+    with mav.steering(ALPHA), pytest.raises(UsageError, match="in use by"):
         mav.score("Hi", "No.")
