@@ -148,7 +148,7 @@ def repair(objects: ObjectStore, report: VerifyReport) -> None:
 
     Args:
         objects: The cache that was verified.
-        report: What was found.
+        report: Result of a verification.
 
     Raises:
         CacheBusyError: A run writes to the cache.

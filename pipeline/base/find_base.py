@@ -1,4 +1,4 @@
-"""Finding the base of a cache or a head again, by its hub id, or by its digest and name."""
+"""Finds the base of a cache or a head again, by its hub id, or by its digest and name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +68,7 @@ def find_base(
 
 
 def _places(record: BaseModelRecord, known: Path | None, near: Path | None) -> Iterator[Path]:
-    """Yield files and folders that are there and may be the base."""
+    """Yield existing files and folders that may be the base."""
     named = Path(record.id)
     places = [known, named]
     if near is not None:

@@ -1,8 +1,8 @@
-"""A base's generation_config: it says what ends answers; how tokens are chosen, only where asked.
+"""A base's generation_config: its end tokens always apply, its sampling settings only on request.
 
 transformers fills every setting a call of `generate()` leaves open from the model's own
-configuration. So that no setting of a base acts unseen, the whole of it is set aside while answers
-are decoded, and what is wanted of it becomes options like those that a user gives.
+configuration. So that no setting of a base acts unseen, the whole of it is set aside while
+responses are decoded, and what is wanted of it becomes options like those that a user gives.
 """
 
 import json
@@ -28,7 +28,7 @@ def generation_config_set_aside(model: Any) -> Iterator[None]:
 
 
 def tokens_named(config: Any) -> list[int]:
-    """Return the tokens that a generation_config says end an answer, if it names any."""
+    """Return the tokens that a generation_config says end a response, if it names any."""
     return _ends(getattr(config, "eos_token_id", None))
 
 

@@ -1,4 +1,4 @@
-"""What became of a checkpoint's tensors when it was loaded: none may be missing or left over.
+"""Checks that every tensor of a checkpoint was loaded, and that none was missing.
 
 transformers fills what a checkpoint lacks with random values and leaves out what the model has no
 place for, and says so in a warning only.
@@ -23,7 +23,7 @@ _OF_KV_CACHE: Final = re.compile(r"\.[kvq](_proj)?(_output)?\.?_?scale$|\.prob(_
 
 
 def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None:
-    """Check that every tensor of a model came from its checkpoint, and every one there was used.
+    """Check that every tensor of a model came from its checkpoint, and that all of it was used.
 
     Args:
         model: The loaded model.
@@ -62,7 +62,7 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
 
 
 def require_finite(model: Any, name: str) -> None:
-    """Check that all weights are finite numbers; those that are not in memory are not looked at.
+    """Check that all weights in memory are finite.
 
     Raises:
         BaseModelError: Naming the first that are not.
@@ -109,7 +109,7 @@ def _mismatched(keys: Collection[tuple[str, Any, Any]]) -> Iterator[str]:
 
 
 def _sorted_out(model: Any, unexpected: Collection[str]) -> tuple[list[str], list[str]]:
-    """Part unused tensors into those beside the text decoder and those that belong into it."""
+    """Split unused tensors into those outside the text decoder and those that belong to it."""
     modules = {name for name, _ in model.named_modules()}
     quantized = getattr(model.config, "quantization_config", None) is not None
     aside: list[str] = []
@@ -127,7 +127,7 @@ def _sorted_out(model: Any, unexpected: Collection[str]) -> tuple[list[str], lis
 
 
 def _is_beside(model: Any, modules: set[str], key: str) -> bool:
-    """Whether a tensor is in a subtree of its own, not inside of what computes logits."""
+    """Whether a tensor is in a subtree of its own, outside what computes logits."""
     root = _subtree(model, key)
     within, _, part = root.rpartition(".")
     if root == key and within:
@@ -146,7 +146,7 @@ def _is_beside(model: Any, modules: set[str], key: str) -> bool:
 
 
 def _is_extra_layer(model: Any, key: str) -> bool:
-    """Whether a tensor is of a layer that only predicts tokens further ahead, as DeepSeek's."""
+    """Whether a tensor belongs to a multi-token prediction layer, as DeepSeek has."""
     config = model.config.get_text_config()
     extra = getattr(config, "num_nextn_predict_layers", None) or 0
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
@@ -160,7 +160,7 @@ def _decoder_name(model: Any) -> str:
 
 
 def _subtree(model: Any, key: str) -> str:
-    """Return the beginning of a tensor's name up to the first part that the model does not have."""
+    """Return a tensor's name up to the first component that the model does not have."""
     module, parts = model, key.split(".")
     for number, part in enumerate(parts):
         module = getattr(module, "_modules", {}).get(part)

@@ -23,7 +23,7 @@ from mav.pipeline.head.model import AlignmentHead
 
 
 class AlignedLM:
-    """A base and a head, joined while the context is open.
+    """A base with a head attached while the context is open.
 
     The hooks stay for as long as it is open, whatever alpha is: a compiled model does not notice
     hooks that come or go, but does notice whether they steer.
@@ -44,7 +44,7 @@ class AlignedLM:
         layers: tuple[int, ...],
         alpha: float | Sequence[float] = 0.0,
     ) -> None:
-        """Prepare, without hooking yet.
+        """Prepare; hooks are registered on entering the context.
 
         Args:
             base: The base model.
@@ -79,11 +79,11 @@ class AlignedLM:
         self._forget_compiled()
 
     def set_alpha(self, alpha: float | Sequence[float] | Tensor) -> None:
-        """Set the strength for the passes that follow.
+        """Set alpha for the following passes.
 
         Args:
             alpha: One for all; or one per request, [R], where B is R or, with beams or several
-                answers per request, a multiple of it; or one per request and position, [R, T].
+                responses per request, a multiple of it; or one per request and position, [R, T].
                 Where all are 0 the head is not computed, and the base's logits are untouched.
 
         Raises:
@@ -98,7 +98,7 @@ class AlignedLM:
 
     @contextmanager
     def steering(self, alpha: float | Sequence[float] | Tensor) -> Iterator[None]:
-        """Steer while the context is open; outside of it the base is as if alone."""
+        """Steer while the context is open; outside it the base is unchanged."""
         self.set_alpha(alpha)
         try:
             yield
@@ -157,14 +157,14 @@ class AlignedLM:
         return vector
 
     def _forget_compiled(self) -> None:
-        """Drop what `generate()` compiled of the base: it holds the hooks there were then."""
+        """Drop the base's compiled forward pass, which holds earlier hooks."""
         if hasattr(self.base.model, "_compiled_call"):
             del self.base.model._compiled_call
             torch.compiler.reset()
 
 
 def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
-    """Return what a layer was given in a pass, [B, S, hidden]."""
+    """Return a layer's input in a pass, [B, S, hidden]."""
     if layer not in states:
         raise UsageError(
             f"a pass of the base ran without its layer {layer}, whose state the head reads; run "

@@ -1,6 +1,6 @@
-"""The text of an answer while its tokens come: whole characters, cut before a stop text.
+"""Incremental decoding of a response: complete characters, cut before a stop text.
 
-Special tokens have no text in an answer, and yet a stop text may be one, or hold some. So what is
+Special tokens have no text in a response, and yet a stop text may be one, or hold some. So what is
 held back is kept in units: a character each, or the id of a special token.
 """
 
@@ -13,20 +13,20 @@ Unit = str | int
 
 
 class ResponseText:
-    """Turns tokens into text piece by piece; what was given out is never taken back.
+    """Decodes tokens incrementally; text once returned is final.
 
     Attributes:
         stopped: Whether a stop text has come; nothing follows it.
-        offset: Where in the answer's text the latest token begins.
+        offset: Where in the response's text the latest token begins.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], *, strip: bool = False) -> None:
-        """Begin an answer.
+        """Begin a response.
 
         Args:
             tokenizer: The base's.
             stops: Texts that end the response and are not part of it. What they name of special
-                tokens is met by these tokens, and by the same characters in the answer's text.
+                tokens is met by these tokens, and by the same characters in the response's text.
             strip: Leave out white space at the beginning.
         """
         self.stopped = False
@@ -123,7 +123,7 @@ class ResponseText:
         return min(found, default=None)
 
     def _first_that_may_begin_a_stop(self, units: Sequence[Unit]) -> int:
-        """Return from where on units must wait for what follows; their number if none must."""
+        """Return the index from which units may belong to a stop text; their number if none does."""
         text, places = _shown(units), _places(units)
         found = [
             places[-length]

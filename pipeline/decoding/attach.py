@@ -1,4 +1,4 @@
-"""Putting a base under a head: what belongs together, which layers are read, and switching."""
+"""Attaches a head to a base: compatibility, layers, and switching bases."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """What a head is for.
+    """A loaded head with the record of the base and states it was trained on.
 
     Attributes:
         name: Of the head, for messages.
@@ -78,7 +78,7 @@ class TrainedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachOptions:
-    """What the user allows and wants of every base that is put under a head.
+    """Options for attaching a head to a base.
 
     Attributes:
         allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
@@ -104,7 +104,7 @@ class AttachOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedModel:
-    """A head and a base that belong together, the hooks of the one in the other.
+    """A base with a compatible head attached.
 
     Attributes:
         base: The base.
@@ -119,17 +119,17 @@ class AttachedModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def answer_text(self, decoding: GenerationOptions) -> ResponseText:
-        """Return what makes text of an answer's tokens."""
+        """Return what makes text of a response's tokens."""
         stops = (*self.form.stops, *decoding.stop)
         return ResponseText(self.base.tokenizer, stops, strip=True)
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer in this form of prompts."""
+        """Tokens that end a response in this form of prompts."""
         return self.base.end_tokens | {self.form.end_token}
 
     def close(self) -> None:
-        """Take the hooks out of the base."""
+        """Remove the hooks from the base."""
         self.aligned.__exit__()
 
 
@@ -208,7 +208,7 @@ def new_head(
 def load_compatible_base(
     source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions
 ) -> BaseModel:
-    """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+    """Load a base after checking its configuration and tokenizer against a head.
 
     Args:
         source: Its files.
@@ -227,7 +227,7 @@ def load_compatible_base(
 def check_compatible(
     base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> tuple[int, ...]:
-    """Check that a base belongs to a head, its weights loaded or not.
+    """Check that a base is compatible with a head, its weights loaded or not.
 
     Args:
         base: The base.
@@ -291,7 +291,7 @@ def _told(quantization: str | None) -> str:
 def attach_head(
     base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> AttachedModel:
-    """Join a loaded base and a head, which goes to the base's device and takes its type.
+    """Attach a head to a loaded base, on the base's device and in its type.
 
     Raises:
         MAVError: They do not belong together.

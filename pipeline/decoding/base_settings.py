@@ -1,4 +1,4 @@
-"""What of a base's generation_config becomes options of decoding, where that is asked for."""
+"""Translates a base's generation_config into `GenerationOptions`."""
 
 from typing import Any, Final
 
@@ -61,7 +61,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
 
 
 def not_carried_out(config: Any) -> list[str]:
-    """Return the settings of a base's generation_config that change answers and are not ours."""
+    """Return the settings of a base's generation_config that have no equivalent here."""
     known = {*_CARRIED_OUT, *_OTHERWISE_CARRIED_OUT, *_TOKENS, *_CHANGE_NO_ANSWER}
     return sorted(
         field

@@ -39,8 +39,8 @@ def decode(
         joined: Base and head.
         prompts: Token ids of each.
         schedules: Strengths of each.
-        decoding: How tokens are chosen.
-        stopping: What ends answers, beside the base itself, lengths and stop strings.
+        decoding: Options of generation.
+        stopping: What ends responses, beside the base itself, lengths and stop strings.
         **extra: Further arguments of `generate()`.
 
     Raises:
@@ -83,7 +83,7 @@ def finished(
     decoding: GenerationOptions,
     seconds: float,
 ) -> Generation:
-    """Return an answer without what follows its end.
+    """Return a response without what follows its end.
 
     Args:
         joined: Base and head.
@@ -170,9 +170,9 @@ def _stop_texts(
 
 
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends answers that hold a stop text, by the same rule that their text is cut by.
+    """Stops sequences that contain a stop text, by the rule that cuts their text.
 
-    What was found of an answer is kept until its next token, be it a beam's that moves to another
+    What was found of a response is kept until its next token, be it a beam's that moves to another
     row.
     """
 
@@ -199,7 +199,7 @@ class _StopTexts(StoppingCriteria):  # type: ignore[misc]
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
-    """Sets, after each token, the strengths of the next; leaves the scores as they are."""
+    """Sets alpha for the next token; leaves the scores unchanged."""
 
     def __init__(
         self, aligned: AlignedLM, schedules: Sequence[AlphaSchedule], prompt_width: int

@@ -92,7 +92,7 @@ class MAVInference:
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
-                else is asked for; else only the tokens that end answers are taken from it.
+                else is asked for; else only the tokens that end responses are taken from it.
             gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
 
         Raises:
@@ -177,7 +177,7 @@ class MAVInference:
         return self._trained.digest
 
     def decoding(self, **given: Any) -> GenerationOptions:
-        """Return how tokens are chosen: as given, and else by default or as the base has it.
+        """Return generation options: as given, else the base's (if asked for) or the defaults.
 
         Args:
             **given: Fields of `GenerationOptions`.
@@ -188,12 +188,12 @@ class MAVInference:
         return GenerationOptions(**{**self.joined.settings, **given})
 
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
-        """Return the answer to a prompt.
+        """Return the response to a prompt.
 
         Args:
             prompt: A user's message, messages with `role` and `content`, or a transcript that
                 ends in `Assistant:`.
-            alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
+            alpha: Strength of the alignment, or a schedule over the response; 0 is the base itself.
             **decoding: Fields of `GenerationOptions`.
         """
         return self.generate(prompt, alpha, self.decoding(**decoding)).response
@@ -201,7 +201,7 @@ class MAVInference:
     def generate(
         self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Generation:
-        """Return an answer with its tokens and the time it took; see `generate_batch`."""
+        """Return a response with its tokens and the time it took; see `generate_batch`."""
         return self.generate_batch([prompt], alpha, decoding)[0]
 
     def generate_batch(
@@ -210,7 +210,7 @@ class MAVInference:
         alpha: Alpha | Sequence[Alpha] = 1.0,
         decoding: GenerationOptions | None = None,
     ) -> list[Generation]:
-        """Return the answers to several prompts, decoded together.
+        """Return the responses to several prompts, decoded together.
 
         Args:
             prompts: As `generate_response` takes them.
@@ -240,16 +240,16 @@ class MAVInference:
     def score(
         self, prompt: Prompt, answer: str, alpha: Alpha = 1.0, *, ended: bool = True
     ) -> Score:
-        """Return the log-probabilities of an answer's tokens, under base and head and the base.
+        """Return the log-probabilities of a response's tokens, under base and head and the base.
 
         Args:
             prompt: As `generate_response` takes it.
-            answer: The answer, of which the tokens are those that training would see.
-            alpha: Strength of the alignment, or a schedule over the answer.
-            ended: Whether the answer ends there, so that the token which says so counts too.
+            response: The response, of which the tokens are those that training would see.
+            alpha: Strength of the alignment, or a schedule over the response.
+            ended: Whether the response ends there, so that the token which says so counts too.
 
         Raises:
-            DataError: Prompt or answer is not as it should be, or they are too long for the base.
+            DataError: Prompt or response is not as it should be, or they are too long for the base.
         """
         return self.score_batch([prompt], [answer], alpha, ended=ended)[0]
 
@@ -261,16 +261,16 @@ class MAVInference:
         *,
         ended: bool = True,
     ) -> list[Score]:
-        """Return the scores of several answers, from one forward pass; see `score`.
+        """Return the scores of several responses, from one forward pass; see `score`.
 
         Args:
-            prompts: One for each answer.
-            answers: The answers.
+            prompts: One for each response.
+            responses: The responses.
             alpha: One for all, or one for each.
             ended: As `score` takes it.
 
         Raises:
-            UsageError: There are not as many prompts, answers and alphas.
+            UsageError: There are not as many prompts, responses and alphas.
         """
         _require_several(prompts, "prompts", "score")
         _require_several(answers, "answers", "score")
@@ -283,16 +283,16 @@ class MAVInference:
             return score_answers(self.joined, prompts, answers, each, ended=ended)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece; see `generate_response`."""
+        """Yield the response to a prompt piece by piece; see `generate_response`."""
         return self.stream(prompt, alpha, self.decoding(**decoding))
 
     def stream(
         self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece.
+        """Yield the response to a prompt piece by piece.
 
         Raises:
-            UsageError: Beams are asked for, which know no answer until the end.
+            UsageError: Beams are asked for, which know no response until the end.
         """
         decoding = decoding or self.decoding()
         decoding.require_streamable()
@@ -336,13 +336,13 @@ class MAVInference:
 
     @contextmanager
     def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
-        """Yield the transformers model with the head in place, for anything it can do.
+        """Yield the transformers model with the head attached, for direct use.
 
         What a call of its `generate()` leaves open, the base's own generation_config fills.
 
         Args:
             alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
-                own count no tokens of an answer.
+                own count no tokens of a response.
 
         Raises:
             UsageError: It is open already, or an alpha is not a finite number.
@@ -367,7 +367,7 @@ class MAVInference:
         gguf_file: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """Put another base under the head; the one in use is freed before that one is loaded.
+        """Switch to another base; the one in use is freed before the other is loaded.
 
         Args:
             base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
@@ -389,7 +389,7 @@ class MAVInference:
             self._load_other(resolve_base(str(base_model), gguf_file, revision))
 
     def close(self) -> None:
-        """Take the head out of the base, which is as it was before.
+        """Detach the head; the base is as it was before.
 
         Raises:
             UsageError: `steering` or `exclusive` is open.

@@ -1,6 +1,6 @@
-"""What base and head say of answers that are given: one forward pass over prompts and answers.
+"""Scores given responses under base and head, in one forward pass.
 
-Shape legend: B answers, S positions of the longest text, T tokens of the longest answer, V
+Shape legend: B responses, S positions of the longest text, T tokens of the longest response, V
 vocabulary.
 """
 
@@ -20,12 +20,12 @@ from mav.pipeline.preferences.prompt_format import Messages
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Log-probabilities of an answer, natural logarithms.
+    """Log-probabilities of a response, natural logarithms.
 
     Attributes:
         prompt: The prompt, as the model saw it.
         alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
-        tokens: Ids of the answer's tokens.
+        tokens: Ids of the response's tokens.
         logprobs: Of each token, under base and head.
         base_logprobs: Of each token, under the base alone.
     """
@@ -38,17 +38,17 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Of the whole answer, under base and head."""
+        """Of the whole response, under base and head."""
         return sum(self.logprobs)
 
     @property
     def base_total(self) -> float:
-        """Of the whole answer, under the base alone."""
+        """Of the whole response, under the base alone."""
         return sum(self.base_logprobs)
 
     @property
     def gained(self) -> float:
-        """What the head adds to the whole answer."""
+        """What the head adds to the whole response."""
         return self.total - self.base_total
 
 
@@ -60,17 +60,17 @@ def score_answers(
     *,
     ended: bool,
 ) -> list[Score]:
-    """Return the scores of answers, each to its prompt and under its strengths.
+    """Return the scores of responses, each to its prompt and under its strengths.
 
     Args:
         joined: Base and head.
         prompts: As `PromptFormat.render` takes them.
-        answers: A text for each prompt.
+        responses: A text for each prompt.
         schedules: Strengths for each.
-        ended: Whether the token that ends an answer counts too.
+        ended: Whether the token that ends a response counts too.
 
     Raises:
-        DataError: A prompt or answer is not as it should be, or they are too long for the base.
+        DataError: A prompt or response is not as it should be, or they are too long for the base.
     """
     form = joined.form
     texts = [form.render(prompt) for prompt in prompts]
@@ -108,7 +108,7 @@ def _logprobs(
     if not prompts:
         return [], []
     base, aligned = joined.base, joined.aligned
-    # An answer's last token is predicted and predicts nothing.
+    # A response's last token is predicted and predicts nothing.
     texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
     inputs = left_padded(texts, base.pad_token)
     longest = max(map(len, answers))

@@ -1,4 +1,4 @@
-"""Running the base model over the pairs of one block, and arranging what the cache stores.
+"""Runs the base over the pairs of one block and arranges the rows that the cache stores.
 
 Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, V vocabulary.
 """
@@ -38,7 +38,7 @@ _STORABLE: Final = "whether they still are in the type they are stored in"
 
 
 class BlockForward:
-    """Computes the arrays of one block after another.
+    """Computes the arrays of a block.
 
     Attributes:
         packing: How pairs are packed.
@@ -122,7 +122,7 @@ class BlockForward:
         return quantized_rows(rows, self._manifest, self._base.logits_device)
 
     def _attempt(self, batch_pairs: Sequence[int], hooks: HiddenStateHooks) -> "_BatchRows | None":
-        """Run a batch; None where memory does not suffice, and smaller ones are to be tried."""
+        """Run a batch; return None when out of memory, so that smaller ones are tried."""
         try:
             return self._run(batch_pairs, hooks)
         except Exception as error:
@@ -186,7 +186,7 @@ class BlockForward:
         found: "_BatchRows",
         progress: Callable[[int], None],
     ) -> None:
-        """Put the rows of a batch where they belong among those from `start` on."""
+        """Write the rows of a batch to their places among those from `start` on."""
         arrays = {**found.known, **found.copied.arrays()}
         finite, storable = arrays.pop(_FINITE), arrays.pop(_STORABLE)
         if not finite:
@@ -229,7 +229,7 @@ def _all_finite(tensors: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchRows:
-    """The rows of a batch, in the order of its pairs: what is known, and what is being copied."""
+    """The rows of a batch in the order of its pairs, some of them still being copied to the host."""
 
     pairs: Sequence[int]
     known: Mapping[str, NDArray[Any]]

@@ -1,4 +1,4 @@
-"""Running the blocks of an extraction: one is computed while those before it are written."""
+"""Runs the blocks of an extraction; finished ones are written while the next is computed."""
 
 import logging
 from collections import deque
@@ -26,7 +26,7 @@ def run_blocks(
     *,
     alone: bool,
 ) -> int:
-    """Compute and write blocks, some while those before are written; return their pairs.
+    """Compute and write blocks, overlapped; return the number of their pairs.
 
     One block is computed, one is written and one waits: three are in memory at most, and the bytes
     of one array of the one that is written.
@@ -72,7 +72,7 @@ def run_blocks(
 
 
 def _written(waiting: deque[Future[None]]) -> bool:
-    """Wait until blocks that are computed are written; False where that is interrupted too."""
+    """Wait until computed blocks are written; return False if interrupted again."""
     try:
         left = sum(not writing.done() for writing in waiting)
         if left:
@@ -93,7 +93,7 @@ def _interrupted(
     alone: bool,
     at_once: bool,
 ) -> Interrupted:
-    """Tell what is kept, as it stands in the cache."""
+    """Return the interruption with what is kept, read from the cache."""
     goes_on = "The same command goes on from there"
     if at_once:
         return Interrupted("Blocks that were written are kept.", f"{goes_on}.", at_once=True)

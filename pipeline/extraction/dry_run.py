@@ -43,7 +43,7 @@ _SPARE: Final = 1.02
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunReport:
-    """What an extraction will take.
+    """Estimated size and time of an extraction.
 
     Attributes:
         manifest: The manifest the cache would have.
@@ -65,16 +65,16 @@ class DryRunReport:
 
     @property
     def hours(self) -> float:
-        """Expected time of the pairs that are yet to be run."""
+        """Expected time for the remaining pairs, in hours."""
         return self.missing_pairs / (self.pairs_per_second * self.processes) / 3600
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what is yet to be written."""
+        """Whether there is room for what remains to be written."""
         return self.free_bytes is None or self.size.to_write * _SPARE <= self.free_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures people script with."""
+        """Return plain values, for scripts."""
         manifest = self.manifest
         return {
             "rows": manifest.data.rows,
@@ -95,7 +95,7 @@ class DryRunReport:
 
 
 def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRunReport:
-    """Find out what an extraction will take: size exactly or by a sample, time by a sample.
+    """Estimate the size and time of an extraction: bytes exactly where possible, else by a sample.
 
     Nothing is written.
 
@@ -164,7 +164,7 @@ def require_room(
 
 
 def screen(found: DryRunReport) -> str:
-    """Lay the findings out for people."""
+    """Format the report for the terminal."""
     data, size = found.manifest.data, found.size
     lines = [
         f"{data.pairs:,} pairs, {found.manifest.plan.tokens:,} response tokens, "
@@ -218,7 +218,7 @@ def _sample(job: ExtractionJob) -> tuple[Rows, float]:
 
 
 def _alternatives(options: ExtractOptions, job: ExtractionJob, rows: Rows) -> dict[str, int]:
-    """Return what the cache would take with one option changed, and all others as asked for."""
+    """Return the cache's size with each storage option changed, one at a time."""
     manifest = job.manifest
     found: dict[str, int] = {}
     encodings: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")

@@ -58,7 +58,7 @@ class ExtractReport:
     stored_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures people script with."""
+        """Return plain values, for scripts."""
         manifest = self.manifest
         return {
             "rows": manifest.data.rows,
@@ -80,7 +80,7 @@ class ExtractReport:
 
 
 def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> ExtractReport:
-    """Write the cache, or go on with one that was interrupted, or leave a complete one as it is.
+    """Write the cache; resume an interrupted one; leave a complete one as it is.
 
     Processes that were launched together share the blocks that are missing.
 
@@ -170,7 +170,7 @@ def _sound(objects: ObjectStore) -> bool:
 def _as_stored(
     manifest: Manifest, inputs: ExtractionInputs, quantize: Quantize | None
 ) -> BaseModelRecord:
-    """Describe a base without loading it: the same weights have the stored shapes."""
+    """Describe a base without loading it; equal weights have the stored shapes."""
     assert inputs.source is not None
     return dataclasses.replace(
         manifest.base,
@@ -184,7 +184,7 @@ def _as_stored(
 
 
 def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
-    """Return that a branch has moved since, to a commit that is the same model."""
+    """Return a message if a branch has moved to another commit of the same model."""
     if asked.id != stored.id or asked.revision == stored.revision:
         return None
     return (

@@ -1,4 +1,4 @@
-"""What is measured on the first batch before an extraction is trusted.
+"""Checks on the first batch that hidden states and logits are what the model itself gives.
 
 Every base model is its own code. Three facts that everything rests on are therefore not assumed
 but compared on real pairs: that the hooks see transformers' own hidden states, that the factored
@@ -40,7 +40,7 @@ _CHECKED_PAIRS: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCheckReport:
-    """What was found out about a base model.
+    """Result of the checks of a base model.
 
     Attributes:
         errors: Relative errors that were measured, by what was compared.
@@ -116,7 +116,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 @torch.inference_mode()
 def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) -> float:
-    """Compare tapped states with `output_hidden_states=True`.
+    """Compare the captured states with `output_hidden_states=True`.
 
     Returns:
         The largest relative error over the layers.
@@ -188,9 +188,9 @@ def choose_packing(
     chosen: Sequence[int],
     max_length: int,
 ) -> tuple[Packing, dict[Packing, float]]:
-    """Find the quickest way of packing that changes no state.
+    """Choose the fastest packing under which no state changes.
 
-    Every way is compared with each answer run alone, with nothing beside it in the batch.
+    Every way is compared with each response run alone, with nothing beside it in the batch.
 
     Returns:
         The way, and the largest relative error over the layers of every way that was tried;
@@ -198,7 +198,7 @@ def choose_packing(
 
     Raises:
         BaseModelError: Memory does not suffice for a single pair, or none of the ways gives the
-            states of an answer alone.
+            states of a response alone.
     """
     alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
     tolerance = reordering_tolerance(base.dtype, quantization_in(base.model.config))
@@ -263,7 +263,7 @@ def _alone_states(
 
 
 def window_fits(base: BaseModel, max_length: int) -> bool:
-    """Tell whether a model attends to all of a text of the maximum length.
+    """Return whether a model attends to all of a text of the maximum length.
 
     The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
     the longest text must fit in one. GPT-Neo counts its window in the padded sequence besides,

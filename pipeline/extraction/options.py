@@ -1,4 +1,4 @@
-"""What an extraction is asked for, and the manifest and plan that follow from it."""
+"""Options of an extraction, and the manifest and plan that follow from them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ class ExtractOptions:
         return states_storage(self.storage_dtype)
 
     def require_top_k(self, vocab_size: int) -> None:
-        """Refuse to keep as many logits as there are.
+        """Refuse `top_k` of the vocabulary size or above.
 
         Raises:
             UsageError: With the vocabulary.
@@ -150,7 +150,7 @@ class ExtractOptions:
 
 
 def states_storage(storage: StorageDtype) -> tuple[StoredDtype, StatesStorage]:
-    """Return what the manifest says of a way of storing: the states' type, and their codes."""
+    """Return states and storage fields of the manifest for a storage type."""
     if storage == "int8" or storage == "fp8":
         return "bfloat16", storage
     return storage, "computed"
@@ -219,7 +219,7 @@ def draft_manifest(
 
 
 def as_begun(options: ExtractOptions, stored: Manifest, data: ReadData) -> ExtractOptions:
-    """Keep to the block size of a cache that was begun, where the default is another by now."""
+    """Keep the block size of an existing cache where the option is left at its default."""
     longest = int(data.pairs.response_length.sum(axis=1).max())
     if options.block_tokens is not None or longest > stored.plan.block_tokens:
         return options

@@ -1,4 +1,4 @@
-"""What every extraction, real or dry, prepares: the pairs, the plan, the base, checked."""
+"""Prepares an extraction or a dry run: reads pairs, loads and checks the base, plans the cache."""
 
 import dataclasses
 import datetime
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionInputs:
-    """What is known before any data is read.
+    """Base, tokenizer and processes, before any data is read.
 
     Attributes:
         processes: The processes that were launched together.
@@ -57,7 +57,7 @@ class ExtractionInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionJob:
-    """An extraction that is ready to run.
+    """A prepared extraction: manifest, plan, data and forward pass.
 
     Attributes:
         manifest: The manifest of the cache, not yet complete.
@@ -199,7 +199,7 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
 def choose_dtype(
     options: ExtractOptions, inputs: ExtractionInputs, begun: Manifest | None
 ) -> StoredDtype:
-    """Return the type to compute in: what is asked for, a begun cache's own, or the device's.
+    """Return the type to compute in: the given one, that of the existing cache, or the device's.
 
     Args:
         options: What is asked for.
@@ -286,14 +286,14 @@ def load(
 def _measured(
     forward: BlockForward, plan: BlockPlan, data: ReadData, devices: list[torch.device]
 ) -> BatchBudget:
-    """Find how many tokens go through at once by running one batch of the first block."""
+    """Measure the batch budget by running one batch of the first block."""
     first = even_batches(plan.pairs_of(0), data.pairs.shared_length, CPU_TOKENS)[0]
     tokens = int(data.pairs.shared_length[first.start : first.stop].sum())
     return measured_budget(devices, tokens, lambda: forward.run(first, lambda _: None))
 
 
 def unembedding_arrays(job: ExtractionJob) -> dict[str, NDArray[Any]]:
-    """Return what the cache keeps of the output embedding, as stored."""
+    """Return the arrays of the output embedding, as stored."""
     if job.manifest.logits.encoding != "factored":
         return {}
     dtype, what = TORCH_DTYPES[job.manifest.states.dtype], "Weights of the output embedding"

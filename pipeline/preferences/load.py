@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadData:
-    """What was read.
+    """The pairs of all data sets, tokenized, with counts.
 
     Attributes:
         pairs: The pairs, in stored order.

@@ -1,4 +1,4 @@
-"""What one row of a data set says: a prompt and two answers, in any of the usual forms.
+"""Parses one row of a data set: a prompt and two responses, in any of the usual forms.
 
 A row is one of:
 
@@ -43,7 +43,7 @@ _MORE_THAN_TEXT: Final = (
     "video",
     "videos",
 )
-"""Columns that change what an answer is an answer to."""
+"""Columns that change what a response is a response to."""
 COLUMNS: Final = ("prompt", *_ANSWERS, *_SYSTEM, *_MORE_THAN_TEXT)
 """All columns that are looked at."""
 _LIKE_A_PROMPT: Final = (
@@ -76,11 +76,11 @@ _EMPTY: Final = ("", "[]", "{}", "null", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One comparison: two answers to the same prompt, of which people preferred the first.
+    """A prompt with a chosen and a rejected response.
 
     Attributes:
         prompt: The prompt as a transcript that ends in `Assistant:`.
-        chosen: The preferred answer.
+        chosen: The preferred response.
         rejected: The other one.
         source_row: Number of the row.
         given: The prompt as the row has it where that is not a transcript: a user's message, or
@@ -111,12 +111,12 @@ class PreferencePair:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer of a row.
+    """One response of a row.
 
     Attributes:
         prompt: Its prompt, as a transcript.
         given: Its prompt, as `PreferencePair` has it.
-        response: The answer.
+        response: The response.
     """
 
     prompt: str
@@ -125,7 +125,7 @@ class Answer:
 
 
 def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
-    """Return the usable answers of a row, and the causes for which others are not.
+    """Return the usable responses of a row, and the reasons the others are not.
 
     Args:
         row: The row.
@@ -154,10 +154,10 @@ def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
 
 
 def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> PreferencePair | str:
-    """Return the pair that a row holds, or the cause for which it is left out.
+    """Return the pair of a row, or the reason it is dropped.
 
     Args:
-        answers: As `read_answers` returns them.
+        responses: As `read_answers` returns them.
         causes: Likewise.
         number: Number of the row.
     """
@@ -208,7 +208,7 @@ def _not_a_pair(row: Any, place: str, reason: str) -> DataError:
 
 
 def _answer(row: Mapping[str, Any], key: str) -> Answer | str:
-    """Return an answer, or the cause for which it is not usable."""
+    """Return a response, or the reason it is not usable."""
     if key not in row:
         raise DataError(f"there is no column {key!r}")
     answer = _parsed(row[key], key)
@@ -233,7 +233,7 @@ def _of_text(
             return "no_assistant_turn"
         return Answer(prompt=parts[0], given=None, response=parts[1])
     if parts is not None and is_transcript(answer):
-        # A whole conversation beside its own beginning; else it is an answer that quotes one.
+        # A whole conversation beside its own beginning; else it is a response that quotes one.
         begun = canonical(transcript_of(prompt)).removesuffix("Assistant:").rstrip()
         if not canonical(parts[0]).startswith(begun):
             return "prompts_differ"
@@ -252,7 +252,7 @@ def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> An
     if not earlier:
         return _behind(prompt, last)
     begun = messages_of(prompt)
-    # TRL's answers go on after the prompt; UltraFeedback's are whole conversations, which
+    # TRL's responses go on after the prompt; UltraFeedback's are whole conversations, which
     # begin as the prompt does, with the user or the system.
     if earlier[0]["role"] == "assistant":
         return _behind([*begun, *earlier], last)
@@ -266,7 +266,7 @@ def _behind(prompt: str | Messages, response: str) -> Answer:
 
 
 def _under_system(answer: Answer, row: Mapping[str, Any]) -> Answer | str:
-    """Return an answer whose conversation begins with the text of a row's system column."""
+    """Return a response whose conversation begins with the text of a row's system column."""
     name = next((name for name in _SYSTEM if row.get(name)), None)
     if name is None:
         return answer
@@ -321,7 +321,7 @@ def _parsed(value: Any, key: str) -> Any:
 
 
 def _require_no_prompt_elsewhere(row: Mapping[str, Any], key: str) -> None:
-    """Refuse a row whose prompt has another name, or whose answers are in two forms."""
+    """Refuse a row whose prompt has another name, or whose responses are in two forms."""
     named = next((name for name in _LIKE_A_PROMPT if row.get(name)), None)
     if named is not None:
         raise DataError(f"there is no column 'prompt'; rename {named!r} if it holds the prompt")

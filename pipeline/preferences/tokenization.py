@@ -1,4 +1,4 @@
-"""Preference pairs as tokens: prompt and both answers, cut to length, in stored order."""
+"""Tokenizes preference pairs and truncates them, in stored order."""
 
 import datetime
 import hashlib
@@ -32,13 +32,13 @@ class TokenizedPairs:
     blocks one after the other already visits its parts evenly.
 
     Attributes:
-        tokens: int32, the tokens of all prompts and answers, without padding.
+        tokens: int32, the tokens of all prompts and responses, without padding.
         bounds: int64 [pairs, 4], where prompt, chosen and rejected begin, and where it ends.
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
         source_row: int64 [pairs].
         prompt_is_truncated: bool [pairs], whose prompt lost its beginning to the length limit.
-        response_is_cut: bool [pairs], with an answer that lost its end to the length limit.
+        response_is_cut: bool [pairs], with a response that lost its end to the length limit.
         dropped: Pairs left out, by cause.
     """
 
@@ -56,12 +56,12 @@ class TokenizedPairs:
 
     @property
     def prompts_truncated(self) -> int:
-        """Number of pairs whose prompt lost its beginning."""
+        """Number of pairs whose prompt was truncated on the left."""
         return int(self.prompt_is_truncated.sum())
 
     @property
     def responses_cut(self) -> int:
-        """Number of pairs with an answer that lost its end."""
+        """Number of pairs with a response that was truncated."""
         return int(self.response_is_cut.sum())
 
     @property
@@ -111,9 +111,10 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Tokenize pairs, truncate them, and sort them by id.
 
-    A response ends with the token that ends an answer: the end of sequence, or what ends a turn in
-    the chat template. Where prompt and longer answer exceed the limit, the prompt loses its
-    beginning (a begin-of-sequence token stays); an answer that fills the limit alone loses its end.
+    A response ends with the token that ends a response: the end of sequence, or what ends a turn in
+    the chat template. Where prompt and longer response exceed the limit, the prompt loses its
+    beginning (a begin-of-sequence token stays); a response that fills the limit alone loses its
+    end.
 
     Args:
         pairs: The pairs.
@@ -182,7 +183,7 @@ def _grouped(pairs: Iterable[PreferencePair], size: int) -> Iterator[list[Prefer
 def _rendered(
     pairs: Sequence[PreferencePair], form: PromptFormat, dropped: Counter[str]
 ) -> list[tuple[PreferencePair, tuple[str, str, str]]]:
-    """Return each pair with the texts that the base is to see, and count those left out."""
+    """Return each pair with its rendered texts, and count those dropped."""
     rendered = []
     for pair in pairs:
         asked = pair.asked

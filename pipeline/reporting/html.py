@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: plots inside, no scripts, no network.
+"""An evaluation as one self-contained HTML page, without scripts or network.
 
 Everything drawn is also there as a table. Two reports of the same evaluation differ in the date
 alone.
@@ -65,7 +65,7 @@ Log = dict[int, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """What a training run wrote down.
+    """The metrics log of a training run.
 
     Attributes:
         path: The file.

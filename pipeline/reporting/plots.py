@@ -230,7 +230,7 @@ def _fill(axes: Any, chart: Chart) -> None:
 
 
 def _inline(svg: str, title: str, name: str) -> str:
-    """Make a file of matplotlib's an element of a page."""
+    """Turn an SVG file of matplotlib into an element of the page."""
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', svg, count=1)
     # A style inside would hold for the whole page, which has it once for all plots.

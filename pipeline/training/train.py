@@ -79,7 +79,7 @@ class TrainReport:
     hardly_moved: bool | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures people script with."""
+        """Return plain values, for scripts."""
         return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 

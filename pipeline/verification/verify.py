@@ -1,4 +1,4 @@
-"""`mav verify`: the digests of a cache, the live base, and what to do about damage."""
+"""`mav verify`: checks a cache's digests, compares it with the live base, repairs damage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mav.pipeline.verification.against_base import BaseComparison, verify_agains
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
         stored: Of the stored objects.
@@ -102,7 +102,7 @@ def verify(
 
 
 def screen(found: VerificationReport) -> str:
-    """Lay the findings out for people."""
+    """Format the report for the terminal."""
     stored = found.stored
     checked = f"{stored.bytes / 1e9:.2f} GB read" if stored.full else "sizes only"
     lines = [
