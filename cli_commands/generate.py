@@ -157,13 +157,13 @@ def _answer_file(
     others: dict[str, Any],
 ) -> None:
     from mav.pipeline.decoding.alpha import as_schedule
-    from mav.pipeline.decoding.batch_file import answer_file, require_new
+    from mav.pipeline.decoding.batch_file import generate_file, require_new
     from mav.pipeline.decoding.prompt_file import read_prompts
 
     require_new(output)
     read_prompts(prompts)
     mav, decoding = load(base_model, given, others)
-    found = answer_file(
+    found = generate_file(
         mav,
         prompts,
         output,

@@ -69,7 +69,7 @@ def with_copy(source: BaseSource, *, gguf_cache: bool) -> BaseSource:
 
 
 def _copy(source: BaseSource) -> Path | None:
-    """Return the folder of a source's converted copy, made if missing; None where there is no room."""
+    """Return the folder of a source's converted copy, made if missing; None if it cannot be."""
     path = source.weight_files()[0]
     elements = sum(read_gguf_header(path).elements.values())
     digest = file_digest(path)

@@ -19,9 +19,9 @@ from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview
 from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.head.compatibility import check_vocabulary, map_layers
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.int8 import is_quantized, quantize_head
@@ -118,7 +118,7 @@ class AttachedModel:
     form: PromptFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer_text(self, decoding: GenerationOptions) -> ResponseText:
+    def response_text(self, decoding: GenerationOptions) -> ResponseText:
         """Return what makes text of a response's tokens."""
         stops = (*self.form.stops, *decoding.stop)
         return ResponseText(self.base.tokenizer, stops, strip=True)

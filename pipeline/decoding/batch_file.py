@@ -52,7 +52,7 @@ class BatchReport:
         return asdict(self)
 
 
-def answer_file(
+def generate_file(
     mav: MAVInference,
     prompts: Path,
     output: Path,
@@ -93,10 +93,10 @@ def answer_file(
             _log.info(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
             try:
-                for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
-                    _append(file, answers)
-                    found |= {answer["line"]: answer for answer in answers}
-                    bar.update(len(answers))
+                for responses in _answer(mav, lines, found, alpha, decoding, batch_size):
+                    _append(file, responses)
+                    found |= {response["line"]: response for response in responses}
+                    bar.update(len(responses))
             except KeyboardInterrupt as stop:
                 raise Interrupted(
                     f"{len(found):,} of {len(lines):,} answers are kept, in {partial}.",
@@ -150,10 +150,10 @@ def _answer(
         group = [line for _, line in sized[start : start + batch_size]]
         if all(line.number in found for line in group):
             continue
-        answers = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
+        responses = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
         yield [
-            _line_out(line, answer)
-            for line, answer in zip(group, answers, strict=True)
+            _line_out(line, response)
+            for line, response in zip(group, responses, strict=True)
             if line.number not in found
         ]
 
@@ -198,18 +198,18 @@ def _checked(
     return (line if wrong is None else replace(line, error=wrong)), tokens
 
 
-def _line_out(line: PromptLine, answer: Generation | str | None) -> dict[str, Any]:
+def _line_out(line: PromptLine, response: Generation | str | None) -> dict[str, Any]:
     """Return a line of the output, for a response or for what is wrong."""
     values = {name: value for name, value in line.fields.items() if name not in OWN_FIELDS}
     values["line"] = line.number
-    if not isinstance(answer, Generation):
-        return {**values, "error": answer}
+    if not isinstance(response, Generation):
+        return {**values, "error": response}
     return {
         **values,
-        "alpha": answer.alpha,
-        "response": answer.response,
-        "new_tokens": len(answer.tokens),
-        "finish": answer.finish,
+        "alpha": response.alpha,
+        "response": response.response,
+        "new_tokens": len(response.tokens),
+        "finish": response.finish,
     }
 
 
@@ -280,8 +280,8 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
         os.truncate(path, 0)
         return None
     try:
-        header, *answers = [json.loads(line) for line in whole.splitlines()]
-        found = {int(answer["line"]): answer for answer in answers}
+        header, *responses = [json.loads(line) for line in whole.splitlines()]
+        found = {int(response["line"]): response for response in responses}
         other = [name for name, value in made_by.items() if header.get(name) != value]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(

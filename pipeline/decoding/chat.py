@@ -95,14 +95,14 @@ class Chat:
             {"role": "user", "content": message},
         ]
         turns = self._within_context(turns)
-        answer = ""
+        response = ""
         try:
             for piece in self.mav.stream(turns, self.alpha, self.decoding):
-                answer += piece
+                response += piece
                 yield piece
         finally:
             # A response that was broken off is still what was said.
-            self._turns = [*turns, {"role": "assistant", "content": answer}]
+            self._turns = [*turns, {"role": "assistant", "content": response}]
 
     def _within_context(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         """Leave out the oldest turns where the base cannot read them all."""

@@ -20,10 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import RowSampler, choose_each
 
 _ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)

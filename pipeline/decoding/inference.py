@@ -35,7 +35,7 @@ from mav.pipeline.decoding.attach import (
 from mav.pipeline.decoding.exclusive_use import ExclusiveUse
 from mav.pipeline.decoding.generate import decode, finished
 from mav.pipeline.decoding.options import Generation, GenerationOptions
-from mav.pipeline.decoding.scoring import Score, score_answers
+from mav.pipeline.decoding.scoring import Score, score_responses
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
@@ -238,7 +238,7 @@ class MAVInference:
         ]
 
     def score(
-        self, prompt: Prompt, answer: str, alpha: Alpha = 1.0, *, ended: bool = True
+        self, prompt: Prompt, response: str, alpha: Alpha = 1.0, *, ended: bool = True
     ) -> Score:
         """Return the log-probabilities of a response's tokens, under base and head and the base.
 
@@ -251,12 +251,12 @@ class MAVInference:
         Raises:
             DataError: Prompt or response is not as it should be, or they are too long for the base.
         """
-        return self.score_batch([prompt], [answer], alpha, ended=ended)[0]
+        return self.score_batch([prompt], [response], alpha, ended=ended)[0]
 
     def score_batch(
         self,
         prompts: Sequence[Prompt],
-        answers: Sequence[str],
+        responses: Sequence[str],
         alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         ended: bool = True,
@@ -273,14 +273,14 @@ class MAVInference:
             UsageError: There are not as many prompts, responses and alphas.
         """
         _require_several(prompts, "prompts", "score")
-        _require_several(answers, "answers", "score")
-        if len(prompts) != len(answers):
+        _require_several(responses, "answers", "score")
+        if len(prompts) != len(responses):
             raise UsageError(
-                f"answers: got {len(answers)}, expected one for each of {len(prompts)}"
+                f"answers: got {len(responses)}, expected one for each of {len(prompts)}"
             )
-        each = for_each(alpha, len(answers))
+        each = for_each(alpha, len(responses))
         with self._in_use.acquire():
-            return score_answers(self.joined, prompts, answers, each, ended=ended)
+            return score_responses(self.joined, prompts, responses, each, ended=ended)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
         """Yield the response to a prompt piece by piece; see `generate_response`."""
@@ -311,7 +311,7 @@ class MAVInference:
                 with self._in_use.acquire():
                     # Only now: while it waited, the base may have been switched.
                     joined = self.joined
-                    stream.begin(joined.answer_text(decoding))
+                    stream.begin(joined.response_text(decoding))
                     tokens = [joined.form.tokens(joined.form.render(prompt))]
                     require_within(joined.base, tokens, decoding.max_new_tokens)
                     decode(

@@ -52,10 +52,10 @@ class Score:
         return self.total - self.base_total
 
 
-def score_answers(
+def score_responses(
     joined: AttachedModel,
     prompts: Sequence[str | Messages],
-    answers: Sequence[str],
+    responses: Sequence[str],
     schedules: Sequence[AlphaSchedule],
     *,
     ended: bool,
@@ -76,22 +76,22 @@ def score_answers(
     texts = [form.render(prompt) for prompt in prompts]
     begun = [form.tokens(text) for text in texts]
     told = [
-        form.answer_tokens(prompt, answer, ended=ended)
-        for prompt, answer in zip(prompts, answers, strict=True)
+        form.response_tokens(prompt, response, ended=ended)
+        for prompt, response in zip(prompts, responses, strict=True)
     ]
-    for prompt, answer in zip(begun, told, strict=True):
-        wrong = tokens_beyond(joined.base, len(prompt), len(answer))
+    for prompt, response in zip(begun, told, strict=True):
+        wrong = tokens_beyond(joined.base, len(prompt), len(response))
         if wrong is not None:
             raise DataError(f"The prompt and its answer: {wrong}; shorten one")
     return [
         Score(
             prompt=text,
             alpha=schedule.told,
-            tokens=tuple(answer),
-            logprobs=tuple(aligned[-len(answer) :]),
-            base_logprobs=tuple(base[-len(answer) :]),
+            tokens=tuple(response),
+            logprobs=tuple(aligned[-len(response) :]),
+            base_logprobs=tuple(base[-len(response) :]),
         )
-        for text, schedule, answer, aligned, base in zip(
+        for text, schedule, response, aligned, base in zip(
             texts, schedules, told, *_logprobs(joined, begun, told, schedules), strict=True
         )
     ]
@@ -101,7 +101,7 @@ def score_answers(
 def _logprobs(
     joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
     schedules: Sequence[AlphaSchedule],
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Return log-probabilities under base and head, and under the base; padded in front, [B, T]."""
@@ -109,15 +109,15 @@ def _logprobs(
         return [], []
     base, aligned = joined.base, joined.aligned
     # A response's last token is predicted and predicts nothing.
-    texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    texts = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
     inputs = left_padded(texts, base.pad_token)
-    longest = max(map(len, answers))
+    longest = max(map(len, responses))
     if takes_positions(base.model):
         mask = inputs["attention_mask"]
         inputs["position_ids"] = positions_of(mask, mask.shape[1])
     strengths = [
-        [0.0] * (longest - len(answer)) + [schedule.at(token) for token in range(len(answer))]
-        for schedule, answer in zip(schedules, answers, strict=True)
+        [0.0] * (longest - len(response)) + [schedule.at(token) for token in range(len(response))]
+        for schedule, response in zip(schedules, responses, strict=True)
     ]
     with aligned.steering(torch.tensor(strengths)):
         aligned.keep_base_logits = True
@@ -129,7 +129,7 @@ def _logprobs(
         )
         plain = aligned.base_logits
     assert plain is not None
-    labels = torch.tensor([[0] * (longest - len(answer)) + [*answer] for answer in answers])
+    labels = torch.tensor([[0] * (longest - len(response)) + [*response] for response in responses])
     return _of_labels(output.logits, labels), _of_labels(plain, labels)
 
 

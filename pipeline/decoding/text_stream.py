@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from mav.pipeline.decoding.answer_text import ResponseText
+from mav.pipeline.decoding.response_text import ResponseText
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc]

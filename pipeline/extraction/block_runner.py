@@ -229,7 +229,7 @@ def _all_finite(tensors: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchRows:
-    """The rows of a batch in the order of its pairs, some of them still being copied to the host."""
+    """The rows of a batch in the order of its pairs, some still being copied to the host."""
 
     pairs: Sequence[int]
     known: Mapping[str, NDArray[Any]]

@@ -52,7 +52,7 @@ class ChatTemplate:
         """
         return self._render(messages, add_generation_prompt=True)
 
-    def answer(self, messages: Messages, prompt: str, answer: str) -> str:
+    def response(self, messages: Messages, prompt: str, response: str) -> str:
         """Return the text of a response, rendered after its prompt.
 
         Args:
@@ -67,7 +67,7 @@ class ChatTemplate:
             DataError: The template refuses them, or does not put this response behind the prompt.
         """
         whole = self._render(
-            [*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False
+            [*messages, {"role": "assistant", "content": response}], add_generation_prompt=False
         )
         ending = self.closing + self._behind_closing
         if not whole.startswith(prompt) or not whole.endswith(ending):

@@ -74,8 +74,8 @@ class PromptFormat:
         asked = require_prompt(prompt)
         return transcript_of(asked) if self.name == "hh" else self.template.prompt(_turns(asked))
 
-    def response(self, prompt: str | Messages, text: str, answer: str) -> str:
-        """Return a response's text as it follows its prompt, with the end of the turn in chat format.
+    def response(self, prompt: str | Messages, text: str, response: str) -> str:
+        """Return a response's text as it follows its prompt; in chat format, with the turn's end.
 
         Args:
             prompt: As `render` takes it.
@@ -86,8 +86,8 @@ class PromptFormat:
             DataError: The chat template has no place for it.
         """
         if self.name == "hh":
-            return answer
-        return self.template.answer(_turns(prompt), text, answer.strip())
+            return response
+        return self.template.response(_turns(prompt), text, response.strip())
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
@@ -121,7 +121,7 @@ class PromptFormat:
             for ids, own, merged in zip(whole, begun, merges, strict=True)
         ]
 
-    def answer_tokens(self, prompt: str | Messages, answer: str, *, ended: bool) -> list[int]:
+    def response_tokens(self, prompt: str | Messages, response: str, *, ended: bool) -> list[int]:
         """Return the ids of a response, as heads are trained on them.
 
         Args:
@@ -133,15 +133,17 @@ class PromptFormat:
             DataError: The response has no text, or none that can be read.
             UsageError: It is not a text.
         """
-        if not isinstance(answer, str):
-            raise UsageError(f"answer: got {type(answer).__name__}, expected a text")
-        if not answer.strip():
-            raise DataError(f"answer: got {answer!r}, expected text that is not only white space")
-        require_text(answer, "answer")
+        if not isinstance(response, str):
+            raise UsageError(f"response: got {type(response).__name__}, expected a text")
+        if not response.strip():
+            raise DataError(
+                f"response: got {response!r}, expected text that is not only white space"
+            )
+        require_text(response, "response")
         prompt = require_prompt(prompt)
         text = self.render(prompt)
-        response = self.response(prompt, text, as_response(answer))
-        (ids,) = self.tokens_behind_each([text], [self.tokens(text)], [response])
+        rendered = self.response(prompt, text, as_response(response))
+        (ids,) = self.tokens_behind_each([text], [self.tokens(text)], [rendered])
         return ids if ended else ids[:-1]
 
     def _ended(self, ids: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
-from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_answers, to_pair
+from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_responses, to_pair
 from mav.pipeline.preferences.rows import PreferencePair as PreferencePair
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
 from mav.pipeline.runtime import hub
@@ -52,10 +52,10 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
     """
     for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
-        answers, causes = read_answers(row, place)
+        responses, causes = read_responses(row, place)
         if source.is_held_out:
-            counts.held_out_prompts.update(prompt_id(answer.prompt) for answer in answers)
-        pair = to_pair(answers, causes, number)
+            counts.held_out_prompts.update(prompt_id(response.prompt) for response in responses)
+        pair = to_pair(responses, causes, number)
         if isinstance(pair, str):
             counts.dropped[pair] += 1
         else:

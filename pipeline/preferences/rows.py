@@ -110,7 +110,7 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Response:
     """One response of a row.
 
     Attributes:
@@ -124,7 +124,7 @@ class Answer:
     response: str
 
 
-def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
+def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     """Return the usable responses of a row, and the reasons the others are not.
 
     Args:
@@ -136,7 +136,7 @@ def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
     """
     if not isinstance(row, Mapping):
         raise _not_a_pair(row, place, "it is not an object")
-    answers: list[Answer] = []
+    responses: list[Response] = []
     causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
     for key in _ANSWERS:
         try:
@@ -149,21 +149,23 @@ def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
         if isinstance(found, str):
             causes.append(found)
         else:
-            answers.append(found)
-    return answers, causes
+            responses.append(found)
+    return responses, causes
 
 
-def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> PreferencePair | str:
+def to_pair(
+    responses: Sequence[Response], causes: Sequence[str], number: int
+) -> PreferencePair | str:
     """Return the pair of a row, or the reason it is dropped.
 
     Args:
-        responses: As `read_answers` returns them.
+        responses: As `read_responses` returns them.
         causes: Likewise.
         number: Number of the row.
     """
     if causes:
         return causes[0]
-    one, other = answers
+    one, other = responses
     if one.prompt != other.prompt or (one.given and other.given and one.given != other.given):
         return "prompts_differ"
     if not one.response.strip() or not other.response.strip():
@@ -207,15 +209,15 @@ def _not_a_pair(row: Any, place: str, reason: str) -> DataError:
     )
 
 
-def _answer(row: Mapping[str, Any], key: str) -> Answer | str:
+def _answer(row: Mapping[str, Any], key: str) -> Response | str:
     """Return a response, or the reason it is not usable."""
     if key not in row:
         raise DataError(f"there is no column {key!r}")
-    answer = _parsed(row[key], key)
+    response = _parsed(row[key], key)
     prompt = None if row.get("prompt") is None else _prompt(row["prompt"])
-    if isinstance(answer, str):
-        return _of_text(row, key, answer, prompt)
-    return _of_messages(key, read_messages(answer), prompt)
+    if isinstance(response, str):
+        return _of_text(row, key, response, prompt)
+    return _of_messages(key, read_messages(response), prompt)
 
 
 def _prompt(given: Any) -> str | Messages:
@@ -224,24 +226,24 @@ def _prompt(given: Any) -> str | Messages:
 
 
 def _of_text(
-    row: Mapping[str, Any], key: str, answer: str, prompt: str | Messages | None
-) -> Answer | str:
-    parts = split_transcript(answer)
+    row: Mapping[str, Any], key: str, response: str, prompt: str | Messages | None
+) -> Response | str:
+    parts = split_transcript(response)
     if prompt is None:
         if parts is None:
             _require_no_prompt_elsewhere(row, key)
             return "no_assistant_turn"
-        return Answer(prompt=parts[0], given=None, response=parts[1])
-    if parts is not None and is_transcript(answer):
+        return Response(prompt=parts[0], given=None, response=parts[1])
+    if parts is not None and is_transcript(response):
         # A whole conversation beside its own beginning; else it is a response that quotes one.
         begun = canonical(transcript_of(prompt)).removesuffix("Assistant:").rstrip()
         if not canonical(parts[0]).startswith(begun):
             return "prompts_differ"
-        return Answer(prompt=parts[0], given=None, response=parts[1])
-    return _behind(prompt, answer)
+        return Response(prompt=parts[0], given=None, response=parts[1])
+    return _behind(prompt, response)
 
 
-def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> Answer | str:
+def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> Response | str:
     if not turns or turns[-1]["role"] != "assistant":
         return "no_assistant_turn"
     earlier, last = turns[:-1], turns[-1]["content"]
@@ -259,26 +261,26 @@ def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> An
     return _behind(earlier, last) if _begins_with(earlier, begun) else "prompts_differ"
 
 
-def _behind(prompt: str | Messages, response: str) -> Answer:
+def _behind(prompt: str | Messages, response: str) -> Response:
     transcript = transcript_of(prompt)
     given = None if prompt == transcript else prompt
-    return Answer(prompt=transcript, given=given, response=as_response(response))
+    return Response(prompt=transcript, given=given, response=as_response(response))
 
 
-def _under_system(answer: Answer, row: Mapping[str, Any]) -> Answer | str:
+def _under_system(response: Response, row: Mapping[str, Any]) -> Response | str:
     """Return a response whose conversation begins with the text of a row's system column."""
     name = next((name for name in _SYSTEM if row.get(name)), None)
     if name is None:
-        return answer
+        return response
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{name!r} is {type(text).__name__}, expected a text")
     if not text.strip():
-        return answer
-    turns = messages_of(answer.prompt if answer.given is None else answer.given)
+        return response
+    turns = messages_of(response.prompt if response.given is None else response.given)
     if turns and turns[0]["role"] == "system":
-        return answer if turns[0]["content"].strip() == text.strip() else "two_system_texts"
-    return _behind([{"role": "system", "content": text}, *turns], answer.response)
+        return response if turns[0]["content"].strip() == text.strip() else "two_system_texts"
+    return _behind([{"role": "system", "content": text}, *turns], response.response)
 
 
 def _begins_with(conversation: Messages, begun: Messages) -> bool:

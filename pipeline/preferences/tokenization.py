@@ -143,13 +143,13 @@ def tokenize_pairs(
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
         rendered = _rendered(group, seen, dropped)
         encoded = _encode([text for _, text in rendered], seen)
-        for (pair, _), (prompt, *answers) in zip(rendered, encoded, strict=True):
-            cut = [answer[: max_length - 1] for answer in answers]
+        for (pair, _), (prompt, *responses) in zip(rendered, encoded, strict=True):
+            cut = [response[: max_length - 1] for response in responses]
             if cut[0] == cut[1]:
                 dropped["identical_responses"] += 1
                 continue
             room = max_length - max(map(len, cut))
-            limited.append((len(prompt) > room, cut != answers))
+            limited.append((len(prompt) > room, cut != responses))
             kept = _truncate_prompt(prompt, room, tokenizer.bos_token_id)
             lengths.append((len(kept), len(cut[0]), len(cut[1])))
             parts.append(np.array(kept + cut[0] + cut[1], dtype=np.int32))
@@ -205,8 +205,8 @@ def _encode(
     """Yield prompt, chosen and rejected tokens of such texts."""
     texts = [prompt for prompt, _, _ in pairs]
     prompts = form.tokens_of_each(texts)
-    chosen = form.tokens_behind_each(texts, prompts, [answer for _, answer, _ in pairs])
-    rejected = form.tokens_behind_each(texts, prompts, [answer for _, _, answer in pairs])
+    chosen = form.tokens_behind_each(texts, prompts, [response for _, response, _ in pairs])
+    rejected = form.tokens_behind_each(texts, prompts, [response for _, _, response in pairs])
     yield from zip(prompts, chosen, rejected, strict=True)
 
 

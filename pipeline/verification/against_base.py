@@ -268,10 +268,10 @@ def _compare(
     """Return the relative errors of one pair, the worse of its two responses each."""
     manifest = cached.manifest
     errors: dict[str, float] = {}
-    prompt, *answers = pairs.parts(number)
-    for answer, start in zip(answers, batch.offsets.tolist(), strict=False):
-        part = slice(start, start + len(answer))
-        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
+    prompt, *responses = pairs.parts(number)
+    for response, start in zip(responses, batch.offsets.tolist(), strict=False):
+        part = slice(start, start + len(response))
+        ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         output = base.model(
             input_ids=ids[None].to(base.device),
             output_hidden_states=True,

@@ -172,7 +172,7 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
             ["--dtype", "float64"],
             "'float64' is not one of 'auto', 'bfloat16', 'float16', 'float32'",
         ),
-        (["--device", "warp"], "--device: got 'warp', which is not to be had"),
+        (["--device", "warp"], "--device: got 'warp', which is not available"),
         (
             ["--data-dir", "harmless-base"],
             "data_dir=harmless-base goes with a data set that has subset folders, but",

@@ -123,7 +123,7 @@ class ResponseText:
         return min(found, default=None)
 
     def _first_that_may_begin_a_stop(self, units: Sequence[Unit]) -> int:
-        """Return the index from which units may belong to a stop text; their number if none does."""
+        """Return the index from which units may be part of a stop text, or their number."""
         text, places = _shown(units), _places(units)
         found = [
             places[-length]
