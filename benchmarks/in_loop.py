@@ -238,7 +238,7 @@ def figures(
         "cached_pairs_measured": pairs * len(rounds),
         "in_loop_pairs_measured": asked.batch_size * len(rounds),
         "rounds": rounds,
-        "head_parameters": head.total_parameters(),
+        "head_parameters": head.config.total_parameters,
         "settings": {
             "base_model": asked.base_model,
             "dataset": asked.dataset,

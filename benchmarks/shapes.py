@@ -15,8 +15,7 @@ from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.config import HeadConfig
-from mav.pipeline.head.int8 import quantize_head
-from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.model import AlignmentHead, quantize_head
 from mav.pipeline.runtime.compute_dtype import AUTO, native_dtype
 
 LLAMA_7B: Final[dict[str, Any]] = {
@@ -108,8 +107,7 @@ class HeadShape:
 
     def parameters(self, vocab_size: int) -> int:
         """Number of its parameters."""
-        with torch.device("meta"):
-            return AlignmentHead(self._config(vocab_size)).total_parameters()
+        return self._config(vocab_size).total_parameters
 
     def making_bytes(self, vocab_size: int, itemsize: int = 2) -> int:
         """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""

@@ -177,7 +177,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     head = new_head(reader, asked.expansion_size)
     trainer = new_trainer(reader, accelerator, head)
     matmul = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
-    parameters = head.total_parameters()
+    parameters = head.config.total_parameters
     say(f"{parameters:,} parameters; the product {matmul / 1e9:,.0f} GFLOP/s before")
     steps = take_steps(asked, trainer, reader)
     peak = peak_rss_bytes()
@@ -207,7 +207,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         ],
         "computed_in": plain_name(trainer.dtype),
         "parameters": parameters,
-        "alignment_parameters": head.alignment_parameters(),
+        "alignment_parameters": head.config.alignment_parameters,
         "settings": {
             name: value for name, value in vars(asked).items() if name not in ("work", "json")
         },

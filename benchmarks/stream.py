@@ -193,7 +193,7 @@ def measure_steps(
         "memory_step_rounds": from_memory,
         "tokens_per_step": tokens,
         "needed_bytes_per_second": tokens * shape.token_bytes * median(from_memory),
-        "head_parameters": head.total_parameters(),
+        "head_parameters": head.config.total_parameters,
     }
 
 

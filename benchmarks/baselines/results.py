@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.scoring import Scores
-from mav.pipeline.evaluation.confidence import mean_interval, wilson
+from mav.pipeline.evaluation.statistics import mean_interval, wilson
 
 _PER_PAIR = (
     "chosen",

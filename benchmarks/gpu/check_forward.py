@@ -20,9 +20,7 @@ from mav.pipeline.extraction.model_checks import (
     window_fits,
 )
 from mav.pipeline.extraction.packing import PACKINGS, Packing, pack, pack_alone
-from mav.pipeline.ops.host_copies import HostCopies
-from mav.pipeline.ops.pooling import pool_states
-from mav.pipeline.ops.tensor_storage import to_stored
+from mav.pipeline.ops.tensor_storage import HostCopies, pool_states, to_stored
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 
 _PAIRS = 6

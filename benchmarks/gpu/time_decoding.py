@@ -37,7 +37,7 @@ def decode(place: Place, tell: Tell) -> None:
     aligned = sizes.head.joined(base)
     memory["mav"] = _peak(place, partial(task.timed, base, aligned))
     tell(
-        parameters=aligned.head.total_parameters(),
+        parameters=aligned.head.config.total_parameters,
         weight_bytes={
             "base": weight_bytes(base.model),
             "mav": weight_bytes(base.model, aligned.head),

@@ -11,19 +11,18 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import filelock
-import google_crc32c
 import psutil
 
 from mav.pipeline.base.gguf_conversion import convert
 from mav.pipeline.base.gguf_header import read_gguf_header
 from mav.pipeline.base.source import BaseSource, file_digest, resolve_base
+from mav.pipeline.runtime.durable_files import measure, new_folder
 from mav.pipeline.runtime.known_places import cache_home
 
 _log = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ _MADE_BY: Final = ("transformers", "gguf", "tokenizers")
 _FLOAT32: Final = 4
 _ROOM: Final = 1.1
 """Disk a copy takes, and memory its making takes, at most: float32 weights and a little more."""
-_READ_AT_ONCE: Final = 1 << 24
 
 
 def find_base(
@@ -113,24 +111,15 @@ def _lacking(folder: Path, needed: int) -> str | None:
 
 def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
     """Convert into a temporary folder and rename it; the caller holds the lock."""
-    building = folder.with_name(f".{folder.name}.part")
-    for left_over in (building, folder):
-        shutil.rmtree(left_over, ignore_errors=True)
-    building.mkdir()
-    try:
-        convert(source, building)
-        files = sorted(building.iterdir())
+    shutil.rmtree(folder, ignore_errors=True)  # damaged; its room is needed for the new one
+    with new_folder(folder) as partial:
+        convert(source, partial)
+        files = sorted(partial.iterdir())
         for file in files:
-            # safetensors writes files with mode 0600; the folder has the mode that the umask gives.
-            file.chmod(building.stat().st_mode & 0o666)
+            # safetensors writes files that only their owner may read.
+            file.chmod(partial.stat().st_mode & 0o666)
         record = {"origin": origin, "files": {file.name: _checksum(file) for file in files}}
-        (building / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        for file in building.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _is_whole(folder: Path) -> bool:
@@ -152,9 +141,5 @@ def _has_checksums(folder: Path, inode: int, modified: int) -> bool:  # noqa: AR
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return a file's size and CRC-32C, to detect damage (not tampering)."""
-    value, size = 0, 0
-    with path.open("rb") as file:
-        while part := file.read(_READ_AT_ONCE):
-            value, size = google_crc32c.extend(value, part), size + len(part)
-    return [size, value]
+    """Return a file's size and CRC32C, which find damage and not forgery."""
+    return list(measure(path).values())

@@ -23,12 +23,10 @@ from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.head.compatibility import check_vocabulary, map_layers
-from mav.pipeline.head.config import HeadConfig
-from mav.pipeline.head.int8 import is_quantized, quantize_head
-from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.config import HeadConfig, default_expansion_size, default_pooled_size
+from mav.pipeline.head.model import AlignmentHead, is_quantized, quantize_head
 from mav.pipeline.head.pretrained import load_head
-from mav.pipeline.head.sizes import default_expansion_size, default_pooled_size
-from mav.pipeline.head.storage import WEIGHTS
+from mav.pipeline.head.storage import recorded_weights, weights_file
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
@@ -158,7 +156,7 @@ def load_trained(
         states=manifest.states,
         template=manifest.text.prompt_template,
         template_date=manifest.text.template_date,
-        digest=file_digest(stored.path / WEIGHTS),
+        digest=file_digest(weights_file(stored.path, recorded_weights(stored.path))),
         folder=stored.path,
     )
 

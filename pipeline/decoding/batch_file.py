@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
-from mav.cache_schema.storage.local import sync_directory
 from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
-from mav.pipeline.head.int8 import is_quantized
+from mav.pipeline.head.model import is_quantized
+from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
 from mav.pipeline.runtime.progress import progress_bar
@@ -103,11 +103,7 @@ def generate_file(
                     "The same command goes on with the rest.",
                 ) from stop
         ordered = [found[line.number] for line in lines]
-        whole = output.with_name(f"{output.name}.whole")
-        with whole.open("w", encoding="utf-8") as finished:
-            _append(finished, ordered)
-        whole.replace(output)
-        sync_directory(output.parent)
+        write_file(output, "".join(map(_line, ordered)).encode())
         partial.unlink()
     return BatchReport(
         output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)

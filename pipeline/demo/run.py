@@ -140,8 +140,9 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
     for prompt in PROMPTS:
         write("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
     write(
-        f"\nA head of {mav.head.total_parameters():,} parameters on {len(_sample('train'))} pairs "
-        f"shows that the line works, not what it can do: see the README for a real run."
+        f"\nA head of {mav.head.config.total_parameters:,} parameters on "
+        f"{len(_sample('train'))} pairs shows that the line works, not what it "
+        f"can do: see the README for a real run."
     )
     write(f"Written to {folder.resolve()}:")
     for path, what in (

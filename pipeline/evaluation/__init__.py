@@ -1,5 +1,5 @@
 """Measuring a head on cached pairs: accuracy, margin, KL and norms by alpha.
 
-`evaluate` does it; `pair_scores` are the figures of each pair, `confidence` their intervals,
-`length_breakdown` gives accuracy by length.
+`evaluate` does it; `pair_scores` are the figures of each pair, `statistics` their intervals,
+`length_breakdown` accuracy by length.
 """

@@ -18,11 +18,10 @@ from mav.cache_schema.errors import DataError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.portable import portable
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.evaluation.confidence import mean_interval, wilson
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
 from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
 from mav.pipeline.head.compatibility import check_features
-from mav.pipeline.head.movement import advice, has_hardly_moved
 from mav.pipeline.head.pretrained import StoredHead, load_head
 from mav.pipeline.loader.split import PairSubset, Which, in_subset
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name

@@ -6,7 +6,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mav.pipeline.evaluation.confidence import wilson
+from mav.pipeline.evaluation.statistics import wilson
 
 _LENGTH_BINS: Final = 5
 

@@ -25,9 +25,7 @@ from mav.pipeline.extraction.encode import quantized_rows, vocabulary_rows
 from mav.pipeline.extraction.forward import run_decoder, run_whole
 from mav.pipeline.extraction.packing import ForwardBatch, Packing, batches, pack
 from mav.pipeline.ops.base_logits import Unembedding
-from mav.pipeline.ops.host_copies import HostCopies
-from mav.pipeline.ops.pooling import pool_states
-from mav.pipeline.ops.tensor_storage import too_large
+from mav.pipeline.ops.tensor_storage import HostCopies, pool_states, too_large
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES, plain_name
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_for_memory

@@ -26,7 +26,7 @@ from mav.cache_schema.quantization import StatesStorage
 from mav.pipeline.base.layer_selection import parse_indices, select_layers
 from mav.pipeline.base.model import DeviceMap
 from mav.pipeline.base.quantization import Quantize
-from mav.pipeline.head.sizes import default_pooled_size
+from mav.pipeline.head.config import default_pooled_size
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.load import ReadData
 from mav.pipeline.preferences.prompt_format import Form

@@ -22,7 +22,7 @@ from mav.pipeline.extraction.limits import require_allowed, require_readable
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.options import ExtractOptions, draft_manifest
 from mav.pipeline.extraction.packing import even_batches
-from mav.pipeline.head.sizes import PUBLISHED_POOLED_SIZE
+from mav.pipeline.head.config import PUBLISHED_POOLED_SIZE
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.ops.tensor_storage import require_holds, to_stored
 from mav.pipeline.preferences.chat_template import parse_date, uses_date

@@ -1,5 +1,5 @@
 """The alignment head: the network, its files, its sizes, and which bases it goes with.
 
-`model` is the network, `storage` reads and writes it, `compatibility` compares manifests,
-`sizes` follows the base, `movement` detects a head that hardly moves its base.
+`config` holds its sizes and what they are by default, `model` is the network, `storage` reads its
+files, `pretrained` saves and loads it with its origin, `compatibility` compares manifests.
 """

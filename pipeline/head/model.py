@@ -6,7 +6,7 @@
 With the default sizes (K 3, W 4096, E 16384) and LLaMA's vocabulary of 32,000 the alignment
 network has 591,445,248 parameters, and 641,780,992 with the fusion layer.
 
-Shape legend: K layers, W pooled size, E expansion size, V vocabulary.
+The letters of shapes are in CONTRIBUTING.md.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.storage import (
     find_head,
@@ -22,7 +23,7 @@ from mav.pipeline.head.storage import (
     read_head_config,
     require_finite,
 )
-from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import pool_states
 
 
 class AlignmentHead(nn.Module):
@@ -59,18 +60,6 @@ class AlignmentHead(nn.Module):
         vector: Tensor = self.project(self.features(states))
         return vector
 
-    def alignment_parameters(self) -> int:
-        """Number of parameters of the alignment network, the figure a head is named by."""
-        return sum(
-            parameter.numel()
-            for layer in (self.expand, self.project)
-            for parameter in layer.parameters()
-        )
-
-    def total_parameters(self) -> int:
-        """Number of parameters, fusion layer included."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     @property
     def dtype(self) -> torch.dtype:
         """Element type of its weights."""
@@ -97,7 +86,7 @@ class AlignmentHead(nn.Module):
             device: Where to put it.
 
         Raises:
-            HeadError: There is no head, or its files are not a head's.
+            HeadError: There is no head, or its files are not those of a head.
         """
         folder = find_head(path_or_hub_id)
         config, _ = read_head_config(folder)
@@ -114,7 +103,7 @@ def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str
         device: Where to put it.
 
     Raises:
-        HeadError: Its weights are missing, damaged, not finite, or another head's.
+        HeadError: Its weights are missing, damaged, not finite, or those of another head.
     """
     with torch.device("meta"):
         head = AlignmentHead(config)
@@ -122,3 +111,25 @@ def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str
     head = head.to(dtype).eval()
     require_finite(head, folder)
     return head
+
+
+def quantize_head(head: AlignmentHead) -> None:
+    """Replace a head's weights by int8 ones for decoding, with one scale per row (torchao).
+
+    The head is compiled when it is first called; otherwise torchao would dequantize the whole
+    weights at every token. Products are computed in the base's dtype.
+
+    Raises:
+        UsageError: torchao is not installed.
+    """
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UsageError("--int8-head needs torchao: pip install 'mav-align[eight-bit]'") from error
+    quantize_(head, Int8WeightOnlyConfig())
+    head.compile()
+
+
+def is_quantized(head: AlignmentHead) -> bool:
+    """Return whether a head's weights are int8."""
+    return type(head.project.weight.data) is not torch.Tensor

@@ -1,14 +1,18 @@
-"""Heads read and written with where they came from."""
+"""Saving and loading heads together with their origin."""
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mav.cache_schema.portable import portable
+from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead, head_in
 from mav.pipeline.head.storage import (
     CONFIG,
@@ -16,9 +20,19 @@ from mav.pipeline.head.storage import (
     WEIGHTS,
     HeadOrigin,
     find_head,
+    pending_weights,
     read_head_config,
+    recorded_weights,
+    weights_file,
 )
-from mav.pipeline.runtime.durable_folder import atomic_write_directory
+from mav.pipeline.runtime.durable_files import (
+    measure,
+    partial_name,
+    sync_file,
+    sync_parents,
+    write_file,
+    write_tensors,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +56,58 @@ def save_head(
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a head so that the folder is there whole or as it was before.
+    """Write a head so that the folder always holds a whole one: the new one, or the one before.
 
     Args:
         head: The head.
         origin: What it was trained from and how.
-        folder: Where to.
-        weights: Its weights on the CPU, where they are not all in the head itself.
+        folder: Where to; made if it does not exist.
+        weights: Its weights, where they are not all in the head itself.
+
+    Raises:
+        OSError: It cannot be written; the head that was there stays.
+        HeadError: safetensors cannot hold the weights; likewise.
     """
-    if weights is None:
-        weights = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
-    config = {
+    folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder)  # or weights that a killed writer left could not be told from the new ones
+    try:
+        partial = partial_name(folder / WEIGHTS)
+        write_tensors(partial, head.state_dict() if weights is None else weights)
+        recorded = measure(partial)
+        sync_file(partial)
+        partial.replace(pending_weights(folder, recorded))
+        sync_file(folder)
+        # From here on the new weights are the head's, whatever name they have.
+        config = json.dumps(_config(head.config, origin, recorded), indent=1)
+        write_file(folder / CONFIG, config.encode())
+    finally:
+        _settle(folder)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # made here, if nothing is in it
+    sync_parents(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Give the head's weights their name, and remove weights of a head that was not written."""
+    recorded = recorded_weights(folder)
+    weights = weights_file(folder, recorded)
+    if weights.name != WEIGHTS:
+        weights.replace(folder / WEIGHTS)
+        sync_file(folder)
+    for path in folder.iterdir():
+        if path.name.startswith((f".{WEIGHTS}.", f".{CONFIG}.")):
+            path.unlink()
+
+
+def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> dict[str, Any]:
+    return {
         "kind": KIND,
-        "head": dataclasses.asdict(head.config),
+        "head": dataclasses.asdict(sizes),
         "parameters": {
-            "alignment": head.alignment_parameters(),
-            "total": head.total_parameters(),
+            "alignment": sizes.alignment_parameters,
+            "total": sizes.total_parameters,
         },
+        "weights": weights,
         "training": {
             "objective": origin.objective,
             "beta": origin.beta,
@@ -67,7 +116,6 @@ def save_head(
         },
         "cache": portable(origin.manifest).to_json(),
     }
-    atomic_write_directory(folder, {CONFIG: config}, {WEIGHTS: dict(weights)})
 
 
 def load_head(

@@ -1,13 +1,17 @@
-"""A head on disk: `model.safetensors`, and `config.json` with its sizes and its origin.
+"""Reading a head's files: `model.safetensors`, and `config.json` with its sizes and its origin.
 
-Nothing from a checkpoint is ever executed: tensors come from safetensors, all else from JSON.
+`config.json` has the size and CRC32C of the weights that belong to it. While a head is replaced,
+its new weights have a hidden name made of these, until `config.json` names them and they can take
+the place of the old ones (`pretrained.save_head`). So a folder always holds a whole head, and
+weights that `config.json` does not name are refused. Nothing in a head is ever executed: tensors
+come from safetensors, all else from JSON.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -16,6 +20,7 @@ from mav.cache_schema.errors import CacheError, HeadError
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.runtime import hub
+from mav.pipeline.runtime.durable_files import measure
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -50,27 +55,62 @@ def load_weights(head: nn.Module, folder: Path, device: str) -> None:
         device: Where the weights go.
 
     Raises:
-        HeadError: They are missing, damaged, or another head's.
+        HeadError: They are missing, damaged, or those of another head.
     """
-    if not (folder / WEIGHTS).is_file():
+    recorded = recorded_weights(folder)
+    path = weights_file(folder, recorded)
+    if not path.is_file():
         raise HeadError(
             f"{folder}: no {WEIGHTS} beside {CONFIG}."
             + (_pickles_in(folder) or " Copy the whole folder again.")
         )
     try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS, device=device)
+        tensors = safetensors.torch.load_file(path, device=device)
     except (OSError, safetensors.SafetensorError) as error:
-        raise HeadError(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from error
-    _require_all(tensors, head, folder / WEIGHTS)
+        raise HeadError(f"{path}: cannot be read as safetensors: {error}") from error
+    _require_all(tensors, head, path)
+    if recorded is not None and (measured := measure(path)) != recorded:
+        raise HeadError(
+            f"{path}: got weights of {measured}, expected {recorded}, as {CONFIG} has it. The file "
+            f"is damaged or belongs to another {CONFIG}: copy the whole folder again. If you "
+            f"changed the weights yourself, remove `weights` from {CONFIG}."
+        )
     head.load_state_dict(tensors, assign=True)
 
 
+def recorded_weights(folder: Path) -> dict[str, int] | None:
+    """Return `size` and `crc32c` of the weights that `config.json` belongs to.
+
+    None where they are not recorded, as in heads of earlier programs, or there is no readable
+    configuration.
+    """
+    try:
+        recorded: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())["weights"]
+        return {"size": int(recorded["size"]), "crc32c": int(recorded["crc32c"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def weights_file(folder: Path, recorded: Mapping[str, int] | None) -> Path:
+    """Return the file with a head's weights, under its hidden name while it has that."""
+    if recorded is not None:
+        pending = pending_weights(folder, recorded)
+        if pending.is_file():
+            return pending
+    return folder / WEIGHTS
+
+
+def pending_weights(folder: Path, recorded: Mapping[str, int]) -> Path:
+    """Return the name of weights that have not replaced the former ones yet."""
+    return folder / f".{WEIGHTS}.{recorded['size']}-{recorded['crc32c']:08x}"
+
+
 def _require_all(tensors: Mapping[str, Tensor], head: nn.Module, path: Path) -> None:
-    """Refuse weights that are missing, unknown, of another shape, or no floating-point numbers."""
+    """Refuse weights that are missing, unknown, of another shape, or not of a floating type."""
     expected = head.state_dict()
     problems = [
         *(f"{name} is missing" for name in expected if name not in tensors),
-        *(f"{name} is none of its weights" for name in sorted(tensors) if name not in expected),
+        *(f"{name} is not one of its weights" for name in sorted(tensors) if name not in expected),
     ]
     for name, weight in expected.items():
         got = tensors.get(name)
@@ -97,7 +137,7 @@ def require_finite(head: nn.Module, folder: Path) -> None:
         least, most = weight.aminmax()
         if not (least.isfinite() and most.isfinite()):
             raise HeadError(
-                f"{path}: {name} holds values that are not finite numbers in "
+                f"{path}: {name} holds values that are not finite in "
                 f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
                 f"diverged, or the type is too narrow: train with a lower --learning-rate, or use "
                 f"--dtype bfloat16."
@@ -128,8 +168,8 @@ def find_head(path_or_hub_id: str) -> Path:
         ) from error
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            told = hub.why_not_there(path_or_hub_id, folder.name, name, hub.PICKLES_REMEDY)
-            raise HeadError(f"{path_or_hub_id}: {told}")
+            reason = hub.why_not_there(path_or_hub_id, folder.name, name, hub.PICKLES_REMEDY)
+            raise HeadError(f"{path_or_hub_id}: {reason}")
     return folder
 
 

@@ -4,9 +4,7 @@ Everything drawn is also there as a table. Two reports of the same evaluation di
 alone.
 """
 
-import contextlib
 import math
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from mav.cache_schema.manifest import DataRecord
 from mav.cache_schema.portable import portable
 from mav.cache_schema.root import read_manifest
-from mav.cache_schema.storage.local import sync_directory
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation
 from mav.pipeline.head.config import HeadConfig
-from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.storage import HeadOrigin, find_head, read_head_config
 from mav.pipeline.reporting.plots import (
     STYLE,
@@ -35,7 +29,8 @@ from mav.pipeline.reporting.plots import (
     table,
     text,
 )
-from mav.pipeline.reporting.tables import partial_name, require_place
+from mav.pipeline.reporting.tables import require_place
+from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.known_places import shown_place
 from mav.pipeline.runtime.versions import package_versions
 from mav.pipeline.training.log import METRICS, read_lines
@@ -97,18 +92,8 @@ def write_report(evaluation: Evaluation, path: Path) -> None:
     """
     require_report(path)
     page = render(evaluation, datetime.now(UTC))
-    partial = partial_name(path)
-    try:
-        with partial.open("xb") as file:
-            # Names of files need not be text.
-            file.write(page.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(os.path.realpath(path))
-        sync_directory(partial.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    # Names of files need not be text.
+    write_file(path, page.encode("utf-8", "backslashreplace"))
 
 
 def render(evaluation: Evaluation, written: datetime) -> str:
@@ -305,15 +290,13 @@ step of this head, {step:,}.</p>
 
 def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> str:
     cache = portable(read_manifest(open_object_store(evaluation.cache)))
-    with torch.device("meta"):
-        head = AlignmentHead(sizes)
-    alignment, total = head.alignment_parameters(), head.total_parameters()
     trained = portable(origin.manifest)
     base = trained.base
     versions = package_versions(_PACKAGES)
     rows = {
         "head": shown_place(evaluation.head),
-        "parameters": f"alignment {alignment:,}, with fusion {total:,}",
+        "parameters": f"alignment {sizes.alignment_parameters:,}, with fusion "
+        f"{sizes.total_parameters:,}",
         "sizes": f"{sizes.num_layers} layers {list(trained.states.layers)} pooled to "
         f"{sizes.pooled_size:,}, expansion {sizes.expansion_size:,}, vocabulary "
         f"{sizes.vocab_size:,}",

@@ -68,14 +68,11 @@ def _describe_cache(objects: ObjectStore) -> dict[str, Any]:
 
 def _describe_head(folder: Path) -> dict[str, Any]:
     sizes, origin = read_head_config(folder)
-    alignment = (sizes.pooled_size + 1) * sizes.expansion_size
-    alignment += (sizes.expansion_size + 1) * sizes.vocab_size
-    fusion = (sizes.num_layers * sizes.pooled_size + 1) * sizes.pooled_size
     return {
         "kind": "MAV alignment head",
         "path": str(folder),
-        "alignment_parameters": alignment,
-        "total_parameters": alignment + fusion,
+        "alignment_parameters": sizes.alignment_parameters,
+        "total_parameters": sizes.total_parameters,
         "sizes": {
             "layers": sizes.num_layers,
             "pooled": sizes.pooled_size,

@@ -1,13 +1,12 @@
 """Results as a table on the terminal, and as a plot."""
 
 import contextlib
-import os
-import uuid
 from pathlib import Path
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.evaluation.evaluate import Evaluation
 from mav.pipeline.reporting.plots import require_matplotlib
+from mav.pipeline.runtime.durable_files import partial_name
 
 
 def table(evaluation: Evaluation) -> str:
@@ -77,12 +76,6 @@ def require_place(path: Path, option: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             trial.unlink()
-
-
-def partial_name(path: Path) -> Path:
-    """Return a new hidden name beside a file, or beside the one that a link leads to."""
-    target = Path(os.path.realpath(path))
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:

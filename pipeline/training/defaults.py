@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from mav.cache_schema.manifest import Manifest
-from mav.pipeline.head.sizes import (
+from mav.pipeline.head.config import (
     PUBLISHED_EXPANSION_SIZE,
     base_parameters,
     default_expansion_size,

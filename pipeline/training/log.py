@@ -1,12 +1,11 @@
 """Metrics of a training run: a JSON-lines file, read as far as it is not damaged."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mav.cache_schema.storage.local import sync_directory
+from mav.pipeline.runtime.durable_files import write_file
 
 METRICS: Final = "metrics.jsonl"
 
@@ -60,17 +59,7 @@ class MetricsLog:
         self.path = folder / METRICS
         lines = read_lines(self.path)[0] if first_step and self.path.is_file() else []
         kept = "".join(f"{line.text}\n" for line in lines if line.step <= first_step)
-        # The former log stays until the new one is whole.
-        partial = folder / f".{METRICS}"
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync_directory(folder)
+        write_file(self.path, kept.encode())
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add a line."""

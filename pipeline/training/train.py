@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from mav.cache_schema.errors import DataError, HeadError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.evaluation.statistics import advice, has_hardly_moved
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.head.movement import advice, has_hardly_moved
 from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.batch import Batch, CachedBase
@@ -187,8 +187,8 @@ class _Run:
         head, options, total = self._head, self._options, self._schedule.total
         _log.info(
             f"Head: pooled {head.config.pooled_size}, expansion {head.config.expansion_size}: "
-            f"{head.alignment_parameters():,} parameters in the alignment network, "
-            f"{head.total_parameters():,} with the fusion layer"
+            f"{head.config.alignment_parameters:,} parameters in the alignment network, "
+            f"{head.config.total_parameters:,} with the fusion layer"
         )
         each = (
             f"{self._shape.batch_size * self._shape.slots} pairs"
@@ -394,8 +394,8 @@ class _Run:
             best_step=state.best_step,
             stopped_early=state.step < self._schedule.total,
             evaluation=evaluation,
-            alignment_parameters=self._head.alignment_parameters(),
-            total_parameters=self._head.total_parameters(),
+            alignment_parameters=self._head.config.alignment_parameters,
+            total_parameters=self._head.config.total_parameters,
             computed_in=plain_name(self._trainer.dtype),
             kl_per_token=kl,
             hardly_moved=None if kl is None else has_hardly_moved(kl),

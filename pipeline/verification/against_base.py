@@ -30,7 +30,7 @@ from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
-from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import pool_states
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs

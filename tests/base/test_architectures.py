@@ -18,8 +18,8 @@ from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pac
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.decoding.test_generate import LAYER_INDICES
 from tests.extraction.test_packing import tiny_pairs
-from tests.line.test_training_equals_online import random_head
 from tests.support.architectures import CATALOGUE, PAGE, table, table_in, with_table
+from tests.support.heads import random_head
 from tests.support.live import relative
 from tests.support.peculiarities import Peculiarity
 from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base, tiny_tokenizer

@@ -169,7 +169,7 @@ def test_one_that_was_interrupted_leaves_nothing(
     # One that was killed could not tidy up.
     source = find_base(str(path))
     assert source.converted is not None
-    left = source.converted.with_name(f".{source.converted.name}.part")
+    left = source.converted.with_name(f".{source.converted.name}.partial")
     source.converted.rename(left)
     assert find_base(str(path)).converted == source.converted
     assert copies(home) == [source.converted]

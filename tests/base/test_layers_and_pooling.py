@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.layer_selection import parse_indices, select_layers
-from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import pool_states
 
 
 @pytest.mark.parametrize(

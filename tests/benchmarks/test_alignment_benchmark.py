@@ -11,7 +11,7 @@ from benchmarks.baselines.results import write_result as write
 from benchmarks.baselines.scoring import final_states, pad_width, score_pairs, tuned_alone
 from benchmarks.baselines.split import DataSettings, Split, load_split
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.evaluation.confidence import wilson
+from mav.pipeline.evaluation.statistics import wilson
 from mav.pipeline.extraction.packing import pack_shared
 from mav.pipeline.loader.batch import collate
 from mav.pipeline.loader.split import PairSubset, in_subset

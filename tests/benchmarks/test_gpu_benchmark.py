@@ -24,8 +24,7 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.packed_attention import PackedSegments
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.ops.host_copies import HostCopies
-from mav.pipeline.ops.pooling import pool_states
+from mav.pipeline.ops.tensor_storage import HostCopies, pool_states
 from tests.support.written_caches import quick_disk
 
 ROOT = Path(__file__).parents[2]

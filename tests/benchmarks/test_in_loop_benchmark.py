@@ -15,9 +15,8 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.training.loss import Objective, PreferenceModel, Scores
 from mav.pipeline.training.options import TrainOptions
-from tests.line.test_cached_equals_live import whole_cache
-from tests.line.test_training_equals_online import random_head
-from tests.support.live import cached_pairs, relative
+from tests.support.heads import random_head
+from tests.support.live import cached_pairs, relative, whole_cache
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 
 CPU = torch.device("cpu")

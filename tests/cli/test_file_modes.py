@@ -43,7 +43,7 @@ def test_files_and_folders_follow_the_umask(mask: int, base: Path, tmp_path: Pat
     found = list(out.rglob("*"))
     names = {path.name for path in found}
     wanted = {"model.safetensors", "config.json", "optimizer.safetensors", "state.json"}
-    wanted |= {"newest.json", "metrics.jsonl", "plot.png", "report.html", "answers.jsonl", "c.0"}
+    wanted |= {"metrics.jsonl", "plot.png", "report.html", "answers.jsonl", "c.0"}
     assert wanted <= names
     assert any(name.startswith("events.out") for name in names)
     wrong = {

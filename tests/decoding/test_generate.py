@@ -15,7 +15,7 @@ from mav.pipeline.decoding.inference import MAVInference, create_mav
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
-from tests.line.test_training_equals_online import random_head
+from tests.support.heads import random_head
 from tests.support.live import relative
 from tests.support.steered import plain_generate
 from tests.support.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base

@@ -13,7 +13,7 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import load_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.head.int8 import quantize_head
+from mav.pipeline.head.model import quantize_head
 from tests.support.live import relative
 from tests.support.steered import plain_generate, steered
 from tests.support.tiny import save_base, tiny_base

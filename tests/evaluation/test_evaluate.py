@@ -17,40 +17,19 @@ from hypothesis import strategies as st
 
 from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import DataError, MismatchError, UsageError
-from mav.pipeline.evaluation.confidence import mean_interval, wilson
 from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation, evaluate
 from mav.pipeline.evaluation.length_breakdown import by_length, by_longer
+from mav.pipeline.evaluation.statistics import mean_interval, wilson
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.head.pretrained import save_head
-from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.reporting import tables as report
+from tests.support.heads import FRACTION, save_random_head
 from tests.support.tiny import HIDDEN, make_cache, tiny_base, write_rows
 
-FRACTION = 0.3
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
-
-
-def save_random_head(cache: Path, folder: Path, fraction: float = FRACTION, **base: Any) -> str:
-    """Save a head as if it had been trained from a cache; `base` changes what it says of it."""
-    manifest = CacheReader(cache).manifest
-    manifest = dataclasses.replace(manifest, base=dataclasses.replace(manifest.base, **base))
-    torch.manual_seed(3)
-    vocab = manifest.base.vocab_size
-    head = AlignmentHead(
-        HeadConfig(num_layers=3, pooled_size=32, expansion_size=16, vocab_size=vocab)
-    )
-    torch.nn.init.normal_(head.project.weight, std=0.5)
-    torch.nn.init.normal_(head.project.bias, std=0.5)
-    origin = HeadOrigin(
-        manifest=manifest, objective="dpo", beta=0.1, held_out_fraction=fraction, steps=1
-    )
-    save_head(head, origin, folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

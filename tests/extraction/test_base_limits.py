@@ -14,7 +14,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.line.test_cached_equals_live import assert_equals_live
+from tests.support.live import assert_equals_live
 from tests.support.tiny import make_cache, save_base, tiny_base, tiny_tokenizer
 
 STEADY: Final = 64

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.config import (
+    HeadConfig,
+    base_parameters,
+    default_expansion_size,
+    default_pooled_size,
+)
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.head.sizes import base_parameters, default_expansion_size, default_pooled_size
 from tests.cache_schema.test_manifest import llama_7b
 from tests.support.tiny import tiny_base
 
@@ -44,7 +48,7 @@ def total(layers: int, pooled: int, expansion: int, vocabulary: int) -> int:
                 vocab_size=vocabulary,
             )
         )
-    return head.total_parameters()
+    return head.config.total_parameters
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -79,7 +83,7 @@ def test_a_new_head_follows_its_base() -> None:
     base = tiny_base()
     head = MAVInference.with_new_head(base).head
     assert head.config.pooled_size == base.hidden_size
-    assert head.total_parameters() <= base_parameters(base.fingerprint()) / 3
+    assert head.config.total_parameters <= base_parameters(base.fingerprint()) / 3
     asked = MAVInference.with_new_head(tiny_base(), pooled_size=64, expansion_size=24).head
     assert (asked.config.pooled_size, asked.config.expansion_size) == (64, 24)
 

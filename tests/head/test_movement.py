@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mav.pipeline.head.movement import LEAST_KL, has_hardly_moved
+from mav.pipeline.evaluation.statistics import LEAST_KL, has_hardly_moved
 from tests.cli.test_cli import Line, done, mav
 from tests.support.tiny import save_base, tiny_base, write_rows
 

@@ -31,16 +31,14 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.ops.pooling import pool_states
-from mav.pipeline.ops.tensor_storage import from_stored, to_stored
+from mav.pipeline.ops.tensor_storage import from_stored, pool_states, to_stored
 from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 from mav.pipeline.verification.against_base import LOSS
-from tests.line.test_cached_equals_live import whole_cache
 from tests.loader.test_stream import stream
-from tests.support.live import live_answers, relative
+from tests.support.live import live_answers, relative, whole_cache
 from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
 from tests.support.written_caches import quick_disk
 from tests.training.test_train import metrics

@@ -7,24 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.training.loss import Objective, ObjectiveName, PreferenceModel
-from tests.line.test_cached_equals_live import whole_cache
-from tests.support.live import LiveAnswer, live_answers, relative
-from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.heads import random_head
+from tests.support.live import LiveAnswer, live_answers, relative, whole_cache
+from tests.support.tiny import HIDDEN, make_cache, tiny_base
 
 BETA, LAMBDA = 0.1, 0.01
-
-
-def random_head(pooled_size: int, layers: int = 3) -> AlignmentHead:
-    torch.manual_seed(1)
-    head = AlignmentHead(
-        HeadConfig(num_layers=layers, pooled_size=pooled_size, expansion_size=24, vocab_size=VOCAB)
-    )
-    torch.nn.init.normal_(head.project.weight, std=0.2)
-    return head.eval()
 
 
 def online_loss(

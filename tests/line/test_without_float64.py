@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation import pair_scores as tally
-from mav.pipeline.evaluation.confidence import mean_interval
+from mav.pipeline.evaluation.statistics import mean_interval
 from mav.pipeline.extraction.model_checks import relative_error
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead

@@ -23,8 +23,10 @@ from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
 from mav.pipeline.reporting.html import read_log, render, write_report
 from mav.pipeline.reporting.plots import Chart, Point, Series, plots
 from mav.pipeline.runtime.known_places import shown_place
-from tests.evaluation.test_evaluate import ALPHAS, save_random_head
+from tests.support.heads import save_random_head
 from tests.support.tiny import make_cache
+
+ALPHAS = (0.0, 0.5, 2.0, -1.0)
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 LOG = [

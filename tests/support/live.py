@@ -1,14 +1,16 @@
 """The plain way: one answer at a time through the whole model, all hidden states kept."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.reader import Block, CacheReader
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.loader.batch import Batch, CachedBase, collate
+from mav.pipeline.ops.tensor_storage import pool_states
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
@@ -79,3 +81,37 @@ def live_answers(reader: CacheReader, base: BaseModel) -> list[LiveAnswer]:
 def relative(got: Tensor, expected: Tensor) -> float:
     """||got - expected|| / ||expected||."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def whole_cache(reader: CacheReader) -> tuple[Batch, torch.Tensor]:
+    """All pairs as one batch, and the row of the cache each token came from."""
+    inside: list[tuple[Block, int]] = []
+    rows = []
+    for number in range(reader.plan.blocks):
+        block = reader.read_block(number)
+        inside += [(block, index) for index in range(len(block.pairs))]
+        rows.append(torch.arange(int(block.offsets[-1])) + reader.plan.first_row(number))
+    return collate(inside, reader.manifest, len(inside)), torch.cat(rows)
+
+
+def assert_equals_live(root: Path, base: BaseModel, tolerance: float = 1e-5) -> None:
+    """Compare states, logits and log-probabilities of a cache with those of the model."""
+    reader = CacheReader(root)
+    batch, rows = whole_cache(reader)
+    place = {int(row): at for at, row in enumerate(rows)}
+    logits = CachedBase(reader, torch.device("cpu")).logits(batch).chunk(0, len(rows))
+    logprobs = cached_logprobs(reader, batch)
+    answers = live_answers(reader, base)
+    assert sum(len(answer.labels) for answer in answers) == len(rows)
+    layers = list(reader.manifest.states.layers)
+    width = reader.manifest.states.pooled_size
+    for answer in answers:
+        at = slice(place[answer.start], place[answer.start] + len(answer.labels))
+        assert batch.labels[at].tolist() == answer.labels.tolist()
+        want = pool_states(answer.states[:, layers], width)
+        got = pool_states(batch.states[at], width)
+        for number in range(len(layers)):
+            assert relative(got[:, number], want[:, number]) < tolerance
+        assert relative(logits[at], answer.logits) < tolerance
+        logp = answer.logits.double().log_softmax(-1).gather(-1, answer.labels[:, None])[:, 0]
+        torch.testing.assert_close(logprobs[at].double(), logp, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,79 @@
+"""Heads with random weights, and heads on disk as if they had been trained from a cache."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from mav.cache_schema import CacheReader, Manifest
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
+from mav.pipeline.head.pretrained import save_head
+from mav.pipeline.head.storage import HeadOrigin
+from tests.support.tiny import VOCAB
+
+SIZES: Final = HeadConfig(
+    num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300, dropout=0.25
+)
+FRACTION: Final = 0.3
+"""Share of prompts that training holds out."""
+
+
+def random_head(pooled_size: int, layers: int = 3) -> AlignmentHead:
+    """A head for the tiny bases whose last layer is not zero."""
+    torch.manual_seed(1)
+    head = AlignmentHead(
+        HeadConfig(num_layers=layers, pooled_size=pooled_size, expansion_size=24, vocab_size=VOCAB)
+    )
+    torch.nn.init.normal_(head.project.weight, std=0.2)
+    return head.eval()
+
+
+def seeded_head(seed: int = 0, config: HeadConfig = SIZES) -> AlignmentHead:
+    """A head whose every weight follows from a seed."""
+    torch.manual_seed(seed)
+    head = AlignmentHead(config)
+    torch.nn.init.normal_(head.project.weight)
+    torch.nn.init.normal_(head.project.bias)
+    return head.eval()
+
+
+def origin_of(manifest: Manifest, steps: int = 12) -> HeadOrigin:
+    """Where a head comes from that was trained for some steps."""
+    return HeadOrigin(
+        manifest=manifest, objective="mav", beta=0.3, held_out_fraction=0.05, steps=steps
+    )
+
+
+def same_weights(first: AlignmentHead, second: AlignmentHead) -> bool:
+    """Whether two heads have the same weights, bit by bit."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+def save_random_head(cache: Path, folder: Path, fraction: float = FRACTION, **base: Any) -> str:
+    """Save a head as if it had been trained from a cache.
+
+    Args:
+        cache: The cache.
+        folder: Where to.
+        fraction: Share of prompts that it was not trained on.
+        base: Changes to the record of the cache's base.
+    """
+    manifest = CacheReader(cache).manifest
+    manifest = dataclasses.replace(manifest, base=dataclasses.replace(manifest.base, **base))
+    torch.manual_seed(3)
+    vocab = manifest.base.vocab_size
+    head = AlignmentHead(
+        HeadConfig(num_layers=3, pooled_size=32, expansion_size=16, vocab_size=vocab)
+    )
+    torch.nn.init.normal_(head.project.weight, std=0.5)
+    torch.nn.init.normal_(head.project.bias, std=0.5)
+    origin = HeadOrigin(
+        manifest=manifest, objective="dpo", beta=0.1, held_out_fraction=fraction, steps=1
+    )
+    save_head(head, origin, folder)
+    return str(folder)
