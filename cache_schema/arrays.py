@@ -14,7 +14,6 @@ from typing import Final, Literal
 
 import numpy as np
 
-from mav.cache_schema import version_1
 from mav.cache_schema.codecs import Compression
 from mav.cache_schema.dtypes import STORED_AS
 from mav.cache_schema.manifest import Manifest
@@ -269,11 +268,6 @@ def is_stored(spec: ArraySpec, manifest: Manifest) -> bool:
         return False
     if path == "unembedding/bias" and not manifest.logits.has_bias:
         return False
-    if manifest.format_version == version_1.VERSION:
-        if path == "pairs/source":
-            return False
-        if path == "base_logprobs":
-            return True
     owners = [name for name, paths in _ENCODED.items() if path in paths]
     return not owners or encoding in owners
 

@@ -151,8 +151,6 @@ class CacheReader:
 
     def read_sources(self) -> NDArray[np.uint16]:
         """Read which of the manifest's data sets each pair came from, uint16 [pairs]."""
-        if "pairs/source" not in self._layouts:
-            return np.zeros(len(self.pair_id), np.uint16)  # version 1 had one
         return self._read_whole("pairs/source")
 
     def read_source_rows(self) -> NDArray[np.int64]:

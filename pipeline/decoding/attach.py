@@ -16,7 +16,6 @@ from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
 from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
-from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
@@ -251,15 +250,12 @@ def check_compatible(
     _form(base, trained, rules)
     layers = map_layers(trained.states, trained.base, record)
     if log_differences:
-        _log_differences(record, base.quantize, trained, layers)
+        _log_differences(record, trained, layers)
     return layers
 
 
 def _log_differences(
-    record: BaseModelRecord,
-    quantize: Quantize | None,
-    trained: TrainedHead,
-    layers: tuple[int, ...],
+    record: BaseModelRecord, trained: TrainedHead, layers: tuple[int, ...]
 ) -> None:
     """Log how a base differs from the one the head was trained on."""
     if record.tokenizer_digest != trained.base.tokenizer_digest:
@@ -268,9 +264,7 @@ def _log_differences(
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
-    # A manifest of version 1 does not record how the files of a base are quantized.
-    unknown = same_weights and trained.base.quantization is None and quantize is None
-    if record.quantization != trained.base.quantization and not unknown:
+    if record.quantization != trained.base.quantization:
         _log.warning(
             f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"

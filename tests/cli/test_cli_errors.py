@@ -354,7 +354,7 @@ def test_cache_of_another_format_version(
     edit_manifest(cache, lambda manifest: manifest.update(format_version=7))
     before = tree(cache)
     message = refused(DATA, *ALL_READERS[command](world, cache, output))
-    assert message.startswith(f"{cache}: format version 7, but this MAV reads versions 1 and 2.")
+    assert message.startswith(f"{cache}: format version 7, but this MAV reads version 2.")
     assert tree(cache) == before
     assert not output.parent.exists()
 

@@ -255,7 +255,6 @@ def test_a_chat_form_is_asked_of_the_other_base_too(bases: Path, head: str) -> N
 @pytest.mark.parametrize(
     ("trained", "stored", "loaded", "told"),
     [
-        (None, "GGUF Q4_K_M", None, []),
         (None, "bitsandbytes nf4", "nf4", ["is quantized (bitsandbytes nf4), and the base the"]),
         ("bitsandbytes nf4", None, None, ["is in full precision, and the base the head was"]),
         ("GGUF Q4_K_M", "GGUF Q4_K_M", None, []),
@@ -269,7 +268,6 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
     told: list[str],
     messages: list[str],
 ) -> None:
-    """A head from a cache of version 1, which tells of no quantization, and its own GGUF base."""
     base = tiny_base()
     head, record = new_head(base), base.fingerprint()
     head = replace(head, base=replace(record, quantization=trained))
