@@ -115,7 +115,7 @@ def screen(found: VerificationReport) -> str:
         if stored.damaged_blocks or stored.damaged_layout:
             lines.append(
                 "`mav verify --repair` marks what is damaged; the extraction command then writes "
-                "it anew."
+                "it again."
             )
     if stored.unknown:
         lines.append(
@@ -133,9 +133,9 @@ def screen(found: VerificationReport) -> str:
 
 
 def _problems(stored: VerifyReport) -> list[str]:
-    problems = list(stored.damaged_layout)
-    for block, found in stored.damaged_blocks.items():
-        problems += [f"block {block}: {problem}" for problem in found]
+    problems = [str(problem) for problem in stored.damaged_layout]
+    for block, of_block in stored.damaged_blocks.items():
+        problems += [f"block {block}: {problem}" for problem in of_block]
     if not stored.damaged_blocks and stored.committed < stored.blocks:
         problems.append(
             f"{stored.blocks - stored.committed} blocks are not written; `mav extract` goes on"
