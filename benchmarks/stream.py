@@ -116,8 +116,8 @@ def measure_stream(asked: argparse.Namespace, root: Path) -> dict[str, Any]:
         compression=asked.compression,
         storage=asked.storage_dtype,
     )
-    pairs = round(asked.gigabytes * 1e9 / shape.token_bytes / (2 * asked.response_tokens))
-    lengths = answer_lengths(max(1, pairs), asked.response_tokens, asked.block_tokens)
+    pairs = round(asked.gigabytes * 1e9 / shape.token_bytes / (2 * asked.answer_tokens))
+    lengths = answer_lengths(max(1, pairs), asked.answer_tokens, asked.block_tokens)
     say(f"writing a cache of {lengths.sum(dtype=int) * shape.token_bytes / 1e9:.2f} GB of values")
     reader = write_cache(root, lengths, shape)
     files, stream = block_files(reader), epoch_of(root, asked)
@@ -158,7 +158,7 @@ def measure_steps(
         block_tokens=asked.block_tokens,
     )
     lengths = answer_lengths(
-        asked.steps * asked.batch_size, asked.response_tokens, asked.block_tokens
+        asked.steps * asked.batch_size, asked.answer_tokens, asked.block_tokens
     )
     say(f"writing a cache of {asked.steps} steps")
     reader = write_cache(root, lengths, shape)
