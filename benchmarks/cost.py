@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args(argv)
-    pairs = Pairs(count=asked.pairs, tokens=asked.tokens, response_tokens=asked.answer_tokens)
+    pairs = Pairs(count=asked.pairs, tokens=asked.tokens, response_tokens=asked.response_tokens)
     if asked.write:
         text = with_table(PAGE.read_text(encoding="utf-8"), table(pairs))
         PAGE.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ class Sizes:
         copy_bytes: Bytes of the copy that bandwidth is measured with.
         rows: Preference pairs that are extracted.
         prompt_tokens: Most tokens of a prompt; the fewest are a quarter.
-        answer_tokens: Most tokens of an answer, likewise.
+        response_tokens: Most tokens of a response, likewise.
         batch_tokens: Most tokens in one forward pass.
         step: Options of `benchmarks.step`.
         gigabytes: Values of the cache that is streamed.
