@@ -24,6 +24,7 @@ and weight of the decoder layers and those of attention, over that of a 4096 x 4
 """
 
 import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
+from mav.pipeline.runtime.choices import DtypeName
 
 # isort: split
 
@@ -60,7 +61,10 @@ from mav.pipeline.extraction.packing import batches, pack, pack_separate
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from mav.pipeline.runtime.compute_dtype import DtypeName, pick_dtype, plain_name
+from mav.pipeline.runtime.compute_dtype import (
+    pick_dtype,
+    plain_name,
+)
 from mav.pipeline.runtime.devices import pick_device
 
 _MATMUL: Final = 4096

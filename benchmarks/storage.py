@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.synthetic import log_to_stderr
 from mav.cache_schema.arrays import layouts, shard_key
-from mav.cache_schema.codecs import Compression
-from mav.cache_schema.quantization import StatesStorage
+from mav.cache_schema.choices import Compression, StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store

@@ -16,6 +16,7 @@ with the shapes of LLaMA-7B and with the page cache warm:
 """
 
 import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
+from mav.cache_schema.choices import Compression, StatesStorage
 
 # isort: split
 
@@ -44,8 +45,6 @@ from benchmarks.synthetic import (
     write_cache,
 )
 from mav.cache_schema.arrays import layouts, shard_key
-from mav.cache_schema.codecs import Compression
-from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, StatesStorage
 from mav.cache_schema.errors import MAVError
 from mav.cache_schema.manifest import (
     FORMAT_VERSION,
@@ -39,7 +39,6 @@ from mav.cache_schema.manifest import (
     TextRecord,
 )
 from mav.cache_schema.plan import BlockPlan, plan_blocks
-from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store

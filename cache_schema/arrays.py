@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression
 from mav.cache_schema.dtypes import STORED_AS
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.quantization import CODES, PER_CHANNEL, PER_TOKEN, QUANTIZED

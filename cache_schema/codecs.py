@@ -1,7 +1,7 @@
 """Lossless compression of chunks, by numcodecs, and its name in Zarr's metadata."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numcodecs
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
 
-Compression = Literal["none", "zstd", "blosc"]
+from mav.cache_schema.choices import Compression
 
 # Measured on states and codes of real pairs: higher levels store no less and write slower.
 _ZSTD_LEVEL: Final = 1

@@ -15,16 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage, StoredDtype
 from mav.cache_schema.errors import CacheError, ManifestError
-from mav.cache_schema.quantization import StatesStorage
 
 FORMAT_VERSION: Final = 2
 """Of the caches that are written."""
 ATTRIBUTE: Final = "mav"
 
-LogitsEncoding = Literal["factored", "dense", "topk"]
-StoredDtype = Literal["bfloat16", "float16", "float32"]
 
 _T = TypeVar("_T")
 

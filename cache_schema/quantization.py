@@ -12,14 +12,12 @@ definition.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.dtypes import from_float32
-
-StatesStorage = Literal["computed", "int8", "fp8"]
 
 QUANTIZED: Final = ("hidden_states", "final_hidden_state")
 """Paths of the arrays that may be stored so."""

@@ -10,9 +10,13 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts, shard_key
+from mav.cache_schema.choices import StoredDtype
 from mav.cache_schema.creation import create_layout, is_part
 from mav.cache_schema.errors import CacheBusyError, CacheError, MismatchError
-from mav.cache_schema.manifest import Manifest, StoredDtype, differences
+from mav.cache_schema.manifest import (
+    Manifest,
+    differences,
+)
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.reader import require_complete, require_layout
 from mav.cache_schema.records import (

@@ -6,19 +6,24 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._options import BASE, PLACEMENT, Number, OneOnly, Strength, options
+from mav.cli_commands._options import (
+    BASE,
+    PLACEMENT,
+    OneOnly,
+    Strength,
+    field_of,
+    fields_of,
+    options,
+)
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.serving.options import ServeOptions
 
 _log = logging.getLogger(__name__)
 
 HEAD_AND_BASE = options(
     click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
     BASE,
-    click.option(
-        "--prompt-form",
-        type=click.Choice(["auto", "hh", "chat"]),
-        default="auto",
-        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
-    ),
+    field_of(ServeOptions, "prompt_form"),
     click.option(
         "--template-date",
         metavar="DATE",
@@ -45,18 +50,9 @@ BASE_MODEL = click.option(
     cls=OneOnly,
     help="Base to decode with.  [default: the one it was trained on]",
 )
-SAMPLING = options(
-    click.option("--max-new-tokens", default=128, help="Most tokens of an answer."),
-    click.option("--temperature", type=Number(), default=0.0, help="0 is greedy."),
-    click.option("--top-k", default=0, help="Most probable tokens to sample from; 0 is all."),
-    click.option("--top-p", type=Number(), default=1.0, help="Nucleus to sample from."),
-    click.option(
-        "--min-p", type=Number(), default=0.0, help="Least probability, relative to the largest."
-    ),
-    click.option(
-        "--repetition-penalty", type=Number(), default=1.0, help="1 leaves repetition alone."
-    ),
-    click.option("--seed", type=int, help="Of the sampling."),
+SAMPLING = fields_of(
+    GenerationOptions,
+    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
 )
 ALPHA = click.option(
     "--alpha",
@@ -73,8 +69,6 @@ def decoding_of(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         It, and the fields of it that the user named.
     """
     from dataclasses import fields
-
-    from mav.pipeline.decoding.options import GenerationOptions
 
     context = click.get_current_context()
     named = {

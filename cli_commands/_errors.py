@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -54,7 +55,7 @@ class ReportsErrors(click.Command):
             from mav.cache_schema.errors import MAVError
 
             if isinstance(error, MAVError):
-                raise _Failure(str(error), error.exit_code) from error
+                raise _Failure(_with_flags(ctx, str(error)), error.exit_code) from error
             raise
 
 
@@ -105,6 +106,29 @@ def _goes_on(ctx: click.Context) -> str | None:
     ):
         return "The same command goes on where it was; what was written is kept."
     return None
+
+
+def _with_flags(ctx: click.Context, message: str) -> str:
+    """Name the options of a message by their flags, where it names them as Python does.
+
+    A line may begin with the name of an option and a colon. Elsewhere only names of several words
+    are taken for options: `batch_size` is one, `seed` may be a word.
+    """
+    flags = {
+        flag.removeprefix("--").replace("-", "_"): flag
+        for param in ctx.command.params
+        for flag in param.opts
+        if flag.startswith("--")
+    }
+    several = "|".join(re.escape(name) for name in flags if "_" in name)
+    lines = []
+    for line in message.split("\n"):
+        subject, colon, rest = line.partition(": ")
+        named = flags.get(subject, subject) + colon
+        if several:
+            rest = re.sub(rf"(?<![\w-])({several})(?![\w=])", lambda name: flags[name[0]], rest)
+        lines.append(named + rest)
+    return "\n".join(lines)
 
 
 class _Failure(click.ClickException):

@@ -1,10 +1,16 @@
 """What several commands parse alike: types of values, and options."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
+
+from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.runtime.choices import SpreadName
+from mav.pipeline.runtime.options import option_of
+from mav.pipeline.serving.options import ServeOptions
 
 
 class Number(click.ParamType[float]):
@@ -76,28 +82,52 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+def fields_of(kind: type, *names: str) -> Callable[[Any], Any]:
+    """Return one decorator for the options that fields of a dataclass describe, in this order."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    return options(*(_of_field(fields[name]) for name in names))
+
+
+def _of_field(field: "dataclasses.Field[Any]", **more: Any) -> Callable[[Any], Any]:
+    rule = option_of(field)
+    assert rule is not None, f"{field.name} is not an option"
+    required = field.default is dataclasses.MISSING
+    about = f"{rule.help}  [default: {rule.default_text}]" if rule.default_text else rule.help
+    settings: dict[str, Any] = {"help": about, "metavar": rule.metavar}
+    if isinstance(field.default, bool):
+        settings["is_flag"] = True
+    elif isinstance(field.default, tuple):
+        settings["multiple"] = True
+    elif rule.choices:
+        settings["type"] = click.Choice(list(rule.choices))
+    elif rule.whole or rule.number:
+        settings["type"] = int if rule.whole else Number()
+    if required:
+        settings["required"] = True
+    elif field.default is not None and not isinstance(field.default, bool | tuple):
+        settings["default"] = field.default
+    return click.option(f"--{field.name.replace('_', '-')}", **{**settings, **more})
+
+
+def field_of(kind: type, name: str, **more: Any) -> Callable[[Any], Any]:
+    """Return the option that one field describes, with further arguments of `click.option`."""
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    return _of_field(field, **more)
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
-DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    default="auto",
-    help="Element type to compute in; auto is what the device multiplies natively.",
-)
+DTYPE = field_of(ServeOptions, "dtype")
 DEVICE_MAP = click.option(
     "--device-map",
-    type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+    type=click.Choice(get_args(SpreadName)),
     help="Spread the base over several devices, in place of --device.",
 )
 PLACEMENT = options(
     DTYPE,
     DEVICE,
     DEVICE_MAP,
-    click.option(
-        "--quantize",
-        type=click.Choice(["nf4", "int8"]),
-        help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
-    ),
+    field_of(ExtractOptions, "quantize"),
 )
 GGUF_CACHE = click.option(
     "--gguf-cache/--no-gguf-cache",
@@ -105,7 +135,5 @@ GGUF_CACHE = click.option(
     help="Convert a GGUF base to safetensors once, in MAV_CACHE_HOME, and load that.",
 )
 BASE = options(
-    click.option("--gguf-file", help="GGUF file inside the base's folder or repository."),
-    GGUF_CACHE,
-    click.option("--revision", help="Branch, tag or commit of the base on the hub."),
+    field_of(ExtractOptions, "gguf_file"), GGUF_CACHE, field_of(ExtractOptions, "revision")
 )

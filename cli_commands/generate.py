@@ -17,7 +17,8 @@ from mav.cli_commands._answering import (
     load,
 )
 from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import Numbers, OneOnly
+from mav.cli_commands._options import Numbers, OneOnly, fields_of
+from mav.pipeline.decoding.options import GenerationOptions
 
 
 @command(
@@ -48,15 +49,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, in place of --alpha."
 )
 @SAMPLING
-@click.option("--num-beams", default=1, help="Beams to search with.")
-@click.option("--stop", multiple=True, help="Text that ends an answer; may be given again.")
-@click.option(
-    "--cache-implementation",
-    type=click.Choice(["dynamic", "static", "none"]),
-    default="dynamic",
-    help="How the past is kept; static has its full size from the start.",
-)
-@click.option("--compile", is_flag=True, help="Compile base and head; takes a static cache.")
+@fields_of(GenerationOptions, "num_beams", "stop", "cache_implementation", "compile")
 @click.option("--stream", is_flag=True, help="Print the answer while it is written.")
 @click.option(
     "--demo-switching",

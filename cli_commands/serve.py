@@ -8,7 +8,8 @@ from mav.cli_commands._answering import (
     HEAD_AND_BASE,
 )
 from mav.cli_commands._errors import command
-from mav.cli_commands._options import Number
+from mav.cli_commands._options import field_of, fields_of
+from mav.pipeline.serving.options import ServeOptions
 
 
 @command(
@@ -25,22 +26,11 @@ from mav.cli_commands._options import Number
     multiple=True,
     help="Base to serve; several may be chosen from.  [default: the one it was trained on]",
 )
-@click.option("--alpha", type=Number(), default=1.0, help="Strength where a request names none.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", default=8000, help="Port to listen on; 0 takes a free one.")
-@click.option(
-    "--api-key",
-    envvar="MAV_API_KEY",
-    show_envvar=True,
-    help="Key that clients must send; needed beyond this machine.",
-)
-@click.option("--max-rows", default=16, help="Answers decoded at once.")
-@click.option("--max-queue", default=64, help="Requests that may wait.")
-@click.option("--max-new-tokens", default=1024, help="Most tokens a request may ask for.")
-@click.option("--max-prompt-tokens", default=8192, help="Most tokens of a prompt.")
+@fields_of(ServeOptions, "alpha", "host", "port")
+@field_of(ServeOptions, "api_key", envvar="MAV_API_KEY", show_envvar=True)
+@fields_of(ServeOptions, "max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens")
 def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
     """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
-    from mav.pipeline.serving.options import ServeOptions
     from mav.pipeline.serving.server import serve
 
     serve(ServeOptions(bases=bases, **others))

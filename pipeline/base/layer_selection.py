@@ -23,14 +23,14 @@ def select_layers(selection: str, num_layers: int, num_hidden_layers: int) -> tu
     if selection == "auto":
         if num_layers != 3:
             raise UsageError(
-                f"--num-layers: got {num_layers}, but `auto` takes the first, the middle and the "
+                f"num_layers: got {num_layers}, but `auto` takes the first, the middle and the "
                 f"last layer. Use --layer-selection uniform for another number."
             )
         wanted = [1, last // 2, last]
     elif selection == "uniform":
         if not 1 <= num_layers <= last:
             raise UsageError(
-                f"--num-layers: got {num_layers}, expected 1 to {last}, the base's decoder layers"
+                f"num_layers: got {num_layers}, expected 1 to {last}, the base's decoder layers"
             )
         step = (last - 1) / max(1, num_layers - 1)
         wanted = [round(last - step * k) for k in range(num_layers)][::-1]
@@ -39,7 +39,7 @@ def select_layers(selection: str, num_layers: int, num_hidden_layers: int) -> tu
         outside = [index for index in wanted if not 0 <= index <= last]
         if outside:
             raise UsageError(
-                f"--layer-selection: got index {outside[0]}, but the base has {last} decoder "
+                f"layer_selection: got index {outside[0]}, but the base has {last} decoder "
                 f"layers: expected 0 (embeddings) to {last} (after the final norm)"
             )
     return tuple(sorted(set(wanted)))
@@ -55,8 +55,8 @@ def parse_indices(selection: str) -> list[int]:
         wanted = [int(part) for part in selection.split(",")]
     except ValueError:
         raise UsageError(
-            f"--layer-selection: got {selection!r}, expected auto, uniform, or indices like 1,15,30"
+            f"layer_selection: got {selection!r}, expected auto, uniform, or indices like 1,15,30"
         ) from None
     if len(set(wanted)) != len(wanted):
-        raise UsageError(f"--layer-selection: got {selection!r}, which names a layer twice")
+        raise UsageError(f"layer_selection: got {selection!r}, which names a layer twice")
     return wanted

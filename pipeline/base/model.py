@@ -20,7 +20,6 @@ from mav.pipeline.base.hidden_states import HiddenStateHooks
 from mav.pipeline.base.output_forms import closest, possible_forms
 from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
 from mav.pipeline.base.quantization import (
-    Quantize,
     loading_options,
     quantization_in,
     quantization_of,
@@ -33,6 +32,7 @@ from mav.pipeline.base.source import (
 )
 from mav.pipeline.base.tokenizer import require_tokens_within
 from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype, resolve_dtype
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.library_logging import QuietLibraries

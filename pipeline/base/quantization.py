@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import torch
 from gguf import LlamaFileType
@@ -12,8 +12,8 @@ from gguf import LlamaFileType
 from mav.cache_schema.errors import BaseModelError, UsageError
 from mav.pipeline.base.gguf_header import read_gguf_header
 from mav.pipeline.base.source import BaseSource
+from mav.pipeline.runtime.choices import Quantize
 
-Quantize = Literal["nf4", "int8"]
 INT8: Final = "bitsandbytes int8"
 _PLAIN: Final = ("F32", "F16", "BF16", "F64")
 

@@ -29,10 +29,10 @@ from mav.pipeline.head.storage import recorded_weights, weights_file
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
-    PromptFormatName,
     choose_prompt_format,
 )
 from mav.pipeline.preferences.transcripts import TEMPLATE
+from mav.pipeline.runtime.choices import PromptFormatName
 
 _log = logging.getLogger(__name__)
 

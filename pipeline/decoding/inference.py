@@ -18,7 +18,6 @@ from mav.pipeline.base.model import (
     load_source,
     preview_base,
 )
-from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource, resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
@@ -38,7 +37,10 @@ from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.scoring import Score, score_responses
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
+from mav.pipeline.preferences.prompt_format import (
+    Messages,
+)
+from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.memory import free_memory

@@ -1,22 +1,18 @@
 """Options and results of generation."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.choices import CacheImplementation
+from mav.pipeline.runtime.options import check_options, option
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
 _HOTTEST: Final = 1e4
 _LARGEST_SEED: Final = 2**62
-_WHOLE: Final = ("max_new_tokens", "top_k", "num_beams", "seed")
-_REAL: Final = ("temperature", "top_p", "min_p", "repetition_penalty")
-
-CacheImplementation = Literal["dynamic", "static", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,80 +31,54 @@ class GenerationOptions:
         num_beams: Beams to search with; 1 searches none.
         stop: Strings that end a response and are not part of it.
         cache_implementation: `dynamic` grows with the response, `static` has its full size from the
-            start, which
-            is what can be compiled, `none` runs the whole text again for every token.
+            start, which is what can be compiled, `none` runs the whole text again for every token.
         compile: Compile the base with its head, whose first response takes long; takes the static
             cache.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    num_beams: int = 1
-    stop: tuple[str, ...] = ()
-    cache_implementation: CacheImplementation = "dynamic"
-    compile: bool = False
+    max_new_tokens: int = option(128, whole=True, at_least=1, help="Most tokens of a response.")
+    temperature: float = option(0.0, number=True, at_least=0, at_most=_HOTTEST, help="0 is greedy.")
+    top_k: int = option(
+        0, whole=True, at_least=0, help="Most probable tokens to sample from; 0 is all."
+    )
+    top_p: float = option(1.0, number=True, above=0, at_most=1, help="Nucleus to sample from.")
+    min_p: float = option(
+        0.0,
+        number=True,
+        at_least=0,
+        at_most=1,
+        help="Least probability, relative to the largest.",
+    )
+    repetition_penalty: float = option(1.0, number=True, above=0, help="1 leaves repetition alone.")
+    seed: int | None = option(
+        None, whole=True, at_least=-_LARGEST_SEED, at_most=_LARGEST_SEED, help="Of the sampling."
+    )
+    num_beams: int = option(1, whole=True, at_least=1, help="Beams to search with.")
+    stop: tuple[str, ...] = option((), help="Text that ends a response; may be given again.")
+    cache_implementation: CacheImplementation = option(
+        "dynamic",
+        choices=get_args(CacheImplementation),
+        help="How the past is kept; static has its full size from the start.",
+    )
+    compile: bool = option(False, help="Compile base and head; takes a static cache.")
 
     def __post_init__(self) -> None:
-        for name in _WHOLE:
-            if name != "seed" or self.seed is not None:
-                self._take(name, Integral, int, "a whole number")
-        for name in _REAL:
-            self._take(name, Real, float, "a number")
+        check_options(self)
         self._take_stop()
-        if self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens: got {self.max_new_tokens}, expected at least 1")
-        if not 0 <= self.temperature <= _HOTTEST:
-            raise UsageError(f"--temperature: got {self.temperature}, expected 0 to {_HOTTEST:g}")
-        if self.top_k < 0:
-            raise UsageError(f"--top-k: got {self.top_k}, expected 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p: got {self.top_p}, expected more than 0, at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise UsageError(f"--min-p: got {self.min_p}, expected 0 to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UsageError(
-                f"--repetition-penalty: got {self.repetition_penalty}, expected more than 0"
-            )
-        if self.seed is not None and abs(self.seed) > _LARGEST_SEED:
-            raise UsageError(
-                f"--seed: got {self.seed}, expected {-_LARGEST_SEED} to {_LARGEST_SEED}"
-            )
-        if self.num_beams < 1:
-            raise UsageError(f"--num-beams: got {self.num_beams}, expected at least 1")
-        if self.cache_implementation not in get_args(CacheImplementation):
-            known = ", ".join(get_args(CacheImplementation))
-            raise UsageError(
-                f"--cache-implementation: got {self.cache_implementation!r}, "
-                f"expected one of {known}"
-            )
         if not isinstance(self.compile, bool):
-            raise UsageError(f"--compile: got {self.compile!r}, expected True or False")
+            raise UsageError(f"compile: got {self.compile!r}, expected True or False")
         if self.compile and self.cache_implementation != "static":
             raise UsageError(
-                f"--compile: got --cache-implementation {self.cache_implementation}, "
-                "expected static"
+                f"compile: got cache_implementation {self.cache_implementation}, expected static"
             )
-
-    def _take(self, name: str, kind: type, plain: type, expected: str) -> None:
-        """Keep a number as Python's own, whichever library it is of."""
-        value = getattr(self, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: got {value!r}, expected {expected}")
-        object.__setattr__(self, name, plain(value))
 
     def _take_stop(self) -> None:
         given: Any = self.stop
         stops = (given,) if isinstance(given, str) else given
         if not isinstance(stops, Sequence) or not all(isinstance(one, str) for one in stops):
-            raise UsageError(f"--stop: got {given!r}, expected a text, or a list of texts")
+            raise UsageError(f"stop: got {given!r}, expected a text, or a list of texts")
         if "" in stops:
-            raise UsageError("--stop: got an empty string, expected text that ends an answer")
+            raise UsageError("stop: got an empty string, expected text that ends a response")
         object.__setattr__(self, "stop", tuple(stops))
 
     def with_seed_offset(self, number: int) -> "GenerationOptions":
@@ -134,7 +104,7 @@ class GenerationOptions:
         """
         if self.num_beams > 1:
             raise UsageError(
-                f"--num-beams: got {self.num_beams}, expected 1, as an answer that beams search "
+                f"num_beams: got {self.num_beams}, expected 1, as an answer that beams search "
                 f"for cannot be streamed"
             )
 

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, LogitsEncoding
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
-from mav.cache_schema.manifest import LogitsEncoding, Manifest
+from mav.cache_schema.manifest import (
+    Manifest,
+)
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
@@ -20,7 +22,8 @@ from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.extraction.options import ExtractOptions, StorageDtype, as_begun, states_storage
+from mav.pipeline.extraction.manifest import as_begun
+from mav.pipeline.extraction.options import ExtractOptions, states_storage
 from mav.pipeline.extraction.prepare import (
     ExtractionJob,
     choose_dtype,
@@ -30,6 +33,7 @@ from mav.pipeline.extraction.prepare import (
     require_begun_in,
     unembedding_arrays,
 )
+from mav.pipeline.runtime.choices import StorageDtype
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.progress import progress_bar
 

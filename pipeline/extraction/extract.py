@@ -17,11 +17,14 @@ from mav.cache_schema.storage.lock import LOCK, run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter, require_same
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.base.quantization import Quantize, quantization_of
+from mav.pipeline.base.quantization import (
+    quantization_of,
+)
 from mav.pipeline.base.source import tokenizer_digest
 from mav.pipeline.extraction.blocks import run_blocks
 from mav.pipeline.extraction.dry_run import require_room
-from mav.pipeline.extraction.options import ExtractOptions, as_begun, draft_manifest
+from mav.pipeline.extraction.manifest import as_begun, draft_manifest
+from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
     ExtractionInputs,
@@ -33,6 +36,7 @@ from mav.pipeline.extraction.prepare import (
     require_begun_in,
     unembedding_arrays,
 )
+from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.known_places import remember
 

@@ -45,7 +45,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
     reads = getattr(config, "max_position_embeddings", None)
     if reads is not None and longest > reads:
         raise UsageError(
-            f"--max-length: a text has {longest} tokens, but {base} reads at most {reads}; use "
+            f"max_length: a text has {longest} tokens, but {base} reads at most {reads}; use "
             f"--max-length {reads}"
         )
     for rotary in _rotary_embeddings(config):
@@ -53,7 +53,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
         steady = rotary.get("original_max_position_embeddings", reads)
         if kind in _BY_LENGTH and steady is not None and longest > steady:
             raise UsageError(
-                f"--max-length: a text has {longest} tokens, but beyond {steady} {base} turns all "
+                f"max_length: a text has {longest} tokens, but beyond {steady} {base} turns all "
                 f"positions otherwise (rope_type {kind}), so that the states of a text would hang "
                 f"on what is in its batch; use --max-length {steady}"
             )

@@ -1,42 +1,20 @@
-"""Options of an extraction, and the manifest and plan that follow from them."""
+"""Options of an extraction."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
-
-from mav.cache_schema.arrays import bytes_per_token
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage, StoredDtype
 from mav.cache_schema.errors import UsageError
-from mav.cache_schema.manifest import (
-    FORMAT_VERSION,
-    BaseModelRecord,
-    LogitsEncoding,
-    LogitsRecord,
-    Manifest,
-    PlanRecord,
-    StatesRecord,
-    StorageRecord,
-    StoredDtype,
-)
-from mav.cache_schema.plan import BlockPlan, default_block_tokens, plan_blocks
-from mav.cache_schema.quantization import StatesStorage
-from mav.pipeline.base.layer_selection import parse_indices, select_layers
-from mav.pipeline.base.model import DeviceMap
-from mav.pipeline.base.quantization import Quantize
-from mav.pipeline.head.config import default_pooled_size
+from mav.pipeline.base.layer_selection import parse_indices
 from mav.pipeline.preferences.chat_template import parse_date
-from mav.pipeline.preferences.load import ReadData
-from mav.pipeline.preferences.prompt_format import Form
-from mav.pipeline.preferences.sources import DataSource, require_weights
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, dtype_name
-from mav.pipeline.runtime.versions import package_versions
+from mav.pipeline.runtime.choices import Form, Quantize, StorageDtype
+from mav.pipeline.runtime.options import check_options, known, option
 
-StorageDtype = Literal["bfloat16", "float16", "float32", "int8", "fp8"]
-
-_PACKAGES: Final = ("mav-align", "torch", "transformers", "zarr")
+if TYPE_CHECKING:
+    from mav.pipeline.base.model import DeviceMap
+    from mav.pipeline.preferences.sources import DataSource
+    from mav.pipeline.runtime.compute_dtype import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,64 +51,99 @@ class ExtractOptions:
             are lossy, in one byte per value, and restored to bfloat16.
     """
 
-    base_model: str
-    data: DataSource | tuple[DataSource, ...]
-    output: str | Path
-    gguf_file: str | None = None
-    revision: str | None = None
-    layer_selection: str = "auto"
-    num_layers: int = 3
-    pooled_size: int | None = None
-    max_length: int = 512
-    prompt_form: Form = "hh"
-    template_date: str | None = None
-    logits: LogitsEncoding = "factored"
-    top_k: int = 64
-    dtype: Dtype = AUTO
-    allow_dtype_mismatch: bool = False
+    base_model: str = field(metadata=known(help="Hub id, folder, or .gguf file."))
+    data: "DataSource | tuple[DataSource, ...]"
+    output: str | Path = field(
+        metadata=known(help="Cache to write: a folder, or a URL such as s3://….")
+    )
+    gguf_file: str | None = option(None, help="GGUF file inside the base's folder or repository.")
+    revision: str | None = option(None, help="Branch, tag or commit of the base on the hub.")
+    layer_selection: str = option(
+        "auto",
+        help="auto (first, middle, last), uniform, or indices like 1,15,30; 0 is the embeddings.",
+    )
+    num_layers: int = option(3, whole=True, help="Layers that uniform takes.")
+    pooled_size: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        default_text="the base's, at most 4096",
+        help="Width each layer is pooled to; published: 4096.",
+    )
+    max_length: int = option(
+        512, whole=True, at_least=8, help="Most tokens of a prompt with one response."
+    )
+    prompt_form: Form = option(
+        "hh",
+        choices=get_args(Form),
+        help="HH-RLHF's transcript, or the base's chat template.",
+    )
+    template_date: str | None = option(
+        None,
+        metavar="DATE",
+        default_text="today, and when going on the day it began",
+        help="Date given to a chat template that asks for it: YYYY-MM-DD or today.",
+    )
+    logits: LogitsEncoding = option(
+        "factored",
+        choices=get_args(LogitsEncoding),
+        help="How base logits are stored; factored is exact and smallest.",
+    )
+    top_k: int = option(
+        64, whole=True, at_least=1, help="Logits kept per token with --logits topk."
+    )
+    dtype: "Dtype" = "auto"
+    allow_dtype_mismatch: bool = option(
+        False, help="Go on with a cache that was begun in another --dtype."
+    )
     device: str = "auto"
-    device_map: DeviceMap | None = None
-    quantize: Quantize | None = None
+    device_map: "DeviceMap | None" = None
+    quantize: Quantize | None = option(
+        None,
+        choices=get_args(Quantize),
+        help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
+    )
     gguf_cache: bool = True
-    batch_tokens: int | None = None
+    batch_tokens: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        default_text="by free memory",
+        help="Most tokens in a forward pass.",
+    )
     block_tokens: int | None = None
-    compression: Compression = "none"
-    storage_dtype: StorageDtype = "bfloat16"
+    compression: Compression = option(
+        "none",
+        choices=get_args(Compression),
+        help="Lossless compression of what is stored; blosc is smallest.",
+    )
+    storage_dtype: StorageDtype = option(
+        "bfloat16",
+        choices=get_args(StorageDtype),
+        help="How states are stored, whatever --dtype is; int8 and fp8 are lossy, in a byte per "
+        "value.",
+    )
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--max-length", self.max_length, 8),
-            ("--pooled-size", self.pooled_size, 1),
-            ("--top-k", self.top_k, 1),
-            ("--batch-tokens", self.batch_tokens, 1),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name}: got {value}, expected at least {least}")
-        for name, chosen, known in (
-            ("--prompt-form", self.prompt_form, get_args(Form)),
-            ("--logits", self.logits, get_args(LogitsEncoding)),
-            ("--quantize", self.quantize, (None, *get_args(Quantize))),
-            ("--compression", self.compression, get_args(Compression)),
-            ("--storage-dtype", self.storage_dtype, get_args(StorageDtype)),
-        ):
-            if chosen not in known:
-                listed = ", ".join(str(one) for one in known if one is not None)
-                raise UsageError(f"{name}: got {chosen!r}, expected one of {listed}")
+        from mav.pipeline.preferences.sources import require_weights
+        from mav.pipeline.runtime.compute_dtype import dtype_name
+
+        check_options(self)
         if self.template_date is not None:
             parse_date(self.template_date)
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if not str(self.output):
-            raise UsageError("--output: got nothing, expected a folder or a URL")
+            raise UsageError("output: got nothing, expected a folder or a URL")
         if self.layer_selection not in ("auto", "uniform"):
             parse_indices(self.layer_selection)
         if not self.sources:
-            raise UsageError("--dataset: got none, expected at least one data set")
+            raise UsageError("dataset: got none, expected at least one data set")
         require_weights(self.sources)
 
     @property
-    def sources(self) -> tuple[DataSource, ...]:
+    def sources(self) -> "tuple[DataSource, ...]":
         """The data sets."""
-        return (self.data,) if isinstance(self.data, DataSource) else self.data
+        return self.data if isinstance(self.data, tuple) else (self.data,)
 
     @property
     def stored_states(self) -> tuple[StoredDtype, StatesStorage]:
@@ -145,7 +158,7 @@ class ExtractOptions:
         """
         if self.logits == "topk" and self.top_k >= vocab_size:
             raise UsageError(
-                f"--top-k: got {self.top_k}, expected less than the vocabulary, {vocab_size}"
+                f"top_k: got {self.top_k}, expected less than the vocabulary, {vocab_size}"
             )
 
 
@@ -154,73 +167,3 @@ def states_storage(storage: StorageDtype) -> tuple[StoredDtype, StatesStorage]:
     if storage == "int8" or storage == "fp8":
         return "bfloat16", storage
     return storage, "computed"
-
-
-def draft_manifest(
-    options: ExtractOptions,
-    base: BaseModelRecord,
-    unembedding: LogitsRecord,
-    data: ReadData,
-    computed_in: StoredDtype,
-) -> tuple[Manifest, BlockPlan]:
-    """Return the manifest, not yet complete, and the plan of the cache that was asked for.
-
-    Args:
-        options: What is asked for.
-        base: The base model.
-        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is that of the options.
-        data: The tokenized pairs, and what became of all rows.
-        computed_in: Type the base computes in.
-
-    Raises:
-        UsageError: The options do not fit the base.
-    """
-    layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
-    options.require_top_k(base.vocab_size)
-    pooled_size = options.pooled_size or default_pooled_size(base.hidden_size)
-    dtype, states_stored = options.stored_states
-    named = options.layer_selection in ("auto", "uniform")
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        created_by=package_versions(_PACKAGES),
-        base=base,
-        states=StatesRecord(
-            layer_selection=options.layer_selection if named else "explicit",
-            layers=layers,
-            pooled_size=pooled_size,
-            stored_width=min(base.hidden_size, pooled_size),
-            dtype=dtype,
-            computed_in=(computed_in,),
-        ),
-        logits=LogitsRecord(
-            encoding=options.logits,
-            scale=unembedding.scale,
-            softcap=unembedding.softcap,
-            has_bias=unembedding.has_bias,
-            top_k=options.top_k if options.logits == "topk" else None,
-        ),
-        text=data.text,
-        data=data.record(),
-        plan=PlanRecord(block_tokens=1, blocks=1, tokens=1, digest=data.pairs.digest()),
-        storage=StorageRecord(compression=options.compression, states=states_stored),
-        checks={},
-        complete=False,
-    )
-    length = data.pairs.response_length
-    longest = int(length.sum(axis=1).max())
-    block_tokens = options.block_tokens or default_block_tokens(
-        bytes_per_token(manifest), longest, int(length.sum(dtype=np.int64))
-    )
-    plan = plan_blocks(length, block_tokens)
-    placed = dataclasses.replace(
-        manifest.plan, block_tokens=plan.block_tokens, blocks=plan.blocks, tokens=plan.tokens
-    )
-    return dataclasses.replace(manifest, plan=placed), plan
-
-
-def as_begun(options: ExtractOptions, stored: Manifest, data: ReadData) -> ExtractOptions:
-    """Keep the block size of an existing cache where the option is left at its default."""
-    longest = int(data.pairs.response_length.sum(axis=1).max())
-    if options.block_tokens is not None or longest > stored.plan.block_tokens:
-        return options
-    return dataclasses.replace(options, block_tokens=stored.plan.block_tokens)

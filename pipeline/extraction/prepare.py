@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from mav.cache_schema.choices import StoredDtype
 from mav.cache_schema.errors import MismatchError, UsageError
-from mav.cache_schema.manifest import LogitsRecord, Manifest, StoredDtype
+from mav.cache_schema.manifest import (
+    LogitsRecord,
+    Manifest,
+)
 from mav.cache_schema.plan import BlockPlan
 from mav.pipeline.base.gguf_copy import find_base
 from mav.pipeline.base.model import BaseModel, LoadOptions, load_source
@@ -19,15 +23,22 @@ from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.batch_size import CPU_TOKENS, BatchBudget, measured_budget
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.limits import require_allowed, require_readable
+from mav.pipeline.extraction.manifest import draft_manifest
 from mav.pipeline.extraction.model_checks import check_base
-from mav.pipeline.extraction.options import ExtractOptions, draft_manifest
+from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import even_batches
 from mav.pipeline.head.config import PUBLISHED_POOLED_SIZE
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.ops.tensor_storage import require_holds, to_stored
 from mav.pipeline.preferences.chat_template import parse_date, uses_date
 from mav.pipeline.preferences.load import ReadData, read_data
-from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, DtypeName, dtype_name, pick_dtype
+from mav.pipeline.runtime.choices import DtypeName
+from mav.pipeline.runtime.compute_dtype import (
+    AUTO,
+    TORCH_DTYPES,
+    dtype_name,
+    pick_dtype,
+)
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.distributed import Processes, launched_here
 
@@ -85,7 +96,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
         _require_as_loaded(options, base)
     if options.device_map is not None and launched_here() > 1:
         raise UsageError(
-            f"--device-map: got {options.device_map!r} with {launched_here()} processes on this "
+            f"device_map: got {options.device_map!r} with {launched_here()} processes on this "
             f"machine, which would all spread a base over the same devices; launch one per machine"
         )
     device = pick_device(options.device)
@@ -156,7 +167,7 @@ def _template_date(
     if options.prompt_form != "chat" or not uses_date(tokenizer):
         if options.template_date is not None:
             raise UsageError(
-                f"--template-date: got {options.template_date}, but the prompts do not ask for a "
+                f"template_date: got {options.template_date}, but the prompts do not ask for a "
                 f"date; leave it out"
             )
         return None

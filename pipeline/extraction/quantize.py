@@ -9,7 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mav.cache_schema.quantization import LARGEST, PER_CHANNEL, PER_TOKEN, StatesStorage
+from mav.cache_schema.choices import StatesStorage
+from mav.cache_schema.quantization import (
+    LARGEST,
+    PER_CHANNEL,
+    PER_TOKEN,
+)
 from mav.pipeline.ops.tensor_storage import to_stored
 
 _LEAST_SCALE: Final = 1e-30

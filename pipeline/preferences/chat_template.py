@@ -182,7 +182,7 @@ def parse_date(text: str) -> datetime.date:
         return datetime.date.fromisoformat(text)
     except (TypeError, ValueError):
         raise UsageError(
-            f"--template-date: got {text!r}, expected a date such as 2026-11-26, or today"
+            f"template_date: got {text!r}, expected a date such as 2026-11-26, or today"
         ) from None
 
 

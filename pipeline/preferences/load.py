@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from mav.cache_schema.errors import DataError
 from mav.cache_schema.manifest import DataRecord, SourceRecord, TextRecord
 from mav.pipeline.preferences.mixture import mix
-from mav.pipeline.preferences.prompt_format import TEMPLATES, Form, choose_prompt_format
+from mav.pipeline.preferences.prompt_format import (
+    TEMPLATES,
+    choose_prompt_format,
+)
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TRUNCATION, TokenizedPairs, tokenize_pairs
+from mav.pipeline.runtime.choices import Form
 from mav.pipeline.runtime.progress import progress_bar
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from mav.cache_schema.errors import BaseModelError, DataError, UsageError
 from mav.pipeline.preferences.chat_template import ChatTemplate
@@ -23,9 +23,8 @@ from mav.pipeline.preferences.transcripts import (
     messages_of,
     transcript_of,
 )
+from mav.pipeline.runtime.choices import Form, PromptFormatName
 
-Form = Literal["hh", "chat"]
-PromptFormatName = Literal["auto", "hh", "chat"]
 TEMPLATES: Final[dict[Form, str]] = {"hh": TEMPLATE, "chat": CHAT_TEMPLATE}
 """What a manifest says of prompts in each form."""
 

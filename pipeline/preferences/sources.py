@@ -90,7 +90,7 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
     while fields and not _LIKE_A_FIELD.match(fields[0]):
         name = f"{name},{fields.pop(0)}"
     if not name:
-        raise UsageError(f"--dataset: got {text!r}, expected a file, a folder or a hub id")
+        raise UsageError(f"dataset: got {text!r}, expected a file, a folder or a hub id")
     found: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")

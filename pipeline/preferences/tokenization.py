@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from mav.cache_schema.errors import BaseModelError, DataError
 from mav.pipeline.preferences.prompt_format import (
     TEMPLATES,
-    Form,
     PromptFormat,
     choose_prompt_format,
 )
 from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.runtime.choices import Form
 
 _TOKENIZE_AT_ONCE: Final = 1024
 TRUNCATION: Final = "keep_response_and_prompt_end"

@@ -9,16 +9,16 @@ import os
 import platform
 from functools import cache
 from time import perf_counter
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import torch
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.choices import DtypeName
 from mav.pipeline.runtime.devices import pick_device
 
 _log = logging.getLogger(__name__)
 
-DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Dtype = DtypeName | torch.dtype
 """What Python takes: a name, or torch's own type."""
 
@@ -39,7 +39,7 @@ _AS_FAST: Final = 1.25
 """Most times as long as a float32 product that a narrow one may take to count as native."""
 
 
-def dtype_name(dtype: Dtype, option: str = "--dtype") -> DtypeName:
+def dtype_name(dtype: Dtype, option: str = "dtype") -> DtypeName:
     """Return the name of a type, or `auto`.
 
     Raises:

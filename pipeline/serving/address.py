@@ -42,7 +42,7 @@ def _bound(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
     except OSError as error:
         raise UsageError(
-            f"--host: got {host!r}, which is not an address of this machine: {error}"
+            f"host: got {host!r}, which is not an address of this machine: {error}"
         ) from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -50,7 +50,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         raise UsageError(
-            f"--port: {host}:{port} cannot be listened on: {error.strerror}; choose another, or "
+            f"port: {host}:{port} cannot be listened on: {error.strerror}; choose another, or "
             f"0 for any that is free"
         ) from error
     return found

@@ -7,9 +7,9 @@ from pathlib import Path
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import preview_base
-from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.decoding.attach import AttachOptions, check_compatible, load_trained
+from mav.pipeline.runtime.choices import Quantize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
         twice = next(
             source.id for source, parts in zip(sources, full, strict=True) if full.count(parts) > 1
         )
-        raise UsageError(f"--base-model: got {twice} twice, expected different bases")
+        raise UsageError(f"base_model: got {twice} twice, expected different bases")
     found = []
     for source, parts in zip(sources, full, strict=True):
         others = [other for other in full if other != parts]

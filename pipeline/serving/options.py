@@ -1,15 +1,13 @@
 """What `mav serve` is asked for."""
 
 import ipaddress
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.quantization import Quantize
-from mav.pipeline.preferences.prompt_format import PromptFormatName
-from mav.pipeline.runtime.compute_dtype import AUTO, DtypeName
+from mav.pipeline.runtime.choices import DtypeName, PromptFormatName, Quantize
+from mav.pipeline.runtime.options import check_options, option
 
 MAX_ALPHA: Final = 100.0
 """Largest strength, either way: beyond it logits leave the range in which they mean anything."""
@@ -49,26 +47,47 @@ class ServeOptions:
     bases: tuple[str, ...] = ()
     gguf_file: str | None = None
     revision: str | None = None
-    dtype: DtypeName = AUTO
+    dtype: DtypeName = option(
+        "auto",
+        choices=get_args(DtypeName),
+        help="Element type to compute in; auto is what the device multiplies natively.",
+    )
     device: str = "auto"
     device_map: str | None = None
     quantize: Quantize | None = None
-    prompt_form: PromptFormatName = "auto"
+    prompt_form: PromptFormatName = option(
+        "auto",
+        choices=get_args(PromptFormatName),
+        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
+    )
     template_date: str | None = None
     allow_tokenizer_mismatch: bool = False
     int8_head: bool = False
     base_generation_config: bool = False
     gguf_cache: bool = True
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    alpha: float = 1.0
-    max_rows: int = 16
-    max_queue: int = 64
-    max_new_tokens: int = 1024
-    max_prompt_tokens: int = 8192
+    host: str = option("127.0.0.1", help="Address to listen on.")
+    port: int = option(
+        8000, whole=True, at_least=0, at_most=65535, help="Port to listen on; 0 takes a free one."
+    )
+    api_key: str | None = option(
+        None, help="Key that clients must send; needed beyond this machine."
+    )
+    alpha: float = option(
+        1.0,
+        number=True,
+        at_least=-MAX_ALPHA,
+        at_most=MAX_ALPHA,
+        help="Strength where a request names none.",
+    )
+    max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
+    max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")
+    max_new_tokens: int = option(
+        1024, whole=True, at_least=1, help="Most tokens a request may ask for."
+    )
+    max_prompt_tokens: int = option(8192, whole=True, at_least=1, help="Most tokens of a prompt.")
 
     def __post_init__(self) -> None:
+        check_options(self)
         problems = list(self._problems())
         if problems:
             raise UsageError("\n".join(problems))
@@ -84,32 +103,18 @@ class ServeOptions:
             return False
 
     def _problems(self) -> Iterator[str]:
-        if self.dtype not in get_args(DtypeName):
-            known = ", ".join(get_args(DtypeName))
-            yield f"--dtype: got {self.dtype!r}, expected one of {known}"
-        if self.prompt_form not in get_args(PromptFormatName):
-            forms = ", ".join(get_args(PromptFormatName))
-            yield f"--prompt-form: got {self.prompt_form!r}, expected one of {forms}"
-        if not (math.isfinite(self.alpha) and abs(self.alpha) <= MAX_ALPHA):
-            yield f"--alpha: got {self.alpha}, expected {-MAX_ALPHA:g} to {MAX_ALPHA:g}"
-        if not 0 <= self.port <= 65535:
-            yield f"--port: got {self.port}, expected 0 to 65535"
-        for name in ("max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                yield f"--{option}: got {getattr(self, name)}, expected at least 1"
         if len(self.bases) > 1 and (self.gguf_file or self.revision):
-            option = "--gguf-file" if self.gguf_file else "--revision"
+            name = "gguf_file" if self.gguf_file else "revision"
             yield (
-                f"{option}: got {len(self.bases)} bases, expected one; give the paths of .gguf "
+                f"{name}: got {len(self.bases)} bases, expected one; give the paths of .gguf "
                 f"files, or of folders, as bases instead"
             )
         if self.api_key is not None and not (
             self.api_key and self.api_key.isascii() and self.api_key.isprintable()
         ):
-            yield "--api-key: got an empty one or signs a header cannot carry, expected plain ASCII"
+            yield "api_key: got an empty one or signs a header cannot carry, expected plain ASCII"
         elif self.api_key is None and not self.loopback:
             yield (
-                f"--host: got {self.host!r}, which others can reach, and no --api-key; set a key, "
+                f"host: got {self.host!r}, which others can reach, and no api_key; set a key, "
                 f"or listen on 127.0.0.1"
             )

@@ -8,7 +8,6 @@ of the chosen answer w and the rejected answer l.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,7 @@ from mav.pipeline.loader.batch import Batch
 from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.base_logits import BaseLogits
 from mav.pipeline.ops.projection import Projection
-
-ObjectiveName = Literal["mav", "dpo"]
+from mav.pipeline.runtime.choices import ObjectiveName
 
 
 @dataclass(frozen=True, kw_only=True)

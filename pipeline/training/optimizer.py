@@ -7,16 +7,15 @@ depend on how many processes wrote it.
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.choices import OptimizerName
 from mav.pipeline.training.parallel import distribute_like, whole
-
-OptimizerName = Literal["adamw", "adamw-8bit"]
 
 _PREFIXES: Final = ("module.", "head.")
 _INNER: Final = ("codes", "scale", "qmap")

@@ -1,15 +1,17 @@
 """What a training run is asked for."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.runtime.compute_dtype import AUTO
-from mav.pipeline.training.loss import Objective, ObjectiveName
-from mav.pipeline.training.optimizer import OptimizerName
+from mav.pipeline.runtime.choices import ObjectiveName, OptimizerName, Tracker
+from mav.pipeline.runtime.options import check_options, known, option
+
+if TYPE_CHECKING:
+    from mav.pipeline.loader.sampler import StepLayout
+    from mav.pipeline.training.loss import Objective
 
 _NOT_THE_TRAJECTORY: Final = (
     "cache",
@@ -28,8 +30,6 @@ _NOT_THE_TRAJECTORY: Final = (
 compared by what a step takes of the order, over all processes."""
 
 _DEFAULT_BATCH_SIZE: Final = 16
-
-Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,63 +68,87 @@ class TrainOptions:
         resume: Go on from the checkpoint in `output_dir`.
     """
 
-    cache: str | Path
-    output_dir: str | Path
-    eval_cache: str | Path | None = None
-    eval_fraction: float = 0.05
-    expansion_size: int | None = None
-    dropout: float = 0.1
-    objective: ObjectiveName = "dpo"
-    beta: float = 0.1
-    lambda_l2: float = 0.001
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    num_epochs: int = 1
-    batch_size: int | None = None
-    batch_tokens: int | None = None
-    grad_accum: int = 1
-    warmup_steps: int | None = None
-    eval_steps: int | None = None
-    bf16: bool | Literal["auto"] = AUTO
-    optimizer: OptimizerName = "adamw"
-    early_stopping: int | None = None
-    report_to: Tracker = "tensorboard"
-    workers: int = 2
-    shard: bool = False
-    seed: int = 0
-    resume: bool = False
+    cache: str | Path = field(metadata=known(help="Cache to train from: folder or URL."))
+    output_dir: str | Path = field(metadata=known(help="Where heads are written."))
+    eval_cache: str | Path | None = option(None, help="Another cache to evaluate on.")
+    eval_fraction: float = option(
+        0.05, number=True, at_least=0, below=1, help="Share of prompts held out."
+    )
+    expansion_size: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        default_text="by the base's size",
+        help="Width of the head's widest layer; published: 16384.",
+    )
+    dropout: float = option(
+        0.1, number=True, at_least=0, below=1, help="Dropout after the fusion layer."
+    )
+    objective: ObjectiveName = option(
+        "dpo",
+        choices=get_args(ObjectiveName),
+        help="dpo is anchored to the base's own margin; mav is the published objective.",
+    )
+    beta: float = option(0.1, number=True, above=0, help="Inverse temperature of the objective.")
+    lambda_l2: float = option(0.001, number=True, at_least=0, help="Penalty on alignment vectors.")
+    learning_rate: float = option(1e-4, number=True, above=0, help="Peak learning rate.")
+    weight_decay: float = option(0.01, number=True, at_least=0, help="AdamW's weight decay.")
+    max_grad_norm: float = option(1.0, number=True, above=0, help="Gradients are clipped to this.")
+    num_epochs: int = option(1, whole=True, at_least=1, help="Passes over the cache.")
+    batch_size: int | None = option(
+        None, whole=True, at_least=1, default_text="16", help="Pairs in a micro-batch."
+    )
+    batch_tokens: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        help="Most response tokens in a micro-batch, not --batch-size.",
+    )
+    grad_accum: int = option(
+        1, whole=True, at_least=1, help="Micro-batches of each process in a step."
+    )
+    warmup_steps: int | None = option(
+        None,
+        whole=True,
+        at_least=0,
+        default_text="a tenth, at most 100",
+        help="Linear warm-up.",
+    )
+    eval_steps: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        default_text="a quarter epoch",
+        help="Steps between evaluations.",
+    )
+    bf16: bool | Literal["auto"] = "auto"
+    optimizer: OptimizerName = option(
+        "adamw",
+        choices=get_args(OptimizerName),
+        help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+    )
+    early_stopping: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        metavar="N",
+        help="Stop after N evaluations without a better held-out loss.",
+    )
+    report_to: Tracker = option(
+        "tensorboard", choices=get_args(Tracker), help="Tracker beside metrics.jsonl."
+    )
+    workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
+    shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
+    seed: int = option(0, whole=True, at_least=0, help="Of initialisation, order and dropout.")
+    resume: bool = option(False, help="Go on with the run in --output-dir, if there is one.")
 
     def __post_init__(self) -> None:
-        for name in (
-            "expansion_size",
-            "num_epochs",
-            "batch_size",
-            "batch_tokens",
-            "grad_accum",
-            "eval_steps",
-            "early_stopping",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{_flag(name)}: got {value}, expected at least 1")
-        for name in ("beta", "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected more than 0")
-        for name in ("lambda_l2", "weight_decay", "warmup_steps", "workers", "seed"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise UsageError(f"{_flag(name)}: got {getattr(self, name)}, expected at least 0")
-        for name in ("dropout", "eval_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"{_flag(name)}: got {getattr(self, name)}, expected 0 or more and less than 1"
-                )
-
-        if self.bf16 not in (True, False, AUTO):
-            raise UsageError(f"--bf16: got {self.bf16!r}, expected auto, True or False")
+        check_options(self)
+        if self.bf16 not in (True, False, "auto"):
+            raise UsageError(f"bf16: got {self.bf16!r}, expected auto, True or False")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
-                f"--batch-size {self.batch_size} and --batch-tokens {self.batch_tokens}: a batch "
+                f"batch_size: got {self.batch_size} and batch_tokens {self.batch_tokens}; a batch "
                 f"is counted in pairs or in tokens; give one of them"
             )
         if (
@@ -132,7 +156,7 @@ class TrainOptions:
             and self.held_out_fraction == 0
             and self.eval_cache is None
         ):
-            raise UsageError("--early-stopping: nothing is held out to evaluate on")
+            raise UsageError("early_stopping: nothing is held out to evaluate on")
 
     @property
     def folder(self) -> Path:
@@ -144,12 +168,16 @@ class TrainOptions:
         """Share of the cache's prompts that are not trained on: none beside an `eval_cache`."""
         return 0.0 if self.eval_cache is not None else self.eval_fraction
 
-    def as_objective(self) -> Objective:
+    def as_objective(self) -> "Objective":
         """Return the objective these options describe."""
+        from mav.pipeline.training.loss import Objective
+
         return Objective(name=self.objective, beta=self.beta, lambda_l2=self.lambda_l2)
 
-    def step_shape(self, world_size: int, rank: int) -> StepLayout:
+    def step_shape(self, world_size: int, rank: int) -> "StepLayout":
         """Return how the pairs of a step are shared out."""
+        from mav.pipeline.loader.sampler import StepLayout
+
         return StepLayout(
             batch_size=self.batch_size or _DEFAULT_BATCH_SIZE,
             batch_tokens=self.batch_tokens,
@@ -166,7 +194,3 @@ class TrainOptions:
         if self.batch_tokens is None:
             return kept | {"pairs_per_step": shape.batch_size * shape.slots}
         return kept | {"micro_batches_per_step": shape.slots}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

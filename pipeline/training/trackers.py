@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.training.options import Tracker
+from mav.pipeline.runtime.choices import Tracker
 
 
 def require_tracker(name: Tracker) -> None:

@@ -103,7 +103,7 @@ def verify_against_base(
         MAVError: Cache, base or data are missing, or the base or data are not those of the cache.
     """
     if count < 1:
-        raise UsageError(f"--against-base: got {count}, expected at least 1 pair")
+        raise UsageError(f"against_base: got {count}, expected at least 1 pair")
     reader = CacheReader(location)
     manifest = reader.manifest
     if base is None:
@@ -212,7 +212,7 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
     records = reader.manifest.data.sources
     if datasets and len(datasets) != len(records):
         raise UsageError(
-            f"--dataset: got {len(datasets)}, but the cache has {len(records)} data sets "
+            f"dataset: got {len(datasets)}, but the cache has {len(records)} data sets "
             f"({', '.join(record.name for record in records)}); name all of them, in this order"
         )
     found = []

@@ -13,11 +13,15 @@ import torch
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel, load_base
-from mav.pipeline.base.quantization import Quantize, named, quantization_of
+from mav.pipeline.base.quantization import (
+    named,
+    quantization_of,
+)
 from mav.pipeline.base.source import BaseSource, resolve_base
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.verification.against_base import verify_against_base
 from tests.support.tiny import save_base, tiny_base, write_rows
 

@@ -68,9 +68,9 @@ def test_explicit_indices_come_ascending(selection: str, expected: tuple[int, ..
 @pytest.mark.parametrize(
     ("selection", "wanted", "message"),
     [
-        ("auto", 2, r"--num-layers: got 2.*--layer-selection uniform"),
-        ("uniform", 0, r"--num-layers: got 0, expected 1 to 32"),
-        ("uniform", 33, r"--num-layers: got 33, expected 1 to 32"),
+        ("auto", 2, r"num_layers: got 2.*--layer-selection uniform"),
+        ("uniform", 0, r"num_layers: got 0, expected 1 to 32"),
+        ("uniform", 33, r"num_layers: got 33, expected 1 to 32"),
         ("1,33", 3, r"got index 33.*0 \(embeddings\) to 32"),
         ("-1", 3, r"got index -1"),
         ("1,1", 3, r"'1,1', which names a layer twice"),

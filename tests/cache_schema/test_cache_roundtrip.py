@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mav.cache_schema.arrays import layouts
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, StatesStorage
 from mav.cache_schema.dtypes import STORED_AS, to_float32
 from mav.cache_schema.manifest import Manifest
-from mav.cache_schema.quantization import StatesStorage
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import CommitRecord, commit_key, object_problem, read_block_record
 from mav.cache_schema.shards import shard_bytes

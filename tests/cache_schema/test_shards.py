@@ -18,7 +18,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from mav.cache_schema.arrays import ArrayLayout, ArraySpec
-from mav.cache_schema.codecs import ChunkCodec, Compression
+from mav.cache_schema.choices import Compression
+from mav.cache_schema.codecs import (
+    ChunkCodec,
+)
 from mav.cache_schema.shards import (
     decode_shard,
     encode_shard,

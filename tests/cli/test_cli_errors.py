@@ -583,7 +583,7 @@ def test_alpha_that_is_no_number(world: World, alpha: str) -> None:
         (["--prompt", "Hi", "--max-new-tokens", 0], "--max-new-tokens: got 0, expected at least 1"),
         (["--prompt", "Hi", "--temperature", -1], "--temperature: got -1.0, expected 0 to 10000"),
         (["--prompt", "Hi", "--temperature", "nan"], "expected a finite number"),
-        (["--prompt", "Hi", "--top-k", "-1"], "--top-k: got -1, expected 0 or more"),
+        (["--prompt", "Hi", "--top-k", "-1"], "--top-k: got -1, expected at least 0"),
         (["--prompt", "Hi", "--min-p", "2"], "--min-p: got 2.0, expected 0 to 1"),
         (
             ["--prompt", "Hi", "--repetition-penalty", "0"],

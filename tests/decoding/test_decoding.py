@@ -36,12 +36,12 @@ LARGEST = 2**62
         ("stop", 3, "a text, or a list of texts"),
         ("stop", None, "a text, or a list of texts"),
         ("stop", ["a", 3], "a text, or a list of texts"),
-        ("stop", ["a", ""], "text that ends an answer"),
+        ("stop", ["a", ""], "text that ends a response"),
     ],
     ids=str,
 )
 def test_what_is_no_setting_is_refused_by_name(name: str, value: Any, expected: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: got .*expected {expected}"):
+    with pytest.raises(UsageError, match=f"{name}: got .*expected {expected}"):
         GenerationOptions(**{name: value})
 
 

@@ -14,10 +14,13 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.scoring import Score
-from mav.pipeline.preferences.prompt_format import Form, PromptFormat
+from mav.pipeline.preferences.prompt_format import (
+    PromptFormat,
+)
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import tokenize_pairs
+from mav.pipeline.runtime.choices import Form
 from tests.preferences.test_chat_form import TEMPLATE_TEXT
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows

@@ -11,11 +11,11 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel, load_source
-from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.decoding import inference
 from mav.pipeline.decoding.attach import AttachOptions, check_compatible, new_head
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.runtime.choices import Quantize
 from tests.decoding.test_generate import write_head
 from tests.support.steered import plain_generate
 from tests.support.tiny import make_cache, save_base, tiny_base

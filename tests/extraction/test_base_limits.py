@@ -105,9 +105,9 @@ def test_options_that_do_not_fit_are_told_before_data_and_weights_are_read(tmp_p
     base = save_base(tiny_base(), tmp_path / "base")
     (base / "model.safetensors").write_bytes(b"")
     for changes, told in (
-        ({"layer_selection": "9"}, "--layer-selection: got index 9"),
-        ({"layer_selection": "uniform", "num_layers": 9}, "--num-layers: got 9"),
-        ({"logits": "topk", "top_k": 300}, "--top-k: got 300"),
+        ({"layer_selection": "9"}, "layer_selection: got index 9"),
+        ({"layer_selection": "uniform", "num_layers": 9}, "num_layers: got 9"),
+        ({"logits": "topk", "top_k": 300}, "top_k: got 300"),
     ):
         with pytest.raises(UsageError, match=told):
             extract(asked(str(base), tmp_path, **changes))
@@ -116,14 +116,14 @@ def test_options_that_do_not_fit_are_told_before_data_and_weights_are_read(tmp_p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"logits": "sparse"}, "--logits: got 'sparse', expected one of factored, dense, topk"),
-        ({"compression": "lz4"}, "--compression: got 'lz4', expected one of none, "),
-        ({"storage_dtype": "int4"}, "--storage-dtype: got 'int4'"),
-        ({"dtype": "bf16"}, "--dtype: got 'bf16', expected one of auto, bfloat16"),
-        ({"prompt_form": "alpaca"}, "--prompt-form: got 'alpaca', expected one of hh, chat"),
-        ({"quantize": "int4"}, "--quantize: got 'int4', expected one of nf4, int8"),
-        ({"output": ""}, "--output: got nothing, expected a folder or a URL"),
-        ({"data": ()}, "--dataset: got none"),
+        ({"logits": "sparse"}, "logits: got 'sparse', expected one of factored, dense, topk"),
+        ({"compression": "lz4"}, "compression: got 'lz4', expected one of none, "),
+        ({"storage_dtype": "int4"}, "storage_dtype: got 'int4'"),
+        ({"dtype": "bf16"}, "dtype: got 'bf16', expected one of auto, bfloat16"),
+        ({"prompt_form": "alpaca"}, "prompt_form: got 'alpaca', expected one of hh, chat"),
+        ({"quantize": "int4"}, "quantize: got 'int4', expected one of nf4, int8"),
+        ({"output": ""}, "output: got nothing, expected a folder or a URL"),
+        ({"data": ()}, "dataset: got none"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

@@ -14,9 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts
-from mav.cache_schema.codecs import Compression
+from mav.cache_schema.choices import Compression, LogitsEncoding
 from mav.cache_schema.errors import CacheError, DataError, MismatchError
-from mav.cache_schema.manifest import LogitsEncoding
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.size_estimate import METADATA, ExpectedSize, compressed_share, expected_size
 from mav.cache_schema.storage.local import LocalObjectStore
@@ -25,8 +24,9 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.dry_run import DryRunReport, dry_run, screen
 from mav.pipeline.extraction.extract import ExtractReport, extract
-from mav.pipeline.extraction.options import ExtractOptions, StorageDtype
+from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.choices import StorageDtype
 from tests.cli.test_cli import done, mav
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import draft, quick_disk

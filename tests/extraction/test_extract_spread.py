@@ -98,5 +98,5 @@ def test_several_processes_of_a_machine_do_not_spread_over_the_same_devices(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--device-map: got 'auto' with 2 processes on this"):
+    with pytest.raises(UsageError, match="device_map: got 'auto' with 2 processes on this"):
         run(folder, tmp_path, device_map="auto")

@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mav.cache_schema.choices import StatesStorage
 from mav.cache_schema.dtypes import STORED_AS, from_float32, to_float32
 from mav.cache_schema.quantization import (
     CODES,
     LARGEST,
     PER_CHANNEL,
     PER_TOKEN,
-    StatesStorage,
     dequantize,
     restore,
 )

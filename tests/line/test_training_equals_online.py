@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.training.loss import Objective, ObjectiveName, PreferenceModel
+from mav.pipeline.runtime.choices import ObjectiveName
+from mav.pipeline.training.loss import (
+    Objective,
+    PreferenceModel,
+)
 from tests.support.heads import random_head
 from tests.support.live import LiveAnswer, live_answers, relative, whole_cache
 from tests.support.tiny import HIDDEN, make_cache, tiny_base

@@ -188,11 +188,11 @@ def test_a_template_that_asks_for_no_date_has_none(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "a", base, pairs=8, prompt_form="chat")
     assert CacheReader(cache).manifest.text.template_date is None
     for form in ("chat", "hh"):
-        with pytest.raises(UsageError, match="--template-date: got 2024-02-29, but the prompts do"):
+        with pytest.raises(UsageError, match="template_date: got 2024-02-29, but the prompts do"):
             make_cache(tmp_path / form, base, prompt_form=form, template_date="2024-02-29")
 
 
 @pytest.mark.parametrize("text", ["", "29.2.2024", "2023-02-29", "tomorrow"])
 def test_what_is_not_a_date(text: str) -> None:
-    with pytest.raises(MAVError, match=f"--template-date: got '{text}', expected a date such as"):
+    with pytest.raises(MAVError, match=f"template_date: got '{text}', expected a date such as"):
         parse_date(text)

@@ -13,9 +13,13 @@ from tokenizers.processors import TemplateProcessing
 
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.preferences.messages import Messages
-from mav.pipeline.preferences.prompt_format import Form, PromptFormat, text_tokens
+from mav.pipeline.preferences.prompt_format import (
+    PromptFormat,
+    text_tokens,
+)
 from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
 from mav.pipeline.preferences.tokenization import tokenize_pairs
+from mav.pipeline.runtime.choices import Form
 from mav.pipeline.serving.jobs import Asked
 from mav.pipeline.serving.prompts import _tokens
 from mav.pipeline.serving.requests import FieldLimits, chat_asked, completion_asked

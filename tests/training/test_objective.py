@@ -12,7 +12,12 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.base_logits import DenseLogits
-from mav.pipeline.training.loss import Objective, ObjectiveName, PreferenceModel, Scores
+from mav.pipeline.runtime.choices import ObjectiveName
+from mav.pipeline.training.loss import (
+    Objective,
+    PreferenceModel,
+    Scores,
+)
 from tests.support.live import cached_logprobs
 
 LENGTHS = (3, 1, 2, 4, 1, 1)

@@ -396,7 +396,7 @@ def test_a_run_cannot_go_on_with_another_cache(
     cache = make_cache(tmp_path / "other", **other)
     with interrupted_after(3):
         run(tiny_cache, tmp_path / "run", eval_steps=2)
-    with pytest.raises(MismatchError, match=r"--cache: another cache"):
+    with pytest.raises(MismatchError, match=r"cache: another cache"):
         run(cache, tmp_path / "run", eval_steps=2, resume=True)
 
 
@@ -578,23 +578,23 @@ def test_learning_rate_is_logged(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expansion_size": 0}, r"--expansion-size: got 0, expected at least 1"),
-        ({"num_epochs": 0}, r"--num-epochs: got 0"),
-        ({"batch_size": 0}, r"--batch-size: got 0"),
-        ({"grad_accum": -1}, r"--grad-accum: got -1"),
-        ({"eval_steps": 0}, r"--eval-steps: got 0"),
-        ({"beta": 0.0}, r"--beta: got 0.0, expected more than 0"),
-        ({"beta": math.nan}, r"--beta: got nan"),
-        ({"learning_rate": -1e-4}, r"--learning-rate: got -0.0001"),
-        ({"max_grad_norm": 0.0}, r"--max-grad-norm: got 0.0"),
-        ({"lambda_l2": -0.1}, r"--lambda-l2: got -0.1, expected at least 0"),
-        ({"lambda_l2": math.nan}, r"--lambda-l2: got nan"),
-        ({"weight_decay": -1.0}, r"--weight-decay: got -1.0"),
-        ({"warmup_steps": -1}, r"--warmup-steps: got -1"),
-        ({"seed": -1}, r"--seed: got -1"),
-        ({"dropout": 1.0}, r"--dropout: got 1.0, expected 0 or more and less than 1"),
-        ({"eval_fraction": -0.1}, r"--eval-fraction: got -0.1"),
-        ({"eval_fraction": 1.0}, r"--eval-fraction: got 1.0"),
+        ({"expansion_size": 0}, r"expansion_size: got 0, expected at least 1"),
+        ({"num_epochs": 0}, r"num_epochs: got 0"),
+        ({"batch_size": 0}, r"batch_size: got 0"),
+        ({"grad_accum": -1}, r"grad_accum: got -1"),
+        ({"eval_steps": 0}, r"eval_steps: got 0"),
+        ({"beta": 0.0}, r"beta: got 0.0, expected more than 0"),
+        ({"beta": math.nan}, r"beta: got nan"),
+        ({"learning_rate": -1e-4}, r"learning_rate: got -0.0001"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm: got 0.0"),
+        ({"lambda_l2": -0.1}, r"lambda_l2: got -0.1, expected at least 0"),
+        ({"lambda_l2": math.nan}, r"lambda_l2: got nan"),
+        ({"weight_decay": -1.0}, r"weight_decay: got -1.0"),
+        ({"warmup_steps": -1}, r"warmup_steps: got -1"),
+        ({"seed": -1}, r"seed: got -1"),
+        ({"dropout": 1.0}, r"dropout: got 1.0, expected 0 or more and less than 1"),
+        ({"eval_fraction": -0.1}, r"eval_fraction: got -0.1"),
+        ({"eval_fraction": 1.0}, r"eval_fraction: got 1.0"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -51,7 +51,7 @@ def test_a_run_that_improves_goes_to_its_end(
 
 
 def test_early_stopping_needs_something_to_judge_by() -> None:
-    with pytest.raises(UsageError, match=r"--early-stopping: nothing is held out"):
+    with pytest.raises(UsageError, match=r"early_stopping: nothing is held out"):
         TrainOptions(cache="c", output_dir=Path("o"), eval_fraction=0.0, early_stopping=1)
 
 
@@ -80,7 +80,7 @@ def test_batches_by_tokens_hold_no_more(
 
 
 def test_pairs_and_tokens_cannot_both_count() -> None:
-    with pytest.raises(UsageError, match=r"--batch-size 4 and --batch-tokens 100"):
+    with pytest.raises(UsageError, match=r"batch_size: got 4 and batch_tokens 100"):
         TrainOptions(cache="c", output_dir=Path("o"), batch_size=4, batch_tokens=100)
 
 

@@ -1,0 +1,8 @@
+"""Names that fields of a manifest choose from; importing them loads nothing else."""
+
+from typing import Literal
+
+LogitsEncoding = Literal["factored", "dense", "topk"]
+StoredDtype = Literal["bfloat16", "float16", "float32"]
+Compression = Literal["none", "zstd", "blosc"]
+StatesStorage = Literal["computed", "int8", "fp8"]

@@ -1,0 +1,15 @@
+"""Names that options choose from; importing them loads nothing else."""
+
+from typing import Literal
+
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+StorageDtype = Literal["bfloat16", "float16", "float32", "int8", "fp8"]
+Quantize = Literal["nf4", "int8"]
+SpreadName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+"""Ways to spread a base over devices that accelerate knows by name."""
+Form = Literal["hh", "chat"]
+PromptFormatName = Literal["auto", "hh", "chat"]
+ObjectiveName = Literal["dpo", "mav"]
+OptimizerName = Literal["adamw", "adamw-8bit"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
+CacheImplementation = Literal["dynamic", "static", "none"]

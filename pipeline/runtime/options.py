@@ -1,0 +1,120 @@
+"""Options as dataclass fields that carry their help, choices and bounds.
+
+The command line makes its flags of them, and `check_options` validates them, so that each is stated
+once. Errors name the field; the command line shows it as its flag.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Final
+
+from mav.cache_schema.errors import UsageError
+
+_KEY: Final = "option"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known of an option beside its name, type and default.
+
+    Attributes:
+        help: One line for `--help`.
+        choices: Values it may have; any if empty.
+        whole: Whether its value is a whole number.
+        number: Whether its value is a number, whole or not.
+        at_least: Smallest value.
+        above: A value it must exceed.
+        at_most: Largest value.
+        below: A value it must stay below.
+        default_text: What `--help` says instead of the default, where that depends on the input.
+        metavar: How `--help` names the value.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    whole: bool = False
+    number: bool = False
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    default_text: str | None = None
+    metavar: str | None = None
+
+    def expected(self) -> str:
+        """Return the bounds in words."""
+        low, above, high, below = self.at_least, self.above, self.at_most, self.below
+        if low is not None and high is not None:
+            return f"{_plain(low)} to {_plain(high)}"
+        if low is not None and below is not None:
+            return f"{_plain(low)} or more and less than {_plain(below)}"
+        if above is not None and high is not None:
+            return f"more than {_plain(above)}, at most {_plain(high)}"
+        if above is not None:
+            return f"more than {_plain(above)}"
+        return f"at least {_plain(low)}" if low is not None else "a finite number"
+
+    def is_within(self, value: float) -> bool:
+        """Return whether a number is within the bounds."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def known(**values: Any) -> dict[str, Option]:
+    """Return the metadata of a field that is an option; `values` are those of `Option`."""
+    return {_KEY: Option(**values)}
+
+
+def option(default: Any, /, **values: Any) -> Any:
+    """Return a dataclass field with a default and an `Option` made of `values`."""
+    return dataclasses.field(default=default, metadata=known(**values))
+
+
+def option_of(field: "dataclasses.Field[Any]") -> Option | None:
+    """Return what is known of a field, or None where it is not an option."""
+    return field.metadata.get(_KEY)
+
+
+def check_options(options: Any) -> None:
+    """Check all fields of a dataclass against their options; numbers become Python's own.
+
+    Raises:
+        UsageError: One line per field that is not as its option says.
+    """
+    problems = []
+    for field in dataclasses.fields(options):
+        rule, value = option_of(field), getattr(options, field.name)
+        if rule is None or (value is None and field.default is None):
+            continue
+        problem = _problem(rule, value)
+        if problem:
+            problems.append(f"{field.name}: got {value!r}, expected {problem}")
+        elif rule.whole or rule.number:
+            object.__setattr__(options, field.name, int(value) if rule.whole else float(value))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _problem(rule: Option, value: Any) -> str | None:
+    """Return what was expected of a value that is not as an option says, or None."""
+    if rule.choices:
+        return None if value in rule.choices else f"one of {', '.join(rule.choices)}"
+    if not (rule.whole or rule.number):
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral if rule.whole else Real):
+        return "a whole number" if rule.whole else "a number"
+    number: Any = value  # not as a float, which large whole numbers do not fit
+    if not math.isfinite(number) or not rule.is_within(number):
+        return rule.expected()
+    return None
+
+
+def _plain(bound: float) -> str:
+    """Return a bound in digits, whatever its size."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
