@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.decoding.test_generate import write_head
-from tests.serving.running import client, running
+from tests.support.heads import write_head
+from tests.support.server import client, running
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 

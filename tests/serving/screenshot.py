@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from playwright.sync_api import sync_playwright
 
-from tests.serving.running import running
 from tests.support.limits import EVENT
+from tests.support.server import running
 
 CHROMIUM: Final = Path("/usr/bin/chromium")
 SIZE: Final = {"width": 1200, "height": 760}

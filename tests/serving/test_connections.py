@@ -13,8 +13,8 @@ from mav.pipeline.serving import http_server, protocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.server import load_server
-from tests.serving.running import chat_body, forward, http, open_connections, running
 from tests.support.limits import EVENT, NEVER, wait_until
+from tests.support.server import chat_body, forward, http, open_connections, running
 from tests.support.tiny import save_base, tiny_base
 
 
@@ -23,7 +23,7 @@ def server(
     head: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[HttpServer]:
     """A server of a base that can talk for long."""
-    monkeypatch.setattr(http_server, "_MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(http_server, "_MAX_CONNECTIONS", 20)
     base = tiny_base(max_position_embeddings=4096)
     folder = save_base(base, tmp_path_factory.mktemp("long") / "base")
     with running(head=head, bases=(str(folder),), max_rows=8) as one:

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.serving.running import http, running
 from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch
 from tests.support.limits import EVENT, wait_until
+from tests.support.server import http, running
 
 pytestmark = [
     pytest.mark.browser,

@@ -12,12 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from mav.cache_schema.errors import MismatchError, UsageError
-from mav.pipeline.serving import middleware, requests
+from mav.pipeline.serving import middleware
 from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from tests.serving.running import chat_body, client, http, running
+from mav.pipeline.serving.requests import chat_request, text_request
 from tests.support.limits import EVENT
+from tests.support.server import chat_body, client, http, running
 from tests.support.tiny import save_base, tiny_base
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -383,9 +384,9 @@ def test_a_refused_switch_leaves_the_base_that_is_loaded(
 def test_much_that_is_wrong_is_refused_at_its_first_fault(
     web: httpx2.Client, path: str, body: Any
 ) -> None:
-    limits = requests.FieldLimits(alpha=1.0, max_new_tokens=16, max_rows=8)
+    options = ServeOptions(head="none", max_new_tokens=16, max_rows=8)
     with pytest.raises(ApiError) as caught:
-        (requests.chat_asked if path == CHAT else requests.completion_asked)(body, limits)
+        (chat_request if path == CHAT else text_request)(body, options)
     assert isinstance(found := caught.value.__cause__, ValidationError)
     # One for each type that the field may have.
     assert found.error_count() < 10

@@ -22,8 +22,8 @@ from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.prompts import Choice
 from mav.pipeline.serving.worker import Worker
-from tests.serving.running import chat_body, client, http, running
 from tests.support.limits import NEVER, PROCESS, wait_until
+from tests.support.server import chat_body, client, http, running
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ class Gate:
         step = ContinuousBatchDecoder.step
 
         def passes(decoder: ContinuousBatchDecoder) -> bool:
-            begins = len(worker.waiting) > 0 and worker.rows < worker.max_rows
+            begins = len(worker.queue) > 0 and worker.rows < worker.max_rows
             given_up = any(cast("Choice", row.request).job.cancelled for row in decoder.rows)
             return self.open.is_set() or self.fail is not None or begins or given_up
 
@@ -82,7 +82,7 @@ def test_more_than_the_queue_holds_are_told_to_come_again(small: HttpServer, gat
     with http(small) as web, held(web, 2) as streams, ThreadPoolExecutor(2) as pool:
         wait_until(lambda: worker.rows == 2)
         waiting = [pool.submit(web.post, CHAT, json=chat_body()) for _ in range(2)]
-        wait_until(lambda: len(worker.waiting) == 2)
+        wait_until(lambda: len(worker.queue) == 2)
         refused = web.post(CHAT, json=chat_body())
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -146,8 +146,8 @@ def test_a_client_that_goes_frees_its_row(small: HttpServer, gate: Gate, stream:
 def test_a_client_that_goes_while_it_waits_leaves_the_queue(small: HttpServer, gate: Gate) -> None:
     with http(small) as web, held(web, 2):
         with asking(small, {}):
-            wait_until(lambda: len(small.worker.waiting) == 1)
-        wait_until(lambda: len(small.worker.waiting) == 0)
+            wait_until(lambda: len(small.worker.queue) == 1)
+        wait_until(lambda: len(small.worker.queue) == 0)
         gate.open.set()
 
 
@@ -221,7 +221,7 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
         server.config.timeout_graceful_shutdown = round(NEVER)
 
         def slow(decoder: ContinuousBatchDecoder) -> Any:
-            wait_until(lambda: server.worker.waiting.overdue)
+            wait_until(lambda: server.worker.queue.overdue)
             return step(decoder)
 
         monkeypatch.setattr(ContinuousBatchDecoder, "step", slow)
@@ -229,7 +229,7 @@ def test_at_the_end_answers_that_take_too_long_are_ended_and_told(
         pool = stack.enter_context(ThreadPoolExecutor(1))
         (stream,) = stack.enter_context(held(web, 1))
         waiting = pool.submit(web.post, CHAT, json=chat_body())
-        wait_until(lambda: len(server.worker.waiting) == 1)
+        wait_until(lambda: len(server.worker.queue) == 1)
         server.should_exit = True
         assert '"code":"shutting_down"' in stream.read().decode()
         assert waiting.result().status_code == 503

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.serving.running import chat_body, http, running
 from tests.support.limits import PROCESS, wait_until
+from tests.support.server import chat_body, http, running
 
 CLIENTS, EACH = 64, 4
 
@@ -96,7 +96,7 @@ async def storm(port: int, seed: int) -> Counter[int | None]:
 def settled(server: HttpServer) -> tuple[int, int, int]:
     """Wait until nothing is going on; return threads, descriptors and bytes of the process."""
     wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)
-    wait_until(lambda: not server.worker.rows and not len(server.worker.waiting))
+    wait_until(lambda: not server.worker.rows and not len(server.worker.queue))
     gc.collect()
     process = psutil.Process()
     return process.num_threads(), process.num_fds(), process.memory_info().rss

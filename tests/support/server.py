@@ -14,7 +14,7 @@ import pytest
 from mav.pipeline.serving import http_server, middleware, protocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.protocol import ImpatientProtocol
+from mav.pipeline.serving.protocol import DeadlineProtocol
 from mav.pipeline.serving.server import load_server
 from tests.support.limits import EVENT, NEVER, wait_until
 from tests.support.logs import logged_messages
@@ -49,9 +49,9 @@ def running(**options: Any) -> Iterator[HttpServer]:
             assert server.worker.join(EVENT)
 
 
-def open_connections(server: HttpServer) -> list[ImpatientProtocol]:
+def open_connections(server: HttpServer) -> list[DeadlineProtocol]:
     """Return the connections of a server."""
-    return cast("list[ImpatientProtocol]", list(server.server_state.connections))
+    return cast("list[DeadlineProtocol]", list(server.server_state.connections))
 
 
 def forward(server: HttpServer) -> None:
