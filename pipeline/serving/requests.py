@@ -29,7 +29,7 @@ Prompt = str | tuple[int, ...] | tuple[Message, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRequest:
-    """A request with valid fields; whether its prompts fit, only the base can tell.
+    """A request with valid fields; its prompts are checked against the base later.
 
     Attributes:
         model: Name of the base, or None for the one in use.
