@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.continuous_batching import (
     ContinuousBatchDecoder,
     Request,
@@ -18,6 +18,15 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from tests.support.steered import steered
 
+CASES: Final[list[tuple[int, int, Alpha, float, int | None]]] = [
+    (1, 1, 0.0, 0.0, None),
+    (3, 9, 12.0, 0.0, 2),
+    (4, 6, -8.0, 1.4, None),
+    (9, 12, AlphaSchedule(((0, 18.0), (6, -9.0))), 0.0, 0),
+    (17, 3, 1.0, 1.4, 1),
+    (26, 8, 5.0, 0.0, None),
+]
+"""Tokens of the prompt, new tokens, alpha, temperature and alternatives per token."""
 REQUESTS: Final = [
     Request(
         prompt=tuple(2 + (7 * length * (place + 3)) % 290 for place in range(length)),
@@ -25,14 +34,7 @@ REQUESTS: Final = [
         decoding=GenerationOptions(max_new_tokens=tokens, temperature=temperature, seed=length),
         top_logprobs=top_logprobs,
     )
-    for length, tokens, alpha, temperature, top_logprobs in [
-        (1, 1, 0.0, 0.0, None),
-        (3, 9, 12.0, 0.0, 2),
-        (4, 6, -8.0, 1.4, None),
-        (9, 12, AlphaSchedule(((0, 18.0), (6, -9.0))), 0.0, 0),
-        (17, 3, 1.0, 1.4, 1),
-        (26, 8, 5.0, 0.0, None),
-    ]
+    for length, tokens, alpha, temperature, top_logprobs in CASES
 ]
 
 Heard = list[tuple[int, str, str | None]]

@@ -24,10 +24,7 @@ from tests.support.tiny import save_base, tiny_base
 
 @pytest.fixture(scope="module")
 def server(head: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """A server of a base with a long context, in place of the one that other files share.
-
-    Of this one, tests move the clock.
-    """
+    """A server of a base with a long context, whose clock tests may move."""
     base = save_base(
         tiny_base(max_position_embeddings=4096), tmp_path_factory.mktemp("long") / "base"
     )

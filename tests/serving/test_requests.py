@@ -135,7 +135,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 def sent(web: httpx2.Client, body: dict[str, Any]) -> httpx2.Response:
-    """Post a body as it is, with the fields that are null."""
+    """Post a body with its null fields."""
     content = json.dumps(body)
     return web.post(CHAT, content=content, headers={"Content-Type": "application/json"})
 

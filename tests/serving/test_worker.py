@@ -26,7 +26,7 @@ LONG: Final[dict[str, Any]] = {"max_tokens": 200, "alpha": 0, "stream": True}
 
 @pytest.fixture
 def small(head: str, bases: tuple[str, str]) -> Iterator[HttpServer]:
-    """A server with room for two answers and two that wait."""
+    """A server with room for two choices and two waiting requests."""
     with running(head=head, bases=bases[:1], max_rows=2, max_queue=2) as server:
         yield server
 
