@@ -1,4 +1,4 @@
-"""The routes of the server, and what stands before them."""
+"""The routes of the server, and the middleware around them."""
 
 from time import time
 from typing import Any
@@ -11,13 +11,12 @@ from starlette.types import ASGIApp
 
 from mav.pipeline.serving import middleware
 from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.jobs import Asked
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.requests import FieldLimits, chat_asked, completion_asked, json_body
-from mav.pipeline.serving.responses import ChatForm, CompletionForm
+from mav.pipeline.serving.requests import CompletionRequest, chat_request, json_body, text_request
+from mav.pipeline.serving.responses import CHAT, TEXT
 from mav.pipeline.serving.static_files import HEADERS, PageFile, page_files
-from mav.pipeline.serving.streaming import Answer
+from mav.pipeline.serving.streaming import CompletionResponse
 from mav.pipeline.serving.worker import Worker
 
 
@@ -26,17 +25,17 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
 
     Args:
         options: Its settings.
-        worker: What decodes.
-        metrics: What is counted.
+        worker: Decodes the requests.
+        metrics: Counts them.
     """
-    # FastAPI's own pages of documentation load scripts from elsewhere.
+    # FastAPI's own documentation pages load scripts from other servers.
     app = FastAPI(title="mav", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_failure)
     _add_api(app, options, worker)
-    _add_watching(app, options, worker, metrics)
+    _add_monitoring(app, options, worker, metrics)
     for file in page_files():
         _add_page_file(app, file)
 
@@ -45,19 +44,17 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
         guarded = middleware.ApiKey(guarded, options.api_key)
     else:
         guarded = middleware.LocalHost(guarded)
-    return middleware.SecurityHeaders(middleware.Counted(guarded, metrics.answered), HEADERS)
+    counted = middleware.RequestCounter(guarded, metrics.count_request)
+    return middleware.SecurityHeaders(counted, HEADERS)
 
 
 def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
     started = int(time())
-    limits = FieldLimits(
-        alpha=options.alpha, max_new_tokens=options.max_new_tokens, max_rows=options.max_rows
-    )
 
-    def known(asked: Asked) -> Asked:
-        if asked.model is not None and asked.model not in worker.bases:
-            raise no_such_model(asked.model)
-        return asked
+    def check_model(request: CompletionRequest) -> CompletionRequest:
+        if request.model is not None and request.model not in worker.bases:
+            raise no_such_model(request.model)
+        return request
 
     def no_such_model(name: str) -> ApiError:
         return ApiError(
@@ -67,7 +64,7 @@ def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
             code="model_not_found",
         )
 
-    def described(name: str) -> dict[str, Any]:
+    def describe(name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
@@ -80,29 +77,29 @@ def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
     async def model(name: str) -> dict[str, Any]:
         if name not in worker.bases:
             raise no_such_model(name)
-        return described(name)
+        return describe(name)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {
             "object": "list",
-            "data": [described(name) for name in worker.bases],
+            "data": [describe(name) for name in worker.bases],
             "alpha": options.alpha,
             "max_tokens": options.max_new_tokens,
         }
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        asked = known(chat_asked(await json_body(request), limits))
-        return Answer(worker, asked, ChatForm)
+    async def chat_completions(request: Request) -> Response:
+        body = await json_body(request)
+        return CompletionResponse(worker, check_model(chat_request(body, options)), CHAT)
 
     @app.post("/v1/completions")
-    async def complete(request: Request) -> Response:
-        asked = known(completion_asked(await json_body(request), limits))
-        return Answer(worker, asked, CompletionForm)
+    async def completions(request: Request) -> Response:
+        body = await json_body(request)
+        return CompletionResponse(worker, check_model(text_request(body, options)), TEXT)
 
 
-def _add_watching(app: FastAPI, options: ServeOptions, worker: Worker, metrics: Metrics) -> None:
+def _add_monitoring(app: FastAPI, options: ServeOptions, worker: Worker, metrics: Metrics) -> None:
     head = options.head.rstrip("/").rpartition("/")[2]
 
     @app.get("/health")
@@ -111,13 +108,13 @@ def _add_watching(app: FastAPI, options: ServeOptions, worker: Worker, metrics: 
             "status": "ok" if worker.alive else "stopping",
             "base": worker.base,
             "head": head,
-            "queue": len(worker.waiting),
+            "queue": len(worker.queue),
             "rows": worker.rows,
         }
         return JSONResponse(content, 200 if worker.alive else 503)
 
     @app.get("/metrics")
-    async def numbers() -> Response:
+    async def prometheus_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -128,25 +125,26 @@ def _add_page_file(app: FastAPI, file: PageFile) -> None:
         return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _on_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return middleware.error_response(error)
 
 
-async def _no_such_route(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Respond to an unknown path or a method that a path does not have."""
     assert isinstance(error, HTTPException)
-    said = ApiError(
+    api_error = ApiError(
         error.status_code,
         f"{request.method} {request.url.path}: {error.detail}",
         headers=dict(error.headers or {}),
     )
-    return middleware.error_response(said)
+    return middleware.error_response(api_error)
 
 
-async def _gone(_: Request, __: Exception) -> Response:
+async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    said = ApiError(500, f"The server failed with {type(error).__name__}; its log says more.")
-    return middleware.error_response(said)
+async def _on_failure(_: Request, error: Exception) -> Response:
+    api_error = ApiError(500, f"The server failed with {type(error).__name__}; see its log.")
+    return middleware.error_response(api_error)

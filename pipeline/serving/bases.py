@@ -1,4 +1,4 @@
-"""The bases a server offers, under the short names requests call them by."""
+"""The bases of a server, and the short names by which requests choose them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class ServedBase:
     """A base that requests can choose.
 
     Attributes:
-        name: What requests call it.
-        path: What it is loaded from, as `switch_base_model` takes it.
-        gguf_file: File inside of that.
+        name: Name in requests.
+        path: Argument of `switch_base_model`: a hub id, a folder or a `.gguf` file.
+        gguf_file: GGUF file inside the folder or repository.
         revision: Commit of a hub repository.
     """
 
@@ -30,10 +30,10 @@ class ServedBase:
 
 
 def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
-    """Name bases: hub ids as they are, files and folders by as much of their path as it takes.
+    """Name bases: by hub id, or by the shortest end of the path that no other path has.
 
     Raises:
-        UsageError: One is there twice.
+        UsageError: A base is given twice.
     """
     full = [_parts(source) for source in sources]
     if len(set(full)) < len(full):
@@ -41,7 +41,7 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
             source.id for source, parts in zip(sources, full, strict=True) if full.count(parts) > 1
         )
         raise UsageError(f"base_model: got {twice} twice, expected different bases")
-    found = []
+    bases = []
     for source, parts in zip(sources, full, strict=True):
         others = [other for other in full if other != parts]
         length = next(
@@ -53,7 +53,7 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
             len(parts),
         )
         is_file = source.id.endswith(".gguf")
-        found.append(
+        bases.append(
             ServedBase(
                 name="/".join(parts[-length:]),
                 path=source.id,
@@ -61,24 +61,30 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
                 revision=source.revision,
             )
         )
-    return tuple(found)
+    return tuple(bases)
 
 
-def require_all_fit(
+def check_bases(
     head: str,
     sources: Sequence[BaseSource],
-    rules: AttachOptions,
+    options: AttachOptions,
     quantize: Quantize | None,
 ) -> None:
-    """Check that bases, quantized as they will be, belong to a head, without loading their weights.
+    """Check that bases are compatible with a head, without loading their weights.
+
+    Args:
+        head: Folder of a head or of a training run, or a hub id.
+        sources: The bases.
+        options: How they will be attached.
+        quantize: How they will be quantized.
 
     Raises:
-        MAVError: One does not, or is not a base.
+        MAVError: A base is not compatible with the head, or is not a base.
     """
     trained = load_trained(head)
     for source in sources:
-        source = with_copy(source, gguf_cache=rules.gguf_cache)
-        check_compatible(preview_base(source, quantize), trained, rules)
+        source = with_copy(source, gguf_cache=options.gguf_cache)
+        check_compatible(preview_base(source, quantize), trained, options)
 
 
 def _parts(source: BaseSource) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API gives them, so that its clients understand them."""
+"""Errors in the form of OpenAI's API, so that its clients understand them."""
 
 from typing import Any, Final
 
@@ -13,14 +13,14 @@ _TYPES: Final = {
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes:
         status: HTTP status.
-        message: For the client's user.
+        message: Text for the user.
         param: The invalid field.
-        code: Short name of the cause, for programs.
-        headers: Further headers of the answer.
+        code: Identifier of the cause, for programs.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the body of the answer."""
+        """Return the body of the response."""
         return {
             "error": {
                 "message": self.message,

@@ -1,4 +1,4 @@
-"""The HTTP server: its signals, its end."""
+"""The HTTP server: its limits, its signals and its shutdown."""
 
 import contextlib
 import logging
@@ -11,18 +11,18 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from mav.pipeline.serving.address import Address
-from mav.pipeline.serving.middleware import Crowded
-from mav.pipeline.serving.protocol import HEADER_SECONDS, ImpatientProtocol
+from mav.pipeline.serving.middleware import ConnectionLimit
+from mav.pipeline.serving.protocol import HEADER_SECONDS, DeadlineProtocol
 from mav.pipeline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5.0
-"""How long completions may still be written after the server is asked to stop."""
-_MOST_CONNECTIONS: Final = 512
-_MORE_CONNECTIONS: Final = 2 * _MOST_CONNECTIONS
-"""Above the first number, connections are refused with an answer clients understand."""
+"""Seconds that running completions have left after the server is asked to stop."""
+_MAX_CONNECTIONS: Final = 512
+"""Above this number, requests get an error of this server's."""
+_HARD_MAX_CONNECTIONS: Final = 2 * _MAX_CONNECTIONS
+"""Above this number, uvicorn refuses them itself."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,69 +30,70 @@ class HttpServer(uvicorn.Server):
     """Serves until a signal arrives or `should_exit` is set, then shuts down cleanly.
 
     Attributes:
-        url: Where it is.
-        worker: What decodes.
+        url: Its URL.
+        worker: Decodes the requests.
     """
 
-    def __init__(self, address: Address, app: ASGIApp, worker: Worker) -> None:
-        """Prepare; `run` serves.
+    def __init__(self, bound: socket.socket, url: str, app: ASGIApp, worker: Worker) -> None:
+        """Prepare the server; `run` serves.
 
         Args:
-            address: Where.
-            app: What answers.
-            worker: What decodes; it starts and stops with the server.
+            bound: Bound socket, which the server closes at its end.
+            url: Its URL.
+            app: The application.
+            worker: Decodes the requests; it starts and stops with the server.
         """
         super().__init__(
             uvicorn.Config(
-                Crowded(app, lambda: len(self.server_state.connections), _MOST_CONNECTIONS),
-                # What there is to say is said here; the rest goes to Python's logging.
+                ConnectionLimit(app, lambda: len(self.server_state.connections), _MAX_CONNECTIONS),
+                # Python's logging is configured by the command.
                 log_config=None,
                 access_log=False,
-                http=ImpatientProtocol,
+                http=DeadlineProtocol,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=_MORE_CONNECTIONS,
+                limit_concurrency=_HARD_MAX_CONNECTIONS,
                 timeout_keep_alive=round(HEADER_SECONDS),
                 timeout_graceful_shutdown=round(GRACE_SECONDS) + 2,
             )
         )
-        self._socket = address.socket
-        self.url = address.url
+        self._socket = bound
+        self.url = url
         self.worker = worker
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the end; the worker has ended too then."""
+        """Serve until shutdown, then stop the worker."""
         try:
             super().run(sockets or [self._socket])
         finally:
             self._socket.close()
             self.worker.stop(grace=0.0)
-            # A pass or a load that is under way cannot be stopped; the process may end meanwhile.
+            # A running forward pass or load cannot be stopped; the process may end before it does.
             self.worker.join(GRACE_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen, and start the worker."""
         await super().startup(sockets)
         self.worker.start()
         _log.info(f"Serving {self.worker.base} at {self.url} (Ctrl-C stops)")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what waits, leave what runs a little time, then end."""
+        """Refuse waiting requests, leave running ones `GRACE_SECONDS`, then shut down."""
         self.worker.stop(GRACE_SECONDS)
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take a signal as the wish to end, and not, as uvicorn does, raise it again afterwards."""
+        """Shut down on a signal, without raising it again afterwards as uvicorn does."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {one: signal.signal(one, self.handle_exit) for one in _SIGNALS}
+        handlers = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

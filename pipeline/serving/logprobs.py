@@ -1,33 +1,61 @@
-"""Tokens and their log-probabilities, as sent to clients."""
+"""Tokens and their log-probabilities in the form of the chat API."""
 
 import math
 import re
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 from mav.pipeline.decoding.continuous_batching import LogProbs
-from mav.pipeline.serving.jobs import Candidate, TokenDetail
 
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LOWEST: Final = -9999.0
-"""In place of minus infinity, which JSON does not have; other servers say the same."""
+"""Sent in place of minus infinity, which JSON does not have, as other servers do."""
 
 
-def token_detail(tokenizer: Any, token: int, logprobs: LogProbs) -> TokenDetail:
-    """Return the detail of a token for clients."""
-    chosen = _candidate(tokenizer, token, logprobs.aligned)
-    return TokenDetail(
-        token=chosen.token,
-        bytes=chosen.bytes,
-        logprob=chosen.logprob,
-        base_logprob=_finite(logprobs.base),
-        top=tuple(_candidate(tokenizer, other, value) for other, value in logprobs.top),
-    )
+class TokenLogprob(TypedDict):
+    """A token as OpenAI's chat API describes it, with `base_logprob` added.
+
+    Attributes:
+        token: Its text; part of a character is the replacement character.
+        logprob: Natural logarithm of its probability under base and head.
+        bytes: Its bytes, or None if the tokenizer does not give them.
+        base_logprob: Natural logarithm of its probability under the base alone.
+        top_logprobs: The most probable tokens in its place, without the last two fields.
+    """
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    base_logprob: NotRequired[float]
+    top_logprobs: NotRequired[list["TokenLogprob"]]
 
 
-def _candidate(tokenizer: Any, token: int, logprob: float) -> Candidate:
+def token_logprob(tokenizer: Any, token: int, logprobs: LogProbs) -> TokenLogprob:
+    """Describe a generated token."""
+    return {
+        **_described(tokenizer, token, logprobs.aligned),
+        "base_logprob": _finite(logprobs.base),
+        "top_logprobs": [_described(tokenizer, other, value) for other, value in logprobs.top],
+    }
+
+
+def token_name(token: TokenLogprob) -> str:
+    r"""Return a token's text, or its bytes as `bytes:\xe2` if it is part of a character.
+
+    This is how OpenAI's completions API names tokens.
+    """
+    if "\N{REPLACEMENT CHARACTER}" not in token["token"] or token["bytes"] is None:
+        return token["token"]
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token["bytes"])
+
+
+def _described(tokenizer: Any, token: int, logprob: float) -> TokenLogprob:
     text: str = tokenizer.decode([token])
-    return Candidate(token=text, bytes=_bytes_of(tokenizer, token, text), logprob=_finite(logprob))
+    return {
+        "token": text,
+        "logprob": _finite(logprob),
+        "bytes": _bytes_of(tokenizer, token, text),
+    }
 
 
 def _finite(value: float) -> float:
@@ -37,26 +65,26 @@ def _finite(value: float) -> float:
 def _bytes_of(tokenizer: Any, token: int, text: str) -> list[int] | None:
     if "\N{REPLACEMENT CHARACTER}" not in text:
         return list(text.encode())
-    written = tokenizer.convert_ids_to_tokens(token)
-    if written is None:
+    symbol = tokenizer.convert_ids_to_tokens(token)
+    if symbol is None:
         return None
-    if byte := _BYTE.fullmatch(written):
+    if byte := _BYTE.fullmatch(symbol):
         return [int(byte[1], 16)]
-    if all(sign in _byte_level() for sign in written):
-        return [_byte_level()[sign] for sign in written]
+    if all(character in _byte_level() for character in symbol):
+        return [_byte_level()[character] for character in symbol]
     return None
 
 
 @cache
 def _byte_level() -> dict[str, int]:
-    """Return the byte each sign of a byte-level vocabulary stands for.
+    """Return the byte that each character of a byte-level vocabulary stands for.
 
-    Source: `bytes_to_unicode` of GPT-2's encoder.py: bytes that print are themselves, the others
-    are signs from 256 on.
+    Source: `bytes_to_unicode` of GPT-2's encoder.py: printable bytes stand for themselves, the
+    others are mapped to characters from 256 on.
     """
-    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printed]
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
     return {
-        **{chr(byte): byte for byte in printed},
-        **{chr(256 + at): byte for at, byte in enumerate(others)},
+        **{chr(byte): byte for byte in printable},
+        **{chr(256 + index): byte for index, byte in enumerate(others)},
     }

@@ -1,4 +1,4 @@
-"""What a server counts and times, in Prometheus' form."""
+"""Counters and timings of a server, in Prometheus' format."""
 
 from collections.abc import Callable
 from typing import Final
@@ -20,61 +20,64 @@ _TOKEN_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 class Metrics:
-    """All counters of one server; several servers in a process do not share them.
+    """The metrics of one server; servers in the same process do not share them.
 
     Attributes:
-        prompt_tokens: Tokens of prompts that were read.
-        generated_tokens: Tokens of answers.
-        first_token: Seconds from a request's coming to its first token.
-        each_token: Seconds from a token of an answer to the next.
-        switches: Switches of the base by result, `done` or `refused`.
-        failures: Passes that failed, such as for lack of memory.
+        prompt_tokens: Prompt tokens processed.
+        generated_tokens: Tokens generated.
+        first_token: Seconds from the arrival of a request to its first token.
+        each_token: Seconds from one token of a choice to the next.
+        switches: Switches of the base, by result: `done` or `refused`.
+        failures: Forward passes that failed, for example because memory ran out.
     """
 
     def __init__(self) -> None:
-        """Begin at zero."""
+        """Create all metrics, at zero."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "mav_requests",
-            "Requests answered; status 499 where the client had gone.",
+            "Requests by endpoint and status; 499 if the client disconnected.",
             ["endpoint", "status"],
             registry=self._registry,
         )
-        self.prompt_tokens = self._counter("mav_prompt_tokens", "Tokens of prompts read.")
-        self.generated_tokens = self._counter("mav_generated_tokens", "Tokens of answers.")
-        self.failures = self._counter("mav_failed_passes", "Passes of the base that failed.")
+        self.prompt_tokens = self._counter("mav_prompt_tokens", "Prompt tokens processed.")
+        self.generated_tokens = self._counter("mav_generated_tokens", "Tokens generated.")
+        self.failures = self._counter("mav_failed_passes", "Forward passes that failed.")
         self.switches = Counter(
-            "mav_base_switches", "Switches of the base.", ["result"], registry=self._registry
+            "mav_base_switches",
+            "Switches to another base, by result.",
+            ["result"],
+            registry=self._registry,
         )
         self.first_token = Histogram(
             "mav_first_token_seconds",
-            "From a request's coming to its first token.",
+            "Seconds from the arrival of a request to its first token.",
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.each_token = Histogram(
             "mav_token_seconds",
-            "From a token of an answer to the next.",
+            "Seconds from one token of a choice to the next.",
             buckets=_TOKEN_SECONDS,
             registry=self._registry,
         )
 
     def watch(self, queue: Callable[[], int], rows: Callable[[], int]) -> None:
-        """Tell from now on how many requests wait and how many answers are decoded."""
+        """Report queue length and running choices, read whenever the metrics are."""
         for name, text, value in (
-            ("mav_queue_length", "Requests that wait.", queue),
-            ("mav_rows", "Answers that are decoded.", rows),
+            ("mav_queue_length", "Requests waiting in the queue.", queue),
+            ("mav_rows", "Choices being decoded.", rows),
         ):
             gauge = Gauge(name, text, registry=self._registry)
             gauge.set_function(value)
 
-    def answered(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int) -> None:
         """Count a request."""
         endpoint = path if path in ENDPOINTS else "other"
         self._requests.labels(endpoint=endpoint, status=str(status)).inc()
 
     def text(self) -> bytes:
-        """Return everything as Prometheus reads it."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str) -> Counter:

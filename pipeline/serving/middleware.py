@@ -1,7 +1,7 @@
-"""What stands before the server: who may ask, from where, and how much may be sent.
+"""Middleware: access control, limits and headers.
 
-Each guard is an ASGI application around another. They are plain, not Starlette's
-`BaseHTTPMiddleware`, which would put a queue between a stream and its client.
+Each class is a plain ASGI application around another. Starlette's `BaseHTTPMiddleware` would put a
+queue between a stream and its client.
 """
 
 import asyncio
@@ -20,26 +20,26 @@ from mav.pipeline.serving.errors import ApiError
 MAX_BODY: Final = 1 << 20
 """Most bytes of a request's body."""
 BODY_SECONDS: Final = 30.0
-"""How long a client may take to send it."""
-_DRAINED: Final = 8 << 20
+"""Seconds that a client may take to send it."""
+_DRAIN_BYTES: Final = 8 << 20
 _DRAIN_SECONDS: Final = 2.0
 
 
 async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with an error."""
+    """Send an error as the response."""
     await error_response(error)(scope, receive, send)
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """Return the response that an error is."""
+    """Return an error as a response."""
     return JSONResponse(error.to_json(), error.status, headers=error.headers)
 
 
 class SecurityHeaders:
-    """Adds headers that keep browsers from doing more than the page means to."""
+    """Adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
-        """Guard an application; every answer gets the headers it does not have."""
+        """Wrap an application; headers that a response already has are kept."""
         self._app, self._headers = app, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,53 +47,53 @@ class SecurityHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                there = MutableHeaders(scope=message)
+                present = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
-                    there.setdefault(name, value)
+                    present.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class Counted:
-    """Tells of every request when it has been answered."""
+class RequestCounter:
+    """Reports the path and status of every request."""
 
-    def __init__(self, app: ASGIApp, answered: Callable[[str, int], None]) -> None:
-        """Guard an application; `answered` is given path and status."""
-        self._app, self._answered = app, answered
+    def __init__(self, app: ASGIApp, count: Callable[[str, int], None]) -> None:
+        """Wrap an application; `count` is called with path and status after each request."""
+        self._app, self._count = app, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 499  # as nginx calls it when the client has gone
+        status = 499  # nginx's status for a client that disconnected
 
-        async def seen(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, seen)
+            await self._app(scope, receive, record_status)
         finally:
-            self._answered(scope["path"], status)
+            self._count(scope["path"], status)
 
 
-class Crowded:
-    """Answers that there are too many, while there are."""
+class ConnectionLimit:
+    """Refuses requests while too many clients are connected."""
 
-    def __init__(self, app: ASGIApp, connections: Callable[[], int], most: int) -> None:
-        """Wrap an application; `connections` returns how many there are."""
-        self._app, self._connections, self._most = app, connections, most
+    def __init__(self, app: ASGIApp, connections: Callable[[], int], limit: int) -> None:
+        """Wrap an application; `connections` returns their number."""
+        self._app, self._connections, self._limit = app, connections, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http" and self._connections() > self._most:
+        if scope["type"] == "http" and self._connections() > self._limit:
             error = ApiError(
                 503,
-                f"More than {self._most} clients are connected; try again soon.",
+                f"More than {self._limit} clients are connected; try again soon.",
                 code="overloaded",
                 headers={"Retry-After": "1", "Connection": "close"},
             )
@@ -103,13 +103,15 @@ class Crowded:
 
 
 class LocalHost:
-    """Takes only requests that name this machine.
+    """Refuses requests whose Host header does not name this machine.
 
-    A page elsewhere can have its name resolved to 127.0.0.1 and then ask in its own name.
+    This prevents DNS rebinding, in which a web page has its own name resolve to 127.0.0.1.
+    Starlette's `TrustedHostMiddleware` takes names only, not all of 127.0.0.0/8, and refuses in
+    plain text.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        """Guard an application."""
+        """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,19 +129,19 @@ class LocalHost:
 
 
 class ApiKey:
-    """Takes only requests with the key, save for the page itself and the health."""
+    """Refuses requests without the API key, except for the page and `/health`."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        """Guard an application."""
+        """Wrap an application."""
         self._app = app
-        self._wanted = key.encode()
+        self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] == "http" and scope["path"].startswith(("/v1/", "/metrics")):
-            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            known = hmac.compare_digest(given.strip().encode(), self._wanted)
-            if not (known and scheme.lower() == "bearer"):
+            scheme, _, credentials = Headers(scope=scope).get("authorization", "").partition(" ")
+            valid = hmac.compare_digest(credentials.strip().encode(), self._key)
+            if not (valid and scheme.lower() == "bearer"):
                 error = ApiError(
                     401,
                     "Authorization: expected `Bearer` and the server's API key",
@@ -152,10 +154,10 @@ class ApiKey:
 
 
 class HeadAsGet:
-    """Answers HEAD wherever GET is answered: the same, without its body."""
+    """Answers HEAD as GET without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Guard an application."""
+        """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,21 +175,21 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Reads no more of a body than is allowed, and not for longer."""
+    """Limits the size of a body and the time to read it."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Guard an application."""
+        """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; too large a body is an `ApiError` where it is read."""
+        """Pass a request on; reading a body that is too large or too slow raises an `ApiError`."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        # What is announced is refused before it is read; h11 has checked that it is a number.
-        announced = int(headers.get("content-length", "0"))
-        if announced > MAX_BODY:
+        # A declared length is refused before reading; h11 has checked that it is a number.
+        declared = int(headers.get("content-length", "0"))
+        if declared > MAX_BODY:
             if "expect" not in headers:
                 await _drain(receive)
             await respond(_too_large(), scope, receive, send)
@@ -219,8 +221,8 @@ class BodyLimit:
 
 
 async def _drain(receive: Receive) -> None:
-    """Throw away some of a body: most clients read no answer before they have sent all of it."""
-    left, more = _DRAINED, True
+    """Discard part of a body, as most clients read no response before they have sent it all."""
+    left, more = _DRAIN_BYTES, True
     deadline = monotonic() + _DRAIN_SECONDS
     while more and left > 0 and monotonic() < deadline:
         try:

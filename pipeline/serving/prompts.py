@@ -1,4 +1,4 @@
-"""From what is asked to what is decoded: prompts become tokens of the base that is loaded."""
+"""From a job to decoder requests: prompts become tokens of the base that is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,89 +8,75 @@ from mav.cache_schema.errors import DataError
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.preferences.prompt_format import text_tokens
 from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.jobs import Asked, ChatPrompt, Job, TokenPrompt
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.queue import Job
+from mav.pipeline.serving.requests import CompletionRequest, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Request):
-    """One answer of a job.
+    """One choice of a job, as the decoder takes it.
 
     Attributes:
         job: The job.
-        number: Number of the answer.
+        index: Index of the choice in the response.
     """
 
     job: Job
-    number: int
+    index: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long prompts and answers may be, and what requests leave open.
+def job_choices(job: Job, attached: AttachedModel, options: ServeOptions) -> list[Choice]:
+    """Return the choices of a job, grouped by prompt.
 
-    Attributes:
-        max_new_tokens: Most tokens of an answer.
-        max_prompt_tokens: Most tokens of a prompt.
-        base_generation_config: Whether what requests leave open is as the base has it, and not as
-            in OpenAI's API.
-    """
-
-    max_new_tokens: int
-    max_prompt_tokens: int
-    base_generation_config: bool = False
-
-
-def choices_of(job: Job, joined: AttachedModel, limits: Limits) -> list[Choice]:
-    """Return the answers a job asks for, those to the first prompt first.
+    Args:
+        job: The job.
+        attached: The base in use, with the head.
+        options: Limits of prompts and choices, and where unset sampling fields come from.
 
     Raises:
-        ApiError: A prompt is empty, too long, or not in the form it should have.
+        ApiError: A prompt is empty, too long or invalid.
     """
-    asked = job.asked
-    found: list[Choice] = []
-    for prompt in asked.prompts:
-        tokens = _tokens(joined, prompt)
-        length = _answer_length(asked, len(tokens), joined, limits)
-        decoding = _decoding(asked, joined, limits, length)
-        for again in range(asked.n):
-            number = len(found)
-            found.append(
+    request = job.request
+    choices: list[Choice] = []
+    for prompt in request.prompts:
+        tokens = prompt_tokens(attached, prompt)
+        length = _max_new_tokens(request, len(tokens), attached, options)
+        decoding = _decoding(request, attached, options, length)
+        for number in range(request.n):
+            choices.append(
                 Choice(
                     prompt=tuple(tokens),
-                    alpha=asked.alpha,
-                    # Answers of one seed would all be the same.
-                    decoding=decoding.with_seed_offset(again),
-                    top_logprobs=asked.top_logprobs,
+                    alpha=request.alpha,
+                    # With the same seed, all choices would be equal.
+                    decoding=decoding.with_seed_offset(number),
+                    top_logprobs=request.top_logprobs,
                     is_turn=bool(prompt) and isinstance(prompt[0], Mapping),
                     job=job,
-                    number=number,
+                    index=len(choices),
                 )
             )
-    return found
+    return choices
 
 
-def _decoding(
-    asked: Asked, joined: AttachedModel, limits: Limits, length: int
-) -> GenerationOptions:
-    left_open = joined.settings if limits.base_generation_config else {"temperature": 1.0}
-    given: dict[str, Any] = {"max_new_tokens": length, "seed": asked.seed, **asked.sampling}
-    if asked.stop is not None:
-        given["stop"] = asked.stop
-    return GenerationOptions(**{**left_open, **given})
+def prompt_tokens(attached: AttachedModel, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt.
 
-
-def _tokens(joined: AttachedModel, prompt: str | TokenPrompt | ChatPrompt) -> list[int]:
+    Raises:
+        ApiError: The prompt is empty or invalid.
+    """
     if isinstance(prompt[0] if prompt else "", int):
-        return _known(joined, cast("TokenPrompt", prompt))
+        return _checked_ids(attached, cast("tuple[int, ...]", prompt))
     if isinstance(prompt, str):
-        (tokens,) = text_tokens(joined.base.tokenizer, [prompt])
+        (tokens,) = text_tokens(attached.base.tokenizer, [prompt])
         param = "prompt"
     else:
         param = "messages"
         try:
-            tokens = joined.form.tokens(joined.form.render(cast("ChatPrompt", prompt)))
+            tokens = attached.form.tokens(attached.form.render(cast("Messages", prompt)))
         except DataError as error:
             raise ApiError(400, str(error), param=param) from error
     if not tokens:
@@ -98,8 +84,8 @@ def _tokens(joined: AttachedModel, prompt: str | TokenPrompt | ChatPrompt) -> li
     return tokens
 
 
-def _known(joined: AttachedModel, prompt: TokenPrompt) -> list[int]:
-    size = joined.base.vocab_size
+def _checked_ids(attached: AttachedModel, prompt: tuple[int, ...]) -> list[int]:
+    size = attached.base.vocab_size
     for token in prompt:
         if not 0 <= token < size:
             raise ApiError(
@@ -108,23 +94,43 @@ def _known(joined: AttachedModel, prompt: TokenPrompt) -> list[int]:
     return [*prompt]
 
 
-def _answer_length(asked: Asked, prompt: int, joined: AttachedModel, limits: Limits) -> int:
-    if prompt > limits.max_prompt_tokens:
+def _decoding(
+    request: CompletionRequest, attached: AttachedModel, options: ServeOptions, length: int
+) -> GenerationOptions:
+    # OpenAI's default temperature is 1.
+    defaults = attached.settings if options.base_generation_config else {"temperature": 1.0}
+    fields: dict[str, Any] = {"max_new_tokens": length, "seed": request.seed, **request.sampling}
+    if request.stop is not None:
+        fields["stop"] = request.stop
+    return GenerationOptions(**{**defaults, **fields})
+
+
+def _max_new_tokens(
+    request: CompletionRequest, prompt_length: int, attached: AttachedModel, options: ServeOptions
+) -> int:
+    if prompt_length > options.max_prompt_tokens:
         raise _too_long(
-            f"The prompt has {prompt} tokens, this server takes {limits.max_prompt_tokens}"
+            f"The prompt has {prompt_length} tokens; this server accepts at most "
+            f"{options.max_prompt_tokens}; shorten it."
         )
-    context = joined.base.context_length
-    most = min(joined.settings.get("max_new_tokens", limits.max_new_tokens), limits.max_new_tokens)
-    wanted = most if asked.max_tokens is None else asked.max_tokens
-    if context is None or prompt + wanted <= context:
+    context = attached.base.context_length
+    limit = options.max_new_tokens
+    limit = min(attached.settings.get("max_new_tokens", limit), limit)
+    wanted = limit if request.max_tokens is None else request.max_tokens
+    if context is None or prompt_length + wanted <= context:
         return wanted
-    if asked.max_tokens is None and prompt < context:
-        return context - prompt
+    if request.max_tokens is None and prompt_length < context:
+        return context - prompt_length
+    if request.max_tokens is None:
+        raise _too_long(
+            f"The prompt has {prompt_length} tokens, which leaves no room in the base's context of "
+            f"{context}; shorten it."
+        )
     raise _too_long(
-        f"The base reads {context} tokens; the prompt has {prompt}"
-        + ("" if asked.max_tokens is None else f" and max_tokens is {wanted}")
+        f"The prompt has {prompt_length} tokens and max_tokens is {wanted}, but the base's context "
+        f"is {context}; shorten the prompt or lower max_tokens."
     )
 
 
 def _too_long(message: str) -> ApiError:
-    return ApiError(400, f"{message}; shorten one.", code="context_length_exceeded")
+    return ApiError(400, message, code="context_length_exceeded")

@@ -1,24 +1,118 @@
-"""The queue between clients and the thread that decodes: first come, first served, bounded."""
+"""The queue between the event loop, which talks to clients, and the worker thread.
 
+First come, first served, with a limit. A job carries a request to the worker and its events back.
+"""
+
+import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Literal
 
 from mav.pipeline.serving.errors import ApiError, shutting_down
-from mav.pipeline.serving.jobs import Job
+from mav.pipeline.serving.logprobs import TokenLogprob
+from mav.pipeline.serving.requests import CompletionRequest
 
 
-class Waiting:
-    """Jobs that wait, and the signal that wakes the one thread that takes them."""
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The prompts of a job have been tokenized.
 
-    def __init__(self, most: int) -> None:
-        """Begin empty.
+    Attributes:
+        model: Name of the base that generates.
+        prompt_tokens: Number of tokens of all prompts.
+    """
+
+    model: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """A new token of a job.
+
+    Attributes:
+        choice: Index of the choice it belongs to.
+        text: Text that became final with it; may be empty.
+        offset: Position in the choice's text where the token begins, in characters.
+        finish_reason: Why the choice ends with this token, or None.
+        logprob: Its log-probabilities, if requested and it is not an end token.
+    """
+
+    choice: int
+    text: str
+    offset: int
+    finish_reason: Literal["stop", "length"] | None
+    logprob: TokenLogprob | None
+
+
+class Job:
+    """A request and the way back to its client.
+
+    Its mailbox holds at most the tokens of one request, whose number is limited.
+
+    Attributes:
+        request: The request.
+        cancelled: Whether the client is gone; set by the event loop, read by the worker.
+        received: When the request arrived, by `perf_counter`.
+    """
+
+    def __init__(self, request: CompletionRequest) -> None:
+        """Create a job; must be called in the event loop that reads its events."""
+        self.request = request
+        self.cancelled = False
+        self.received = perf_counter()
+        self._loop = asyncio.get_running_loop()
+        self._mailbox: asyncio.Queue[Started | ApiError | Sequence[TokenEvent]] = asyncio.Queue()
+
+    def send(self, event: Started | ApiError | Sequence[TokenEvent]) -> None:
+        """Send an event to the event loop; an `ApiError` ends the job.
+
+        May be called from any thread, also after the loop was closed.
+        """
+        try:
+            self._loop.call_soon_threadsafe(self._mailbox.put_nowait, event)
+        except RuntimeError:
+            # A closed loop has no clients left.
+            assert self._loop.is_closed()
+
+    async def started(self) -> Started:
+        """Wait until the prompts have been tokenized.
+
+        Raises:
+            ApiError: The job cannot be started.
+        """
+        event = await self._mailbox.get()
+        if isinstance(event, ApiError):
+            raise event
+        assert isinstance(event, Started)
+        return event
+
+    async def tokens(self) -> Sequence[TokenEvent]:
+        """Wait for the next tokens, after `started`.
+
+        Raises:
+            ApiError: The job failed.
+        """
+        event = await self._mailbox.get()
+        if isinstance(event, ApiError):
+            raise event
+        assert not isinstance(event, Started)
+        return event
+
+
+class JobQueue:
+    """Jobs that wait to be decoded, with a condition that wakes the worker thread."""
+
+    def __init__(self, max_jobs: int) -> None:
+        """Create an empty queue.
 
         Args:
-            most: Most jobs that may wait.
+            max_jobs: Most jobs that may wait.
         """
-        self._most = most
+        self._max_jobs = max_jobs
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -29,27 +123,27 @@ class Waiting:
 
     @property
     def closed(self) -> bool:
-        """Whether no more jobs are taken."""
+        """Whether new jobs are refused."""
         return self._closed
 
     @property
     def overdue(self) -> bool:
-        """Whether the time that was left for running jobs at the closing is over."""
+        """Whether the queue is closed and the time left to running jobs is over."""
         return self._closed and monotonic() >= self._deadline
 
     def put(self, job: Job) -> None:
         """Add a job.
 
         Raises:
-            ApiError: Too many wait already, or the server goes.
+            ApiError: The queue is full or closed.
         """
         with self._changed:
             if self._closed:
                 raise shutting_down()
-            if len(self._jobs) >= self._most:
+            if len(self._jobs) >= self._max_jobs:
                 raise ApiError(
                     429,
-                    f"{len(self._jobs)} requests wait already, no more are taken; try again soon.",
+                    f"The queue is full: {len(self._jobs)} requests are waiting; try again soon.",
                     code="queue_full",
                     headers={"Retry-After": "1"},
                 )
@@ -57,7 +151,7 @@ class Waiting:
             self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job; drop it if it still waits."""
+        """Mark a job as cancelled, and remove it if it is waiting."""
         with self._changed:
             job.cancelled = True
             if job in self._jobs:
@@ -65,7 +159,7 @@ class Waiting:
             self._changed.notify_all()
 
     def take(self, fits: Callable[[Job], bool]) -> list[Job]:
-        """Return the jobs from the head of the queue on, up to the first that does not fit."""
+        """Remove and return the jobs at the front, up to the first that does not fit."""
         taken: list[Job] = []
         with self._changed:
             while self._jobs and fits(self._jobs[0]):
@@ -73,23 +167,27 @@ class Waiting:
         return taken
 
     def head(self) -> Job | None:
-        """Return the job that is next, which stays where it is."""
+        """Return the next job without removing it, or None."""
         with self._changed:
             return self._jobs[0] if self._jobs else None
 
     def wait(self) -> None:
-        """Sleep until there is a job, or until the closing."""
+        """Block until a job is waiting or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._jobs) or self._closed)
 
     def close(self, grace: float = 0.0) -> None:
-        """Take no more jobs and refuse those that wait; running ones have some seconds left."""
+        """Refuse new and waiting jobs.
+
+        Args:
+            grace: Seconds left to running jobs. A later call does not change them.
+        """
         with self._changed:
             if not self._closed:
                 self._closed = True
                 self._deadline = monotonic() + grace
-            left = list(self._jobs)
+            refused = list(self._jobs)
             self._jobs.clear()
             self._changed.notify_all()
-        for job in left:
-            job.outbox.put([shutting_down()])
+        for job in refused:
+            job.send(shutting_down())

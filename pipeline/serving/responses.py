@@ -1,229 +1,214 @@
-"""The shapes answers take in OpenAI's API: of a conversation, and of a text that goes on.
+"""The bodies of responses: a chat turn or a text completion, whole or in chunks.
 
-Beside what that API has, every token with log-probabilities has a `base_logprob`: what the
-base alone gave it.
+Every token with log-probabilities also has its `base_logprob`, its log-probability under the base
+alone, which OpenAI's API does not have.
 """
 
 import uuid
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import time
-from typing import Any
+from typing import Any, Final
 
-from mav.pipeline.serving.jobs import Begun, Candidate, Piece, TokenDetail
+from mav.pipeline.serving.logprobs import TokenLogprob, token_name
+from mav.pipeline.serving.queue import Started, TokenEvent
+from mav.pipeline.serving.requests import CompletionRequest
+
+_Logprobs = Callable[[Sequence[TokenLogprob], Sequence[int]], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSchema:
+    """What differs between the responses of the two endpoints.
+
+    Attributes:
+        id_prefix: Beginning of a response's id.
+        object: Name of a whole response.
+        chunk_object: Name of a chunk of a stream.
+        opening: Content of a choice's first chunk, before any token, or None for no such chunk.
+        closing: Content of a choice's last chunk.
+        content: Content of a whole choice with this text.
+        delta: Content of a chunk with this text.
+        logprobs: Form of log-probabilities, from tokens and their offsets in the text.
+    """
+
+    id_prefix: str
+    object: str
+    chunk_object: str
+    opening: dict[str, Any] | None
+    closing: dict[str, Any]
+    content: Callable[[str], dict[str, Any]]
+    delta: Callable[[str], dict[str, Any]]
+    logprobs: _Logprobs
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob], _: Sequence[int]) -> dict[str, Any]:
+    return {"content": list(tokens), "refusal": None}
+
+
+def _text_logprobs(tokens: Sequence[TokenLogprob], offsets: Sequence[int]) -> dict[str, Any]:
+    return {
+        "tokens": [token_name(token) for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "base_logprobs": [token["base_logprob"] for token in tokens],
+        "top_logprobs": [
+            {token_name(other): other["logprob"] for other in token["top_logprobs"]}
+            for token in tokens
+        ],
+        "text_offset": list(offsets),
+    }
+
+
+CHAT: Final = ResponseSchema(
+    id_prefix="chatcmpl",
+    object="chat.completion",
+    chunk_object="chat.completion.chunk",
+    opening={"delta": {"role": "assistant", "content": ""}},
+    closing={"delta": {}},
+    content=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+    delta=lambda text: {"delta": {"content": text}},
+    logprobs=_chat_logprobs,
+)
+TEXT: Final = ResponseSchema(
+    id_prefix="cmpl",
+    object="text_completion",
+    chunk_object="text_completion",
+    opening=None,
+    closing={"text": ""},
+    content=lambda text: {"text": text},
+    delta=lambda text: {"text": text},
+    logprobs=_text_logprobs,
+)
 
 
 @dataclass(kw_only=True)
-class Written:
-    """What there is of one answer.
-
-    Attributes:
-        text: Its text so far.
-        tokens: Number of its tokens.
-        finish: Why it ended, or None.
-        details: Of its tokens, where they were asked for.
-        offsets: Where in the text each of those begins.
-    """
+class _Choice:
+    """What has been generated of one choice: `held` are tokens whose text is not final yet."""
 
     text: str = ""
     tokens: int = 0
-    finish: str | None = None
-    details: list[TokenDetail] = field(default_factory=list)
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    _held: deque[tuple[TokenDetail, int]] = field(default_factory=deque)
-
-    def take(self, piece: Piece) -> list[tuple[TokenDetail, int]]:
-        """Add a token; return detail and text offset of each token whose text is now final.
-
-        A token's log-probability is sent once its text is final; tokens of a stop string are never
-        sent.
-        """
-        if piece.detail is not None:
-            self._held.append((piece.detail, piece.offset))
-        self.text += piece.text
-        self.tokens += 1
-        self.finish = piece.finish
-        told = []
-        while self._held and (self._held[0][1] < len(self.text) or piece.finish == "length"):
-            told.append(self._held.popleft())
-        self.details += [detail for detail, _ in told]
-        self.offsets += [offset for _, offset in told]
-        return told
+    held: deque[tuple[TokenLogprob, int]] = field(default_factory=deque)
 
 
-class AnswerForm(ABC):
-    """How answers to one request are written."""
+class ResponseWriter:
+    """Collects the tokens of one response and writes its body, or the chunks of its stream."""
 
-    _PREFIX: str
-    _WHOLE: str
-    _CHUNK: str
-
-    def __init__(self, begun: Begun, *, wants_logprobs: bool) -> None:
-        """Begin.
+    def __init__(
+        self, schema: ResponseSchema, request: CompletionRequest, started: Started
+    ) -> None:
+        """Begin a response.
 
         Args:
-            begun: What is known of the request.
-            wants_logprobs: Whether every token comes with log-probabilities.
+            schema: The endpoint's form of responses.
+            request: The request.
+            started: The base and the number of prompt tokens.
         """
-        self.wants_logprobs = wants_logprobs
-        self._begun = begun
-        self._id = f"{self._PREFIX}-{uuid.uuid4().hex}"
+        self._schema = schema
+        self._wants_logprobs = request.top_logprobs is not None
+        self._prompt_tokens = started.prompt_tokens
+        self._choices = [_Choice() for _ in range(request.choices)]
+        self._id = f"{schema.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time())
+        self._model = started.model
 
-    def whole(self, answers: Sequence[Written]) -> dict[str, Any]:
-        """Return the body that holds all answers."""
-        return {
-            **self._head(self._WHOLE),
-            "choices": [
-                {
-                    "index": number,
-                    **self._content(answer),
-                    "logprobs": self._logprobs(answer.details, answer.offsets),
-                    "finish_reason": answer.finish,
-                }
-                for number, answer in enumerate(answers)
-            ],
-            "usage": self.usage(answers),
-        }
+    @property
+    def finished(self) -> bool:
+        """Whether all choices have ended."""
+        return all(choice.finish_reason for choice in self._choices)
 
-    def usage(self, answers: Sequence[Written]) -> dict[str, int]:
-        """Return the count of tokens."""
-        answered = sum(answer.tokens for answer in answers)
-        return {
-            "prompt_tokens": self._begun.prompt_tokens,
-            "completion_tokens": answered,
-            "total_tokens": self._begun.prompt_tokens + answered,
-        }
+    def add(self, token: TokenEvent) -> int:
+        """Add a token; return how many log-probabilities became final.
 
-    def chunk(
-        self, number: int, content: dict[str, Any], logprobs: Any = None, finish: str | None = None
-    ) -> dict[str, Any]:
-        """Return a part of a stream that belongs to one answer."""
-        choice = {"index": number, **content, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head(self._CHUNK), "choices": [choice]}
-
-    def usage_chunk(self, answers: Sequence[Written]) -> dict[str, Any]:
-        """Return the part of a stream that ends it with the count of tokens."""
-        return {**self._head(self._CHUNK), "choices": [], "usage": self.usage(answers)}
-
-    def piece(self, piece: Piece, told: Sequence[tuple[TokenDetail, int]]) -> dict[str, Any] | None:
-        """Return the part of a stream for a token, or None where nothing is final yet.
-
-        Args:
-            piece: The token.
-            told: What `Written.take` returned for it.
+        A token's log-probability is final once its text is. The tokens of a stop string have no
+        text, so theirs never is.
         """
-        if not piece.text and not told:
+        choice = self._choices[token.choice]
+        if token.logprob is not None:
+            choice.held.append((token.logprob, token.offset))
+        choice.text += token.text
+        choice.tokens += 1
+        choice.finish_reason = token.finish_reason
+        before = len(choice.logprobs)
+        cut = token.finish_reason == "length"
+        while choice.held and (choice.held[0][1] < len(choice.text) or cut):
+            logprob, offset = choice.held.popleft()
+            choice.logprobs.append(logprob)
+            choice.offsets.append(offset)
+        return len(choice.logprobs) - before
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the whole response."""
+        choices = [
+            {
+                "index": index,
+                **self._schema.content(choice.text),
+                "logprobs": self._logprobs(choice, 0),
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        return {**self._envelope(self._schema.object), "choices": choices, "usage": self._usage()}
+
+    def opening_chunks(self) -> list[dict[str, Any]]:
+        """Return the chunks that precede all tokens."""
+        if self._schema.opening is None:
+            return []
+        return [self._chunk(index, self._schema.opening) for index in range(len(self._choices))]
+
+    def chunks(self, token: TokenEvent) -> list[dict[str, Any]]:
+        """Add a token; return the chunks to send for it, none if nothing became final."""
+        chunks = []
+        final = self.add(token)
+        if token.text or final:
+            choice = self._choices[token.choice]
+            logprobs = self._logprobs(choice, len(choice.logprobs) - final)
+            chunks.append(self._chunk(token.choice, self._schema.delta(token.text), logprobs))
+        if token.finish_reason:
+            closing = self._schema.closing
+            chunks.append(self._chunk(token.choice, closing, finish_reason=token.finish_reason))
+        return chunks
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Return the chunk that reports the number of tokens."""
+        envelope = self._envelope(self._schema.chunk_object)
+        return {**envelope, "choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
+        generated = sum(choice.tokens for choice in self._choices)
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self._prompt_tokens + generated,
+        }
+
+    def _logprobs(self, choice: _Choice, first: int) -> dict[str, Any] | None:
+        if not self._wants_logprobs:
             return None
-        logprobs = self._logprobs([one for one, _ in told], [offset for _, offset in told])
-        return self.chunk(piece.choice, self._delta(piece.text), logprobs)
+        return self._schema.logprobs(choice.logprobs[first:], choice.offsets[first:])
 
-    @abstractmethod
-    def opening(self, number: int) -> dict[str, Any] | None:
-        """Return the part of a stream that begins an answer, if there is one."""
+    def _chunk(
+        self,
+        index: int,
+        content: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            **content,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return {**self._envelope(self._schema.chunk_object), "choices": [choice]}
 
-    @abstractmethod
-    def closing(self, number: int, finish: str) -> dict[str, Any]:
-        """Return the part of a stream that ends an answer."""
-
-    @abstractmethod
-    def _content(self, answer: Written) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _delta(self, text: str) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _logprobs(self, details: Sequence[TokenDetail], offsets: Sequence[int]) -> Any: ...
-
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _envelope(self, kind: str) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._begun.model,
+            "model": self._model,
         }
-
-
-class ChatForm(AnswerForm):
-    """The next turn of a conversation."""
-
-    _PREFIX = "chatcmpl"
-    _WHOLE = "chat.completion"
-    _CHUNK = "chat.completion.chunk"
-
-    def opening(self, number: int) -> dict[str, Any]:
-        """Return the part that says whose turn it is."""
-        return self.chunk(number, {"delta": {"role": "assistant", "content": ""}})
-
-    def closing(self, number: int, finish: str) -> dict[str, Any]:
-        """Return the part that says why the turn ends."""
-        return self.chunk(number, {"delta": {}}, finish=finish)
-
-    def _content(self, answer: Written) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text}}
-
-    def _logprobs(self, details: Sequence[TokenDetail], _: Sequence[int]) -> Any:
-        if not self.wants_logprobs:
-            return None
-        return {
-            "content": [
-                {
-                    **_candidate(one),
-                    "base_logprob": one.base_logprob,
-                    "top_logprobs": [_candidate(other) for other in one.top],
-                }
-                for one in details
-            ],
-            "refusal": None,
-        }
-
-
-class CompletionForm(AnswerForm):
-    """A text that goes on."""
-
-    _PREFIX = "cmpl"
-    _WHOLE = "text_completion"
-    _CHUNK = "text_completion"
-
-    def opening(self, number: int) -> None:  # noqa: ARG002
-        """Return None: there is no such part."""
-        return
-
-    def closing(self, number: int, finish: str) -> dict[str, Any]:
-        """Return the part that says why the text ends."""
-        return self.chunk(number, {"text": ""}, finish=finish)
-
-    def _content(self, answer: Written) -> dict[str, Any]:
-        return {"text": answer.text}
-
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def _logprobs(self, details: Sequence[TokenDetail], offsets: Sequence[int]) -> Any:
-        if not self.wants_logprobs:
-            return None
-        return {
-            "tokens": [_named(one) for one in details],
-            "token_logprobs": [one.logprob for one in details],
-            "base_logprobs": [one.base_logprob for one in details],
-            "top_logprobs": [
-                {_named(other): other.logprob for other in one.top} for one in details
-            ],
-            "text_offset": list(offsets[: len(details)]),
-        }
-
-
-def _named(one: Candidate) -> str:
-    """Return a token's text, or its bytes where these are part of a character, as OpenAI does."""
-    if "\N{REPLACEMENT CHARACTER}" not in one.token or one.bytes is None:
-        return one.token
-    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
-
-
-def _candidate(one: Candidate) -> dict[str, Any]:
-    return {"token": one.token, "logprob": one.logprob, "bytes": one.bytes}

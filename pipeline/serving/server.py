@@ -1,35 +1,34 @@
-"""`mav serve`: load a head and its first base, and serve until interrupted."""
+"""`mav serve`: bind the address, load a head and its first base, and serve until interrupted."""
 
+import socket
 from typing import TYPE_CHECKING
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.serving.options import ServeOptions
 
 if TYPE_CHECKING:
-    from mav.pipeline.serving.address import Address
     from mav.pipeline.serving.http_server import HttpServer
 
 
 def serve(options: ServeOptions) -> None:
-    """Load, listen, and answer until SIGINT or SIGTERM.
+    """Load, listen, and respond until SIGINT or SIGTERM.
 
     Args:
         options: All settings.
 
     Raises:
-        MAVError: Something cannot be loaded, does not belong together, or the address is taken.
+        MAVError: Something cannot be loaded, head and bases are incompatible, or the address
+            cannot be bound.
     """
     load_server(options).run()
 
 
 def load_server(options: ServeOptions) -> "HttpServer":
-    """Take the address, load head and first base, and return the server, which `run` starts.
+    """Bind the address, load head and first base, and return the server; its `run` serves.
 
     Raises:
-        MAVError: As `serve` has it.
+        MAVError: See `serve`.
     """
-    from mav.pipeline.serving.address import take_address
-
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -38,30 +37,29 @@ def load_server(options: ServeOptions) -> "HttpServer":
         raise UsageError(
             f"mav serve needs {error.name}, which is not installed: pip install 'mav-align[serve]'"
         ) from error
-    # Before anything is loaded, which may take minutes.
-    address = take_address(options.host, options.port)
+    # Before loading, which may take minutes.
+    bound = _bind(options.host, options.port)
     try:
-        return _load_on(address, options)
+        return _load_on(bound, options)
     except BaseException:
-        address.socket.close()
+        bound.close()
         raise
 
 
-def _load_on(address: "Address", options: ServeOptions) -> "HttpServer":
+def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     from mav.pipeline.base.source import resolve_base
     from mav.pipeline.decoding.attach import AttachOptions
     from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.serving.app import build_app
-    from mav.pipeline.serving.bases import require_all_fit, served_bases
+    from mav.pipeline.serving.bases import check_bases, served_bases
     from mav.pipeline.serving.http_server import HttpServer
     from mav.pipeline.serving.metrics import Metrics
-    from mav.pipeline.serving.prompts import Limits
     from mav.pipeline.serving.worker import Worker
 
     sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
     bases = served_bases(sources)
     if len(sources) > 1:
-        rules = AttachOptions(
+        attach_options = AttachOptions(
             allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
             prompt_form=options.prompt_form,
             template_date=options.template_date,
@@ -69,7 +67,7 @@ def _load_on(address: "Address", options: ServeOptions) -> "HttpServer":
             base_generation_config=options.base_generation_config,
             gguf_cache=options.gguf_cache,
         )
-        require_all_fit(options.head, sources[1:], rules, options.quantize)
+        check_bases(options.head, sources[1:], attach_options, options.quantize)
     mav = MAVInference(
         options.head,
         options.bases[0] if options.bases else None,
@@ -90,16 +88,30 @@ def _load_on(address: "Address", options: ServeOptions) -> "HttpServer":
         assert mav.base.source is not None
         bases = served_bases([mav.base.source])
     metrics = Metrics()
-    worker = Worker(
-        mav,
-        bases,
-        limits=Limits(
-            max_new_tokens=options.max_new_tokens,
-            max_prompt_tokens=options.max_prompt_tokens,
-            base_generation_config=options.base_generation_config,
-        ),
-        max_rows=options.max_rows,
-        max_queue=options.max_queue,
-        metrics=metrics,
-    )
-    return HttpServer(address, build_app(options, worker, metrics), worker)
+    worker = Worker(mav, bases, options=options, metrics=metrics)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{bound.getsockname()[1]}"
+    return HttpServer(bound, url, build_app(options, worker, metrics), worker)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, but does not listen yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(
+            f"host: got {host!r}, which is not an address of this machine: {error}"
+        ) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(
+            f"port: {host}:{port} cannot be listened on: {error.strerror}; choose another, or "
+            f"0 for any that is free"
+        ) from error
+    return bound

@@ -1,4 +1,4 @@
-"""The page's files, which come with the package and are all there is to it."""
+"""The files of the web page, which are part of the package."""
 
 import importlib.resources
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Sent with every answer, the page's or not."""
+"""Sent with every response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageFile:
-    """A file of the page.
+    """A file of the web page.
 
     Attributes:
-        path: Where it is served.
+        path: Path of its URL.
         content: Its bytes.
-        media_type: Its type.
+        media_type: Its `Content-Type`.
     """
 
     path: str

@@ -1,12 +1,12 @@
-"""Answering one request: it is queued, its tokens are sent or collected, and it leaves no trace.
+"""Sends the response to one completion request, whole or as a stream of server-sent events.
 
-Whatever happens meanwhile (the client goes, the server stops, a pass fails), the job is cancelled
-at the end, so that no sequence is decoded without a reader.
+However it ends (the client disconnects, the server stops, a forward pass fails), the job is
+cancelled, so that no sequence is decoded without a client.
 """
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from fastapi import Response
@@ -14,120 +14,71 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.jobs import Asked, Begun, Job, Outbox, Piece
-from mav.pipeline.serving.responses import AnswerForm, Written
+from mav.pipeline.serving.queue import Job
+from mav.pipeline.serving.requests import CompletionRequest
+from mav.pipeline.serving.responses import ResponseSchema, ResponseWriter
 from mav.pipeline.serving.worker import Worker
 
 
-class Answer(Response):
-    """The response to a request for text."""
+class CompletionResponse(Response):
+    """The response to a completion request; its job is queued when the response is sent."""
 
-    def __init__(self, worker: Worker, asked: Asked, form: type[AnswerForm]) -> None:
-        """Prepare; the job begins when the response is sent."""
+    def __init__(self, worker: Worker, request: CompletionRequest, schema: ResponseSchema) -> None:
+        """Prepare a response."""
         super().__init__()
-        self._worker, self._asked, self._form = worker, asked, form
+        self._worker, self._request, self._schema = worker, request, schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer.
+        """Queue the job and send what it generates.
 
         Raises:
-            ApiError: There is no answer, and nothing was sent yet.
+            ApiError: The job failed before anything was sent.
         """
-        job = Job(asked=self._asked, outbox=Outbox())
-        self._worker.waiting.put(job)
+        job = Job(self._request)
+        self._worker.queue.put(job)
         try:
-            await _until_gone(receive, self._answer(job, scope, receive, send))
+            await _until_disconnect(receive, self._respond(job, scope, receive, send))
         finally:
-            self._worker.waiting.cancel(job)
+            self._worker.queue.cancel(job)
 
-    async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
-        pieces = _Pieces(job)
-        begun = await pieces.begun()
-        form = self._form(begun, wants_logprobs=self._asked.top_logprobs is not None)
-        answers = [Written() for _ in range(self._asked.choices)]
-        if self._asked.stream:
-            await self._stream(pieces, form, answers, send)
+    async def _respond(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = ResponseWriter(self._schema, self._request, await job.started())
+        if self._request.stream:
+            await self._stream(job, writer, send)
             return
-        while pieces.unfinished:
-            for piece in await pieces.more():
-                answers[piece.choice].take(piece)
-        await JSONResponse(form.whole(answers))(scope, receive, send)
+        while not writer.finished:
+            for token in await job.tokens():
+                writer.add(token)
+        await JSONResponse(writer.body())(scope, receive, send)
 
-    async def _stream(
-        self, pieces: "_Pieces", form: AnswerForm, answers: list[Written], send: Send
-    ) -> None:
-        async def say(*parts: dict[str, Any] | str | None, more: bool = True) -> None:
-            data = b"".join(_event(part) for part in parts if part is not None)
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+    async def _stream(self, job: Job, writer: ResponseWriter, send: Send) -> None:
+        async def send_events(events: Iterable[dict[str, Any] | str], more: bool = True) -> None:
+            body = b"".join(map(_encoded, events))
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await say(*(form.opening(number) for number in range(len(answers))))
-        while pieces.unfinished:
+        await send_events(writer.opening_chunks())
+        while not writer.finished:
             try:
-                found = await pieces.more()
+                tokens = await job.tokens()
             except ApiError as error:
-                await say(error.to_json(), more=False)
+                await send_events([error.to_json()], more=False)
                 return
-            parts: list[dict[str, Any] | None] = []
-            for piece in found:
-                answer = answers[piece.choice]
-                parts.append(form.piece(piece, answer.take(piece)))
-                if piece.finish:
-                    parts.append(form.closing(piece.choice, piece.finish))
-            await say(*parts)
-        usage = form.usage_chunk(answers) if self._asked.include_usage else None
-        await say(usage, "[DONE]", more=False)
+            await send_events(chunk for token in tokens for chunk in writer.chunks(token))
+        usage = [writer.usage_chunk()] if self._request.include_usage else []
+        await send_events([*usage, "[DONE]"], more=False)
 
 
-class _Pieces:
-    """The tokens of all answers of a job, in the order they come.
-
-    Attributes:
-        unfinished: Number of answers that have not ended.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self.unfinished = job.asked.choices
-        self._outbox = job.outbox
-
-    async def begun(self) -> Begun:
-        """Wait until the prompts have been read.
-
-        Raises:
-            ApiError: They cannot be.
-        """
-        (first,) = await self._outbox.get()
-        if isinstance(first, ApiError):
-            raise first
-        assert isinstance(first, Begun)
-        return first
-
-    async def more(self) -> list[Piece]:
-        """Wait for the next tokens.
-
-        Raises:
-            ApiError: The answers end here.
-        """
-        found: list[Piece] = []
-        for event in await self._outbox.get():
-            if isinstance(event, ApiError):
-                raise event
-            assert isinstance(event, Piece)
-            found.append(event)
-        self.unfinished -= sum(piece.finish is not None for piece in found)
-        return found
+def _encoded(event: dict[str, Any] | str) -> bytes:
+    data = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
+    return f"data: {data}\n\n".encode()
 
 
-def _event(part: dict[str, Any] | str) -> bytes:
-    text = part if isinstance(part, str) else json.dumps(part, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
-
-
-async def _until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or stop it when the client goes."""
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine, and cancel it if the client disconnects."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(receive))
+    watching = asyncio.create_task(_disconnect(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -139,6 +90,6 @@ async def _until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None
         working.result()
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The one thread that owns the model: it takes jobs from the queue and decodes them together."""
+"""The worker thread: it owns the model, takes jobs from the queue and decodes them together."""
 
 import logging
 import threading
@@ -11,25 +11,25 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.runtime.memory import free_memory
 from mav.pipeline.serving.bases import ServedBase
 from mav.pipeline.serving.errors import ApiError, shutting_down
-from mav.pipeline.serving.jobs import Begun, Event, Job, Piece
-from mav.pipeline.serving.logprobs import token_detail
+from mav.pipeline.serving.logprobs import token_logprob
 from mav.pipeline.serving.metrics import Metrics
-from mav.pipeline.serving.prompts import Choice, Limits, choices_of
-from mav.pipeline.serving.queue import Waiting
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.prompts import Choice, job_choices
+from mav.pipeline.serving.queue import Job, JobQueue, Started, TokenEvent
 
 _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Decodes jobs, all that the rows have room for at once, and switches bases between them.
+    """Decodes as many jobs at once as there is room for, and switches between bases.
 
-    Jobs are begun in the order they came. One for another base waits until those before it have
-    ended, and those after it wait for the switch.
+    Jobs start in the order they arrived. A job for another base waits until all earlier ones have
+    ended, and later jobs wait for the switch.
 
     Attributes:
-        bases: The bases that jobs may ask for.
-        waiting: The queue.
-        max_rows: Most answers decoded at once.
+        bases: The bases that jobs may name.
+        queue: The waiting jobs.
+        max_rows: Most choices decoded at once.
     """
 
     def __init__(
@@ -37,59 +37,55 @@ class Worker:
         mav: MAVInference,
         bases: Sequence[ServedBase],
         *,
-        limits: Limits,
-        max_rows: int,
-        max_queue: int,
+        options: ServeOptions,
         metrics: Metrics,
     ) -> None:
-        """Prepare; `start` begins.
+        """Prepare the worker; `start` starts its thread.
 
         Args:
-            mav: Head and base; nothing else may decode with them from now on.
-            bases: What can be asked for; the first is the one in use.
-            limits: How long prompts and answers may be.
-            max_rows: Most answers decoded at once.
-            max_queue: Most jobs that wait.
-            metrics: Where tokens and seconds are counted.
+            mav: Head and base; from now on, only the worker may decode with them.
+            bases: The bases that jobs may name; the first is loaded.
+            options: Limits of queue, batch, prompts and choices.
+            metrics: Counts tokens and seconds.
 
         Raises:
-            BaseModelError: The base cannot decode rows that come and go.
+            BaseModelError: The base does not support continuous batching.
         """
         self.bases = {base.name: base for base in bases}
-        self.waiting = Waiting(max_queue)
-        self.max_rows = max_rows
-        self._mav, self._limits, self._metrics = mav, limits, metrics
+        self.queue = JobQueue(options.max_queue)
+        self.max_rows = options.max_rows
+        self._mav, self._options, self._metrics = mav, options, metrics
         self._base: str | None = bases[0].name
         self._decoder: ContinuousBatchDecoder | None = ContinuousBatchDecoder(mav.joined)
         self._rows = 0
         self._thread = threading.Thread(target=self._run, name="mav-worker", daemon=True)
-        metrics.watch(lambda: len(self.waiting), lambda: self._rows)
+        metrics.watch(lambda: len(self.queue), lambda: self._rows)
 
     @property
     def base(self) -> str | None:
-        """Name of the base in use, or None where the last switch failed and left none."""
+        """Name of the base in use, or None if the last switch failed and left none."""
         return self._base
 
     @property
     def rows(self) -> int:
-        """Number of answers that are being decoded."""
+        """Number of choices that are being decoded."""
         return self._rows
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
-        return self._thread.is_alive() and not self.waiting.closed
+        """Whether jobs are accepted."""
+        return self._thread.is_alive() and not self.queue.closed
 
     def start(self) -> None:
-        """Begin to take jobs."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Take no more jobs, give those that run some seconds to end, and return at once."""
-        self.waiting.close(grace)
+        """Refuse new jobs, leave running ones `grace` seconds, and return without waiting."""
+        self.queue.close(grace)
 
     def join(self, seconds: float) -> bool:
-        """Wait for the thread's end; return whether it came."""
+        """Wait for the thread to end; return whether it did."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -98,17 +94,17 @@ class Worker:
         try:
             while True:
                 if not self._rows:
-                    self.waiting.wait()
-                if self.waiting.overdue or (self.waiting.closed and not self._rows):
+                    self.queue.wait()
+                if self.queue.overdue or (self.queue.closed and not self._rows):
                     break
                 self._drop_cancelled()
-                self._switch_if_asked()
+                self._switch_if_requested()
                 self._admit()
                 self._step()
             self._fail(self._running(), shutting_down())
         except BaseException as error:
             _log.exception("the decoding thread ends")
-            self.waiting.close()
+            self.queue.close()
             self._fail(self._running(), _internal(error))
         self._decoder, self._rows = None, 0
 
@@ -119,7 +115,7 @@ class Worker:
 
     def _fail(self, jobs: Iterable[Job], error: ApiError) -> None:
         for job in jobs:
-            job.outbox.put([error])
+            job.send(error)
 
     def _drop_cancelled(self) -> None:
         if self._decoder is None:
@@ -129,16 +125,16 @@ class Worker:
                 self._decoder.cancel(row)
         self._rows = len(self._decoder.rows)
 
-    def _switch_if_asked(self) -> None:
-        job = self.waiting.head()
-        wanted = None if job is None else job.asked.model
-        if wanted is None or wanted == self._base or self._rows:
+    def _switch_if_requested(self) -> None:
+        job = self.queue.head()
+        name = None if job is None else job.request.model
+        if name is None or name == self._base or self._rows:
             return
         try:
-            self._switch(self.bases[wanted])
+            self._switch(self.bases[name])
         except ApiError as error:
-            # Those that want it too would be refused for the same reason, after as long a wait.
-            refused = self.waiting.take(lambda other: other.asked.model == wanted)
+            # The next jobs for this base would fail for the same reason, after as long a wait.
+            refused = self.queue.take(lambda other: other.request.model == name)
             self._fail(refused, error)
 
     def _switch(self, base: ServedBase) -> None:
@@ -180,12 +176,12 @@ class Worker:
 
         def fits(job: Job) -> bool:
             nonlocal room
-            if job.asked.model not in (None, self._base) or job.asked.choices > room:
+            if job.request.model not in (None, self._base) or job.request.choices > room:
                 return False
-            room -= job.asked.choices
+            room -= job.request.choices
             return True
 
-        jobs = self.waiting.take(fits)
+        jobs = self.queue.take(fits)
         if self._decoder is None:
             self._fail(jobs, ApiError(503, "No base is loaded; name one as model.", code="no_base"))
             return
@@ -196,22 +192,22 @@ class Worker:
             self._pass(lambda decoder: decoder.add(choices), {choice.job for choice in choices})
 
     def _prepared(self, job: Job) -> list[Choice]:
-        """Return a job's sequences; none if they cannot start, and the client gets the error."""
+        """Return a job's choices; none if it cannot start, and the client gets the error."""
         assert self._base is not None
         try:
-            choices = choices_of(job, self._mav.joined, self._limits)
+            choices = job_choices(job, self._mav.joined, self._options)
         except ApiError as error:
-            job.outbox.put([error])
+            job.send(error)
             return []
         except Exception as error:
-            # Tokenizers and templates are programs of the base's; one job must not end the rest.
-            _log.exception("a prompt cannot be read")
-            job.outbox.put([_internal(error)])
+            # Tokenizers and templates are code of the base's; a failure must not end other jobs.
+            _log.exception("a prompt could not be tokenized")
+            job.send(_internal(error))
             return []
-        # The prompt's tokens are counted once, however many answers there are to it.
-        counted = sum(len(choice.prompt) for choice in choices[:: job.asked.n])
-        job.outbox.put([Begun(model=self._base, prompt_tokens=counted)])
-        self._metrics.prompt_tokens.inc(counted)
+        # A prompt's tokens are counted once, however many choices it has.
+        count = sum(len(choice.prompt) for choice in choices[:: job.request.n])
+        job.send(Started(model=self._base, prompt_tokens=count))
+        self._metrics.prompt_tokens.inc(count)
         return choices
 
     def _step(self) -> None:
@@ -221,44 +217,46 @@ class Worker:
     def _pass(
         self, run: Callable[[ContinuousBatchDecoder], Sequence[TokenOutput]], joining: set[Job]
     ) -> None:
-        """Run the base; where that fails, all rows do, for what they hold may be half changed."""
+        """Run the base. If that fails, all rows fail, as the cache may be half updated."""
         assert self._decoder is not None
-        found: Sequence[TokenOutput] | None = None
+        outputs: Sequence[TokenOutput] | None = None
         try:
-            found = run(self._decoder)
+            outputs = run(self._decoder)
         except Exception as error:
-            _log.exception("a pass of the base failed")
+            _log.exception("a forward pass failed")
             self._metrics.failures.inc()
             self._fail(self._running() | joining, _internal(error))
-        if found is None:
-            # Not where the error is caught: its frames hold what is to be freed.
+        if outputs is None:
+            # Not in the except block, as the error's frames hold the memory to be freed.
             self._decoder = ContinuousBatchDecoder(self._mav.joined)
             free_memory()
         self._rows = len(self._decoder.rows)
-        self._tell(found or (), joining)
+        self._send(outputs or (), joining)
 
-    def _tell(self, found: Sequence[TokenOutput], joining: set[Job]) -> None:
-        by_job: dict[Job, list[Event]] = {}
-        for new in found:
-            choice = _choice(new.row.request)
-            by_job.setdefault(choice.job, []).append(self._piece(choice, new))
-            if new.seconds is not None:
-                self._metrics.each_token.observe(new.seconds)
-        self._metrics.generated_tokens.inc(len(found))
-        for job, events in by_job.items():
+    def _send(self, outputs: Sequence[TokenOutput], joining: set[Job]) -> None:
+        events: dict[Job, list[TokenEvent]] = {}
+        for output in outputs:
+            choice = _choice(output.row.request)
+            events.setdefault(choice.job, []).append(self._event(choice, output))
+            if output.seconds is not None:
+                self._metrics.each_token.observe(output.seconds)
+        self._metrics.generated_tokens.inc(len(outputs))
+        for job, tokens in events.items():
             if job in joining:
-                self._metrics.first_token.observe(perf_counter() - job.since)
-            job.outbox.put(events)
+                self._metrics.first_token.observe(perf_counter() - job.received)
+            job.send(tokens)
 
-    def _piece(self, choice: Choice, new: TokenOutput) -> Piece:
-        base = self._mav.joined.base
-        told = new.logprobs if new.token not in self._mav.joined.end_tokens else None
-        return Piece(
-            choice=choice.number,
-            text=new.text,
-            offset=new.offset,
-            finish=new.finish,
-            detail=None if told is None else token_detail(base.tokenizer, new.token, told),
+    def _event(self, choice: Choice, output: TokenOutput) -> TokenEvent:
+        logprob = None
+        if output.logprobs is not None and output.token not in self._mav.joined.end_tokens:
+            tokenizer = self._mav.joined.base.tokenizer
+            logprob = token_logprob(tokenizer, output.token, output.logprobs)
+        return TokenEvent(
+            choice=choice.index,
+            text=output.text,
+            offset=output.offset,
+            finish_reason=output.finish,
+            logprob=logprob,
         )
 
 
@@ -270,6 +268,6 @@ def _choice(request: object) -> Choice:
 def _internal(error: BaseException) -> ApiError:
     return ApiError(
         500,
-        f"The answer failed with {type(error).__name__}; the server's log says more.",
+        f"The completion failed with {type(error).__name__}; see the server's log.",
         code="failed",
     )

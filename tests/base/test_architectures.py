@@ -16,12 +16,12 @@ from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.decoding.test_generate import LAYER_INDICES
 from tests.extraction.test_packing import tiny_pairs
 from tests.support.architectures import CATALOGUE, PAGE, table, table_in, with_table
 from tests.support.heads import random_head
 from tests.support.live import relative
 from tests.support.peculiarities import Peculiarity
+from tests.support.steered import LAYER_INDICES
 from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base, tiny_tokenizer
 
 ALL_LAYERS = tuple(range(LAYERS + 1))

@@ -15,8 +15,8 @@ from mav.pipeline.base.model import load_base
 from mav.pipeline.decoding.base_settings import not_carried_out
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.decoding.test_generate import write_head
-from tests.serving.running import chat_body, http, running
+from tests.support.heads import write_head
+from tests.support.server import chat_body, http, running
 from tests.support.steered import plain_generate
 from tests.support.tiny import make_cache, save_base, tiny_base
 

@@ -17,7 +17,7 @@ from mav.pipeline.decoding.batch_file import BatchReport, generate_file
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.prompt_file import read_prompts
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 PROMPTS: list[Any] = [

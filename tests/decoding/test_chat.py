@@ -12,7 +12,7 @@ from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.chat import HELP, Chat
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 

@@ -7,32 +7,15 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import BaseModelError, DataError, MAVError, MismatchError, UsageError
-from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference, create_mav
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.head.pretrained import save_head
-from mav.pipeline.head.storage import HeadOrigin
-from tests.support.heads import random_head
+from tests.support.heads import random_head, write_head
 from tests.support.live import relative
-from tests.support.steered import plain_generate
+from tests.support.steered import LAYER_INDICES, plain_generate
 from tests.support.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
-
-LAYER_INDICES = (1, 2, 4)
-
-
-def write_head(folder: Path, cache: Path, pooled_size: int = HIDDEN) -> str:
-    origin = HeadOrigin(
-        manifest=CacheReader(cache).manifest,
-        objective="dpo",
-        beta=0.1,
-        held_out_fraction=0.0,
-        steps=1,
-    )
-    save_head(random_head(pooled_size), origin, folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mav.pipeline.decoding.attach import AttachOptions, check_compatible, new_he
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.runtime.choices import Quantize
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.steered import plain_generate
 from tests.support.tiny import make_cache, save_base, tiny_base
 

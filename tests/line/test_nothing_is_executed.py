@@ -16,7 +16,7 @@ from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import load_head
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 

@@ -19,7 +19,7 @@ from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_transcript
 from mav.pipeline.runtime.known_places import recall
 from mav.pipeline.verification.against_base import verify_against_base
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
 
 TEMPLATE_TEXT = (

@@ -17,7 +17,7 @@ from mav.pipeline.preferences.chat_template import ChatTemplate, parse_date, use
 from mav.pipeline.preferences.prompt_format import PromptFormat
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE
 from mav.pipeline.verification.against_base import verify_against_base
-from tests.decoding.test_generate import write_head
+from tests.support.heads import write_head
 from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer
 
 DAY: Final = datetime.date(2024, 2, 29)

@@ -20,9 +20,9 @@ from mav.pipeline.preferences.prompt_format import (
 from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.runtime.choices import Form
-from mav.pipeline.serving.jobs import Asked
-from mav.pipeline.serving.prompts import _tokens
-from mav.pipeline.serving.requests import FieldLimits, chat_asked, completion_asked
+from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.prompts import prompt_tokens
+from mav.pipeline.serving.requests import CompletionRequest, chat_request, text_request
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer
 
@@ -35,7 +35,7 @@ CHATS: Final = {
     "{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}",
 }
-LIMITS: Final = FieldLimits(alpha=0.0, max_new_tokens=10, max_rows=4)
+LIMITS: Final = ServeOptions(head="none", alpha=0.0, max_new_tokens=10, max_rows=4)
 PIECES: Final = st.sampled_from(
     [
         "Hi", " ", "\n", "\n\n", "<eos>", "<bos>", "Human:", "\n\nHuman: a", "\n\nAssistant:",
@@ -90,11 +90,12 @@ def extracted(row: dict[str, Any], form: PromptFormat) -> list[Any] | None:
     return [part.tolist() for part in tokenized.parts(0)] if len(tokenized) else None
 
 
-def served(asked: Asked, form: PromptFormat) -> list[int]:
+def served(request: CompletionRequest, form: PromptFormat) -> list[int]:
     """Return the prompt of a request as the server tokenizes it."""
     joined = tiny_joined()
     base = dataclasses.replace(joined.base, tokenizer=form.tokenizer)
-    return _tokens(AttachedModel(base=base, aligned=joined.aligned, form=form), asked.prompts[0])
+    attached = AttachedModel(base=base, aligned=joined.aligned, form=form)
+    return prompt_tokens(attached, request.prompts[0])
 
 
 @cache
@@ -108,7 +109,7 @@ def tiny_joined() -> AttachedModel:
 def test_messages(form: PromptFormat, messages: Messages, answers: tuple[str, str]) -> None:
     expected = form.tokens(form.render(messages))
     body: dict[str, Any] = {"messages": list(messages)}
-    assert served(chat_asked(body, LIMITS), form) == expected
+    assert served(chat_request(body, LIMITS), form) == expected
     found = None
     for row in rows_of(messages, answers):
         parts = extracted(row, form)
@@ -151,7 +152,7 @@ def test_a_users_message(form: PromptFormat, text: str, answers: tuple[str, str]
 def test_a_text_to_go_on_with(form: PromptFormat, text: str) -> None:
     """What the completions of the server read is what a transcript is read as."""
     (expected,) = text_tokens(form.tokenizer, [text])
-    assert served(completion_asked({"prompt": text}, LIMITS), form) == expected
+    assert served(text_request({"prompt": text}, LIMITS), form) == expected
     if form.name == "hh":
         assert form.tokens(text) == expected
 

@@ -1,14 +1,15 @@
-"""Two tiny bases on disk, a head that goes with both, and a server of them."""
+"""Two tiny bases on disk, a head for both, a server of them, and its clients."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.decoding.test_generate import write_head
-from tests.serving.running import client, running
+from tests.support.heads import write_head
+from tests.support.server import client, http, running
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 
@@ -29,11 +30,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def server(head: str, bases: tuple[str, str]) -> Iterator[HttpServer]:
-    with running(head=head, bases=bases, max_rows=8) as one:
-        yield one
+    with running(head=head, bases=bases, max_rows=8) as running_server:
+        yield running_server
 
 
 @pytest.fixture
 def ai(server: HttpServer) -> Iterator[openai.OpenAI]:
-    with client(server) as one:
-        yield one
+    with client(server) as openai_client:
+        yield openai_client
+
+
+@pytest.fixture(scope="session")
+def web(server: HttpServer) -> Iterator[httpx2.Client]:
+    with http(server) as plain_client:
+        yield plain_client

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from playwright.sync_api import sync_playwright
 
-from tests.serving.running import running
 from tests.support.limits import EVENT
+from tests.support.server import running
 
 CHROMIUM: Final = Path("/usr/bin/chromium")
 SIZE: Final = {"width": 1200, "height": 760}
@@ -19,14 +19,14 @@ def launch(playwright: Any) -> Any:
 
 
 def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int) -> None:
-    """Ask for answers at alpha 1 and others; picture them, one token being pointed at.
+    """Request completions at alpha 1 and others; picture them with the pointer on a token.
 
     Args:
         page: The page, opened.
         target: File of the picture.
         prompt: What to ask.
         alphas: The other strengths.
-        tokens: Most tokens of an answer.
+        tokens: Most tokens of a completion.
     """
     page.wait_for_selector("#base option", state="attached")
     page.get_by_label("Prompt").fill(prompt)

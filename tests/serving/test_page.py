@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.serving.running import http, running
 from tests.serving.screenshot import CHROMIUM, ask_and_shoot, launch
 from tests.support.limits import EVENT, wait_until
+from tests.support.server import http, running
 
 pytestmark = [
     pytest.mark.browser,
@@ -23,23 +23,23 @@ NARROW: Final = {"width": 360, "height": 740}
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_playwright() as started:
-        found = launch(started)
-        yield found
-        found.close()
+        chromium = launch(started)
+        yield chromium
+        chromium.close()
 
 
 class Opened:
-    """The page in a window of its own, and what the browser had to say of it."""
+    """The page in a window of its own, and the browser's messages and errors."""
 
     def __init__(self, browser: Any, server: HttpServer, viewport: dict[str, int]) -> None:
-        self.said: list[str] = []
+        self.logged: list[str] = []
         self.context = browser.new_context(viewport=viewport)
         self.page = self.context.new_page()
         self.page.set_default_timeout(1000 * EVENT)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("console", lambda message: self.logged.append(message.text))
+        self.page.on("pageerror", lambda error: self.logged.append(str(error)))
         self.page.on(
-            "requestfailed", lambda request: self.said.append(f"{request.url}: {request.failure}")
+            "requestfailed", lambda request: self.logged.append(f"{request.url}: {request.failure}")
         )
         self.page.goto(server.url)
 
@@ -57,15 +57,15 @@ class Opened:
         self.page.wait_for_selector("#send:enabled")
 
     def texts(self) -> list[str]:
-        found: list[str] = self.page.locator(".answer .text").all_text_contents()
-        return found
+        texts: list[str] = self.page.locator(".answer .text").all_text_contents()
+        return texts
 
 
 @pytest.fixture
 def opened(browser: Any, server: HttpServer) -> Iterator[Opened]:
-    one = Opened(browser, server, WIDE).begun()
-    yield one
-    one.context.close()
+    window = Opened(browser, server, WIDE).begun()
+    yield window
+    window.context.close()
 
 
 def test_three_strengths_side_by_side_with_what_the_head_changed(
@@ -97,11 +97,11 @@ def test_three_strengths_side_by_side_with_what_the_head_changed(
             "temperature": 0,
             "alpha": 3,
         }
-        answer = web.post("/v1/chat/completions", json=body).json()
-    assert opened.texts()[2] == answer["choices"][0]["message"]["content"]
+        response = web.post("/v1/chat/completions", json=body).json()
+    assert opened.texts()[2] == response["choices"][0]["message"]["content"]
     assert "Alpha 3:" in page.locator("#announce").text_content()
     assert "a second" in strong.locator(".rate").text_content()
-    assert opened.said == []
+    assert opened.logged == []
 
 
 def test_slider_and_number_are_one(opened: Opened) -> None:
@@ -148,7 +148,7 @@ def test_another_base_answers_when_chosen(opened: Opened, server: HttpServer) ->
     opened.page.locator("#base").select_option("first")
     opened.ask()
     assert opened.texts() == first
-    assert opened.said == []
+    assert opened.logged == []
 
 
 def test_errors_are_shown_as_text(opened: Opened) -> None:
@@ -177,17 +177,17 @@ def test_stop_ends_the_answers(opened: Opened, server: HttpServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_scrolling_sideways(browser: Any, server: HttpServer, scheme: str) -> None:
-    one = Opened(browser, server, NARROW).begun()
-    one.page.emulate_media(color_scheme=scheme)
-    one.ask("a" * 80)
+    window = Opened(browser, server, NARROW).begun()
+    window.page.emulate_media(color_scheme=scheme)
+    window.ask("a" * 80)
     width = "document.documentElement.scrollWidth"
-    assert one.page.evaluate(width) <= NARROW["width"]
-    text, ground = one.page.evaluate(
+    assert window.page.evaluate(width) <= NARROW["width"]
+    text, ground = window.page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
     assert (luminance(text) > luminance(ground)) == (scheme == "dark")
     assert contrast(text, ground) > 7
-    one.context.close()
+    window.context.close()
 
 
 def luminance(colour: str) -> float:
@@ -197,33 +197,33 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, other: str) -> float:
-    dark, light = sorted((luminance(one), luminance(other)))
+def contrast(first: str, second: str) -> float:
+    dark, light = sorted((luminance(first), luminance(second)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def test_the_key_is_asked_for_and_kept(browser: Any, head: str, bases: tuple[str, str]) -> None:
     with running(head=head, bases=bases[:1], api_key="sesame") as server:
-        one = Opened(browser, server, WIDE)
-        one.page.wait_for_selector("#key-form:not([hidden])")
-        assert "API key" in one.page.get_by_role("alert").text_content()
-        one.page.get_by_label("This server asks for its API key").fill("sesame")
-        one.page.get_by_role("button", name="Use it").click()
-        one.begun().ask()
-        assert all(one.texts())
-        assert one.page.locator("#key-form").is_hidden()
-        one.context.close()
+        window = Opened(browser, server, WIDE)
+        window.page.wait_for_selector("#key-form:not([hidden])")
+        assert "API key" in window.page.get_by_role("alert").text_content()
+        window.page.get_by_label("This server asks for its API key").fill("sesame")
+        window.page.get_by_role("button", name="Use it").click()
+        window.begun().ask()
+        assert all(window.texts())
+        assert window.page.locator("#key-form").is_hidden()
+        window.context.close()
 
 
 def test_what_the_page_may_do_is_little(server: HttpServer) -> None:
     with http(server) as web:
         for path in ("/", "/page.js", "/answer.js", "/page.css", "/icon.svg"):
-            answer = web.get(path)
-            assert answer.status_code == 200
-            assert "script-src 'self';" in answer.headers["content-security-policy"]
-            assert answer.headers["x-content-type-options"] == "nosniff"
-            assert "http" not in answer.text.replace("http://www.w3.org/2000/svg", "")
-            assert "innerHTML" not in answer.text
+            response = web.get(path)
+            assert response.status_code == 200
+            assert "script-src 'self';" in response.headers["content-security-policy"]
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert "http" not in response.text.replace("http://www.w3.org/2000/svg", "")
+            assert "innerHTML" not in response.text
 
 
 def test_a_picture_of_it(browser: Any, opened: Opened, tmp_path: Path) -> None:

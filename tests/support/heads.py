@@ -11,7 +11,7 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
-from tests.support.tiny import VOCAB
+from tests.support.tiny import HIDDEN, VOCAB
 
 SIZES: Final = HeadConfig(
     num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300, dropout=0.25
@@ -52,6 +52,19 @@ def same_weights(first: AlignmentHead, second: AlignmentHead) -> bool:
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name], theirs[name]) for name in ours
     )
+
+
+def write_head(folder: Path, cache: Path, pooled_size: int = HIDDEN) -> str:
+    """Save `random_head` as if it had been trained from a cache; return the folder."""
+    origin = HeadOrigin(
+        manifest=CacheReader(cache).manifest,
+        objective="dpo",
+        beta=0.1,
+        held_out_fraction=0.0,
+        steps=1,
+    )
+    save_head(random_head(pooled_size), origin, folder)
+    return str(folder)
 
 
 def save_random_head(cache: Path, folder: Path, fraction: float = FRACTION, **base: Any) -> str:

@@ -1,4 +1,4 @@
-// One column: an answer at one strength, its tokens coloured by what the head changed.
+// One column: a completion at one alpha, its tokens coloured by what the head changed.
 
 // A difference of log-probabilities this large, in nats, has the full colour.
 const FULL = 3;
@@ -27,14 +27,14 @@ export class Answer {
     this.element.append(title, this.rate, this.text);
   }
 
-  // A part of the stream: text that is certain now, and its tokens' log-probabilities. Several
-  // tokens come together where their text was held back, or is one character; they are one here.
-  add(text, told) {
-    this.count += Math.max(1, told.length);
-    const logprob = told.length < 2 ? told[0] : {
+  // Adds a chunk of the stream: text that is final now, and its tokens' log-probabilities. Tokens
+  // whose text was held back, or is one character, come together and are shown as one.
+  add(text, logprobs) {
+    this.count += Math.max(1, logprobs.length);
+    const logprob = logprobs.length < 2 ? logprobs[0] : {
       token: text,
-      logprob: told.reduce((sum, one) => sum + one.logprob, 0),
-      base_logprob: told.reduce((sum, one) => sum + one.base_logprob, 0),
+      logprob: logprobs.reduce((sum, token) => sum + token.logprob, 0),
+      base_logprob: logprobs.reduce((sum, token) => sum + token.base_logprob, 0),
     };
     this.started ??= performance.now();
     const seconds = (performance.now() - this.started) / 1000;

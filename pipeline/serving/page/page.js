@@ -1,7 +1,7 @@
-// The page: asks the server the same at several strengths, and shows the answers as they come.
+// The page: requests completions of one prompt at several alphas and shows them as they stream.
 import { Answer } from "./answer.js";
 
-// Browsers hold six connections to a server; a seventh answer would wait for one of these.
+// Browsers hold six connections to a server; a seventh stream would wait for one of them.
 const MOST = 6;
 const at = (id) => document.getElementById(id);
 let running = null;
@@ -92,8 +92,8 @@ async function ask(alpha, answer, signal) {
     if (!choice) continue;
     finish = choice.finish_reason ?? finish;
     const content = choice.delta.content;
-    const told = choice.logprobs?.content ?? [];
-    if (told.length || content) answer.add(content ?? "", told);
+    const logprobs = choice.logprobs?.content ?? [];
+    if (logprobs.length || content) answer.add(content ?? "", logprobs);
   }
   if (!whole) throw new Error("The server's answer broke off.");
   return finish;
@@ -131,7 +131,7 @@ async function askAll() {
   running = null;
   at("send").disabled = false;
   at("stop").disabled = true;
-  // One announcement: a screen reader that read every token of every column would help nobody.
+  // One announcement at the end: a screen reader must not read every token of every column.
   const said = answers.map((answer, number) => `Alpha ${each[number]}: ${answer.text.textContent}`);
   at("announce").textContent = said.join("\n");
 }

@@ -1,4 +1,4 @@
-"""OpenAI's client talks to the server, whose answers are those of `mav generate`."""
+"""Completions, requested by OpenAI's client, equal those of `mav generate`."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -28,35 +28,33 @@ def mav(head: str, bases: tuple[str, str]) -> MAVInference:
 
 def content(ai: openai.OpenAI, **changes: Any) -> str:
     extra = {"alpha": changes.pop("alpha")} if "alpha" in changes else None
-    answer = ai.chat.completions.create(**{**ASK, **changes}, extra_body=extra)
-    found = answer.choices[0].message.content
-    assert isinstance(found, str)
-    return found
+    completion = ai.chat.completions.create(**{**ASK, **changes}, extra_body=extra)
+    text = completion.choices[0].message.content
+    assert isinstance(text, str)
+    return text
 
 
 @pytest.mark.parametrize("alpha", [0, 1.0, 20.0, -8.0, "0:20,12:-3"])
-def test_an_answer_is_the_one_mav_generate_gives(
-    ai: openai.OpenAI, mav: MAVInference, alpha: Any
-) -> None:
+def test_a_completion_equals_mav_generate(ai: openai.OpenAI, mav: MAVInference, alpha: Any) -> None:
     from mav.pipeline.decoding.alpha import AlphaSchedule
 
     strength = AlphaSchedule.parse(alpha) if isinstance(alpha, str) else alpha
     want = mav.generate(ASK["messages"], strength, GenerationOptions(max_new_tokens=24))
-    answer = ai.chat.completions.create(**ASK, extra_body={"alpha": alpha})
-    assert (answer.choices[0].message.content or "").rstrip() == want.response
-    assert answer.choices[0].finish_reason == want.finish
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == len(want.tokens)
-    assert answer.usage.prompt_tokens == len(mav.joined.form.tokens(want.prompt))
-    assert answer.model == "first"
+    completion = ai.chat.completions.create(**ASK, extra_body={"alpha": alpha})
+    assert (completion.choices[0].message.content or "").rstrip() == want.response
+    assert completion.choices[0].finish_reason == want.finish
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == len(want.tokens)
+    assert completion.usage.prompt_tokens == len(mav.joined.form.tokens(want.prompt))
+    assert completion.model == "first"
 
 
-def test_alpha_changes_the_answer_and_one_is_the_default(ai: openai.OpenAI) -> None:
+def test_alpha_changes_the_completion_and_defaults_to_1(ai: openai.OpenAI) -> None:
     assert content(ai, alpha=0) != content(ai, alpha=20)
     assert content(ai) == content(ai, alpha=1.0)
 
 
-def test_a_stream_is_the_answer_in_pieces(ai: openai.OpenAI) -> None:
+def test_a_stream_is_the_completion_in_chunks(ai: openai.OpenAI) -> None:
     whole = content(ai, alpha=20)
     pieces, finish, usage = [], None, None
     with ai.chat.completions.create(
@@ -75,10 +73,10 @@ def test_a_stream_is_the_answer_in_pieces(ai: openai.OpenAI) -> None:
 
 
 def test_log_probabilities_are_those_of_base_and_head(ai: openai.OpenAI, mav: MAVInference) -> None:
-    answer = ai.chat.completions.create(
+    completion = ai.chat.completions.create(
         **ASK, logprobs=True, top_logprobs=3, extra_body={"alpha": 2.0}
     )
-    details = answer.choices[0].logprobs
+    details = completion.choices[0].logprobs
     assert details is not None
     assert details.content
     ids = torch.tensor([mav.joined.form.tokens(mav.joined.form.render(ASK["messages"]))])
@@ -92,31 +90,31 @@ def test_log_probabilities_are_those_of_base_and_head(ai: openai.OpenAI, mav: MA
     assert first.model_extra["base_logprob"] == pytest.approx(float(base[token]), abs=1e-4)
     assert first.top_logprobs[0].token == first.token
     assert len(first.top_logprobs) == 3
-    assert all(math.isfinite(one.logprob) and one.bytes for one in details.content)
+    assert all(math.isfinite(token.logprob) and token.bytes for token in details.content)
 
 
 def test_at_alpha_zero_nothing_differs_from_the_base(ai: openai.OpenAI) -> None:
-    answer = ai.chat.completions.create(**ASK, logprobs=True, extra_body={"alpha": 0})
-    details = answer.choices[0].logprobs
+    completion = ai.chat.completions.create(**ASK, logprobs=True, extra_body={"alpha": 0})
+    details = completion.choices[0].logprobs
     assert details is not None
-    for one in details.content or []:
-        assert one.model_extra is not None
-        assert one.model_extra["base_logprob"] == one.logprob
+    for token in details.content or []:
+        assert token.model_extra is not None
+        assert token.model_extra["base_logprob"] == token.logprob
 
 
 def test_the_bytes_of_all_tokens_are_the_text(ai: openai.OpenAI) -> None:
-    answer = ai.chat.completions.create(**ASK, logprobs=True)
-    details = answer.choices[0].logprobs
+    completion = ai.chat.completions.create(**ASK, logprobs=True)
+    details = completion.choices[0].logprobs
     assert details is not None
-    joined = b"".join(bytes(one.bytes or []) for one in details.content or [])
+    joined = b"".join(bytes(token.bytes or []) for token in details.content or [])
     # A text does not show special tokens.
     shown = joined.replace(b"<bos>", b"").decode(errors="replace").strip()
-    assert shown == (answer.choices[0].message.content or "").strip()
+    assert shown == (completion.choices[0].message.content or "").strip()
 
 
 def test_a_completion_goes_on_with_the_text_as_it_is(ai: openai.OpenAI, mav: MAVInference) -> None:
     want = mav.generate("Hi", 5.0, GenerationOptions(max_new_tokens=12))
-    answer = ai.completions.create(
+    completion = ai.completions.create(
         model="first",
         prompt=[TEXT, "Once"],
         max_tokens=12,
@@ -124,9 +122,9 @@ def test_a_completion_goes_on_with_the_text_as_it_is(ai: openai.OpenAI, mav: MAV
         logprobs=2,
         extra_body={"alpha": 5.0},
     )
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    assert answer.choices[0].text.strip() == want.response
-    logprobs = answer.choices[0].logprobs
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    assert completion.choices[0].text.strip() == want.response
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.model_extra is not None
     assert logprobs.tokens
@@ -160,25 +158,25 @@ def test_a_completion_streams(ai: openai.OpenAI) -> None:
     assert texts == {choice.index: choice.text for choice in whole.choices}
 
 
-def test_several_answers_of_a_seed_differ_and_come_again(ai: openai.OpenAI) -> None:
+def test_choices_of_a_seed_differ_and_are_reproducible(ai: openai.OpenAI) -> None:
     def texts(seed: int) -> list[str | None]:
-        answer = ai.chat.completions.create(**{**ASK, "temperature": 1.5}, n=3, seed=seed)
-        return [choice.message.content for choice in answer.choices]
+        completion = ai.chat.completions.create(**{**ASK, "temperature": 1.5}, n=3, seed=seed)
+        return [choice.message.content for choice in completion.choices]
 
     first = texts(5)
     assert len(set(first)) == 3
     assert texts(5) == first
     assert texts(50) != first
-    # The largest has no next one.
+    # The largest seed has no successor.
     assert len(set(texts(2**62))) == 3
 
 
-def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(ai: openai.OpenAI) -> None:
+def test_a_stop_string_ends_a_completion_and_is_not_part_of_it(ai: openai.OpenAI) -> None:
     whole = content(ai, alpha=20)
     stop = whole[len(whole) // 2 :][:2]
-    answer = ai.chat.completions.create(**ASK, stop=[stop, "@@"], extra_body={"alpha": 20})
-    assert answer.choices[0].message.content == whole[: whole.index(stop)]
-    assert answer.choices[0].finish_reason == "stop"
+    completion = ai.chat.completions.create(**ASK, stop=[stop, "@@"], extra_body={"alpha": 20})
+    assert completion.choices[0].message.content == whole[: whole.index(stop)]
+    assert completion.choices[0].finish_reason == "stop"
 
 
 def test_what_ends_a_turn_ends_no_text_that_goes_on(
@@ -189,8 +187,8 @@ def test_what_ends_a_turn_ends_no_text_that_goes_on(
     ends = whole[len(whole) // 2 :][:2]
     monkeypatch.setattr(PromptFormat, "stops", (ends,))
     assert ai.completions.create(**options, extra_body={"alpha": 20}).choices[0].text == whole
-    answer = ai.completions.create(**options, stop=ends, extra_body={"alpha": 20})
-    assert answer.choices[0].text == whole[: whole.index(ends)]
+    completion = ai.completions.create(**options, stop=ends, extra_body={"alpha": 20})
+    assert completion.choices[0].text == whole[: whole.index(ends)]
     turn = content(ai, messages=[{"role": "user", "content": "Hi"}], alpha=20)
     assert turn == whole[: whole.index(ends)].lstrip()
 
@@ -201,7 +199,7 @@ def test_text_parts_are_one_text(ai: openai.OpenAI) -> None:
 
 
 def test_requests_together_get_what_they_get_alone(ai: openai.OpenAI) -> None:
-    asked: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {
             "alpha": alpha,
             "max_tokens": 10 + 3 * number,
@@ -211,9 +209,9 @@ def test_requests_together_get_what_they_get_alone(ai: openai.OpenAI) -> None:
         }
         for number, alpha in enumerate([0, 1, 5, 20, -5, 0, 12, 3, 20, 1])
     ]
-    alone = [content(ai, **dict(one)) for one in asked]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(pool.map(lambda one: content(ai, **dict(one)), asked))
+    alone = [content(ai, **dict(request)) for request in requests]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(lambda request: content(ai, **dict(request)), requests))
     assert together == alone
 
 
@@ -229,15 +227,15 @@ def test_bases_are_listed_and_switched_by_name(
     assert content(ai) == first
 
 
-def test_requests_for_two_bases_at_once_are_all_answered_by_theirs(ai: openai.OpenAI) -> None:
+def test_requests_for_two_bases_at_once_each_get_theirs(ai: openai.OpenAI) -> None:
     want = {name: content(ai, model=name) for name in ("first", "second")}
     names = ["first", "second"] * 4
     with ThreadPoolExecutor(len(names)) as pool:
-        found = list(pool.map(lambda name: content(ai, model=name), names))
-    assert found == [want[name] for name in names]
+        texts = list(pool.map(lambda name: content(ai, model=name), names))
+    assert texts == [want[name] for name in names]
 
 
-def test_a_base_is_told_of_by_name(ai: openai.OpenAI) -> None:
+def test_a_base_is_retrieved_by_name(ai: openai.OpenAI) -> None:
     assert ai.models.retrieve("second").id == "second"
     with pytest.raises(openai.NotFoundError, match="expected one of first, second"):
         ai.models.retrieve("third")
@@ -255,24 +253,24 @@ def test_a_prompt_may_be_tokens(ai: openai.OpenAI, mav: MAVInference) -> None:
         ai.completions.create(prompt=[1, 300], **options)
 
 
-def test_alternatives_are_as_many_as_were_asked_for(ai: openai.OpenAI) -> None:
+def test_there_are_as_many_alternatives_as_requested(ai: openai.OpenAI) -> None:
     """Also where several of them are bytes, which all show alike."""
-    answer = ai.completions.create(
+    completion = ai.completions.create(
         model="first", prompt=TEXT, max_tokens=40, temperature=0, logprobs=5
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None
-    assert {len(one or {}) for one in logprobs.top_logprobs or []} == {5}
-    assert any(name.startswith("bytes:") for one in logprobs.top_logprobs or [] for name in one)
+    assert {len(names or {}) for names in logprobs.top_logprobs or []} == {5}
+    assert any(n.startswith("bytes:") for names in logprobs.top_logprobs or [] for n in names)
 
 
 @pytest.mark.parametrize("alpha", [0, 5, 20])
 def test_a_token_is_where_its_text_is(ai: openai.OpenAI, alpha: int) -> None:
-    answer = ai.completions.create(
+    completion = ai.completions.create(
         model="first", prompt=TEXT, max_tokens=40, temperature=0, logprobs=0,
         extra_body={"alpha": alpha},
     )  # fmt: skip
-    text, logprobs = answer.choices[0].text, answer.choices[0].logprobs
+    text, logprobs = completion.choices[0].text, completion.choices[0].logprobs
     assert logprobs is not None
     offsets = logprobs.text_offset or []
     assert offsets == sorted(offsets)
@@ -286,7 +284,7 @@ def test_a_token_is_where_its_text_is(ai: openai.OpenAI, alpha: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_a_stop_string_is_not_told_of(ai: openai.OpenAI, stream: bool) -> None:
+def test_tokens_of_a_stop_string_are_not_sent(ai: openai.OpenAI, stream: bool) -> None:
     whole = content(ai, alpha=20)
     at = len(whole) // 2
     stop = whole[at : at + 4]
@@ -297,20 +295,20 @@ def test_what_was_a_stop_string_is_not_told_of(ai: openai.OpenAI, stream: bool) 
         "extra_body": {"alpha": 20},
     }
     if stream:
-        text, told = "", list[Any]()
+        text, tokens = "", list[Any]()
         with ai.chat.completions.create(**options, stream=True) as chunks:
             for chunk in chunks:
                 for choice in chunk.choices:
                     text += choice.delta.content or ""
-                    told += choice.logprobs.content or [] if choice.logprobs else []
+                    tokens += choice.logprobs.content or [] if choice.logprobs else []
     else:
         (choice,) = ai.chat.completions.create(**options).choices
         assert choice.logprobs is not None
-        text, told = choice.message.content or "", choice.logprobs.content or []
+        text, tokens = choice.message.content or "", choice.logprobs.content or []
     assert text == whole[: whole.index(stop)]
-    joined = b"".join(bytes(one.bytes or []) for one in told).replace(b"<bos>", b"")
-    # The last token may begin in the answer and end in the stop string.
+    joined = b"".join(bytes(token.bytes or []) for token in tokens).replace(b"<bos>", b"")
+    # The last token may begin in the completion and end in the stop string.
     assert joined.decode(errors="replace").lstrip().startswith(text)
-    assert len(told) <= len(text)
-    last = bytes(told[-1].bytes or []).decode(errors="replace")
+    assert len(tokens) <= len(text)
+    last = bytes(tokens[-1].bytes or []).decode(errors="replace")
     assert len(joined.decode(errors="replace").lstrip()) - len(text) < max(1, len(last))

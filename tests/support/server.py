@@ -1,11 +1,11 @@
-"""A server of tiny bases in a thread, and ways to talk to it."""
+"""A server of tiny bases in a thread, and its clients."""
 
 import contextlib
 import threading
 from asyncio import BaseEventLoop
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import httpx2
 import openai
@@ -14,17 +14,20 @@ import pytest
 from mav.pipeline.serving import http_server, middleware, protocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.protocol import ImpatientProtocol
+from mav.pipeline.serving.protocol import DeadlineProtocol
 from mav.pipeline.serving.server import load_server
 from tests.support.limits import EVENT, NEVER, wait_until
 from tests.support.logs import logged_messages
 
+CHAT: Final = "/v1/chat/completions"
+TEXT: Final = "/v1/completions"
+
 
 @contextlib.contextmanager
 def running(**options: Any) -> Iterator[HttpServer]:
-    """Serve while the context is open; afterwards, nothing of the server may be left.
+    """Serve while the context is open; afterwards its threads must have ended.
 
-    No client is too slow for it, so that none is on a slow machine.
+    Its deadlines for clients never pass, as machines may be slow.
     """
     settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "port": 0, **options}
     with pytest.MonkeyPatch.context() as patch, logged_messages() as logged:
@@ -49,21 +52,35 @@ def running(**options: Any) -> Iterator[HttpServer]:
             assert server.worker.join(EVENT)
 
 
-def open_connections(server: HttpServer) -> list[ImpatientProtocol]:
+def open_connections(server: HttpServer) -> list[DeadlineProtocol]:
     """Return the connections of a server."""
-    return cast("list[ImpatientProtocol]", list(server.server_state.connections))
+    return cast("list[DeadlineProtocol]", list(server.server_state.connections))
 
 
 def forward(server: HttpServer) -> None:
-    """Move the clock of the connections that are open, so that all they wait for is late."""
-    for loop in {cast("BaseEventLoop", one.loop) for one in open_connections(server)}:
+    """Move the clock of the open connections, so that all their deadlines pass."""
+    for loop in {cast("BaseEventLoop", opened.loop) for opened in open_connections(server)}:
         passed = loop.time() - BaseEventLoop.time(loop) + NEVER
         loop.time = partial(later, loop, passed)  # type: ignore[method-assign]
 
 
 def later(loop: BaseEventLoop, passed: float) -> float:
-    """The time of a loop, and some more."""
+    """The time of a loop, plus `passed` seconds."""
     return BaseEventLoop.time(loop) + passed
+
+
+def port_of(server: HttpServer) -> int:
+    """Return the port of a server."""
+    return int(server.url.rpartition(":")[2])
+
+
+def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+    """Return the error in a response, which must have this status and OpenAI's form."""
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
 
 
 def client(server: HttpServer, key: str = "none") -> openai.OpenAI:

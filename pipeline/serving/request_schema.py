@@ -1,0 +1,238 @@
+"""The schema of requests: their fields, and what each may be.
+
+Clients send messages back with every field they were given, and frameworks send fields at their
+defaults. Such fields request nothing and are removed before validation. Fields that request
+something this server does not do are refused.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mav.pipeline.serving.errors import ApiError
+
+_F = TypeVar("_F", bound="_Fields")
+_MAX_ITEMS: Final = 2048
+"""Most messages of a request, and parts of a message; longer lists are refused unread."""
+_Stop = Annotated[str, Field(max_length=256)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Validation stops at the first invalid item, so that long lists are refused quickly.
+_LIST: Final = Field(min_length=1, max_length=_MAX_ITEMS, fail_fast=True)
+_TOKENS: Final = Field(min_length=1, max_length=1 << 20, fail_fast=True)
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class StreamOptions(_Fields):
+    """Field `stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class SharedFields(_Fields):
+    """Fields of both endpoints."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[_Finite, Field(gt=0)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    alpha: _Finite | Annotated[str, Field(max_length=1000)] | None = None
+
+
+class _TextPart(_Fields):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Fields):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[_TextPart], _LIST]
+    name: str | None = None
+
+
+class ChatFields(SharedFields):
+    """Fields of `/v1/chat/completions`."""
+
+    messages: Annotated[list[_Message], _LIST]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class TextFields(SharedFields):
+    """Fields of `/v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], _LIST]
+        | Annotated[list[int], _TOKENS]
+        | Annotated[list[Annotated[list[int], _TOKENS]], _LIST]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
+
+
+_Neutral = dict[str, tuple[Any, ...]]
+
+_REQUEST_NEUTRAL: Final[_Neutral] = {
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "extra_body": ({},),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's and vLLM's API that this server does not support, and their neutral values."""
+
+_MESSAGE_NEUTRAL: Final[_Neutral] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "prefix": (False,),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": ("",),
+    "tool_calls": ([],),
+}
+"""The same for messages."""
+
+_IGNORED: Final = (
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+"""Fields that may have any value."""
+
+
+def validated(schema: type[_F], body: dict[str, Any]) -> _F:
+    """Return the fields of a request.
+
+    An assistant's message without content gets an empty one.
+
+    Raises:
+        ApiError: A field is missing, unknown, not supported or invalid.
+    """
+    try:
+        return schema.model_validate(_without_neutral(body))
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
+    kept = _not_null(body)
+    if isinstance(kept.get("response_format"), dict):
+        kept["response_format"] = _not_null(kept["response_format"])
+    if kept.get("best_of") == kept.get("n", 1):
+        kept.pop("best_of", None)
+    kept = {name: value for name, value in kept.items() if name not in _IGNORED}
+    kept = _without(kept, _REQUEST_NEUTRAL, "")
+    if isinstance(kept.get("stream_options"), dict):
+        kept["stream_options"] = _not_null(kept["stream_options"])
+    if _is_short_list(kept.get("messages")):
+        kept["messages"] = [
+            _message(message, f"messages.{index}.") if isinstance(message, dict) else message
+            for index, message in enumerate(kept["messages"])
+        ]
+    return kept
+
+
+def _message(message: dict[str, Any], place: str) -> dict[str, Any]:
+    kept = _without(_not_null(message), _MESSAGE_NEUTRAL, place)
+    if kept.get("role") == "assistant":
+        kept.setdefault("content", "")
+    if _is_short_list(kept.get("content")):
+        kept["content"] = [
+            _not_null(part) if isinstance(part, dict) else part for part in kept["content"]
+        ]
+    return kept
+
+
+def _is_short_list(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= _MAX_ITEMS
+
+
+def _not_null(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _without(fields: dict[str, Any], neutral: _Neutral, place: str) -> dict[str, Any]:
+    for name, value in fields.items():
+        if name in neutral and not any(_same(value, allowed) for allowed in neutral[name]):
+            raise ApiError(
+                400,
+                f"{place}{name}: is not supported; leave it out",
+                param=f"{place}{name}",
+                code="unsupported",
+            )
+    return {name: value for name, value in fields.items() if name not in neutral}
+
+
+def _same(value: object, other: object) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    """Raise an `ApiError` that names the first invalid field."""
+    errors = error.errors(include_url=False, include_context=False)
+    # If a field may have several types, the error of the type it has says more than the others.
+    same_field = [other for other in errors if other["loc"][:1] == errors[0]["loc"][:1]]
+    first = next((e for e in same_field if not e["type"].endswith("_type")), same_field[0])
+    # After the last field's name, pydantic gives the names of the types it tried.
+    place = [
+        str(part)
+        for part in first["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in ("str", "float"))
+    ]
+    name = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        problem = "is not a known field"
+    elif first["type"] == "missing":
+        problem = "is missing"
+    else:
+        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}{_got(first['input'])}"
+    raise ApiError(400, f"{name}: {problem}", param=name) from error
+
+
+def _got(value: object) -> str:
+    text = json.dumps(value)
+    return f", got {text if len(text) <= 80 else text[:79] + '…'}"
