@@ -107,8 +107,7 @@ class HeadShape:
 
     def parameters(self, vocab_size: int) -> int:
         """Number of its parameters."""
-        with torch.device("meta"):
-            return AlignmentHead(self._config(vocab_size)).total_parameters()
+        return self._config(vocab_size).total_parameters
 
     def making_bytes(self, vocab_size: int, itemsize: int = 2) -> int:
         """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""

@@ -81,7 +81,7 @@ def test_results_equal_brute_force(
     found: Evaluation, head: str, tiny_cache: Path, number: int
 ) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     true = by_brute_force(head, tiny_cache, ALPHAS[number], wanted.tolist())
     result = found.results[number]
     assert result.alpha == ALPHAS[number]
@@ -109,7 +109,7 @@ def test_no_strength_changes_nothing(found: Evaluation) -> None:
 
 def test_what_is_counted(found: Evaluation, head: str, tiny_cache: Path) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     assert (found.head, found.cache, found.which) == (head, str(tiny_cache), "held-out")
     assert (found.pairs, found.tokens) == (8, reader.plan.response_length[wanted].sum())
 
@@ -133,7 +133,7 @@ def test_accuracy_by_length_equals_brute_force(
     found: Evaluation, head: str, tiny_cache: Path
 ) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     # Of 0.5 and 2.0 the former is nearer to 1.
     assert found.length_alpha == 0.5
     margins = by_brute_force(head, tiny_cache, 0.5, wanted.tolist())["margin"]

@@ -32,20 +32,19 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from tests.cli.test_cli import done
 from tests.cli.test_cli_errors import refused
-from tests.loader.test_stream import assert_same_batches
 from tests.support.limits import NEVER, Clock
+from tests.support.runs import assert_same, weights
 from tests.support.s3_server import S3Server, s3_server
+from tests.support.streams import assert_same_batches, stream
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import lock_at_once
-from tests.training.test_train import assert_same, weights
 from tests.verification.test_verify_command import contents, unsound
 
 NUMBERS = itertools.count()
@@ -446,14 +445,9 @@ def test_damage_is_found_and_mended(world: World, damaged: ObjectStore) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_threads_read_ahead(world: World, workers: int) -> None:
-    def stream(cache: str | Path, workers: int) -> CachedPreferenceDataset:
-        shape = StepLayout(batch_size=2, grad_accum=1)
-        return CachedPreferenceDataset(
-            cache, PairSubset(which="all"), shape, seed=0, epoch=0, window_blocks=2, workers=workers
-        )
-
-    found = list(prefetch(stream(world.url, workers)))
-    assert_same_batches(found, list(stream(world.local, 0)))
+    layout = StepLayout(batch_size=2, grad_accum=1)
+    found = list(prefetch(stream(world.url, layout, window_blocks=2, workers=workers)))
+    assert_same_batches(found, list(stream(world.local, layout, window_blocks=2)))
     assert len(found) == 12
 
 
