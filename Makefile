@@ -34,10 +34,10 @@ demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
 
 test-format: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(FORMAT_TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(FORMAT_TESTS)
 
 # Needs Chromium: apt-get install chromium, or CHROMIUM=/path/to/it.
 test-browser: $(INSTALLED)

@@ -108,7 +108,7 @@ def cost(shape: Shape, pairs: Pairs) -> dict[str, Any]:
 def table(pairs: Pairs) -> str:
     """Return the table of the page."""
     lines = [
-        "| base | weights | FLOP | bytes a token | cache | "
+        "| base | weights | FLOP | bytes per token | cache | "
         + " | ".join(f"{gpu}: hours, MB/s" for gpu in PEAK_TFLOPS)
         + " |",
         "| --- | --- | --- | --- | --- | " + " | ".join("---" for _ in PEAK_TFLOPS) + " |",

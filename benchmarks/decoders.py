@@ -192,7 +192,7 @@ def take_rounds(ways: dict[str, Way], rounds: int) -> dict[str, list[Timing]]:
 
 
 def latency(timings: list[Timing]) -> float:
-    """Return seconds a token: the median over answers of each one's median."""
+    """Return seconds per token: the median over answers of each one's median."""
     return median(median(timing.tokens) for timing in timings)
 
 

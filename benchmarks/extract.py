@@ -1,7 +1,7 @@
 """Extraction beside the bare model and two usual ways: `python -m benchmarks.extract --json`.
 
 All ways run the same pairs through the same model in turn, each round beginning with another, after
-a round of warm-up on a few pairs; ratios are medians over rounds of pairs a second.
+a round of warm-up on a few pairs; ratios are medians over rounds of pairs per second.
 
     extract        `mav extract`: states of three layers and the labels, to a cache on disk; the
                    time of its forward passes and writing, to the last byte flushed
@@ -194,7 +194,7 @@ class Task:
         )
 
     def written_bytes(self) -> dict[str, float]:
-        """Return bytes a response token on disk, of the cache and of the common way."""
+        """Return bytes per response token on disk, of the cache and of the common way."""
         reader = CacheReader(self.options.output)
         files = sum(path.stat().st_size for path in (self.work / "padded").iterdir())
         tokens = reader.plan.tokens
@@ -343,7 +343,7 @@ def table(found: dict[str, Any]) -> str:
         f"extract over shared cache  {found['extract_over_shared_cache']:>8.2f}",
         f"bare, of the product's rate{found['flops_over_matmul']:>8.2f}",
         *(
-            f"{name.replace('_', ' '):<16}{size:>12,.0f} bytes a response token"
+            f"{name.replace('_', ' '):<16}{size:>12,.0f} bytes per response token"
             for name, size in found["bytes_per_token"].items()
         ),
         *(

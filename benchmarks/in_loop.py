@@ -80,7 +80,7 @@ def extract_timed(asked: argparse.Namespace, base: BaseModel, work: Path) -> Ext
     if report.pairs_done == report.manifest.data.pairs:
         record.write_text(json.dumps({"seconds": seconds, "forward_seconds": report.seconds}))
     elif report.pairs_done:
-        record.unlink(missing_ok=True)  # parts of two calls are no time of an extraction
+        record.unlink(missing_ok=True)  # parts of two calls are not the time of one extraction
     found = json.loads(record.read_text()) if record.is_file() else {}
     return Extracted(
         root=root,

@@ -4,7 +4,7 @@ Every step runs the frozen base on the chosen and on the rejected answers of a b
 its prompt and padded to one fixed length. The head gives a vector at every position, prompts and
 padding among them, and base logits, vectors and log-probabilities exist for all of them at once:
 
-    z = z_base + a,    log pi(y) = sum over tokens that are no padding of log softmax(z)[token]
+    z = z_base + a,    log pi(y) = sum over tokens that are not padding of log softmax(z)[token]
 
     loss = mean over pairs of -log sigmoid(beta * (log pi(w) - log pi(l))) + lambda * mean ||a||^2
 
@@ -46,7 +46,7 @@ class PaddedAnswers:
 
     @property
     def token_mask(self) -> Tensor:
-        """Which predictions count, bool [B, L - 1]: those of tokens that are no padding."""
+        """Which predictions count, bool [B, L - 1]: those of tokens that are not padding."""
         return self.attention_mask[:, 1:].bool()
 
     @property

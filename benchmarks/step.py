@@ -11,8 +11,8 @@ cache.
     6 * parameters          the head: 2 for a multiply-add, forward and twice backward
     2 * hidden * vocabulary the base's logits, rebuilt from its final state
 
-Recomputation in the backward pass, the optimizer and everything that is no product is not counted,
-but its time is.
+Recomputation in the backward pass, the optimizer and everything that is not a product is not
+counted, but its time is.
 
 `peak_rss_bytes` is the most memory the process ever had, the making of its input included.
 `ACCELERATE_USE_CPU=true` measures the CPU of a machine with an accelerator. The full size takes

@@ -4,11 +4,11 @@ Two ratios, each of medians over rounds that alternate between its two sides, on
 with the shapes of LLaMA-7B and with the page cache warm:
 
 - `stream_over_raw`: bytes per second that `CachedPreferenceDataset` and `prefetch` deliver,
-  over one whole epoch, by bytes a second of reading the very same files one after the other, each
+  over one whole epoch, by bytes per second of reading the very same files one after the other, each
   whole, into the same memory. An epoch counts from asking for its first batch, so opening the
   cache and checking that it is complete are included. One epoch before, not counted, makes the
   memory that epochs hand on to each other.
-- `cache_over_memory`: optimizer steps a second fed from a cache by `prefetch`, by those of the
+- `cache_over_memory`: optimizer steps per second fed from a cache by `prefetch`, by those of the
   same steps fed from a list. Opening the cache is included here too, so a device that takes
   milliseconds for a step wants more `--steps`. Batches are copied to the device in both ways.
 
@@ -93,7 +93,7 @@ def read_stream(stream: CachedPreferenceDataset) -> int:
 
 
 def per_second(read: Callable[[], int]) -> tuple[float, int]:
-    """Return bytes a second, and bytes."""
+    """Return bytes per second, and bytes."""
     started = perf_counter()
     size = read()
     return size / (perf_counter() - started), size
@@ -217,7 +217,7 @@ def table(found: dict[str, Any]) -> str:
             f"{gigabytes['needed']:.3f} GB/s",
             f"steps from the cache   {found['cache_steps_per_second']:>8.3f} steps/s"
             f"  {found['cache_over_memory']:>6.3f} of memory",
-            f"{found['delivered_bytes'] / 1e9:.2f} GB an epoch, {found['native_dtype']}, "
+            f"{found['delivered_bytes'] / 1e9:.2f} GB per epoch, {found['native_dtype']}, "
             f"{found['device_name']}",
         ]
     )

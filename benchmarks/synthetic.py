@@ -275,7 +275,7 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done all it was told to."""
+    """Wait until a device has finished all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -2,7 +2,7 @@
 
 Writer, reader, size estimates, docs and tests all derive from `TABLE`. Three kinds of array:
 
-- `block`: one row a response token, or one a block; a shard holds what belongs to one block.
+- `block`: one row a response token, or one per block; a shard holds what belongs to one block.
 - `plan`: what is known before the base model runs (where each pair lies, and its ids).
 - `unembedding`: one copy of the base's output embedding, for factored logits.
 """
@@ -14,7 +14,6 @@ from typing import Final, Literal
 
 import numpy as np
 
-from mav.cache_schema import version_1
 from mav.cache_schema.codecs import Compression
 from mav.cache_schema.dtypes import STORED_AS
 from mav.cache_schema.manifest import Manifest
@@ -269,11 +268,6 @@ def is_stored(spec: ArraySpec, manifest: Manifest) -> bool:
         return False
     if path == "unembedding/bias" and not manifest.logits.has_bias:
         return False
-    if manifest.format_version == version_1.VERSION:
-        if path == "pairs/source":
-            return False
-        if path == "base_logprobs":
-            return True
     owners = [name for name, paths in _ENCODED.items() if path in paths]
     return not owners or encoding in owners
 

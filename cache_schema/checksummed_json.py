@@ -29,7 +29,7 @@ def check_checksum(data: Bytes) -> Any:
     """Return a sealed document.
 
     Raises:
-        ValueError: It is no JSON, has no seal, or is not as it was when sealed.
+        ValueError: It is not JSON, has no checksum, or does not match it.
     """
     text = bytes(data)
     document = json.loads(text)

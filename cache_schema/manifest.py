@@ -15,14 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from mav.cache_schema import version_1
 from mav.cache_schema.codecs import Compression
 from mav.cache_schema.errors import CacheError, ManifestError
 from mav.cache_schema.quantization import StatesStorage
 
 FORMAT_VERSION: Final = 2
 """Of the caches that are written."""
-READ_VERSIONS: Final = (version_1.VERSION, FORMAT_VERSION)
 ATTRIBUTE: Final = "mav"
 
 LogitsEncoding = Literal["factored", "dense", "topk"]
@@ -112,7 +110,7 @@ class TextRecord:
     end_token_id: int | None = None
     """Token that ends every untruncated response; none where it is the base's `eos_token_id`."""
     template_date: str | None = None
-    """Day, as YYYY-MM-DD, that the base's chat template was told when it asked for the date; none
+    """Day, as YYYY-MM-DD, given to the base's chat template, which asked for the date; none
     where it does not ask."""
 
 
@@ -192,7 +190,7 @@ class StorageRecord:
     compression: Compression
     """Codec of every chunk; lossless."""
     states: StatesStorage
-    """`computed`: as they are, in `states.dtype`; or a byte a value with scales, which is lossy."""
+    """`computed`: as they are, in `states.dtype`; or a byte per value with scales, lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +221,11 @@ class Manifest:
 
     def identity(self) -> str:
         """Return a SHA-256 over what decides the values a cache holds, and where they lie."""
-        # Version 1 had no quantized bases, and nothing in place of them.
-        quantization = () if self.format_version == version_1.VERSION else (self.base.quantization,)
         deciding = (
             self.base.weights_digest,
             self.base.config_digest,
             self.base.tokenizer_digest,
-            *quantization,
+            self.base.quantization,
             # Where they were computed in another type, other digits are the same states.
             _without(dataclasses.asdict(self.states), "computed_in"),
             dataclasses.asdict(self.logits),
@@ -250,7 +246,7 @@ class Manifest:
         if self.base.parameters is None:
             del plain["base"]["parameters"]
         plain["data"]["sources"] = list(plain["data"]["sources"])
-        return version_1.downgraded(plain) if self.format_version == version_1.VERSION else plain
+        return plain
 
     @classmethod
     def from_json(cls, value: object, subject: str) -> "Manifest":
@@ -267,14 +263,11 @@ class Manifest:
         if not isinstance(value, Mapping):
             raise ManifestError(subject, [f"got {type(value).__name__}, expected an object"])
         version = value.get("format_version")
-        if version not in READ_VERSIONS:
-            readable = " and ".join(map(str, READ_VERSIONS))
+        if version != FORMAT_VERSION:
             raise CacheError(
-                f"{subject}: format version {version!r}, but this MAV reads versions {readable}. "
-                f"Install the MAV that wrote it, or extract again."
+                f"{subject}: format version {version!r}, but this MAV reads version "
+                f"{FORMAT_VERSION}. Install the MAV that wrote it, or extract again."
             )
-        if version == version_1.VERSION:
-            value = version_1.upgraded(value)
         problems: list[str] = []
         manifest = _build(cls, value, "", problems)
         if not problems:

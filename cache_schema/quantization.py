@@ -1,4 +1,4 @@
-"""Lossy storage of hidden states: one byte a value, and scales.
+"""Lossy storage of hidden states: one byte per value, and scales.
 
 - `int8`: x = code * token_scale * channel_scale. A channel's scale is its root mean square over the
   block, a token's the largest of what remains over 127. Hidden states have a few channels that are

@@ -1,6 +1,6 @@
 """Reading a cache: whole blocks, checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from mav.cache_schema.records import (
     LayoutRecord,
     ObjectRecord,
     lost_blocks,
-    object_problem,
+    object_problems,
     read_commits,
     read_layout,
 )
@@ -102,7 +102,7 @@ class CacheReader:
         if problems:
             raise CacheError(
                 f"{self.location}: {len(problems)} damaged objects:{listed(problems)}\nRun the "
-                f"same `mav extract` command again; damaged blocks are computed anew."
+                f"same `mav extract` command again; damaged blocks are computed again."
             )
         self._commits = commits.records
         self.plan = BlockPlan(
@@ -151,8 +151,6 @@ class CacheReader:
 
     def read_sources(self) -> NDArray[np.uint16]:
         """Read which of the manifest's data sets each pair came from, uint16 [pairs]."""
-        if "pairs/source" not in self._layouts:
-            return np.zeros(len(self.pair_id), np.uint16)  # version 1 had one
         return self._read_whole("pairs/source")
 
     def read_source_rows(self) -> NDArray[np.int64]:
@@ -176,12 +174,10 @@ def require_layout(
         CacheError: Something is missing or of another size.
     """
     record = read_layout(objects, manifest.identity())
-    found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
-    lost = [problem for problem in found if problem]
-    if lost:
+    if lost := object_problems(record.objects, sizes):
         raise CacheError(
             f"{objects.location}: damaged:{listed(lost)}\nRun the same `mav extract` "
-            f"command again; it writes them anew."
+            f"command again; it writes them again."
         )
     return record
 
@@ -244,8 +240,8 @@ def require_complete(location: str, manifest: Manifest, committed: int) -> None:
     )
 
 
-def listed(problems: list[str]) -> str:
-    """Return the first problems, a line each, and how many more there are."""
+def listed(problems: Sequence[object]) -> str:
+    """Return the first problems, one per line, and how many more there are."""
     named = "".join(f"\n  - {problem}" for problem in problems[:_MOST_NAMED])
     more = len(problems) - _MOST_NAMED
     return named + (f"\n  and {more} more" if more > 0 else "")

@@ -173,17 +173,33 @@ def read_block_record(objects: ObjectStore, block: int, cache: str) -> ClaimReco
     return record
 
 
+@dataclass(frozen=True, order=True)
+class Problem:
+    """Something that is wrong with a cache.
+
+    Attributes:
+        key: Key of the object, or another name of what is wrong.
+        reason: What is wrong with it.
+    """
+
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Commits:
     """The block records of a cache as they were read.
 
     Attributes:
         records: Block -> its commit.
-        damaged: Block -> what is wrong with its record.
+        damaged: Block -> the problem with its record.
     """
 
     records: dict[int, CommitRecord]
-    damaged: dict[int, str]
+    damaged: dict[int, Problem]
 
 
 def read_commits(objects: ObjectStore, manifest: Manifest, sizes: Mapping[str, int]) -> Commits:
@@ -197,19 +213,19 @@ def read_commits(objects: ObjectStore, manifest: Manifest, sizes: Mapping[str, i
     cache = manifest.identity()
     commits = Commits(records={}, damaged={})
 
-    def read(block: int) -> ClaimRecord | CommitRecord | str:
+    def read(block: int) -> ClaimRecord | CommitRecord | Problem:
         try:
             return read_block_record(objects, block, cache)
         except (FileNotFoundError, ValueError) as error:
-            return f"{commit_key(block)}: damaged ({_reason(error)})"
+            return Problem(commit_key(block), f"damaged ({_reason(error)})")
 
     known = [block for block in range(manifest.plan.blocks) if commit_key(block) in sizes]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
-        for block, found in zip(known, pool.map(read, known), strict=True):
-            if isinstance(found, str):
-                commits.damaged[block] = found
-            elif isinstance(found, CommitRecord):
-                commits.records[block] = found
+        for block, result in zip(known, pool.map(read, known), strict=True):
+            if isinstance(result, Problem):
+                commits.damaged[block] = result
+            elif isinstance(result, CommitRecord):
+                commits.records[block] = result
     return commits
 
 
@@ -221,12 +237,12 @@ def own_keys(layout: LayoutRecord, every: Mapping[str, ArrayLayout], blocks: int
     return keys
 
 
-def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> str | None:
-    """Say what is wrong with a stored object by existence and size, or None."""
+def object_problem(key: str, record: ObjectRecord, sizes: Mapping[str, int]) -> Problem | None:
+    """Return the problem with a stored object by existence and size, or None."""
     size = sizes.get(key)
     if size is None:
-        return f"{key}: missing, expected {record.bytes} bytes"
-    return None if size == record.bytes else f"{key}: {size} bytes, expected {record.bytes}"
+        return Problem(key, f"missing, expected {record.bytes} bytes")
+    return None if size == record.bytes else Problem(key, f"{size} bytes, expected {record.bytes}")
 
 
 def lost_blocks(
@@ -234,8 +250,8 @@ def lost_blocks(
     commits: Commits,
     layouts: Mapping[str, ArrayLayout],
     sizes: Mapping[str, int],
-) -> dict[int, list[str]]:
-    """Return the committed blocks whose objects are not there in full size, and what is wrong.
+) -> dict[int, list[Problem]]:
+    """Return the problems of committed blocks whose objects are missing or truncated.
 
     Args:
         objects: The store.
@@ -244,28 +260,37 @@ def lost_blocks(
         sizes: Its objects, as they were before the commits were read.
     """
 
-    def look(sizes: Mapping[str, int]) -> dict[int, list[str]]:
-        found = {
-            b: commit_problems(record, layouts, sizes) for b, record in commits.records.items()
+    def compare(sizes: Mapping[str, int]) -> dict[int, list[Problem]]:
+        by_block = {
+            block: commit_problems(record, layouts, sizes)
+            for block, record in commits.records.items()
         }
-        return {block: problems for block, problems in found.items() if problems}
+        return {block: problems for block, problems in by_block.items() if problems}
 
-    # A block that was committed after the objects were listed is none of them.
-    return look(objects.sizes()) if look(sizes) else {}
+    # A block that was committed after the objects were listed is not lost: list them again.
+    return compare(objects.sizes()) if compare(sizes) else {}
 
 
 def commit_problems(
     record: CommitRecord, layouts: Mapping[str, ArrayLayout], sizes: Mapping[str, int]
-) -> list[str]:
-    """Say what is wrong with a committed block: objects not recorded, missing, or cut."""
+) -> list[Problem]:
+    """Return the problems of a committed block: objects not recorded, missing or truncated."""
     expected = block_keys(layouts, record.block)
     if set(record.objects) != expected:
         return [
-            f"{commit_key(record.block)}: it names {len(record.objects)} objects, expected "
-            f"{len(expected)}: {', '.join(sorted(expected))}"
+            Problem(
+                commit_key(record.block),
+                f"it names {len(record.objects)} objects, expected {len(expected)}: "
+                f"{', '.join(sorted(expected))}",
+            )
         ]
-    found = [object_problem(key, item, sizes) for key, item in record.objects.items()]
-    return [problem for problem in found if problem]
+    return object_problems(record.objects, sizes)
+
+
+def object_problems(records: Mapping[str, ObjectRecord], sizes: Mapping[str, int]) -> list[Problem]:
+    """Return the problems of several stored objects by existence and size."""
+    problems = (object_problem(key, record, sizes) for key, record in records.items())
+    return [problem for problem in problems if problem]
 
 
 def _require_own(record: LayoutRecord | CommitRecord, cache: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
 from mav.cache_schema.errors import CacheError
-from mav.cache_schema.manifest import ATTRIBUTE, READ_VERSIONS, Manifest
+from mav.cache_schema.manifest import ATTRIBUTE, FORMAT_VERSION, Manifest
 from mav.cache_schema.storage.base import ObjectStore
 
 ROOT: Final = "zarr.json"
@@ -43,7 +43,7 @@ def read_manifest(objects: ObjectStore) -> Manifest:
     try:
         manifest: Any = json.loads(data.tobytes())["attributes"][ATTRIBUTE]
         # Another version may be sealed in another way.
-        if manifest["format_version"] in READ_VERSIONS:
+        if manifest["format_version"] == FORMAT_VERSION:
             check_checksum(data.data)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(

@@ -95,7 +95,7 @@ def read_shard(
         objects: Where it is kept.
         key: Its key.
         rows: Used rows.
-        checksums: What `encode_shard` told; another shard's chunks have others.
+        checksums: What `encode_shard` returned; another shard's chunks have others.
         memory: Where the rows go, uint8 [at least `shard_memory`]; new memory if None.
 
     Returns:
@@ -149,7 +149,7 @@ def decode_shard(
         layout: The array.
         data: The stored object, uint8 [size].
         rows: Used rows.
-        checksums: What `encode_shard` told; another shard's chunks have others.
+        checksums: What `encode_shard` returned; another shard's chunks have others.
         memory: Where the rows go, uint8 [at least `shard_memory`]; new memory if None.
 
     Returns:

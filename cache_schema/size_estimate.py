@@ -1,4 +1,4 @@
-"""How many bytes a cache will take, before it is written."""
+"""How many bytes per cache will take, before it is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

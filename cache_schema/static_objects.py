@@ -1,4 +1,4 @@
-"""The objects a cache is created with: array descriptions, plan and unembedding."""
+"""The objects per cache is created with: array descriptions, plan and unembedding."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
@@ -56,12 +57,11 @@ def static_objects(
 
 def descriptions(manifest: Manifest) -> dict[str, bytes]:
     """Return Zarr's metadata of all arrays and groups below the root, by key."""
-    store = MemoryStore()
-    group = zarr.create_group(store)
+    written: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(written))
     for path, layout in layouts(manifest).items():
         _describe(group, path, layout, manifest)
-    keys = sorted(key for key in store._store_dict if key != "zarr.json")
-    return {key: store._store_dict[key].to_bytes() for key in keys}
+    return {key: written[key].to_bytes() for key in sorted(written) if key != "zarr.json"}
 
 
 def _describe(

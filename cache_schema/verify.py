@@ -18,10 +18,11 @@ from mav.cache_schema.records import (
     CommitRecord,
     LayoutRecord,
     ObjectRecord,
+    Problem,
     commit_key,
     content_digest,
     lost_blocks,
-    object_problem,
+    object_problems,
     own_keys,
     read_commits,
     read_layout,
@@ -33,7 +34,7 @@ from mav.cache_schema.storage.lock import LOCK, run_lock
 
 _log = logging.getLogger(__name__)
 
-_CHANGED: Final = "{}: its bytes have another SHA-256 than when it was written"
+_CHANGED: Final = "its bytes have another SHA-256 than when it was written"
 
 Progress = Callable[[int], None]
 
@@ -62,8 +63,8 @@ class VerifyReport:
     complete: bool
     objects: int
     bytes: int
-    damaged_blocks: dict[int, list[str]]
-    damaged_layout: list[str]
+    damaged_blocks: dict[int, list[Problem]]
+    damaged_layout: list[Problem]
     unknown: list[str]
 
     @property
@@ -78,7 +79,12 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for scripts."""
-        return dataclasses.asdict(self) | {"sound": self.sound}
+        blocks = self.damaged_blocks.items()
+        return dataclasses.asdict(self) | {
+            "damaged_blocks": {block: list(map(str, problems)) for block, problems in blocks},
+            "damaged_layout": list(map(str, self.damaged_layout)),
+            "sound": self.sound,
+        }
 
 
 def verify(
@@ -105,13 +111,13 @@ def verify(
     every = layouts(manifest)
     layout = read_layout(objects, manifest.identity())
     commits = read_commits(objects, manifest, sizes)
-    damaged_layout = _damaged(layout.objects, sizes)
+    damaged_layout = object_problems(layout.objects, sizes)
     damaged_blocks = {block: [problem] for block, problem in commits.damaged.items()}
     damaged_blocks |= lost_blocks(objects, commits, every, sizes)
     if manifest.complete:
         for block in range(manifest.plan.blocks):
             if block not in commits.records and block not in damaged_blocks:
-                damaged_blocks[block] = [f"{commit_key(block)}: missing, or not a commit"]
+                damaged_blocks[block] = [Problem(commit_key(block), "missing, or not a commit")]
 
     recorded = [layout.objects, *(record.objects for record in commits.records.values())]
     known = {key: record for records in recorded for key, record in records.items()}
@@ -122,8 +128,8 @@ def verify(
         damaged_layout += checker.layout(layout, damaged_layout)
         plan = None if damaged_layout else _read_plan(objects, manifest, every, layout)
         for block, record in sorted(commits.records.items()):
-            if block not in damaged_blocks and (found := checker.block(record, plan)):
-                damaged_blocks[block] = found
+            if block not in damaged_blocks and (problems := checker.block(record, plan)):
+                damaged_blocks[block] = problems
         read = checker.read
     ours = {ROOT, LOCK, *own_keys(layout, every, manifest.plan.blocks)}
     return VerifyReport(
@@ -148,7 +154,7 @@ def repair(objects: ObjectStore, report: VerifyReport) -> None:
 
     Args:
         objects: The cache that was verified.
-        report: What was found.
+        report: Result of a verification.
 
     Raises:
         CacheBusyError: A run writes to the cache.
@@ -161,11 +167,11 @@ def repair(objects: ObjectStore, report: VerifyReport) -> None:
         for block in report.damaged_blocks:
             objects.delete(commit_key(block))
         for problem in report.damaged_layout:
-            objects.delete(_key(problem))
+            objects.delete(problem.key)
     _log.info(
         f"{objects.location}: {len(report.damaged_blocks)} damaged blocks and "
         f"{len(report.damaged_layout)} other objects are marked; run the same `mav extract` "
-        f"command again, it writes them anew"
+        f"command again, it writes them again"
     )
 
 
@@ -180,23 +186,26 @@ class _Checker:
         self._every = every
         self._progress = progress
 
-    def layout(self, record: LayoutRecord, known: list[str]) -> list[str]:
-        """Return what is wrong with the objects of the layout, beyond what is known."""
-        lost = set(map(_key, known))
+    def layout(self, record: LayoutRecord, known: list[Problem]) -> list[Problem]:
+        """Return the problems of the static objects, beyond those that are known."""
+        lost = {problem.key for problem in known}
         return [
-            _CHANGED.format(key)
+            Problem(key, _CHANGED)
             for key, item in record.objects.items()
             if key not in lost and self._read(key, item) is None
         ]
 
-    def block(self, record: CommitRecord, plan: BlockPlan | None) -> list[str]:
-        """Return what is wrong with a block whose objects are there in full size."""
+    def block(self, record: CommitRecord, plan: BlockPlan | None) -> list[Problem]:
+        """Return the problems of a block whose objects are there in full size."""
         if plan is not None:
             used, pairs = plan.used_rows(record.block), len(plan.pairs_of(record.block))
             if (record.tokens, record.pairs) != (used, pairs):
                 return [
-                    f"{commit_key(record.block)}: {record.pairs} pairs of {record.tokens} tokens, "
-                    f"but the plan has {pairs} of {used}"
+                    Problem(
+                        commit_key(record.block),
+                        f"{record.pairs} pairs of {record.tokens} tokens, but the plan has "
+                        f"{pairs} of {used}",
+                    )
                 ]
         problems = []
         rows = {}
@@ -207,16 +216,18 @@ class _Checker:
             item = record.objects[key]
             data = self._read(key, item)
             if data is None:
-                problems.append(_CHANGED.format(key))
+                problems.append(Problem(key, _CHANGED))
                 continue
             try:
                 rows[path] = decode_shard(
                     layout, data, layout.rows_in_block(record.tokens), item.checksums or ""
                 )
             except ValueError as error:
-                problems.append(f"{key}: {error}")
+                problems.append(Problem(key, str(error)))
         if not problems and content_digest(rows) != record.content:
-            problems.append(f"block {record.block}: its values are not those that were committed")
+            problems.append(
+                Problem(f"block {record.block}", "its values are not those that were committed")
+            )
         return problems
 
     def _read(self, key: str, record: ObjectRecord) -> NDArray[np.uint8] | None:
@@ -228,16 +239,6 @@ class _Checker:
         self.read += len(data)
         self._progress(len(data))
         return data if hashlib.sha256(data.data).hexdigest() == record.sha256 else None
-
-
-def _key(problem: str) -> str:
-    """Return the key of the object that a problem speaks of."""
-    return problem.split(":", 1)[0]
-
-
-def _damaged(records: Mapping[str, ObjectRecord], sizes: Mapping[str, int]) -> list[str]:
-    found = [object_problem(key, record, sizes) for key, record in records.items()]
-    return [problem for problem in found if problem]
 
 
 def _read_plan(

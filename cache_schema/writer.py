@@ -65,12 +65,6 @@ def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
     Raises:
         MismatchError: Naming each difference.
     """
-    if stored.format_version != asked.format_version:
-        raise MismatchError(
-            f"{location}: this cache is of format version {stored.format_version}, which this MAV "
-            f"reads but does not write. Use it as it is if it is complete, or name another "
-            f"--output to extract anew."
-        )
     found = {
         path: text
         for path, text in differences(stored, asked).items()

@@ -22,7 +22,7 @@ HEAD_AND_BASE = options(
     click.option(
         "--template-date",
         metavar="DATE",
-        help="What a chat template that asks for the date is told: YYYY-MM-DD or today.  "
+        help="Date given to a chat template that asks for it: YYYY-MM-DD or today.  "
         "[default: as in training]",
     ),
     click.option(
@@ -31,7 +31,7 @@ HEAD_AND_BASE = options(
         help="Take a base whose tokenizer is another one of the same size.",
     ),
     click.option(
-        "--int8-head", is_flag=True, help="Keep the head in a byte a weight; needs torchao."
+        "--int8-head", is_flag=True, help="Keep the head in a byte per weight; needs torchao."
     ),
     click.option(
         "--base-generation-config",

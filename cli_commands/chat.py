@@ -27,7 +27,7 @@ from mav.cli_commands._errors import command
 @ALPHA
 @SAMPLING
 def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
-    """Talk in the terminal; /alpha 1.5 and /base ID change both on the fly, /help tells more."""
+    """Chat in the terminal; /alpha 1.5 and /base ID change both on the fly, /help lists more."""
     from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.chat import Chat
 
@@ -53,7 +53,7 @@ def _converse(chat: Any) -> None:
     if terminal:
         import readline  # noqa: F401 (gives input() a history and editing)
 
-        _write(f"{chat.mav.base.id}, alpha {chat.alpha}. /help tells the commands.\n")
+        _write(f"{chat.mav.base.id}, alpha {chat.alpha}. /help lists the commands.\n")
     while not chat.over:
         try:
             line = input("> " if terminal else "")

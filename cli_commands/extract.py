@@ -48,7 +48,7 @@ from mav.cli_commands._options import BASE, JSON, PLACEMENT
 @click.option(
     "--template-date",
     metavar="DATE",
-    help="What a chat template that asks for the date is told: YYYY-MM-DD or today.  "
+    help="Date given to a chat template that asks for it: YYYY-MM-DD or today.  "
     "[default: today, and when going on the day it began]",
 )
 @click.option(
@@ -68,7 +68,7 @@ from mav.cli_commands._options import BASE, JSON, PLACEMENT
     "--storage-dtype",
     type=click.Choice(["bfloat16", "float16", "float32", "int8", "fp8"]),
     default="bfloat16",
-    help="How states are stored, whatever --dtype is; int8 and fp8 are lossy, in a byte a value.",
+    help="How states are stored, whatever --dtype is; int8 and fp8 are lossy, in a byte per value.",
 )
 @click.option("--limit", type=int, help="Read only the first N rows of each data set.")
 @click.option(
@@ -77,7 +77,7 @@ from mav.cli_commands._options import BASE, JSON, PLACEMENT
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Write nothing; tell bytes, free space and hours, from a short timed sample.",
+    help="Write nothing; show bytes, free space and hours, from a short timed sample.",
 )
 @PLACEMENT
 @click.option(

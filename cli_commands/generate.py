@@ -35,7 +35,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     "prompts_file",
     cls=OneOnly,
     type=click.Path(path_type=Path),
-    help="File of prompts, one a line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
+    help="File of prompts, one per line; or .jsonl with 'prompt' or 'messages', and 'alpha'.",
 )
 @click.option(
     "--output",
@@ -66,7 +66,7 @@ from mav.cli_commands._options import Numbers, OneOnly
     help="Answer on the base, then on another one under the same head.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object an answer, a line each."
+    "--json", "as_json", is_flag=True, help="Print one JSON object per response, one per line."
 )
 def generate_command(
     *,
@@ -82,7 +82,7 @@ def generate_command(
     as_json: bool,
     **others: Any,
 ) -> None:
-    """Decode with a base and a head together, one forward pass a token."""
+    """Decode with a base and a head together, one forward pass per token."""
     if demo_switching is None and (prompt is None) == (prompts_file is None):
         raise click.UsageError("give either --prompt or --prompts")
     if alpha is not None and alphas is not None:
@@ -157,13 +157,13 @@ def _answer_file(
     others: dict[str, Any],
 ) -> None:
     from mav.pipeline.decoding.alpha import as_schedule
-    from mav.pipeline.decoding.batch_file import answer_file, require_new
+    from mav.pipeline.decoding.batch_file import generate_file, require_new
     from mav.pipeline.decoding.prompt_file import read_prompts
 
     require_new(output)
     read_prompts(prompts)
     mav, decoding = load(base_model, given, others)
-    found = answer_file(
+    found = generate_file(
         mav,
         prompts,
         output,

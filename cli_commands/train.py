@@ -93,7 +93,7 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
     default="adamw",
     help="adamw-8bit keeps its moments in a byte each; needs torchao.",
 )
-@click.option("--shard", is_flag=True, help="Cut the head into shards, one a process (FSDP2).")
+@click.option("--shard", is_flag=True, help="Cut the head into shards, one per process (FSDP2).")
 @click.option(
     "--report-to",
     type=click.Choice(["tensorboard", "wandb", "trackio", "none"]),

@@ -32,7 +32,7 @@ from mav.cli_commands._options import DEVICE, DEVICE_MAP, GGUF_CACHE, JSON
     help="Where the data sets are now, each in turn.  [default: where they were]",
 )
 @click.option(
-    "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it anew."
+    "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it again."
 )
 @click.option(
     "--dtype",

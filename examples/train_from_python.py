@@ -73,7 +73,7 @@ def main() -> None:
     for result in evaluate(str(head), cache, [0.5, 1.0, 2.0]).results:
         print(
             f"alpha {result.alpha}: reward accuracy {result.reward_accuracy:.0%}, "
-            f"KL {result.kl_per_token:.3f} nats a token"
+            f"KL {result.kl_per_token:.3f} nats per token"
         )
     mav = MAVInference(str(head))
     print(mav.generate_response("How do I mend a clock?", alpha=1.0, max_new_tokens=40))

@@ -31,6 +31,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mav")
 
 
+SLOW_FIRST = ("docs/", "benchmarks/", "test_package", "base/test_hub", "cli/test_interruption")
+"""Files whose few tests take long; begun last, one process would end long after the others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files of few and slow tests first; others as they were collected."""
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(SLOW_FIRST))
+
+
 def pytest_collection_finish() -> None:
     """Leave what imports made out of later searches for garbage, of which tests ask many."""
     gc.collect()

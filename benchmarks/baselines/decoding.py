@@ -1,4 +1,4 @@
-"""Greedy decoding, one prompt at a time: seconds a token and memory, of every method.
+"""Greedy decoding, one prompt at a time: seconds per token and memory, of every method.
 
 All run transformers' `generate()` with a KV cache and the same stopping rules; the autoregressive
 reward model rides along as a logits processor with a cache of its own. Each prompt's time includes
@@ -88,7 +88,7 @@ def mav_decoder(mav: MAVInference, alpha: float) -> Decode:
 
 @torch.inference_mode()
 def measure(decode: Decode, prompts: Sequence[str]) -> dict[str, float]:
-    """Return the median of seconds a token over prompts, and memory in bytes.
+    """Return the median of seconds per token over prompts, and memory in bytes.
 
     Answers of fewer than 16 tokens are left out: reading the prompt is most of their time.
     """

@@ -10,8 +10,8 @@ Margins and KL have the normal interval of the per-pair means.
 
 `reward_accuracy` is about the policy that decodes, whatever the method: the share of pairs whose
 chosen answer gained more log-probability over the base than the rejected one. An autoregressive
-reward model is no policy, so its row has two more: `own_reward_accuracy`, of log pi_r, the reward
-it is trained to be, and `reward_over_base_accuracy`, of log pi_r - log pi_base.
+reward model is not a policy, so its row has two more: `own_reward_accuracy`, of log pi_r, the
+reward it is trained to be, and `reward_over_base_accuracy`, of log pi_r - log pi_base.
 """
 
 import json

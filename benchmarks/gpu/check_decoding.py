@@ -75,7 +75,7 @@ def _steered(device: torch.device, dtype: torch.dtype, like: MAVInference | None
     """Return a base with a head that says something, the same as another's if there is one."""
     base = on_device(small_base("groups"), device, dtype)
     torch.manual_seed(1)
-    mav = MAVInference.untrained(base, pooled_size=POOLED, expansion_size=_EXPANSION)
+    mav = MAVInference.with_new_head(base, pooled_size=POOLED, expansion_size=_EXPANSION)
     if like is not None:
         mav.head.load_state_dict(like.head.state_dict())
         return mav
@@ -123,7 +123,7 @@ def _in_flight(
         for prompt, alpha in zip(prompts, _ALPHAS, strict=False)
     ]
     rows: dict[int, Row] = {}
-    with mav.exclusively():
+    with mav.exclusive():
         decoder = ContinuousBatchDecoder(mav.joined)
         for number, request in enumerate(requests):
             rows[number] = decoder.add([request])[0].row

@@ -20,7 +20,7 @@ from mav.pipeline.runtime.devices import pick_device
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a worker is told.
+    """Settings of a worker.
 
     Attributes:
         device: `auto` or a torch device.

@@ -21,7 +21,7 @@ class Sizes:
         copy_bytes: Bytes of the copy that bandwidth is measured with.
         rows: Preference pairs that are extracted.
         prompt_tokens: Most tokens of a prompt; the fewest are a quarter.
-        answer_tokens: Most tokens of an answer, likewise.
+        response_tokens: Most tokens of a response, likewise.
         batch_tokens: Most tokens in one forward pass.
         step: Options of `benchmarks.step`.
         gigabytes: Values of the cache that is streamed.
@@ -41,7 +41,7 @@ class Sizes:
     copy_bytes: int
     rows: int
     prompt_tokens: int
-    answer_tokens: int
+    response_tokens: int
     batch_tokens: int
     step: tuple[str, ...]
     gigabytes: float
@@ -66,7 +66,7 @@ FULL: Final = Sizes(
     copy_bytes=4 << 30,
     rows=256,
     prompt_tokens=208,
-    answer_tokens=176,
+    response_tokens=176,
     batch_tokens=16384,
     step=("--pairs", "64", "--steps", "6", "--matmul-size", "8192"),
     gigabytes=2.0,
@@ -95,7 +95,7 @@ MINIATURE: Final = Sizes(
     copy_bytes=1 << 20,
     rows=12,
     prompt_tokens=24,
-    answer_tokens=16,
+    response_tokens=16,
     batch_tokens=256,
     step=(
         *("--pairs", "3", "--pair-tokens", "30", "--steps", "2", "--matmul-size", "128"),

@@ -64,7 +64,7 @@ KINDS: Final = {
         },
         attentions=("eager",),
     ),
-    # Wider than 256, or no multiple of 8, for which there is no kernel.
+    # Wider than 256, or not a multiple of 8, for which there is no kernel.
     "wide heads": Kind(settings={"head_dim": 264}),
     "odd heads": Kind(settings={"head_dim": 20}),
 }

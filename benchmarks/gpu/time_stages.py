@@ -45,7 +45,7 @@ def extraction(place: Place, tell: Tell) -> None:
         work / "rows.jsonl",
         sizes.rows,
         sizes.prompt_tokens,
-        sizes.answer_tokens,
+        sizes.response_tokens,
         base.vocab_size,
     )
     options = ["--base-model", "random", "--dataset", str(rows), "--device", str(place.device)]

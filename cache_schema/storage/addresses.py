@@ -119,7 +119,7 @@ def parse_address(location: str) -> StorageAddress:
     if not _BUCKET.fullmatch(bucket) or (at and account is None):
         raise _refused(
             location,
-            f"{place!r} is no name of a bucket, which has letters, digits, '.', '-' and '_'",
+            f"{place!r} is not a bucket name, which has letters, digits, '.', '-' and '_'",
         )
     prefix = prefix.removesuffix("/")
     if wrong := _wrong(prefix):

@@ -2,7 +2,7 @@
 
 Everything a cache is made of is one object under a key such as `labels/c.5`. All writing is
 conditional: a writer says which version it expects to replace, or that it expects none, and is
-told when another writer came first. On that one rule the locks, claims and commits of a cache rest.
+detected when another writer came first. Locks, claims and commits of a cache rest on that one rule.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ Bytes = bytes | memoryview
 
 @dataclass(frozen=True, kw_only=True)
 class ETag:
-    """One content of an object, as told apart from the contents before and after it.
+    """One version of an object's content, as an HTTP entity tag identifies it.
 
     Attributes:
         tag: Changes with every write (an entity tag; for files, inode and time).
@@ -100,7 +100,7 @@ class ObjectStore(Protocol):
         """Remove empty folders, and the place itself if no object is left in it."""
 
     def free_bytes(self) -> int | None:
-        """Return the room that is left, or None where there is no limit to tell."""
+        """Return the free bytes, or None where there is no limit."""
 
     def local_path(self, key: str) -> Path | None:
         """Return the file that holds an object, if it is one."""

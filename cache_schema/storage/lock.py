@@ -174,7 +174,7 @@ def _gone(objects: ObjectStore, holder: Holder, version: ETag) -> bool:
 
 
 def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threading.Event) -> None:
-    """Keep the lock fresh until told to stop, or until it is somebody else's."""
+    """Keep the lock fresh until asked to stop, or until another run holds it."""
     beat = 0
     while not stopped.wait(BEAT_SECONDS):
         beat += 1
@@ -182,12 +182,13 @@ def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threadin
         try:
             version = objects.write(LOCK, _encode(Holder(**fields)), version)
         except (ConflictError, OSError, CacheError):
-            # A store that fails is told of where blocks are written. It may hold this beat or not.
+            # A failing store is reported where blocks are written. It may or may not hold this
+            # beat.
             with contextlib.suppress(OSError, CacheError):
                 found = objects.version(LOCK)
                 holding = read_holder(objects)
                 if found is None or holding is None or holding.run != holder.run:
-                    return  # somebody else's; the next block to be written tells the user
+                    return  # another run's; writing the next block raises the error
                 version = found
 
 

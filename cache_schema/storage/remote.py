@@ -1,7 +1,7 @@
 """Objects in object storage, through obstore.
 
 A PUT is durable and whole once it is answered, so what takes renaming and syncing in a folder is
-one request here. Conditional PUTs (`If-None-Match`, `If-Match`) tell writers who came first.
+one request here. Conditional PUTs (`If-None-Match`, `If-Match`) decide which writer came first.
 Credentials and endpoints come from the environment, as obstore documents them.
 """
 

@@ -1,4 +1,4 @@
-"""What a base can read at once, and what is more than that."""
+"""The base's context length, and prompts that exceed it."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from mav.pipeline.base.model import BaseModel
 
 
 def tokens_beyond(base: BaseModel, prompt_tokens: int, new_tokens: int) -> str | None:
-    """Return what is wrong with a prompt that is too long for a base, or None."""
+    """Return an error message for a prompt that is too long for a base, or None."""
     most = base.context_length
     if most is None or prompt_tokens + new_tokens <= most:
         return None
@@ -18,7 +18,7 @@ def tokens_beyond(base: BaseModel, prompt_tokens: int, new_tokens: int) -> str |
 
 
 def require_within(base: BaseModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
-    """Refuse a prompt whose answer would go beyond what a base can read.
+    """Refuse a prompt whose response would exceed the base's context length.
 
     Raises:
         DataError: The first such prompt.

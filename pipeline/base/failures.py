@@ -1,4 +1,4 @@
-"""What a base's own code raises, as one plain error."""
+"""Turns exceptions of a base's own code into one clear error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeErr
 
 @contextmanager
 def explain_failures(base: BaseModel) -> Iterator[None]:
-    """Make one plain error of what a base's own code raises; errors of memory stay as they are.
+    """Turn exceptions of a base's own code into one clear error; out-of-memory errors pass through.
 
     Raises:
         BaseModelError: It cannot be run as it is configured.

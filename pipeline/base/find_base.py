@@ -1,4 +1,4 @@
-"""Finding the base of a cache or a head again, by its hub id, or by its digest and name."""
+"""Finds the base of a cache or a head again, by its hub id, or by its digest and name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from mav.pipeline.base.source import BaseSource, resolve_base
 from mav.pipeline.runtime.known_places import recall
 
 _FOLDERS_ABOVE = 3
-"""A head lies in `runs/NAME/best`, and its base may lie beside `runs`."""
+"""A head is in `runs/NAME/best`, and its base may be beside `runs`."""
 
 
 def find_base(
@@ -55,7 +55,7 @@ def find_base(
         if same or gguf_file is not None:
             return source
         other.append(source)
-    # Where it was, other weights are now: that is told of when they are put to use.
+    # Other weights lie there now; that is reported when they are used.
     was = (known, Path(record.id) if Path(record.id).is_absolute() else None)
     for source in other:
         if Path(source.id) in [place.resolve() for place in was if place is not None]:
@@ -68,7 +68,7 @@ def find_base(
 
 
 def _places(record: BaseModelRecord, known: Path | None, near: Path | None) -> Iterator[Path]:
-    """Yield files and folders that are there and may be the base."""
+    """Yield existing files and folders that may be the base."""
     named = Path(record.id)
     places = [known, named]
     if near is not None:

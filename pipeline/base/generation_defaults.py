@@ -1,8 +1,8 @@
-"""A base's generation_config: it says what ends answers; how tokens are chosen, only where asked.
+"""A base's generation_config: its end tokens always apply, its sampling settings only on request.
 
-transformers fills whatever a call of `generate()` leaves open from the model's own configuration.
-So that no setting of a base acts unseen, the whole of it is set aside while answers are decoded,
-and what is wanted of it becomes options like those that a user gives.
+transformers fills every setting a call of `generate()` leaves open from the model's own
+configuration. So that no setting of a base acts unseen, the whole of it is set aside while
+responses are decoded, and what is wanted of it becomes options like those that a user gives.
 """
 
 import json
@@ -28,7 +28,7 @@ def generation_config_set_aside(model: Any) -> Iterator[None]:
 
 
 def tokens_named(config: Any) -> list[int]:
-    """Return the tokens that a generation_config says end an answer, if it names any."""
+    """Return the tokens that a generation_config says end a response, if it names any."""
     return _ends(getattr(config, "eos_token_id", None))
 
 
@@ -49,7 +49,7 @@ def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
         named = json.loads(path.read_text(encoding="utf-8"))
         GenerationConfig.from_dict(named)
     except Exception as error:
-        # transformers raises whatever a value of another kind makes its checks raise.
+        # A value of the wrong type makes transformers' checks raise exceptions of many types.
         wrong = " ".join(str(error).split())
         problem = (
             f"{path}: is left out but for the tokens that end answers, as it cannot be read: "

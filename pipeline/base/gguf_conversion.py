@@ -1,4 +1,4 @@
-"""Writing what a GGUF file holds as config.json, tokenizer and safetensors."""
+"""Converts a GGUF file to config.json, tokenizer and safetensors."""
 
 import dataclasses
 from pathlib import Path
@@ -51,7 +51,7 @@ def convert(source: BaseSource, folder: Path) -> None:
 
 
 def _smallest(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights in 16 bits where that loses nothing; those that share memory still do."""
+    """Return weights in 16 bits where that is exact; tensors that share memory still share it."""
     made: dict[int, Tensor] = {}
     for weight in weights.values():
         if weight.data_ptr() not in made:

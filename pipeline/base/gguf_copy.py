@@ -60,14 +60,14 @@ def find_base(
 
 
 def with_copy(source: BaseSource, *, gguf_cache: bool) -> BaseSource:
-    """Return a source that is read from its copy, where it is a GGUF file; see `find_base`."""
+    """Return a source that reads the converted copy of its GGUF file; see `find_base`."""
     if source.gguf_file is None or not gguf_cache:
         return source
     return dataclasses.replace(source, converted=_copy(source))
 
 
 def _copy(source: BaseSource) -> Path | None:
-    """Return the folder of a source's copy, making it if need be, or None where that cannot be."""
+    """Return the folder of a source's converted copy, made if missing; None if it cannot be."""
     path = source.weight_files()[0]
     elements = sum(read_gguf_header(path).elements.values())
     digest = file_digest(path)
@@ -96,7 +96,7 @@ def _copy(source: BaseSource) -> Path | None:
 
 
 def _lacking(folder: Path, needed: int) -> str | None:
-    """Say what there is too little of to make a copy, if anything."""
+    """Return what is lacking to make a copy, or None."""
     for what, free, remedy in (
         ("memory", psutil.virtual_memory().available, ""),
         ("disk", shutil.disk_usage(folder).free, "; MAV_CACHE_HOME names another folder"),
@@ -110,7 +110,7 @@ def _lacking(folder: Path, needed: int) -> str | None:
 
 
 def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
-    """Convert into a new folder, then give it its name. Whoever calls holds the lock."""
+    """Convert into a temporary folder and rename it; the caller holds the lock."""
     shutil.rmtree(folder, ignore_errors=True)  # damaged; its room is needed for the new one
     with new_folder(folder) as partial:
         convert(source, partial)
@@ -123,7 +123,7 @@ def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a copy is there with every byte as it was written; looked at once a process."""
+    """Whether a complete, undamaged copy exists; checked once per process."""
     try:
         status = (folder / _RECORD).stat()
     except OSError:

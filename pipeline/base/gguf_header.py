@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what its tensors are called and stored in, and where the file ends.
+"""The header of a GGUF file: names and types of its tensors, and the file's expected size.
 
 `gguf.GGUFReader` makes an array of every token of the vocabulary, which takes many seconds.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -28,7 +28,7 @@ _MOST_DIMENSIONS: Final = 8
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
-    """What the header of a GGUF file says.
+    """The header of a GGUF file.
 
     Attributes:
         file_type: `general.file_type`, or None where the file does not have it.
@@ -42,10 +42,10 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Read the header of a GGUF file whose tensors are all there.
+    """Read the header of a GGUF file, and check that the file is complete.
 
     Raises:
-        BaseModelError: It is no GGUF file, or ends before its last tensor does.
+        BaseModelError: It is not a GGUF file, or it ends before its last tensor.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Reading a GGUF file with transformers, once, and seeing which of its tensors are left out.
+"""Reads a GGUF file with transformers once, and notes tensors that it skips.
 
 transformers parses the whole file for the configuration, again for the tokenizer and again for the
 weights, makes a table of all tensor names for each module, and skips tensors that it has no
@@ -21,7 +21,7 @@ _READING = threading.RLock()
 
 
 class _Names(dict[str, str]):
-    """Name of a tensor in the file -> its name in the model; keeps what was asked for in vain."""
+    """Maps tensor names of the file to the model's; remembers names that had no match."""
 
     def __init__(self, names: dict[str, str], skipped: set[str]) -> None:
         super().__init__(names)
@@ -36,7 +36,7 @@ class _Names(dict[str, str]):
 
 @contextmanager
 def gguf_read_once() -> Iterator[set[str]]:
-    """Yield the names of tensors that transformers leaves out of what it loads meanwhile."""
+    """Yield a list of the tensor names that transformers skips while the context is open."""
     skipped: set[str] = set()
     mapped: Any = getattr(modeling_gguf_pytorch_utils, "get_gguf_hf_weights_map", None)
     nested = 0
@@ -58,7 +58,7 @@ def gguf_read_once() -> Iterator[set[str]]:
             get_tensor_name_map=lru_cache(maxsize=1)(gguf.get_tensor_name_map),
         ),
     ):
-        # Newer releases read some architectures by other means, and tell of what they leave out.
+        # Newer releases read some architectures by other means, and report what they leave out.
         if mapped is None:
             yield skipped
         else:
@@ -67,7 +67,7 @@ def gguf_read_once() -> Iterator[set[str]]:
 
 
 def require_none_skipped(skipped: set[str], name: str) -> None:
-    """Refuse a GGUF file with tensors that transformers has no place for.
+    """Refuse a GGUF file with tensors that transformers does not load.
 
     Raises:
         BaseModelError: Naming them.

@@ -1,4 +1,4 @@
-"""Taking hidden states of chosen layers out of a running model."""
+"""Hooks that capture the hidden states of chosen layers during a forward pass."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class HiddenStateHooks:
-    """Keeps the hidden states of chosen layers from the latest forward pass, and no others.
+    """Captures the hidden states of chosen layers in the latest forward pass.
 
     `hidden_states[i]` is what decoder layer i (counted from 0) is given, for i < L; the last is
     what the decoder returns, after the final norm. Use as a context manager.
@@ -19,7 +19,7 @@ class HiddenStateHooks:
     """
 
     def __init__(self, decoder: nn.Module, layers: Sequence[nn.Module], indices: Sequence[int]):
-        """Prepare, without hooking yet.
+        """Prepare; hooks are registered on entering the context.
 
         Args:
             decoder: The model without its output embedding.

@@ -1,4 +1,4 @@
-"""Choosing the layers whose hidden states the head reads.
+"""Selects the layers whose hidden states the head reads.
 
 Indices are those of transformers' `output_hidden_states=True`: for L decoder layers, 0 is the
 embedding output, i the output of the i-th layer, and L the output after the final norm.

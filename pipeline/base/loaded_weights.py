@@ -1,4 +1,4 @@
-"""What became of a checkpoint's tensors when it was loaded: none may be missing or left over.
+"""Checks that every tensor of a checkpoint was loaded, and that none was missing.
 
 transformers fills what a checkpoint lacks with random values and leaves out what the model has no
 place for, and says so in a warning only.
@@ -23,12 +23,12 @@ _OF_KV_CACHE: Final = re.compile(r"\.[kvq](_proj)?(_output)?\.?_?scale$|\.prob(_
 
 
 def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None:
-    """Check that every tensor of a model came from its checkpoint, and every one there was used.
+    """Check that every tensor of a model came from its checkpoint, and that all of it was used.
 
     Args:
         model: The loaded model.
-        found: What `from_pretrained` tells with `output_loading_info`, and `unconverted`: the names
-            of tensors that could not be put together from several of the checkpoint.
+        found: What `from_pretrained` returns with `output_loading_info`, and `unconverted`: the
+            names of tensors that could not be put together from several of the checkpoint.
         name: What the base is called.
 
     Returns:
@@ -62,7 +62,7 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
 
 
 def require_finite(model: Any, name: str) -> None:
-    """Check that all weights are finite numbers; those that are not in memory are not looked at.
+    """Check that all weights in memory are finite.
 
     Raises:
         BaseModelError: Naming the first that are not.
@@ -81,7 +81,8 @@ def require_finite(model: Any, name: str) -> None:
     if wrong:
         dtype = str(model.dtype).removeprefix("torch.")
         raise BaseModelError(
-            f"{name}: {_count(wrong, 'tensor')} with values that are no finite numbers in {dtype}: "
+            f"{name}: {_count(wrong, 'tensor')} with values that are not finite numbers in "
+            f"{dtype}: "
             f"{_listed(wrong)}. The file is damaged, or the type too narrow: download it again, or "
             f"try --dtype float32."
         )
@@ -108,7 +109,7 @@ def _mismatched(keys: Collection[tuple[str, Any, Any]]) -> Iterator[str]:
 
 
 def _sorted_out(model: Any, unexpected: Collection[str]) -> tuple[list[str], list[str]]:
-    """Part unused tensors into those beside the text decoder and those that belong into it."""
+    """Split unused tensors into those outside the text decoder and those that belong to it."""
     modules = {name for name, _ in model.named_modules()}
     quantized = getattr(model.config, "quantization_config", None) is not None
     aside: list[str] = []
@@ -126,7 +127,7 @@ def _sorted_out(model: Any, unexpected: Collection[str]) -> tuple[list[str], lis
 
 
 def _is_beside(model: Any, modules: set[str], key: str) -> bool:
-    """Whether a tensor is in a subtree of its own, not inside of what computes logits."""
+    """Whether a tensor is in a subtree of its own, outside what computes logits."""
     root = _subtree(model, key)
     within, _, part = root.rpartition(".")
     if root == key and within:
@@ -145,7 +146,7 @@ def _is_beside(model: Any, modules: set[str], key: str) -> bool:
 
 
 def _is_extra_layer(model: Any, key: str) -> bool:
-    """Whether a tensor is of a layer that only predicts tokens further ahead, as DeepSeek's."""
+    """Whether a tensor belongs to a multi-token prediction layer, as DeepSeek has."""
     config = model.config.get_text_config()
     extra = getattr(config, "num_nextn_predict_layers", None) or 0
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
@@ -159,7 +160,7 @@ def _decoder_name(model: Any) -> str:
 
 
 def _subtree(model: Any, key: str) -> str:
-    """Return the beginning of a tensor's name up to the first part that the model does not have."""
+    """Return a tensor's name up to the first component that the model does not have."""
     module, parts = model, key.split(".")
     for number, part in enumerate(parts):
         module = getattr(module, "_modules", {}).get(part)

@@ -1,4 +1,4 @@
-"""The frozen base model: loading it, and finding in it what extraction and decoding need."""
+"""The frozen base model: loading, and access to what extraction and decoding need."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """In what type and where a base is computed.
+    """Element type, device and quantization of a base that is to be loaded.
 
     Attributes:
         dtype: Element type, or `auto` for what the device multiplies natively; GGUF weights are
@@ -63,7 +63,7 @@ class LoadOptions:
     quantize: Quantize | None = None
 
     def in_one_dtype(self) -> "LoadOptions":
-        """Return it with the type settled, and log what `auto` came to."""
+        """Return a copy with `auto` resolved to a type, and log the choice."""
         spread = self.device_map is not None
         dtype = pick_dtype(self.dtype, "auto" if spread else self.device, spread=spread)
         return dataclasses.replace(self, dtype=dtype)
@@ -104,7 +104,7 @@ class BaseModel:
 
     @property
     def id(self) -> str:
-        """What it is called: hub id, folder or file; or the class of a model built in memory."""
+        """Its name: hub id, folder or file; or the class of a model built in memory."""
         return self.source.id if self.source else f"{IN_MEMORY}{type(self.model).__name__}"
 
     @property
@@ -114,7 +114,7 @@ class BaseModel:
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs go."""
+        """Device of its inputs."""
         device = torch.device(self.model.device)
         # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
         hook = getattr(self.model, "_hf_hook", None)
@@ -163,27 +163,27 @@ class BaseModel:
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens it can read, or None where its configuration names no limit."""
+        """Maximum number of tokens it reads, or None where its configuration gives no limit."""
         named = getattr(self.config, "max_position_embeddings", None)
         return named if isinstance(named, int) and named > 0 else None
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: the tokenizer's, and what the base names besides."""
+        """Tokens that end a response: the tokenizer's, and those the base names."""
         return frozenset([int(self.tokenizer.eos_token_id), *tokens_named(self.generation_config)])
 
     @property
     def pad_token(self) -> int:
-        """Token that fills up a batch; what it is does not matter."""
+        """Token that pads a batch; its id does not matter."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def taps(self, indices: tuple[int, ...]) -> HiddenStateHooks:
-        """Return hooks, not yet set, for the hidden states of these layers."""
+    def hidden_state_hooks(self, indices: tuple[int, ...]) -> HiddenStateHooks:
+        """Return hooks that capture the hidden states of these layers; not yet registered."""
         return HiddenStateHooks(self.decoder, self._layers(), indices)
 
     def unembedding(self) -> Unembedding:
-        """Return the output embedding with the scale and soft-cap that the model goes by."""
+        """Return the output embedding with the model's logit scale and soft-cap."""
         head = self.model.get_output_embeddings()
         weight, bias = head.weight.detach(), getattr(head, "bias", None)
         if weight.device.type == "meta" and hasattr(head, "_hf_hook"):
@@ -207,9 +207,9 @@ class BaseModel:
         """Return final states [S, hidden] of a short text, and the model's own logits of them."""
         ids = self.tokenizer("How do I say no politely?", return_tensors="pt")["input_ids"]
         last = self.num_hidden_layers
-        with self.taps((last,)) as taps:
+        with self.hidden_state_hooks((last,)) as hooks:
             output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
-            return taps.states[last][0], output.logits[0]
+            return hooks.states[last][0], output.logits[0]
 
     def fingerprint(self) -> BaseModelRecord:
         """Return what a manifest records of it, with digests of weights, config and tokenizer.
@@ -335,7 +335,7 @@ def load_source(
 
 
 def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
-    """Return a base without its weights, to tell what it is before they are loaded.
+    """Return a base without its weights, to check it before they are loaded.
 
     Args:
         source: Its files.
@@ -350,7 +350,7 @@ def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseMo
             config = read_config(source)
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise BaseModelError(f"{source.id}: is no causal LM: {error}") from error
+        raise BaseModelError(f"{source.id}: is not a causal language model: {error}") from error
     tokenizer = load_tokenizer(source)
     require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
     return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

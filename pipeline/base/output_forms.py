@@ -1,4 +1,4 @@
-"""How a base makes logits of its last state: what its configuration names, if it goes by it.
+"""How a base computes logits from its last state: scale and soft-cap, as its configuration says.
 
 A field of a configuration is only a name. The same `logit_scale` is a factor in one architecture
 and not looked at in another, so where there is one, both ways are compared with the model's logits.
@@ -17,7 +17,7 @@ from mav.pipeline.ops.base_logits import Unembedding
 
 @dataclass(frozen=True, kw_only=True)
 class OutputForm:
-    """What follows the product with the output embedding.
+    """Scale and soft-cap after the product with the output embedding.
 
     Attributes:
         scale: Factor on the logits.
@@ -29,7 +29,7 @@ class OutputForm:
 
 
 def possible_forms(config: Any) -> list[OutputForm]:
-    """Return the forms a configuration may mean, by its word first; one if it names nothing."""
+    """Return the forms a configuration may mean, the literal one first."""
     factor = _number(getattr(config, "logit_scale", None))
     divisor = _number(getattr(config, "logits_scaling", None))
     named = [factor, None if divisor is None else 1.0 / divisor, 1.0]
@@ -50,7 +50,7 @@ def closest(candidates: Sequence[Unembedding], states: Tensor, logits: Tensor) -
 
 
 def _number(value: object) -> float | None:
-    """Return a value as a number other than 0, or None where it is none."""
+    """Return a value as a non-zero number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if value and math.isfinite(value) else None

@@ -1,8 +1,8 @@
 """Attention over several texts packed into one sequence, no token of which is padding.
 
 Every layer of a model is given the whole packed sequence, so that its products are as large as they
-can be; only attention knows where one text ends and the next begins, and that a rejected answer
-goes on from its prompt and not from the chosen answer before it. It stands in for the model's own
+can be; only attention knows where one text ends and the next begins, and that a rejected response
+goes on from its prompt and not from the chosen response before it. It stands in for the model's own
 attention through transformers' `AttentionInterface`, takes what models pass to that (scaling,
 sliding windows, soft-caps, sinks), and is compared with the model's own before it is trusted.
 
@@ -45,7 +45,7 @@ class Segment:
 
     @property
     def keys(self) -> int:
-        """Number of tokens its last token sees."""
+        """Number of tokens that its last token attends to."""
         return self.prefix_length + self.length
 
 
@@ -107,7 +107,7 @@ class PackedSegments:
 
 @contextmanager
 def packed_attention(decoder: Any, layout: PackedSegments) -> Iterator[None]:
-    """Have a model attend within segments while the context is open.
+    """Make a model attend within segments while the context is open.
 
     Args:
         decoder: The model; afterwards it attends as before.
@@ -145,7 +145,7 @@ def _attend(
     position_bias: Tensor | None = None,
     **_more: Any,
 ) -> tuple[Tensor, None]:
-    """Return what each token gathers, [1, T, H, D], for queries [1, H, T, D] and keys [1, G, T, D].
+    """Return the attention output [1, T, H, D] for queries [1, H, T, D] and keys [1, G, T, D].
 
     The signature is that of transformers' `AttentionInterface`.
     """
@@ -217,7 +217,7 @@ def _capped(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attend with soft-capped scores, or with a sink in each head, which takes but gives nothing.
+    """Attend with soft-capped scores, or with an attention sink per head.
 
     Sources: Gemma 2 (https://arxiv.org/abs/2408.00118), section 2; gpt-oss' model card.
     """

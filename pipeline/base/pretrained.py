@@ -1,4 +1,4 @@
-"""Configuration, tokenizer and weights of a base, read from its files and checked to be whole."""
+"""Loads configuration, tokenizer and weights of a base, and checks that they are complete."""
 
 import logging
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ def load_model(source: BaseSource, **options: Any) -> Any:
 
 @contextmanager
 def _conversions() -> Iterator[set[str]]:
-    """Yield the names of tensors that could not be put together from those of a checkpoint.
+    """Yield the names of tensors that could not be converted from the checkpoint's.
 
     transformers ends with an error that names none, after a report that only its log has.
     """
@@ -113,7 +113,7 @@ def _conversions() -> Iterator[set[str]]:
 
 
 def _dense_gguf() -> dict[str, Any]:
-    """Return the option that has newer releases make dense weights of a GGUF file's.
+    """Return the option that makes newer releases dequantize a GGUF file.
 
     They keep them packed where kernels for that are at hand; dense weights give the same numbers on
     every machine, and factored logits need a dense unembedding.

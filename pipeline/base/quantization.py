@@ -1,4 +1,4 @@
-"""What the weights of a base are stored in, where that is coarser than the type it computes in."""
+"""How a base's weights are quantized."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def quantization_of(source: BaseSource, quantize: Quantize | None) -> str | None
 
 
 def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None:
-    """Return how a base is to be quantized when it is loaded, to be as a manifest says.
+    """Return the quantization to load a base with, so that it is as a manifest says.
 
     Args:
         quantization: What the manifest says.
@@ -57,7 +57,7 @@ def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None
 
 
 def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what transformers is told to quantize a base while it is loaded.
+    """Return the arguments that make transformers quantize a base while loading it.
 
     Raises:
         UsageError: bitsandbytes is not installed.
@@ -72,7 +72,7 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
         ) from error
     from transformers import BitsAndBytesConfig
 
-    # It tells of every product that it casts.
+    # It warns of every product that it casts.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = (
         BitsAndBytesConfig(
@@ -95,7 +95,7 @@ def quantization_in(config: Any) -> str | None:
 
 
 def named(config: Mapping[str, Any] | None) -> str | None:
-    """Return what a configuration's `quantization_config` is called."""
+    """Return the name of a configuration's quantization."""
     if not config:
         return None
     method = config.get("quant_method", "unknown")
@@ -117,7 +117,7 @@ def _of_config(path: Path) -> str | None:
 
 
 def _of_gguf(path: Path) -> str | None:
-    """Return what a GGUF file says most of its tensors are, such as Q4_K_M."""
+    """Return a GGUF file's own name for its quantization, such as Q4_K_M."""
     found = read_gguf_header(path).file_type
     if found is None:
         return "GGUF"

@@ -1,4 +1,4 @@
-"""Finding a base model: a hub id, a folder, or a GGUF file; and telling one from another."""
+"""Finds a base model (hub id, folder or GGUF file) and computes its digests."""
 
 import hashlib
 import json
@@ -53,18 +53,18 @@ class BaseSource:
 
     @property
     def loaded_from(self) -> dict[str, Any]:
-        """What transformers is told to read config, tokenizer or weights from."""
+        """Path that transformers reads config, tokenizer or weights from."""
         if self.gguf_file is None or self.converted is not None:
             return {"pretrained_model_name_or_path": self.converted or self.folder}
         return {"pretrained_model_name_or_path": self.folder, "gguf_file": self.gguf_file}
 
     @property
     def name(self) -> str:
-        """What caches and heads call it: hub id, or name of the folder or file."""
+        """Its name in caches and heads: hub id, or name of the folder or file."""
         return portable_name(self.id)
 
     def weight_files(self) -> list[Path]:
-        """Return the files that hold the weights, of a GGUF base the file itself.
+        """Return the files that hold the weights; for GGUF, the file itself.
 
         Raises:
             BaseModelError: There are none that may be loaded, or not all of them.
@@ -144,13 +144,13 @@ def resolve_base(
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Return a SHA-256 over what a configuration says of the computation."""
+    """Return a SHA-256 over those fields of a configuration that affect the computation."""
     deciding = {name: value for name, value in config.items() if name not in _NOT_COMPUTED}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
-    """Return a SHA-256 over a token-to-id mapping: what an alignment vector's entries mean."""
+    """Return a SHA-256 over a token-to-id mapping, which gives an alignment vector its meaning."""
     ordered = sorted((index, token) for token, index in vocabulary.items())
     return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
@@ -168,10 +168,10 @@ def tensors_digest(tensors: Mapping[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return a file's SHA-256; one that did not change since it was asked for is not read again.
+    """Return a file's SHA-256, cached until the file changes.
 
     The hub's client names large files by their SHA-256 and links to them, so those 13 GB of a 7B
-    base need not be read to tell which they are.
+    base need not be read to identify them.
     """
     if path.is_symlink():
         # One link on: the blob itself may be a link to a store that repositories share.
@@ -206,7 +206,7 @@ def _from_hub(repository: str, gguf_file: str | None, revision: str | None) -> B
 
 
 def _require_a_model(repository: str, folder: Path, gguf_file: str | None) -> None:
-    """Refuse a repository that holds no model that may be loaded, and say what it has."""
+    """Refuse a repository without a loadable model, and list what it has."""
     needed = (
         {"config.json": ["config.json"], ".safetensors file": ["*.safetensors"]}
         | {"tokenizer": _TOKENIZERS}

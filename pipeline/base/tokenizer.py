@@ -1,4 +1,4 @@
-"""Whether a base's tokenizer is one, and fits its embedding."""
+"""Checks that a base's tokenizer works and fits its embedding."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ def require_vocabulary_files(folder: Path) -> None:
 
 
 def require_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that makes nothing of text, or does not know where a text ends.
+    """Refuse a tokenizer that returns no tokens for text, or has no end-of-text token.
 
     Args:
         tokenizer: The tokenizer.
@@ -67,7 +67,7 @@ def require_tokens_within(model: Any, tokenizer: Any, name: str, *, of_gguf: boo
         BaseModelError: Naming the token with the largest id.
     """
     embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    # Quantized ones are packed, and tell nothing by their shape.
+    # Quantized ones are packed, so their shape says nothing.
     rows = min((len(weight) for weight in embeddings if weight.is_floating_point()), default=None)
     if rows is None:
         return

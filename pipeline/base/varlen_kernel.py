@@ -1,4 +1,4 @@
-"""PyTorch's attention kernel for texts of many lengths: where it can be used, and its call.
+"""PyTorch's variable-length attention kernel: where it can be used, and its call.
 
 Shape legend: T query tokens, S key tokens, H heads, G key-value heads, D width of a head.
 """
@@ -18,7 +18,7 @@ _NEEDED: Final = ("scale", "window_size")
 
 
 def has_varlen(query: Tensor, value: Tensor) -> bool:
-    """Tell whether the kernel takes these tensors, on their device, in the PyTorch there is.
+    """Return whether the installed PyTorch's kernel takes these tensors on their device.
 
     Args:
         query: [..., D].
@@ -84,7 +84,7 @@ def varlen_attention(
 
 
 def _parameters() -> frozenset[str]:
-    """Return the names of what the kernel's function takes; none where PyTorch has no such one."""
+    """Return the kernel's parameter names; none where PyTorch has no such kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

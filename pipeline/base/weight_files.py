@@ -1,4 +1,4 @@
-"""Which files hold a base's weights, and whether they are whole."""
+"""Finds the files of a base's weights, and checks that they are complete."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter, with which transformers would load what the adapter names.
+    """Refuse a folder with an adapter, for which transformers would load another base.
 
     Raises:
         BaseModelError: It has one.
@@ -50,7 +50,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def require_whole(files: list[Path]) -> None:
-    """Refuse safetensors files that end too early or are none.
+    """Refuse truncated files and files that are not safetensors.
 
     Raises:
         BaseModelError: Naming the file.
@@ -66,7 +66,7 @@ def require_whole(files: list[Path]) -> None:
 
 
 def _indexed(index: Path) -> list[str]:
-    """Return the names of the files in an index, none outside of its folder."""
+    """Return the file names in an index; names outside its folder are refused."""
     try:
         names = sorted(
             {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}

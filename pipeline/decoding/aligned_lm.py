@@ -1,9 +1,9 @@
 """A base model whose logits a head steers, inside every forward pass.
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
-returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass a token,
-and the head is computed only where logits are. `docs/decisions/` says why the addition follows the
-model's own logits rather than replace its output embedding.
+returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass per
+token, and the head is computed only where logits are. `docs/decisions/` says why the addition
+follows the model's own logits rather than replace its output embedding.
 
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
@@ -23,7 +23,7 @@ from mav.pipeline.head.model import AlignmentHead
 
 
 class AlignedLM:
-    """A base and a head, joined while the context is open.
+    """A base with a head attached while the context is open.
 
     The hooks stay for as long as it is open, whatever alpha is: a compiled model does not notice
     hooks that come or go, but does notice whether they steer.
@@ -44,7 +44,7 @@ class AlignedLM:
         layers: tuple[int, ...],
         alpha: float | Sequence[float] = 0.0,
     ) -> None:
-        """Prepare, without hooking yet.
+        """Prepare; hooks are registered on entering the context.
 
         Args:
             base: The base model.
@@ -60,7 +60,7 @@ class AlignedLM:
         self.base_logits: Tensor | None = None
         self.layers = layers
         self._depth = base.num_hidden_layers
-        self._taps = base.taps(layers)
+        self._taps = base.hidden_state_hooks(layers)
         self._handle: RemovableHandle | None = None
         self.set_alpha(alpha)
 
@@ -79,15 +79,15 @@ class AlignedLM:
         self._forget_compiled()
 
     def set_alpha(self, alpha: float | Sequence[float] | Tensor) -> None:
-        """Set the strength for the passes that follow.
+        """Set alpha for the following passes.
 
         Args:
-            alpha: One for all; or one a request, [R], where B is R or, with beams or several
-                answers a request, a multiple of it; or one a request and position, [R, T].
+            alpha: One for all; or one per request, [R], where B is R or, with beams or several
+                responses per request, a multiple of it; or one per request and position, [R, T].
                 Where all are 0 the head is not computed, and the base's logits are untouched.
 
         Raises:
-            UsageError: One is no finite number.
+            UsageError: An alpha is not a finite number.
         """
         values = torch.as_tensor(alpha, dtype=torch.float32)
         if not values.numel() or not values.isfinite().all():
@@ -98,7 +98,7 @@ class AlignedLM:
 
     @contextmanager
     def steering(self, alpha: float | Sequence[float] | Tensor) -> Iterator[None]:
-        """Steer while the context is open; outside of it the base is as if alone."""
+        """Steer while the context is open; outside it the base is unchanged."""
         self.set_alpha(alpha)
         try:
             yield
@@ -122,7 +122,7 @@ class AlignedLM:
         self._taps.states.clear()
         if isinstance(output, tuple):
             raise UsageError(
-                "return_dict: got False, expected True, as a steered model tells its logits by "
+                "return_dict: got False, expected True, as a steered model returns its logits by "
                 "name; leave it out, or read `output.to_tuple()`"
             )
         if self.base.num_hidden_layers < self._depth:
@@ -157,14 +157,14 @@ class AlignedLM:
         return vector
 
     def _forget_compiled(self) -> None:
-        """Drop what `generate()` compiled of the base: it holds the hooks there were then."""
+        """Drop the base's compiled forward pass, which holds earlier hooks."""
         if hasattr(self.base.model, "_compiled_call"):
             del self.base.model._compiled_call
             torch.compiler.reset()
 
 
 def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
-    """Return what a layer was given in a pass, [B, S, hidden]."""
+    """Return a layer's input in a pass, [B, S, hidden]."""
     if layer not in states:
         raise UsageError(
             f"a pass of the base ran without its layer {layer}, whose state the head reads; run "

@@ -40,6 +40,7 @@ def aligned_loss(
         )
         for one in (logits, base_logits)
     )
-    # What else is in the loss, such as that which balances experts, is no function of the logits.
+    # What else is in the loss, such as that which balances experts, is not a function of the
+    # logits.
     found: Tensor = mine + (base_loss - before)
     return found

@@ -1,4 +1,4 @@
-"""The strength of the alignment: one number, or a schedule over the tokens of an answer."""
+"""Alpha: a constant, or a schedule over the tokens of a response."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from mav.cache_schema.errors import UsageError
 
 @dataclass(frozen=True)
 class AlphaSchedule:
-    """Strength by position in the answer.
+    """Alpha by position in the response.
 
     Attributes:
         points: (token, strength), tokens ascending from 0 on. Between two points the strength
@@ -53,7 +53,7 @@ class AlphaSchedule:
         return cls(points)
 
     def at(self, token: int) -> float:
-        """Return the strength at a token of the answer, counted from 0."""
+        """Return alpha at a token of the response, counted from 0."""
         before = [point for point in self.points if point[0] <= token]
         after = [point for point in self.points if point[0] > token]
         if not before:
@@ -70,7 +70,7 @@ class AlphaSchedule:
 
     @property
     def told(self) -> float | str:
-        """The strength where there is only one, else the text of all."""
+        """The constant, or the schedule in the form that `parse` reads."""
         return self.points[0][1] if self.is_constant else str(self)
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ def for_each(alpha: Alpha | Sequence[Alpha], count: int) -> list[AlphaSchedule]:
 
 
 def as_numbers(alpha: Alpha | Sequence[Alpha]) -> float | list[float]:
-    """Return strengths for passes that count no tokens of an answer.
+    """Return constants for passes without token positions; refuse schedules.
 
     Args:
         alpha: One for all rows, or one for each.
@@ -152,6 +152,6 @@ def _as_number(alpha: Alpha) -> float:
 
 
 def _several(alpha: Alpha | Sequence[Alpha]) -> Sequence[Alpha] | None:
-    """Return the strengths where one is given for each of something, or None."""
+    """Return the alphas if a sequence of them is given, or None."""
     one = isinstance(alpha, str | AlphaSchedule) or getattr(alpha, "ndim", 1) != 1
     return None if one or not hasattr(alpha, "__len__") else cast("Sequence[Alpha]", alpha)

@@ -1,4 +1,4 @@
-"""Putting a base under a head: what belongs together, which layers are read, and switching."""
+"""Attaches a head to a base: compatibility, layers, and switching bases."""
 
 import copy
 import dataclasses
@@ -16,12 +16,11 @@ from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
 from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
-from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.head.compatibility import check_vocabulary, map_layers
 from mav.pipeline.head.config import HeadConfig, default_expansion_size, default_pooled_size
 from mav.pipeline.head.model import AlignmentHead, is_quantized, quantize_head
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """What a head is for.
+    """A loaded head with the record of the base and states it was trained on.
 
     Attributes:
         name: Of the head, for messages.
@@ -48,7 +47,7 @@ class TrainedHead:
         base: The base it was trained on.
         states: The states it reads.
         template: The prompt template it was trained with.
-        template_date: Day that this template was told, or None.
+        template_date: Date this template was given, or None.
         digest: SHA-256 over its weights.
         folder: Its folder, or None if it was made in memory.
     """
@@ -76,12 +75,12 @@ class TrainedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachOptions:
-    """What the user allows and wants of every base that is put under a head.
+    """Options for attaching a head to a base.
 
     Attributes:
         allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
         prompt_form: Form of prompts; `auto` is what the head was trained in.
-        template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD, or
+        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD, or
             `today`; the day of the head's training data if None.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         base_generation_config: Take what the user leaves open from the base's generation_config.
@@ -102,11 +101,11 @@ class AttachOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedModel:
-    """A head and a base that belong together, the hooks of the one in the other.
+    """A base with a compatible head attached.
 
     Attributes:
         base: The base.
-        aligned: Both together; it steers nothing until told to.
+        aligned: Base and head together; alpha is 0 until it is set.
         form: Form of prompts.
         settings: Fields of `GenerationOptions` that take the place of its defaults.
     """
@@ -116,18 +115,18 @@ class AttachedModel:
     form: PromptFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer_text(self, decoding: GenerationOptions) -> ResponseText:
-        """Return what makes text of an answer's tokens."""
+    def response_text(self, decoding: GenerationOptions) -> ResponseText:
+        """Return what makes text of a response's tokens."""
         stops = (*self.form.stops, *decoding.stop)
         return ResponseText(self.base.tokenizer, stops, strip=True)
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer in this form of prompts."""
+        """Tokens that end a response in this form of prompts."""
         return self.base.end_tokens | {self.form.end_token}
 
     def close(self) -> None:
-        """Take the hooks out of the base."""
+        """Remove the hooks from the base."""
         self.aligned.__exit__()
 
 
@@ -161,7 +160,7 @@ def load_trained(
     )
 
 
-def untrained(
+def new_head(
     base: BaseModel,
     *,
     layer_selection: str = "auto",
@@ -206,7 +205,7 @@ def untrained(
 def load_compatible_base(
     source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions
 ) -> BaseModel:
-    """Load a base, after a look at its configuration and tokenizer has shown that it fits.
+    """Load a base after checking its configuration and tokenizer against a head.
 
     Args:
         source: Its files.
@@ -225,7 +224,7 @@ def load_compatible_base(
 def check_compatible(
     base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> tuple[int, ...]:
-    """Check that a base belongs to a head, its weights loaded or not.
+    """Check that a base is compatible with a head, its weights loaded or not.
 
     Args:
         base: The base.
@@ -251,15 +250,12 @@ def check_compatible(
     _form(base, trained, rules)
     layers = map_layers(trained.states, trained.base, record)
     if log_differences:
-        _log_differences(record, base.quantize, trained, layers)
+        _log_differences(record, trained, layers)
     return layers
 
 
 def _log_differences(
-    record: BaseModelRecord,
-    quantize: Quantize | None,
-    trained: TrainedHead,
-    layers: tuple[int, ...],
+    record: BaseModelRecord, trained: TrainedHead, layers: tuple[int, ...]
 ) -> None:
     """Log how a base differs from the one the head was trained on."""
     if record.tokenizer_digest != trained.base.tokenizer_digest:
@@ -268,9 +264,7 @@ def _log_differences(
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
     same_weights = record.weights_digest == trained.base.weights_digest
-    # A manifest of version 1 does not tell how the files of a base are quantized.
-    unknown = same_weights and trained.base.quantization is None and quantize is None
-    if record.quantization != trained.base.quantization and not unknown:
+    if record.quantization != trained.base.quantization:
         _log.warning(
             f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
@@ -286,10 +280,10 @@ def _told(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def join(
+def attach_head(
     base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
 ) -> AttachedModel:
-    """Join a loaded base and a head, which goes to the base's device and takes its type.
+    """Attach a head to a loaded base, on the base's device and in its type.
 
     Raises:
         MAVError: They do not belong together.
@@ -320,7 +314,7 @@ def _form(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> Prompt
 
 
 def _base_settings(base: BaseModel, rules: AttachOptions) -> dict[str, Any]:
-    """Return what of a base's generation_config is wanted; tell what of it is not carried out."""
+    """Return the settings of a base's generation_config that apply; warn of those that cannot."""
     problem = None if base.source is None else readable_config(base.source.folder)[1]
     if problem is not None:
         _log.warning(problem)

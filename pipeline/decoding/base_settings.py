@@ -1,4 +1,4 @@
-"""What of a base's generation_config becomes options of decoding, where that is asked for."""
+"""Translates a base's generation_config into `GenerationOptions`."""
 
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     if not isinstance(samples, bool):
         raise BaseModelError(
             f"{name}: its generation_config has do_sample {samples!r}, expected true or false; "
-            f"mend it, or leave out --base-generation-config"
+            f"correct it, or leave out --base-generation-config"
         )
     if samples:
         found["temperature"] = named.get("temperature", 1.0)
@@ -61,7 +61,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
 
 
 def not_carried_out(config: Any) -> list[str]:
-    """Return the settings of a base's generation_config that change answers and are not ours."""
+    """Return the settings of a base's generation_config that have no equivalent here."""
     known = {*_CARRIED_OUT, *_OTHERWISE_CARRIED_OUT, *_TOKENS, *_CHANGE_NO_ANSWER}
     return sorted(
         field

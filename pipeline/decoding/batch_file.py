@@ -1,6 +1,6 @@
-"""Answers to a file of prompts: batches by length, resumable, one line out for each line in.
+"""Generates responses for a file of prompts: batched by length, resumable, one line per prompt.
 
-Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Answers
+Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Responses
 are collected in `OUTPUT.partial` as they come, whose first line says what made them; when all are
 there, they are put in the order of the prompts and take the name OUTPUT at once.
 """
@@ -30,15 +30,15 @@ from mav.pipeline.runtime.progress import progress_bar
 _log = logging.getLogger(__name__)
 
 OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error")
-"""What a line of the output says of the answer."""
+"""What a line of the output says of the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What became of a file of prompts.
+    """Counts of a run over a file of prompts.
 
     Attributes:
-        output: Where the answers are.
+        output: Where the responses are.
         lines: Lines of it, one for each prompt.
         failed: How many of them carry an error.
     """
@@ -52,7 +52,7 @@ class BatchReport:
         return asdict(self)
 
 
-def answer_file(
+def generate_file(
     mav: MAVInference,
     prompts: Path,
     output: Path,
@@ -61,7 +61,7 @@ def answer_file(
     *,
     batch_size: int,
 ) -> BatchReport:
-    """Answer every prompt of a file, or those that an interrupted run left.
+    """Generate a response for every prompt of a file; resume an interrupted run.
 
     A line of the output has the fields of the prompt's, and `line`, `response`, `new_tokens`,
     `finish` and `alpha`, or `error` in their place; what the prompt's line had under these names
@@ -70,14 +70,14 @@ def answer_file(
     Args:
         mav: Head and base.
         prompts: The prompts, as `read_prompts` takes them.
-        output: JSON lines, written when all answers are there.
+        output: JSON lines, written when all responses are there.
         alpha: Strength of prompts that name none.
         decoding: How tokens are chosen; each batch has a seed of its own, by
             `GenerationOptions.with_seed_offset`.
         batch_size: Most prompts decoded together.
 
     Raises:
-        DataError: The prompts cannot be read, or the partial answers are of another run.
+        DataError: The prompts cannot be read, or the partial responses are of another run.
     """
     require_new(output)
     lines = read_prompts(prompts)
@@ -93,10 +93,10 @@ def answer_file(
             _log.info(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
             try:
-                for answers in _answer(mav, lines, found, alpha, decoding, batch_size):
-                    _append(file, answers)
-                    found |= {answer["line"]: answer for answer in answers}
-                    bar.update(len(answers))
+                for responses in _answer(mav, lines, found, alpha, decoding, batch_size):
+                    _append(file, responses)
+                    found |= {response["line"]: response for response in responses}
+                    bar.update(len(responses))
             except KeyboardInterrupt as stop:
                 raise Interrupted(
                     f"{len(found):,} of {len(lines):,} answers are kept, in {partial}.",
@@ -111,7 +111,7 @@ def answer_file(
 
 
 def require_new(output: Path) -> None:
-    """Refuse an output that is there already, or whose folder is not.
+    """Refuse an output that exists, or whose folder does not.
 
     Raises:
         DataError: It is so.
@@ -130,7 +130,7 @@ def _answer(
     decoding: GenerationOptions,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the answers that are missing, batch by batch; first the lines that have none."""
+    """Yield missing responses batch by batch, after the lines that are errors."""
     sized, wrong = [], []
     for line in lines:
         checked, tokens = _checked(mav, line, decoding)
@@ -146,10 +146,10 @@ def _answer(
         group = [line for _, line in sized[start : start + batch_size]]
         if all(line.number in found for line in group):
             continue
-        answers = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
+        responses = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
         yield [
-            _line_out(line, answer)
-            for line, answer in zip(group, answers, strict=True)
+            _line_out(line, response)
+            for line, response in zip(group, responses, strict=True)
             if line.number not in found
         ]
 
@@ -160,7 +160,7 @@ def _decoded(
     alpha: AlphaSchedule,
     decoding: GenerationOptions,
 ) -> list[Generation | str]:
-    """Decode a batch, in halves where memory does not suffice; or tell what it does not allow."""
+    """Decode a batch, in halves where memory runs out; or return the reason it cannot be."""
     try:
         return [
             *mav.generate_batch(
@@ -172,7 +172,7 @@ def _decoded(
             raise
     free_memory()
     if len(group) == 1:
-        return ["memory does not suffice for this prompt alone; shorten it, or --max-new-tokens"]
+        return ["out of memory for this prompt alone; shorten it or lower --max-new-tokens"]
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding
@@ -194,18 +194,18 @@ def _checked(
     return (line if wrong is None else replace(line, error=wrong)), tokens
 
 
-def _line_out(line: PromptLine, answer: Generation | str | None) -> dict[str, Any]:
-    """Return a line of the output, for an answer or for what is wrong."""
+def _line_out(line: PromptLine, response: Generation | str | None) -> dict[str, Any]:
+    """Return a line of the output, for a response or for what is wrong."""
     values = {name: value for name, value in line.fields.items() if name not in OWN_FIELDS}
     values["line"] = line.number
-    if not isinstance(answer, Generation):
-        return {**values, "error": answer}
+    if not isinstance(response, Generation):
+        return {**values, "error": response}
     return {
         **values,
-        "alpha": answer.alpha,
-        "response": answer.response,
-        "new_tokens": len(answer.tokens),
-        "finish": answer.finish,
+        "alpha": response.alpha,
+        "response": response.response,
+        "new_tokens": len(response.tokens),
+        "finish": response.finish,
     }
 
 
@@ -226,8 +226,8 @@ def _made_by(
     decoding: GenerationOptions,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Return what decides every answer of a run."""
-    # By number and text: an answer belongs to its line.
+    """Return all settings that determine the responses of a run."""
+    # By number and text: a response belongs to its line.
     named = json.dumps([[line.number, line.text] for line in lines])
     digest = hashlib.sha256(named.encode()).hexdigest()
     settings = json.loads(json.dumps(asdict(decoding)))
@@ -247,7 +247,7 @@ def _made_by(
 
 
 def _lock(file: IO[str], path: Path) -> None:
-    """Keep other runs from the answers while the file is open.
+    """Lock the output file against other runs.
 
     Raises:
         DataError: Another run has them.
@@ -261,9 +261,9 @@ def _lock(file: IO[str], path: Path) -> None:
 
 
 def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
-    """Return the answers an interrupted run left, by line, or None if it left nothing.
+    """Return the responses an interrupted run left, by line, or None if it left nothing.
 
-    A torn last line is cut off, be it the first one, which says what made the answers.
+    A torn last line is cut off, be it the first one, which says what made the responses.
 
     Raises:
         DataError: Another run left them, or they are not answers.
@@ -276,18 +276,18 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
         os.truncate(path, 0)
         return None
     try:
-        header, *answers = [json.loads(line) for line in whole.splitlines()]
-        found = {int(answer["line"]): answer for answer in answers}
+        header, *responses = [json.loads(line) for line in whole.splitlines()]
+        found = {int(response["line"]): response for response in responses}
         other = [name for name, value in made_by.items() if header.get(name) != value]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
-            f"begin anew, or name another --output."
+            f"start over, or name another --output."
         ) from error
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to begin anew."
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
         )
     os.truncate(path, len(whole))
     return found

@@ -1,4 +1,4 @@
-"""A conversation in a terminal: turns, and commands that change alpha or the base on the fly."""
+"""A chat in the terminal, with commands that change alpha or the base."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,9 +26,9 @@ class Chat:
 
     Attributes:
         mav: Head and base.
-        alpha: Strength of the next answer.
+        alpha: Strength of the next response.
         decoding: How its tokens are chosen.
-        write: Called with each line that is not part of an answer.
+        write: Called with each line that is not part of a response.
         given: Fields of `decoding` that stay as they are when the base is changed, however the
             next one's generation_config sets them.
         over: Whether the user has left.
@@ -43,7 +43,7 @@ class Chat:
     _turns: list[dict[str, str]] = field(default_factory=list)
 
     def take(self, line: str) -> Iterator[str]:
-        """Take what the user typed: yield the answer to a message, or carry a command out."""
+        """Handle a line of input: yield the response to a message, or run a command."""
         line = line.strip()
         if not line:
             return
@@ -95,14 +95,14 @@ class Chat:
             {"role": "user", "content": message},
         ]
         turns = self._within_context(turns)
-        answer = ""
+        response = ""
         try:
             for piece in self.mav.stream(turns, self.alpha, self.decoding):
-                answer += piece
+                response += piece
                 yield piece
         finally:
-            # An answer that was broken off is still what was said.
-            self._turns = [*turns, {"role": "assistant", "content": answer}]
+            # A response that was broken off is still what was said.
+            self._turns = [*turns, {"role": "assistant", "content": response}]
 
     def _within_context(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         """Leave out the oldest turns where the base cannot read them all."""

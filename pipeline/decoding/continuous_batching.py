@@ -1,4 +1,4 @@
-"""Decoding many requests at once, each of which may come and go between any two tokens.
+"""Continuous batching: requests join and leave the batch between decoding steps.
 
 `generate()` takes a batch and returns it whole. A server cannot wait for that: here, requests join
 the rows that are being decoded, with a prompt's pass of their own, and leave when they end. Every
@@ -20,10 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import RowSampler, choose_each
 
 _ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -33,7 +33,7 @@ PREFILL_TOKENS: Final = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be answered.
+    """A prompt to decode, with its alpha and options.
 
     Attributes:
         prompt: Token ids.
@@ -41,7 +41,7 @@ class Request:
         decoding: How tokens are chosen; beams are none of it.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
-        is_turn: Whether the answer is the next turn of a conversation: it begins without white
+        is_turn: Whether the response is the next turn of a conversation: it begins without white
             space, and ends where the prompts' form ends turns. Else it is a text that goes on.
     """
 
@@ -69,14 +69,14 @@ class LogProbs:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOutput:
-    """What one step gave one row.
+    """The output of one step for one sequence.
 
     Attributes:
         row: The row.
         token: Id of the token.
         text: Text that is certain now; may be empty.
-        offset: Where in the answer's text the token begins.
-        finish: Why the answer ends here, or None.
+        offset: Where in the response's text the token begins.
+        finish: Why the response ends here, or None.
         logprobs: Where they were asked for.
         seconds: Since the row's token before, or None for its first.
     """
@@ -92,7 +92,7 @@ class TokenOutput:
 
 @dataclass(eq=False, kw_only=True)
 class Row:
-    """A request that is being answered.
+    """A sequence that is being decoded.
 
     Attributes:
         request: The request.
@@ -108,7 +108,7 @@ class Row:
 
 
 class ContinuousBatchDecoder:
-    """Decodes rows that come and go, in one batch; not for several threads.
+    """Decodes sequences in one batch that they may join and leave; not thread-safe.
 
     Attributes:
         rows: The rows that are being decoded.
@@ -138,7 +138,7 @@ class ContinuousBatchDecoder:
 
     @torch.inference_mode()
     def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
-        """Read the prompts of new requests; return the first token of each."""
+        """Prefill new requests; return the first token of each."""
         found: list[TokenOutput] = []
         for group in _groups(requests):
             rows = [self._new_row(request) for request in group]
@@ -155,7 +155,7 @@ class ContinuousBatchDecoder:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Return the next token of every row; rows that end leave."""
+        """Return the next token of every sequence; finished ones are removed."""
         if not self.rows:
             return []
         device = self._mask.device
@@ -166,7 +166,7 @@ class ContinuousBatchDecoder:
         return found
 
     def cancel(self, row: Row) -> None:
-        """Take a row out whose answer nobody waits for."""
+        """Evict a sequence whose response is no longer wanted."""
         self._drop([row])
 
     def _new_row(self, request: Request) -> Row:
@@ -228,7 +228,7 @@ class ContinuousBatchDecoder:
         )
 
     def _append(self, rows: Sequence[Row], mask: Tensor, cache: DynamicCache) -> None:
-        """Put rows that have read their prompts below the others, all ending together."""
+        """Append prefilled sequences to the batch, aligned on the right."""
         if not self.rows:
             self._cache, self._mask = cache, mask
         else:
@@ -259,7 +259,7 @@ class ContinuousBatchDecoder:
 
 
 def _groups(requests: Sequence[Request]) -> list[list[Request]]:
-    """Split requests so that the prompts of a group, padded, are few enough to read at once."""
+    """Split requests into groups whose padded prompts fit one prefill pass."""
     groups: list[list[Request]] = []
     for request in sorted(requests, key=lambda r: len(r.prompt), reverse=True):
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0].prompt) <= PREFILL_TOKENS:

@@ -19,9 +19,9 @@ from mav.pipeline.base.failures import explain_failures
 from mav.pipeline.base.generation_defaults import generation_config_set_aside
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.answer_text import ResponseText
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import Generation, GenerationOptions
+from mav.pipeline.decoding.response_text import ResponseText
 
 
 def decode(
@@ -39,8 +39,8 @@ def decode(
         joined: Base and head.
         prompts: Token ids of each.
         schedules: Strengths of each.
-        decoding: How tokens are chosen.
-        stopping: What ends answers, beside the base itself, lengths and stop strings.
+        decoding: Options of generation.
+        stopping: What ends responses, beside the base itself, lengths and stop strings.
         **extra: Further arguments of `generate()`.
 
     Raises:
@@ -83,7 +83,7 @@ def finished(
     decoding: GenerationOptions,
     seconds: float,
 ) -> Generation:
-    """Return an answer without what follows its end.
+    """Return a response without what follows its end.
 
     Args:
         joined: Base and head.
@@ -93,7 +93,7 @@ def finished(
         decoding: How tokens were chosen.
         seconds: What the batch took.
     """
-    text, ends = joined.answer_text(decoding), joined.end_tokens
+    text, ends = joined.response_text(decoding), joined.end_tokens
     response, tokens, ended = "", [], False
     for token in row:
         tokens.append(token)
@@ -121,7 +121,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, T
 
 
 def takes_positions(model: Any) -> bool:
-    """Tell whether a base is told where tokens are, as `position_ids`."""
+    """Return whether a base takes `position_ids`."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
@@ -166,13 +166,13 @@ def _stop_texts(
 ) -> list[StoppingCriteria]:
     if not (joined.form.stops or decoding.stop):
         return []
-    return [_StopTexts(lambda: joined.answer_text(decoding), prompt_width)]
+    return [_StopTexts(lambda: joined.response_text(decoding), prompt_width)]
 
 
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends answers that hold a stop text, by the same rule that their text is cut by.
+    """Stops sequences that contain a stop text, by the rule that cuts their text.
 
-    What was found of an answer is kept until its next token, be it a beam's that moves to another
+    What was found of a response is kept until its next token, be it a beam's that moves to another
     row.
     """
 
@@ -183,23 +183,23 @@ class _StopTexts(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
         """Return, for each sequence, whether it is to end."""
-        answers = [tuple(row) for row in input_ids[:, self._prompt_width :].tolist()]
-        self._known = {answer: self._read(answer) for answer in dict.fromkeys(answers)}
-        ended = [self._known[answer].stopped for answer in answers]
+        responses = [tuple(row) for row in input_ids[:, self._prompt_width :].tolist()]
+        self._known = {response: self._read(response) for response in dict.fromkeys(responses)}
+        ended = [self._known[response].stopped for response in responses]
         return torch.tensor(ended, device=input_ids.device)
 
-    def _read(self, answer: tuple[int, ...]) -> ResponseText:
-        before = self._known.get(answer[:-1])
+    def _read(self, response: tuple[int, ...]) -> ResponseText:
+        before = self._known.get(response[:-1])
         if before is not None and before.stopped:
             return before
         text = self._begin() if before is None else before.copy()
-        for token in answer if before is None else answer[-1:]:
+        for token in response if before is None else response[-1:]:
             text.push(token)
         return text
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
-    """Sets, after each token, the strengths of the next; leaves the scores as they are."""
+    """Sets alpha for the next token; leaves the scores unchanged."""
 
     def __init__(
         self, aligned: AlignedLM, schedules: Sequence[AlphaSchedule], prompt_width: int

@@ -26,17 +26,17 @@ from mav.pipeline.decoding.attach import (
     AttachedModel,
     AttachOptions,
     TrainedHead,
+    attach_head,
     check_compatible,
-    join,
     load_compatible_base,
     load_trained,
-    untrained,
+    new_head,
 )
+from mav.pipeline.decoding.exclusive_use import ExclusiveUse
 from mav.pipeline.decoding.generate import decode, finished
 from mav.pipeline.decoding.options import Generation, GenerationOptions
-from mav.pipeline.decoding.scoring import Score, score_answers
+from mav.pipeline.decoding.scoring import Score, score_responses
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
-from mav.pipeline.decoding.turns import Lending
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormatName
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
@@ -87,12 +87,12 @@ class MAVInference:
             quantize: How its weights are quantized when it is loaded.
             prompt_form: `hh`, `chat` (the base's chat template), or `auto`, which is what the
                 head was trained in.
-            template_date: Day that a chat template which asks for it is told, as YYYY-MM-DD or
+            template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
                 `today`; if None, that of the head's training data, else today.
             allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
-                else is asked for; else only the tokens that end answers are taken from it.
+                else is asked for; else only the tokens that end responses are taken from it.
             gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
 
         Raises:
@@ -132,11 +132,11 @@ class MAVInference:
         placement: LoadOptions,
     ) -> None:
         self._trained, self._rules, self._placement = trained, rules, placement
-        self._lending = Lending()
-        self._joined: AttachedModel | None = join(base, trained, rules)
+        self._in_use = ExclusiveUse()
+        self._joined: AttachedModel | None = attach_head(base, trained, rules)
 
     @classmethod
-    def untrained(cls, base: BaseModel, **head: Any) -> "MAVInference":
+    def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
         """Return a base with a new head, which leaves it as it is until trained.
 
         Args:
@@ -146,7 +146,7 @@ class MAVInference:
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(base, untrained(base, **head), AttachOptions(), placement)
+        made._begin(base, new_head(base, **head), AttachOptions(), placement)
         return made
 
     @property
@@ -154,7 +154,8 @@ class MAVInference:
         """The base in use and the head in it.
 
         Raises:
-            BaseModelError: The last switch failed, and the base before it could not be had back.
+            BaseModelError: The last switch failed, and the base before it could not be loaded
+                again.
         """
         if self._joined is None:
             raise BaseModelError("No base is loaded; switch to one first.")
@@ -176,7 +177,7 @@ class MAVInference:
         return self._trained.digest
 
     def decoding(self, **given: Any) -> GenerationOptions:
-        """Return how tokens are chosen: as given, and else by default or as the base has it.
+        """Return generation options: as given, else the base's (if asked for) or the defaults.
 
         Args:
             **given: Fields of `GenerationOptions`.
@@ -187,12 +188,12 @@ class MAVInference:
         return GenerationOptions(**{**self.joined.settings, **given})
 
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
-        """Return the answer to a prompt.
+        """Return the response to a prompt.
 
         Args:
             prompt: A user's message, messages with `role` and `content`, or a transcript that
                 ends in `Assistant:`.
-            alpha: Strength of the alignment, or a schedule over the answer; 0 is the base itself.
+            alpha: Strength of the alignment, or a schedule over the response; 0 is the base itself.
             **decoding: Fields of `GenerationOptions`.
         """
         return self.generate(prompt, alpha, self.decoding(**decoding)).response
@@ -200,7 +201,7 @@ class MAVInference:
     def generate(
         self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Generation:
-        """Return an answer with its tokens and the time it took; see `generate_batch`."""
+        """Return a response with its tokens and the time it took; see `generate_batch`."""
         return self.generate_batch([prompt], alpha, decoding)[0]
 
     def generate_batch(
@@ -209,7 +210,7 @@ class MAVInference:
         alpha: Alpha | Sequence[Alpha] = 1.0,
         decoding: GenerationOptions | None = None,
     ) -> list[Generation]:
-        """Return the answers to several prompts, decoded together.
+        """Return the responses to several prompts, decoded together.
 
         Args:
             prompts: As `generate_response` takes them.
@@ -222,7 +223,7 @@ class MAVInference:
         """
         _require_several(prompts, "prompts", "generate")
         each = for_each(alpha, len(prompts))
-        with self._lending.turn():
+        with self._in_use.acquire():
             joined = self.joined
             decoding = decoding or self.decoding()
             texts = [joined.form.render(prompt) for prompt in prompts]
@@ -237,80 +238,80 @@ class MAVInference:
         ]
 
     def score(
-        self, prompt: Prompt, answer: str, alpha: Alpha = 1.0, *, ended: bool = True
+        self, prompt: Prompt, response: str, alpha: Alpha = 1.0, *, ended: bool = True
     ) -> Score:
-        """Return the log-probabilities of an answer's tokens, under base and head and the base.
+        """Return the log-probabilities of a response's tokens, under base and head and the base.
 
         Args:
             prompt: As `generate_response` takes it.
-            answer: The answer, of which the tokens are those that training would see.
-            alpha: Strength of the alignment, or a schedule over the answer.
-            ended: Whether the answer ends there, so that the token which says so counts too.
+            response: The response, of which the tokens are those that training would see.
+            alpha: Strength of the alignment, or a schedule over the response.
+            ended: Whether the response ends there, so that the token which says so counts too.
 
         Raises:
-            DataError: Prompt or answer is not as it should be, or they are too long for the base.
+            DataError: Prompt or response is not as it should be, or they are too long for the base.
         """
-        return self.score_batch([prompt], [answer], alpha, ended=ended)[0]
+        return self.score_batch([prompt], [response], alpha, ended=ended)[0]
 
     def score_batch(
         self,
         prompts: Sequence[Prompt],
-        answers: Sequence[str],
+        responses: Sequence[str],
         alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         ended: bool = True,
     ) -> list[Score]:
-        """Return the scores of several answers, from one forward pass; see `score`.
+        """Return the scores of several responses, from one forward pass; see `score`.
 
         Args:
-            prompts: One for each answer.
-            answers: The answers.
+            prompts: One for each response.
+            responses: The responses.
             alpha: One for all, or one for each.
             ended: As `score` takes it.
 
         Raises:
-            UsageError: There are not as many prompts, answers and alphas.
+            UsageError: There are not as many prompts, responses and alphas.
         """
         _require_several(prompts, "prompts", "score")
-        _require_several(answers, "answers", "score")
-        if len(prompts) != len(answers):
+        _require_several(responses, "answers", "score")
+        if len(prompts) != len(responses):
             raise UsageError(
-                f"answers: got {len(answers)}, expected one for each of {len(prompts)}"
+                f"answers: got {len(responses)}, expected one for each of {len(prompts)}"
             )
-        each = for_each(alpha, len(answers))
-        with self._lending.turn():
-            return score_answers(self.joined, prompts, answers, each, ended=ended)
+        each = for_each(alpha, len(responses))
+        with self._in_use.acquire():
+            return score_responses(self.joined, prompts, responses, each, ended=ended)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece; see `generate_response`."""
+        """Yield the response to a prompt piece by piece; see `generate_response`."""
         return self.stream(prompt, alpha, self.decoding(**decoding))
 
     def stream(
         self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
     ) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece.
+        """Yield the response to a prompt piece by piece.
 
         Raises:
-            UsageError: Beams are asked for, which know no answer until the end.
+            UsageError: Beams are asked for, which know no response until the end.
         """
         decoding = decoding or self.decoding()
         decoding.require_streamable()
-        self._lending.require_not_lent()
+        self._in_use.require_not_handed_out()
         return self._stream(prompt, as_schedule(alpha), decoding)
 
     def _stream(
         self, prompt: Prompt, alpha: AlphaSchedule, decoding: GenerationOptions
     ) -> Iterator[str]:
         # Once more, as a stream may be listened to long after it was asked for.
-        self._lending.require_not_lent()
+        self._in_use.require_not_handed_out()
         stream, abandoned = TextStream(), threading.Event()
 
         def run() -> None:
             try:
-                with self._lending.turn():
+                with self._in_use.acquire():
                     # Only now: while it waited, the base may have been switched.
                     joined = self.joined
-                    stream.begin(joined.answer_text(decoding))
+                    stream.begin(joined.response_text(decoding))
                     tokens = [joined.form.tokens(joined.form.render(prompt))]
                     require_within(joined.base, tokens, decoding.max_new_tokens)
                     decode(
@@ -335,28 +336,28 @@ class MAVInference:
 
     @contextmanager
     def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
-        """Yield the transformers model with the head in place, for anything it can do.
+        """Yield the transformers model with the head attached, for direct use.
 
         What a call of its `generate()` leaves open, the base's own generation_config fills.
 
         Args:
             alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
-                own count no tokens of an answer.
+                own count no tokens of a response.
 
         Raises:
-            UsageError: It is open already, or an alpha is no finite number.
+            UsageError: It is open already, or an alpha is not a finite number.
 
         Example:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._lending.loan(), self.joined.aligned.steering(as_numbers(alpha)):
+        with self._in_use.hand_out(), self.joined.aligned.steering(as_numbers(alpha)):
             yield self.base.model
 
     @contextmanager
-    def exclusively(self) -> Iterator[AlignedLM]:
+    def exclusive(self) -> Iterator[AlignedLM]:
         """Yield base and head for a decoder of one's own, while nothing else decodes."""
-        with self._lending.loan():
+        with self._in_use.hand_out():
             yield self.joined.aligned
 
     def switch_base_model(
@@ -366,7 +367,7 @@ class MAVInference:
         gguf_file: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """Put another base under the head; the one in use is freed before that one is loaded.
+        """Switch to another base; the one in use is freed before the other is loaded.
 
         Args:
             base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
@@ -376,11 +377,11 @@ class MAVInference:
         Raises:
             MAVError: It does not belong to the head or cannot be loaded; the base in use stays,
                 loaded again if need be.
-            UsageError: `steering` or `exclusively` is open.
+            UsageError: `steering` or `exclusive` is open.
         """
-        with self._lending.turn():
+        with self._in_use.acquire():
             if isinstance(base_model, BaseModel):
-                joined = join(base_model, self._trained, self._rules)
+                joined = attach_head(base_model, self._trained, self._rules)
                 if self._joined is not None:
                     self._joined.close()
                 self._joined = joined
@@ -388,12 +389,12 @@ class MAVInference:
             self._load_other(resolve_base(str(base_model), gguf_file, revision))
 
     def close(self) -> None:
-        """Take the head out of the base, which is as it was before.
+        """Detach the head; the base is as it was before.
 
         Raises:
-            UsageError: `steering` or `exclusively` is open.
+            UsageError: `steering` or `exclusive` is open.
         """
-        with self._lending.turn():
+        with self._in_use.acquire():
             if self._joined is not None:
                 self._joined.close()
                 self._joined = None
@@ -402,18 +403,19 @@ class MAVInference:
         source = with_copy(source, gguf_cache=self._rules.gguf_cache)
         check_compatible(preview_base(source), self._trained, self._rules, log_differences=False)
         before = None if self._joined is None else self._joined.base.source
-        # A base that was built in memory could not be had back, so it stays until the last.
+        # A base built in memory could not be loaded again, so it is kept until the switch has
+        # succeeded.
         if self._joined is not None and before is not None:
             self._joined.close()
             self._joined = None
             free_memory()
         try:
             base = load_source(source, self._placement)
-            joined = join(base, self._trained, self._rules)
+            joined = attach_head(base, self._trained, self._rules)
         except BaseException:
             if before is not None:
                 base = load_source(before, self._placement)
-                self._joined = join(base, self._trained, self._rules, log_differences=False)
+                self._joined = attach_head(base, self._trained, self._rules, log_differences=False)
             raise
         if self._joined is not None:
             self._joined.close()
@@ -437,11 +439,11 @@ def create_mav(
         base_model: Hub id, folder or `.gguf` file.
         head: Folder or hub id of a trained head, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
-            `MAVInference.untrained`, and `gguf_file`, `revision`, `dtype`, `device`,
+            `MAVInference.with_new_head`, and `gguf_file`, `revision`, `dtype`, `device`,
             `device_map`, `quantize` and `gguf_cache`.
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
     names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize", "gguf_cache")
     loading = {name: options.pop(name) for name in names if name in options}
-    return MAVInference.untrained(load_base(base_model, **loading), **options)
+    return MAVInference.with_new_head(load_base(base_model, **loading), **options)

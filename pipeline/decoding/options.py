@@ -1,4 +1,4 @@
-"""How an answer is asked for, and what comes back."""
+"""Options and results of generation."""
 
 import dataclasses
 import math
@@ -21,10 +21,10 @@ CacheImplementation = Literal["dynamic", "static", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How tokens are chosen.
+    """Options of generation.
 
     Attributes:
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of a response.
         temperature: 0 takes the most probable token; more samples.
         top_k: Sample from so many of the most probable tokens; 0 from all.
         top_p: Nucleus to sample from.
@@ -33,11 +33,11 @@ class GenerationOptions:
             leaves them alone.
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
         num_beams: Beams to search with; 1 searches none.
-        stop: Strings that end an answer and are no part of it.
-        cache_implementation: `dynamic` grows with the answer, `static` has its full size from the
+        stop: Strings that end a response and are not part of it.
+        cache_implementation: `dynamic` grows with the response, `static` has its full size from the
             start, which
             is what can be compiled, `none` runs the whole text again for every token.
-        compile: Compile the base with its head, whose first answer takes long; takes the static
+        compile: Compile the base with its head, whose first response takes long; takes the static
             cache.
     """
 
@@ -112,10 +112,11 @@ class GenerationOptions:
         object.__setattr__(self, "stop", tuple(stops))
 
     def with_seed_offset(self, number: int) -> "GenerationOptions":
-        """Return it for one of several answers, or batches, that one seed is to serve.
+        """Return a copy for one of several responses or batches, with its own seed.
 
         Args:
-            number: Of the answer, from 0. Each has the next seed; the smallest follow the largest.
+            number: Of the response, from 0. Each has the next seed; the smallest follow the
+                largest.
         """
         if self.seed is None:
             return self
@@ -126,7 +127,7 @@ class GenerationOptions:
         return dataclasses.replace(self, seed=seed)
 
     def require_streamable(self) -> None:
-        """Refuse what has no text until its end.
+        """Refuse options under which no text is final before the end, such as beams.
 
         Raises:
             UsageError: It searches with beams.
@@ -139,12 +140,12 @@ class GenerationOptions:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn; so near to 0 the most probable one comes in any case."""
+        """Whether tokens are sampled; at temperatures near 0 the most probable one is taken."""
         return self.temperature >= _COLDEST
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Options that say how to sample and change nothing, as nothing is sampled."""
+        """Sampling options that have no effect because nothing is sampled."""
         if self.samples:
             return ()
         said = {
@@ -158,15 +159,15 @@ class GenerationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One answer.
+    """One response.
 
     Attributes:
         prompt: The prompt, as the model saw it.
         alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
-        response: The answer's text.
+        response: The response's text.
         tokens: Ids of the new tokens, the one that ended them included.
-        finish: `stop` where the base ended the answer or a stop string came, else `length`.
-        seconds: Time taken, by all answers of its batch together.
+        finish: `stop` where the base ended the response or a stop string came, else `length`.
+        seconds: Time taken, by all responses of its batch together.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""Prompts to decode, from a file: one a line, or JSON lines with an object each."""
+"""Reads a file of prompts: one per line, or JSON lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from mav.pipeline.runtime.json_input import strict_json
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLine:
-    """A line that is to be answered, or the reason why it cannot be.
+    """A prompt of a file, or the reason it cannot be used.
 
     Attributes:
         number: Of the line, from 1.

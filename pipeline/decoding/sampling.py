@@ -1,4 +1,4 @@
-"""Choosing the next token of each row of a batch, every row by its own rules and its own seed."""
+"""Samples the next token of each sequence of a batch, by its own options and seed."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from mav.pipeline.decoding.options import GenerationOptions
 
 
 class RowSampler:
-    """Chooses the tokens of one answer; what other rows do does not change them.
+    """Samples the tokens of one response, independent of other rows.
 
-    A seed gives the same answer alone and in any company, as far as the logits are the same.
+    A seed gives the same response alone and in any company, as far as the logits are the same.
     """
 
     def __init__(
         self, decoding: GenerationOptions, device: torch.device, prompt: Sequence[int] = ()
     ) -> None:
-        """Begin an answer.
+        """Begin a response.
 
         Args:
             decoding: How its tokens are chosen; beams and seeds of batches are none of it.
@@ -52,7 +52,7 @@ class RowSampler:
         return (probabilities / waits).argmax()
 
     def came(self, token: int) -> None:
-        """Take note of the token that was chosen."""
+        """Record the token that was chosen."""
         self._there.add(token)
 
 

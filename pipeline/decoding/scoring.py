@@ -1,6 +1,6 @@
-"""What base and head say of answers that are given: one forward pass over prompts and answers.
+"""Scores given responses under base and head, in one forward pass.
 
-Shape legend: B answers, S positions of the longest text, T tokens of the longest answer, V
+Shape legend: B responses, S positions of the longest text, T tokens of the longest response, V
 vocabulary.
 """
 
@@ -20,12 +20,12 @@ from mav.pipeline.preferences.prompt_format import Messages
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Log-probabilities of an answer, natural logarithms.
+    """Log-probabilities of a response, natural logarithms.
 
     Attributes:
         prompt: The prompt, as the model saw it.
         alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
-        tokens: Ids of the answer's tokens.
+        tokens: Ids of the response's tokens.
         logprobs: Of each token, under base and head.
         base_logprobs: Of each token, under the base alone.
     """
@@ -38,60 +38,60 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Of the whole answer, under base and head."""
+        """Of the whole response, under base and head."""
         return sum(self.logprobs)
 
     @property
     def base_total(self) -> float:
-        """Of the whole answer, under the base alone."""
+        """Of the whole response, under the base alone."""
         return sum(self.base_logprobs)
 
     @property
     def gained(self) -> float:
-        """What the head adds to the whole answer."""
+        """What the head adds to the whole response."""
         return self.total - self.base_total
 
 
-def score_answers(
+def score_responses(
     joined: AttachedModel,
     prompts: Sequence[str | Messages],
-    answers: Sequence[str],
+    responses: Sequence[str],
     schedules: Sequence[AlphaSchedule],
     *,
     ended: bool,
 ) -> list[Score]:
-    """Return the scores of answers, each to its prompt and under its strengths.
+    """Return the scores of responses, each to its prompt and under its strengths.
 
     Args:
         joined: Base and head.
         prompts: As `PromptFormat.render` takes them.
-        answers: A text for each prompt.
+        responses: A text for each prompt.
         schedules: Strengths for each.
-        ended: Whether the token that ends an answer counts too.
+        ended: Whether the token that ends a response counts too.
 
     Raises:
-        DataError: A prompt or answer is not as it should be, or they are too long for the base.
+        DataError: A prompt or response is not as it should be, or they are too long for the base.
     """
     form = joined.form
     texts = [form.render(prompt) for prompt in prompts]
     begun = [form.tokens(text) for text in texts]
     told = [
-        form.answer_tokens(prompt, answer, ended=ended)
-        for prompt, answer in zip(prompts, answers, strict=True)
+        form.response_tokens(prompt, response, ended=ended)
+        for prompt, response in zip(prompts, responses, strict=True)
     ]
-    for prompt, answer in zip(begun, told, strict=True):
-        wrong = tokens_beyond(joined.base, len(prompt), len(answer))
+    for prompt, response in zip(begun, told, strict=True):
+        wrong = tokens_beyond(joined.base, len(prompt), len(response))
         if wrong is not None:
             raise DataError(f"The prompt and its answer: {wrong}; shorten one")
     return [
         Score(
             prompt=text,
             alpha=schedule.told,
-            tokens=tuple(answer),
-            logprobs=tuple(aligned[-len(answer) :]),
-            base_logprobs=tuple(base[-len(answer) :]),
+            tokens=tuple(response),
+            logprobs=tuple(aligned[-len(response) :]),
+            base_logprobs=tuple(base[-len(response) :]),
         )
-        for text, schedule, answer, aligned, base in zip(
+        for text, schedule, response, aligned, base in zip(
             texts, schedules, told, *_logprobs(joined, begun, told, schedules), strict=True
         )
     ]
@@ -101,23 +101,23 @@ def score_answers(
 def _logprobs(
     joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
     schedules: Sequence[AlphaSchedule],
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Return log-probabilities under base and head, and under the base; padded in front, [B, T]."""
     if not prompts:
         return [], []
     base, aligned = joined.base, joined.aligned
-    # An answer's last token is predicted and predicts nothing.
-    texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    # A response's last token is predicted and predicts nothing.
+    texts = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
     inputs = left_padded(texts, base.pad_token)
-    longest = max(map(len, answers))
+    longest = max(map(len, responses))
     if takes_positions(base.model):
         mask = inputs["attention_mask"]
         inputs["position_ids"] = positions_of(mask, mask.shape[1])
     strengths = [
-        [0.0] * (longest - len(answer)) + [schedule.at(token) for token in range(len(answer))]
-        for schedule, answer in zip(schedules, answers, strict=True)
+        [0.0] * (longest - len(response)) + [schedule.at(token) for token in range(len(response))]
+        for schedule, response in zip(schedules, responses, strict=True)
     ]
     with aligned.steering(torch.tensor(strengths)):
         aligned.keep_base_logits = True
@@ -129,7 +129,7 @@ def _logprobs(
         )
         plain = aligned.base_logits
     assert plain is not None
-    labels = torch.tensor([[0] * (longest - len(answer)) + [*answer] for answer in answers])
+    labels = torch.tensor([[0] * (longest - len(response)) + [*response] for response in responses])
     return _of_labels(output.logits, labels), _of_labels(plain, labels)
 
 

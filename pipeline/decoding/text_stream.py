@@ -1,4 +1,4 @@
-"""Text out of a running `generate()`, piece by piece, in another thread."""
+"""Streams text out of `generate()` running in another thread."""
 
 import queue
 import threading
@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from mav.pipeline.decoding.answer_text import ResponseText
+from mav.pipeline.decoding.response_text import ResponseText
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc]
-    """A streamer for one answer, to iterate over while `generate()` runs elsewhere.
+    """A streamer for one response, to iterate over while `generate()` runs elsewhere.
 
     Raises, where it is iterated over, what `fail` was given.
     """
@@ -25,7 +25,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         self._text: ResponseText | None = None
 
     def begin(self, text: ResponseText) -> None:
-        """Say what makes text of the tokens that come."""
+        """Set the decoder for the tokens that follow."""
         self._text = text
 
     def put(self, value: Tensor) -> None:
@@ -38,7 +38,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
             self._give(self._text.push(token))
 
     def end(self) -> None:
-        """End the answer; called by `generate()`."""
+        """End the response; called by `generate()`."""
         assert self._text is not None
         self._give(self._text.finish())
         self._queue.put(None)
@@ -59,7 +59,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
 
 
 class Abandoned(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation nobody listens to any longer."""
+    """Raised in a generation whose listener has gone, to end it."""
 
     def __init__(self, event: threading.Event) -> None:
         self._event = event

@@ -80,7 +80,7 @@ class DemoPaths:
 
 
 def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], None]) -> None:
-    """Run everything that is not there yet, and show the result.
+    """Run every step whose output does not exist yet, and show the result.
 
     Args:
         folder: Where to write.

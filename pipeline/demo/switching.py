@@ -25,7 +25,7 @@ def demonstrate_switching(
     *,
     write: Callable[[str], None],
 ) -> None:
-    """Answer prompts on the base in use, switch, and answer them on the other.
+    """Answer prompts on the base in use, switch, and response them on the other.
 
     Args:
         mav: Head and base.
@@ -33,7 +33,7 @@ def demonstrate_switching(
             tuning it further would.
         prompts: What is asked.
         alphas: Strengths, a column each.
-        decoding: How tokens are chosen.
+        decoding: Options of generation.
         write: Called with each line.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How many tokens go through the base at once: what memory allows, and less when it did not."""
+"""Tokens per forward pass: as many as memory allows, fewer after running out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ CPU_TOKENS: Final = 2048
 _MOST_TOKENS: Final = 1 << 16
 _LEAST_TOKENS: Final = 256
 _SPARE: Final = 0.8
-"""Part of the free memory that is used: allocators need some room besides."""
+"""Share of the free memory that is used; allocators need some headroom."""
 
 
 @dataclass
 class BatchBudget:
-    """Most tokens of a batch, padding included; a pair that is longer is a batch of its own.
+    """Maximum tokens of a batch, padding included; a longer pair is a batch of its own.
 
     Attributes:
         tokens: The bound.
@@ -25,7 +25,7 @@ class BatchBudget:
     tokens: int
 
     def shrink(self) -> None:
-        """Go on with half, after memory did not suffice."""
+        """Halve the budget after running out of memory."""
         self.tokens = max(1, self.tokens // 2)
 
 
@@ -34,8 +34,8 @@ class DeviceMemory:
     """Memory of one device, in bytes.
 
     Attributes:
-        free: What is to be had before a trial.
-        taken: The most that a trial took besides what was there before.
+        free: Memory that is available before a trial.
+        taken: The most that a trial allocated on top of what was in use before.
     """
 
     free: int
@@ -45,7 +45,7 @@ class DeviceMemory:
 def measured_budget(
     devices: Sequence[torch.device], tokens: int, trial: Callable[[], object]
 ) -> BatchBudget:
-    """Find the budget of accelerators by a trial.
+    """Measure the budget of accelerators with one batch.
 
     Args:
         devices: The accelerators that compute.

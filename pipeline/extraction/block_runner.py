@@ -1,4 +1,4 @@
-"""Running the base model over the pairs of one block, and arranging what the cache stores.
+"""Runs the base over the pairs of one block and arranges the rows that the cache stores.
 
 Shape legend: N response tokens of a batch, K layers, W stored width, H hidden, V vocabulary.
 """
@@ -36,7 +36,7 @@ _STORABLE: Final = "whether they still are in the type they are stored in"
 
 
 class BlockForward:
-    """Computes the arrays of one block after another.
+    """Computes the arrays of a block.
 
     Attributes:
         packing: How pairs are packed.
@@ -101,11 +101,11 @@ class BlockForward:
         tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
         left = deque(batches(pairs, self._pairs.shared_length, self.budget.tokens, self.packing))
         before: _BatchRows | None = None
-        with self._base.taps(tapped) as taps:
+        with self._base.hidden_state_hooks(tapped) as hooks:
             while left:
                 batch_pairs = left.popleft()
                 fits = len(batch_pairs) == 1 or self._tokens(batch_pairs) <= self.budget.tokens
-                found = self._attempt(batch_pairs, taps) if fits else None
+                found = self._attempt(batch_pairs, hooks) if fits else None
                 if found is None:
                     half = len(batch_pairs) // 2
                     left.extendleft((batch_pairs[half:], batch_pairs[:half]))
@@ -119,10 +119,10 @@ class BlockForward:
             return rows
         return quantized_rows(rows, self._manifest, self._base.logits_device)
 
-    def _attempt(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows | None":
-        """Run a batch; None where memory does not suffice, and smaller ones are to be tried."""
+    def _attempt(self, batch_pairs: Sequence[int], hooks: HiddenStateHooks) -> "_BatchRows | None":
+        """Run a batch; return None when out of memory, so that smaller ones are tried."""
         try:
-            return self._run(batch_pairs, taps)
+            return self._run(batch_pairs, hooks)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -131,18 +131,18 @@ class BlockForward:
                     self._manifest.base.id, int(self._pairs.shared_length[batch_pairs[0]])
                 ) from error
         # Not where the error is caught: its frames hold what is to be freed.
-        taps.states.clear()
+        hooks.states.clear()
         free_memory()
         self.budget.shrink()
         return None
 
-    def _run(self, batch_pairs: Sequence[int], taps: HiddenStateHooks) -> "_BatchRows":
+    def _run(self, batch_pairs: Sequence[int], hooks: HiddenStateHooks) -> "_BatchRows":
         batch = pack(self._pairs, batch_pairs, self.packing, self._base.dtype).to(self._base.device)
         own_NV = self._forward(batch)
         device = self._base.logits_device
 
         def predicting(layer: int) -> Tensor:
-            states_TH = taps.states[layer].flatten(0, 1)
+            states_TH = hooks.states[layer].flatten(0, 1)
             return states_TH.index_select(0, batch.predict.to(states_TH.device)).to(device)
 
         final_NH = predicting(self._last)
@@ -170,7 +170,7 @@ class BlockForward:
         )
 
     def _forward(self, batch: ForwardBatch) -> Tensor | None:
-        """Run the base; return its logits where only the whole model can tell them."""
+        """Run the base; return its logits where only the whole model can compute them."""
         if self._unembedding is not None:
             run_decoder(self._base, batch)
             return None
@@ -184,7 +184,7 @@ class BlockForward:
         found: "_BatchRows",
         progress: Callable[[int], None],
     ) -> None:
-        """Put the rows of a batch where they belong among those from `start` on."""
+        """Write the rows of a batch to their places among those from `start` on."""
         arrays = {**found.known, **found.copied.arrays()}
         finite, storable = arrays.pop(_FINITE), arrays.pop(_STORABLE)
         if not finite:
@@ -227,7 +227,7 @@ def _all_finite(tensors: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchRows:
-    """The rows of a batch, in the order of its pairs: what is known, and what is being copied."""
+    """The rows of a batch in the order of its pairs, some still being copied to the host."""
 
     pairs: Sequence[int]
     known: Mapping[str, NDArray[Any]]

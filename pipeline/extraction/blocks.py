@@ -1,4 +1,4 @@
-"""Running the blocks of an extraction: one is computed while those before it are written."""
+"""Runs the blocks of an extraction; finished ones are written while the next is computed."""
 
 import logging
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Final
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.writer import CacheWriter
-from mav.pipeline.extraction.prepare import Work
+from mav.pipeline.extraction.prepare import ExtractionJob
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
 
@@ -19,20 +19,20 @@ _BLOCKS_WAITING: Final = 2
 
 
 def run_blocks(
-    work: Work,
+    job: ExtractionJob,
     writer: CacheWriter,
     blocks: list[int],
     objects: ObjectStore,
     *,
     alone: bool,
 ) -> int:
-    """Compute and write blocks, some while those before are written; return their pairs.
+    """Compute and write blocks, overlapped; return the number of their pairs.
 
     One block is computed, one is written and one waits: three are in memory at most, and the bytes
     of one array of the one that is written.
 
     Args:
-        work: What to run.
+        job: What to run.
         writer: Where to.
         blocks: Numbers of the blocks.
         objects: Where the cache is.
@@ -42,7 +42,7 @@ def run_blocks(
         Interrupted: The run was asked to stop. Blocks that were computed are written, unless it
             was asked a second time.
     """
-    pairs = sum(len(work.plan.pairs_of(block)) for block in blocks)
+    pairs = sum(len(job.plan.pairs_of(block)) for block in blocks)
     ran, at_once = 0, False
     pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
     waiting: deque[Future[None]] = deque()
@@ -55,8 +55,8 @@ def run_blocks(
                 bar.update(number)
 
             for block in blocks:
-                in_block = work.plan.pairs_of(block)
-                rows = work.forward.run(in_block, count)
+                in_block = job.plan.pairs_of(block)
+                rows = job.forward.run(in_block, count)
                 if len(waiting) == _BLOCKS_WAITING:
                     waiting.popleft().result()
                 _log.debug(f"Block {block}: {len(in_block)} pairs are computed")
@@ -65,14 +65,14 @@ def run_blocks(
                 writing.result()
     except KeyboardInterrupt as stop:
         at_once = not _written(waiting)
-        raise _interrupted(work, blocks, ran, objects, alone=alone, at_once=at_once) from stop
+        raise _interrupted(job, blocks, ran, objects, alone=alone, at_once=at_once) from stop
     finally:
         pool.shutdown(wait=not at_once, cancel_futures=at_once)
     return pairs
 
 
 def _written(waiting: deque[Future[None]]) -> bool:
-    """Wait until blocks that are computed are written; False where that is interrupted too."""
+    """Wait until computed blocks are written; return False if interrupted again."""
     try:
         left = sum(not writing.done() for writing in waiting)
         if left:
@@ -85,14 +85,20 @@ def _written(waiting: deque[Future[None]]) -> bool:
 
 
 def _interrupted(
-    work: Work, blocks: list[int], ran: int, objects: ObjectStore, *, alone: bool, at_once: bool
+    job: ExtractionJob,
+    blocks: list[int],
+    ran: int,
+    objects: ObjectStore,
+    *,
+    alone: bool,
+    at_once: bool,
 ) -> Interrupted:
-    """Tell what is kept, as it stands in the cache."""
+    """Return the interruption with what is kept, read from the cache."""
     goes_on = "The same command goes on from there"
     if at_once:
         return Interrupted("Blocks that were written are kept.", f"{goes_on}.", at_once=True)
-    plan = work.plan
-    written = read_commits(objects, work.manifest, objects.sizes()).records
+    plan = job.plan
+    written = read_commits(objects, job.manifest, objects.sizes()).records
     pairs = {block: len(plan.pairs_of(block)) for block in written}
     kept = (
         f"{len(written)} of {plan.blocks} blocks are written and kept, {sum(pairs.values()):,} of "

@@ -1,4 +1,4 @@
-"""What an extraction will take, told before it starts."""
+"""Estimates what an extraction will take, before it starts."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.options import ExtractOptions, StorageDtype, as_begun, states_storage
 from mav.pipeline.extraction.prepare import (
-    Work,
+    ExtractionJob,
     choose_dtype,
     load,
     prepare,
@@ -43,13 +43,13 @@ _SPARE: Final = 1.02
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunReport:
-    """What an extraction will take.
+    """Estimated size and time of an extraction.
 
     Attributes:
         manifest: The manifest the cache would have.
         size: Its expected size.
         alternatives: Option -> bytes of the whole cache with that one changed.
-        free_bytes: Room where the cache goes, or None where there is no limit to tell.
+        free_bytes: Room where the cache goes, or None where there is no limit.
         missing_pairs: Pairs that are yet to be run.
         pairs_per_second: Measured on a sample.
         processes: Processes that share the work.
@@ -65,16 +65,16 @@ class DryRunReport:
 
     @property
     def hours(self) -> float:
-        """Expected time of the pairs that are yet to be run."""
+        """Expected time for the remaining pairs, in hours."""
         return self.missing_pairs / (self.pairs_per_second * self.processes) / 3600
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what is yet to be written."""
+        """Whether there is room for what remains to be written."""
         return self.free_bytes is None or self.size.to_write * _SPARE <= self.free_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures people script with."""
+        """Return plain values, for scripts."""
         manifest = self.manifest
         return {
             "rows": manifest.data.rows,
@@ -95,7 +95,7 @@ class DryRunReport:
 
 
 def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRunReport:
-    """Find out what an extraction will take: size exactly or by a sample, time by a sample.
+    """Estimate the size and time of an extraction: bytes exactly where possible, else by a sample.
 
     Nothing is written.
 
@@ -104,39 +104,41 @@ def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRun
         base: A loaded base to use in place of `options.base_model`.
 
     Raises:
-        MAVError: Any input is at fault, as it would be for the extraction.
+        MAVError: An input is invalid, as it would be for the extraction.
     """
-    request, objects = prepare(options, base), open_object_store(options.output)
+    inputs, objects = prepare(options, base), open_object_store(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
     if stored is not None:
         require_begun_in(options, stored, dtype_name(options.dtype))
-    data = read(options, request.tokenizer, stored)
+    data = read(options, inputs.tokenizer, stored)
     if stored is not None:
         options = as_begun(options, stored, data)
-    work = load(options, request, data, choose_dtype(options, request, stored))
+    job = load(options, inputs, data, choose_dtype(options, inputs, stored))
     if stored is not None:
-        require_same(objects.location, stored, work.manifest)
-    missing = _missing(objects, work)
-    rows, rate = _sample(work)
-    rows |= {f"unembedding/{name}": values for name, values in unembedding_arrays(work).items()}
-    share = compressed_share(work.manifest, rows)
+        require_same(objects.location, stored, job.manifest)
+    missing = _missing(objects, job)
+    rows, rate = _sample(job)
+    rows |= {f"unembedding/{name}": values for name, values in unembedding_arrays(job).items()}
+    share = compressed_share(job.manifest, rows)
     return DryRunReport(
-        manifest=work.manifest,
-        size=expected_size(work.manifest, work.plan, share, missing=missing, begun=bool(stored)),
-        alternatives=_alternatives(options, work, rows),
+        manifest=job.manifest,
+        size=expected_size(job.manifest, job.plan, share, missing=missing, begun=bool(stored)),
+        alternatives=_alternatives(options, job, rows),
         free_bytes=objects.free_bytes(),
-        missing_pairs=sum(len(work.plan.pairs_of(block)) for block in missing),
+        missing_pairs=sum(len(job.plan.pairs_of(block)) for block in missing),
         pairs_per_second=rate,
-        processes=request.processes.count,
+        processes=inputs.processes.count,
     )
 
 
-def require_room(objects: ObjectStore, work: Work, missing: list[int], *, begun: bool) -> None:
+def require_room(
+    objects: ObjectStore, job: ExtractionJob, missing: list[int], *, begun: bool
+) -> None:
     """Refuse to start an extraction that the disk cannot hold.
 
     Args:
         objects: Where the cache goes.
-        work: The extraction.
+        job: The extraction.
         missing: Blocks that are yet to be written.
         begun: Whether plan and unembedding are written already.
 
@@ -146,23 +148,23 @@ def require_room(objects: ObjectStore, work: Work, missing: list[int], *, begun:
     free = objects.free_bytes()
     if free is None:
         return
-    share = dict.fromkeys(layouts(work.manifest), 1.0)
-    size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
-    if size.to_write * _SPARE > free and work.manifest.storage.compression != "none":
+    share = dict.fromkeys(layouts(job.manifest), 1.0)
+    size = expected_size(job.manifest, job.plan, share, missing=missing, begun=begun)
+    if size.to_write * _SPARE > free and job.manifest.storage.compression != "none":
         # Only now is it worth the time to see what compression makes of it.
-        share = compressed_share(work.manifest, _sample(work)[0])
-        size = expected_size(work.manifest, work.plan, share, missing=missing, begun=begun)
+        share = compressed_share(job.manifest, _sample(job)[0])
+        size = expected_size(job.manifest, job.plan, share, missing=missing, begun=begun)
     if size.to_write * _SPARE > free:
         raise CacheError(
             f"{objects.location}: the cache needs {size.to_write / 1e9:.2f} GB more, but only "
             f"{free / 1e9:.2f} GB are free there. Free some space, name another --output, or make "
             f"it smaller with --compression blosc, --storage-dtype int8, --pooled-size or --limit; "
-            f"`mav extract --dry-run` tells what each takes."
+            f"`mav extract --dry-run` shows what each takes."
         )
 
 
 def screen(found: DryRunReport) -> str:
-    """Lay the findings out for people."""
+    """Format the report for the terminal."""
     data, size = found.manifest.data, found.size
     lines = [
         f"{data.pairs:,} pairs, {found.manifest.plan.tokens:,} response tokens, "
@@ -170,7 +172,7 @@ def screen(found: DryRunReport) -> str:
         "",
         *(f"{path:<32} {_bytes(count):>12}" for path, count in size.arrays.items()),
         f"{'together':<32} {_bytes(size.total):>12}  "
-        f"({size.total / found.manifest.plan.tokens:,.0f} bytes a token)",
+        f"({size.total / found.manifest.plan.tokens:,.0f} bytes per token)",
         "",
         *(
             f"{f'with {option}':<32} {_bytes(count):>12}"
@@ -189,22 +191,22 @@ def screen(found: DryRunReport) -> str:
     return "\n".join(lines)
 
 
-def _missing(objects: ObjectStore, work: Work) -> list[int]:
+def _missing(objects: ObjectStore, job: ExtractionJob) -> list[int]:
     sizes = objects.sizes()
-    committed = read_commits(objects, work.manifest, sizes).records
-    return [block for block in range(work.plan.blocks) if block not in committed]
+    committed = read_commits(objects, job.manifest, sizes).records
+    return [block for block in range(job.plan.blocks) if block not in committed]
 
 
-def _sample(work: Work) -> tuple[Rows, float]:
+def _sample(job: ExtractionJob) -> tuple[Rows, float]:
     """Run some pairs of the first block; return their rows and the pairs per second."""
-    in_block = work.plan.pairs_of(0)
+    in_block = job.plan.pairs_of(0)
     parts: list[Rows] = []
     seconds, timed = 0.0, 0
     with progress_bar(None, "Sampling", "pair") as bar:
         for start in range(in_block.start, in_block.stop, _SAMPLE_PAIRS):
             part = range(start, min(start + _SAMPLE_PAIRS, in_block.stop))
             began = perf_counter()
-            parts.append(work.forward.run(part, bar.update))
+            parts.append(job.forward.run(part, bar.update))
             # The first passes of a process are slow, so they count only if there are no others.
             if start > in_block.start or len(in_block) <= _SAMPLE_PAIRS:
                 seconds += perf_counter() - began
@@ -215,38 +217,38 @@ def _sample(work: Work) -> tuple[Rows, float]:
     return rows, timed / seconds
 
 
-def _alternatives(options: ExtractOptions, work: Work, rows: Rows) -> dict[str, int]:
-    """Return what the cache would take with one option changed, and all others as asked for."""
-    manifest = work.manifest
+def _alternatives(options: ExtractOptions, job: ExtractionJob, rows: Rows) -> dict[str, int]:
+    """Return the cache's size with each storage option changed, one at a time."""
+    manifest = job.manifest
     found: dict[str, int] = {}
     encodings: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
     for name in encodings:
         logits = dataclasses.replace(
             manifest.logits, encoding=name, top_k=options.top_k if name == "topk" else None
         )
-        found[f"--logits {name}"] = _total(work, {"logits": logits}, rows)
+        found[f"--logits {name}"] = _total(job, {"logits": logits}, rows)
     for storage in get_args(StorageDtype):
         dtype, how = states_storage(storage)
         stored = {
             "states": dataclasses.replace(manifest.states, dtype=dtype),
             "storage": dataclasses.replace(manifest.storage, states=how),
         }
-        found[f"--storage-dtype {storage}"] = _total(work, stored, rows)
+        found[f"--storage-dtype {storage}"] = _total(job, stored, rows)
     for compression in get_args(Compression):
         changed = dataclasses.replace(manifest.storage, compression=compression)
-        found[f"--compression {compression}"] = _total(work, {"storage": changed}, rows)
+        found[f"--compression {compression}"] = _total(job, {"storage": changed}, rows)
     return found
 
 
-def _total(work: Work, changes: dict[str, Any], rows: Rows) -> int:
-    manifest = dataclasses.replace(work.manifest, **changes)
+def _total(job: ExtractionJob, changes: dict[str, Any], rows: Rows) -> int:
+    manifest = dataclasses.replace(job.manifest, **changes)
     # Arrays that the sample has in another type are counted as if not compressed.
     same = {
         path: rows[path]
         for path, layout in layouts(manifest).items()
         if path in rows and rows[path].dtype == layout.dtype
     }
-    return expected_size(manifest, work.plan, compressed_share(manifest, same)).total
+    return expected_size(manifest, job.plan, compressed_share(manifest, same)).total
 
 
 def _bytes(count: int) -> str:

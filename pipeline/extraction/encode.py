@@ -1,4 +1,4 @@
-"""The rows of a block that follow from its states: what is taken over the vocabulary, and codes.
+"""Rows of a block derived from its states: logits in the cache's encoding, and quantized codes.
 
 Shape legend: N response tokens, H hidden, V vocabulary.
 """
@@ -30,7 +30,7 @@ def vocabulary_rows(
     unembedding: Unembedding | None,
     own_NV: Tensor | None,
 ) -> dict[str, NDArray[Any]]:
-    """Return what encodings other than `factored` keep of the logits, a part at a time.
+    """Return the logits rows of encodings other than `factored`, computed in chunks.
 
     Args:
         manifest: The cache's manifest.

@@ -24,8 +24,8 @@ from mav.pipeline.extraction.dry_run import require_room
 from mav.pipeline.extraction.options import ExtractOptions, as_begun, draft_manifest
 from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
-    Request,
-    Work,
+    ExtractionInputs,
+    ExtractionJob,
     choose_dtype,
     load,
     prepare,
@@ -58,7 +58,7 @@ class ExtractReport:
     stored_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures people script with."""
+        """Return plain values, for scripts."""
         manifest = self.manifest
         return {
             "rows": manifest.data.rows,
@@ -80,7 +80,7 @@ class ExtractReport:
 
 
 def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> ExtractReport:
-    """Write the cache, or go on with one that was interrupted, or leave a complete one as it is.
+    """Write the cache; resume an interrupted one; leave a complete one as it is.
 
     Processes that were launched together share the blocks that are missing.
 
@@ -89,10 +89,10 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
         base: A loaded base to use in place of `options.base_model`.
 
     Raises:
-        MAVError: Any input is at fault; see its subclasses.
+        MAVError: An input is invalid; see its subclasses.
     """
-    request = prepare(options, base)
-    processes, objects = request.processes, open_object_store(options.output)
+    inputs = prepare(options, base)
+    processes, objects = inputs.processes, open_object_store(options.output)
     with ExitStack() as held:
 
         def lock() -> str:
@@ -103,43 +103,43 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
         )
         if stored is not None:
             require_begun_in(options, stored, dtype_name(options.dtype))
-        # A complete cache is only looked at, so it may lie where nobody can write; a new one is
+        # A complete cache is only looked at, so it may be read-only; a new one is
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
-        data = read(options, request.tokenizer, stored)
+        data = read(options, inputs.tokenizer, stored)
         for given, kept in zip(options.sources, data.sources, strict=True):
             if kept.pairs:
                 remember(kept.fingerprint, given.id)
         if stored is not None:
             options = as_begun(options, stored, data)
-            found = base.fingerprint() if base else _as_stored(stored, request, options.quantize)
+            found = base.fingerprint() if base else _as_stored(stored, inputs, options.quantize)
             asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
             if told := _moved(stored.base, asked.base):
                 _log.info(told)
-            _remember_base(request, asked)
+            _remember_base(inputs, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 _log.info(f"{options.output}: complete already, left as it is")
                 return _report(objects, stored, 0, 0.0, None)
         # One type for all: what processes compute on may differ.
-        dtype = processes.from_first(lambda: choose_dtype(options, request, stored))
-        work = load(options, request, data, dtype)
-        _remember_base(request, work.manifest)
+        dtype = processes.from_first(lambda: choose_dtype(options, inputs, stored))
+        job = load(options, inputs, data, dtype)
+        _remember_base(inputs, job.manifest)
         if stored is not None:
-            # Now with what only the loaded base tells.
-            require_same(objects.location, stored, work.manifest)
+            # Now with what only the loaded base can answer.
+            require_same(objects.location, stored, job.manifest)
         run = run or processes.from_first(lock)
         if stored is None:
-            processes.from_first(lambda: _create(objects, run, work))
+            processes.from_first(lambda: _create(objects, run, job))
         writer = CacheWriter(objects, run)
         processes.from_first(lambda: writer.record_compute_dtype(dtype))
-        if stored is not None and (lost := processes.from_first(lambda: _restore(writer, work))):
+        if stored is not None and (lost := processes.from_first(lambda: _restore(writer, job))):
             _log.warning(f"Written again: {', '.join(lost)}")
         missing = processes.from_first(writer.missing)
         if stored is not None:
-            processes.from_first(lambda: require_room(objects, work, missing, begun=True))
-            blocks = work.plan.blocks
+            processes.from_first(lambda: require_room(objects, job, missing, begun=True))
+            blocks = job.plan.blocks
             _log.info(
                 f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
             )
@@ -147,7 +147,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
             _log.info(f"{processes.count} processes share {len(missing)} blocks")
         started = perf_counter()
         own = missing[processes.rank :: processes.count]
-        done = run_blocks(work, writer, own, objects, alone=processes.count == 1)
+        done = run_blocks(job, writer, own, objects, alone=processes.count == 1)
         done = sum(processes.gather(done))
         processes.from_first(writer.complete)
         return _report(
@@ -155,7 +155,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
             read_manifest(objects),
             done,
             perf_counter() - started,
-            work.forward.packing,
+            job.forward.packing,
         )
 
 
@@ -167,22 +167,24 @@ def _sound(objects: ObjectStore) -> bool:
     return True
 
 
-def _as_stored(manifest: Manifest, request: Request, quantize: Quantize | None) -> BaseModelRecord:
-    """Describe a base without loading it: the same weights have the stored shapes."""
-    assert request.source is not None
+def _as_stored(
+    manifest: Manifest, inputs: ExtractionInputs, quantize: Quantize | None
+) -> BaseModelRecord:
+    """Describe a base without loading it; equal weights have the stored shapes."""
+    assert inputs.source is not None
     return dataclasses.replace(
         manifest.base,
-        id=request.source.id,
-        revision=request.source.revision,
-        weights_digest=request.source.weights_digest(),
-        config_digest=request.source.config_digest(),
-        tokenizer_digest=tokenizer_digest(request.tokenizer.get_vocab()),
-        quantization=quantization_of(request.source, quantize),
+        id=inputs.source.id,
+        revision=inputs.source.revision,
+        weights_digest=inputs.source.weights_digest(),
+        config_digest=inputs.source.config_digest(),
+        tokenizer_digest=tokenizer_digest(inputs.tokenizer.get_vocab()),
+        quantization=quantization_of(inputs.source, quantize),
     )
 
 
 def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
-    """Return that a branch has moved since, to a commit that is the same model."""
+    """Return a message if a branch has moved to another commit of the same model."""
     if asked.id != stored.id or asked.revision == stored.revision:
         return None
     return (
@@ -191,21 +193,21 @@ def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
     )
 
 
-def _remember_base(request: Request, manifest: Manifest) -> None:
+def _remember_base(inputs: ExtractionInputs, manifest: Manifest) -> None:
     """Note where the base is, for heads that are trained from the cache."""
-    if request.source is not None:
-        remember(manifest.base.weights_digest, request.source.id)
+    if inputs.source is not None:
+        remember(manifest.base.weights_digest, inputs.source.id)
 
 
-def _create(objects: ObjectStore, run: str, work: Work) -> None:
-    require_room(objects, work, list(range(work.plan.blocks)), begun=False)
+def _create(objects: ObjectStore, run: str, job: ExtractionJob) -> None:
+    require_room(objects, job, list(range(job.plan.blocks)), begun=False)
     CacheWriter.create(
-        objects, run, work.manifest, work.plan, work.data.columns(), unembedding_arrays(work)
+        objects, run, job.manifest, job.plan, job.data.columns(), unembedding_arrays(job)
     )
 
 
-def _restore(writer: CacheWriter, work: Work) -> list[str]:
-    return writer.restore_layout(work.plan, work.data.columns(), unembedding_arrays(work))
+def _restore(writer: CacheWriter, job: ExtractionJob) -> list[str]:
+    return writer.restore_layout(job.plan, job.data.columns(), unembedding_arrays(job))
 
 
 def _report(

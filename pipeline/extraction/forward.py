@@ -1,4 +1,4 @@
-"""Running the base over a batch, however it is packed."""
+"""Runs the base over a packed batch."""
 
 from contextlib import nullcontext
 from typing import Any

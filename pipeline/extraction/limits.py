@@ -1,4 +1,4 @@
-"""What a base's configuration allows an extraction to ask for, told before its weights are read."""
+"""Checks an extraction's options against the base's configuration, before weights are read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -15,7 +15,7 @@ _BY_LENGTH: Final = ("dynamic", "longrope")
 
 
 def require_allowed(options: ExtractOptions, config: Any) -> None:
-    """Refuse options that the base cannot be extracted with.
+    """Refuse options that the base does not support.
 
     Args:
         options: What is asked for.
@@ -29,7 +29,7 @@ def require_allowed(options: ExtractOptions, config: Any) -> None:
 
 
 def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
-    """Refuse texts that are longer than the base reads, or than all are read alike.
+    """Refuse texts beyond the context length, or beyond where rotary embeddings change.
 
     Args:
         base: What the base is called.
@@ -60,7 +60,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
 
 
 def _rotary_embeddings(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the parameters of rotary embeddings; kinds of layers may have their own."""
+    """Yield the parameters of rotary embeddings, which may differ by layer type."""
     found = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in found:
         yield found

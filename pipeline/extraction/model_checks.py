@@ -1,7 +1,7 @@
-"""What is measured on the first batch before an extraction is trusted.
+"""Checks on the first batch that hidden states and logits are what the model itself gives.
 
 Every base model is its own code. Three facts that everything rests on are therefore not assumed
-but compared on real pairs: that the taps see transformers' own hidden states, that the factored
+but compared on real pairs: that the hooks see transformers' own hidden states, that the factored
 logits are the model's own, and that packing changes nothing.
 """
 
@@ -40,7 +40,7 @@ _CHECKED_PAIRS: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCheckReport:
-    """What was found out about a base model.
+    """Result of the checks of a base model.
 
     Attributes:
         errors: Relative errors that were measured, by what was compared.
@@ -116,7 +116,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 @torch.inference_mode()
 def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) -> float:
-    """Compare tapped states with `output_hidden_states=True`.
+    """Compare the captured states with `output_hidden_states=True`.
 
     Returns:
         The largest relative error over the layers.
@@ -124,13 +124,13 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
     Raises:
         BaseModelError: A layer differs.
     """
-    with base.taps(layers) as taps:
+    with base.hidden_state_hooks(layers) as hooks:
         expected = base.decoder(
             **batch.inputs, use_cache=False, output_hidden_states=True, return_dict=True
         )
         worst = 0.0
         for layer in layers:
-            got, want = taps.states[layer], expected.hidden_states[layer]
+            got, want = hooks.states[layer], expected.hidden_states[layer]
             error = relative_error(got, want) if got.shape == want.shape else float("inf")
             worst = max(worst, error)
             # Written so that a NaN, from an overflow in float16 say, does not pass.
@@ -138,7 +138,7 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
                 raise BaseModelError(
                     f"{base.config.model_type}: the states taken for layer {layer} are not its "
                     f"hidden_states[{layer}] (shapes {tuple(got.shape)} and {tuple(want.shape)}, "
-                    f"relative error {error:.2g}). If that is no number, use another "
+                    f"relative error {error:.2g}). If that is not a number, use another "
                     f"--dtype; else please report this architecture."
                 )
     return worst
@@ -155,9 +155,9 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
         BaseModelError: They differ, so only `--logits dense` or `topk` can serve this model.
     """
     last = base.num_hidden_layers
-    with base.taps((last,)) as taps:
+    with base.hidden_state_hooks((last,)) as hooks:
         own = run_whole(base, batch)
-        final = taps.states[last]
+        final = hooks.states[last]
     flat = own.reshape(-1, own.shape[-1])[batch.predict]
     error = relative_error(unembedding(final.reshape(-1, final.shape[-1])[batch.predict]), flat)
     if not error <= RTOL_SAME_KERNEL[base.dtype] * 10:
@@ -188,9 +188,9 @@ def choose_packing(
     chosen: Sequence[int],
     max_length: int,
 ) -> tuple[Packing, dict[Packing, float]]:
-    """Find the quickest way of packing that changes no state.
+    """Choose the fastest packing under which no state changes.
 
-    Every way is compared with each answer run alone, with nothing beside it in the batch.
+    Every way is compared with each response run alone, with nothing beside it in the batch.
 
     Returns:
         The way, and the largest relative error over the layers of every way that was tried;
@@ -198,7 +198,7 @@ def choose_packing(
 
     Raises:
         BaseModelError: Memory does not suffice for a single pair, or none of the ways gives the
-            states of an answer alone.
+            states of a response alone.
     """
     alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
     tolerance = reordering_tolerance(base.dtype, quantization_in(base.model.config))
@@ -208,7 +208,7 @@ def choose_packing(
         fits = packing != "padded" or window_fits(base, max_length)
         if fits and errors[packing] <= tolerance:
             return packing, errors
-    # Rounding that is a little more than usual is no reason to refuse what nothing can replace.
+    # Slightly more rounding than usual is accepted where there is no other way.
     if errors["apart"] <= 2 * tolerance:
         return "apart", errors
     raise BaseModelError(
@@ -263,7 +263,7 @@ def _alone_states(
 
 
 def window_fits(base: BaseModel, max_length: int) -> bool:
-    """Tell whether a model attends to all of a text of the maximum length.
+    """Return whether a model attends to all of a text of the maximum length.
 
     The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
     the longest text must fit in one. GPT-Neo counts its window in the padded sequence besides,
@@ -286,9 +286,9 @@ def predicting_states(
         NotImplementedError: The base cannot attend as the batch is packed.
     """
     placed = batch.to(base.device)
-    with base.taps(layers) as taps:
+    with base.hidden_state_hooks(layers) as hooks:
         run_decoder(base, placed)
         return {
-            layer: taps.states[layer].flatten(0, 1).index_select(0, placed.predict)
+            layer: hooks.states[layer].flatten(0, 1).index_select(0, placed.predict)
             for layer in layers
         }

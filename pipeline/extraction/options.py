@@ -1,4 +1,4 @@
-"""What an extraction is asked for, and the manifest and plan that follow from it."""
+"""Options of an extraction, and the manifest and plan that follow from them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class ExtractOptions:
         pooled_size: Width the states are pooled to; the base's, 4,096 at most, if None.
         max_length: Most tokens of a prompt with one response.
         prompt_form: `hh`, HH-RLHF's transcript, or `chat`, the base's chat template.
-        template_date: Day that a chat template is told when it asks for the date, as YYYY-MM-DD or
+        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
             `today`; that of a cache which is begun, else today, if None.
         logits: How base logits are stored.
         top_k: Logits kept per token with `topk`.
@@ -70,7 +70,7 @@ class ExtractOptions:
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
         storage_dtype: Type states are stored in, whatever they are computed in; `int8` and `fp8`
-            are lossy, in one byte a value, and restored to bfloat16.
+            are lossy, in one byte per value, and restored to bfloat16.
     """
 
     base_model: str
@@ -138,7 +138,7 @@ class ExtractOptions:
         return states_storage(self.storage_dtype)
 
     def require_top_k(self, vocab_size: int) -> None:
-        """Refuse to keep as many logits as there are.
+        """Refuse `top_k` of the vocabulary size or above.
 
         Raises:
             UsageError: With the vocabulary.
@@ -150,7 +150,7 @@ class ExtractOptions:
 
 
 def states_storage(storage: StorageDtype) -> tuple[StoredDtype, StatesStorage]:
-    """Return what the manifest says of a way of storing: the states' type, and their codes."""
+    """Return states and storage fields of the manifest for a storage type."""
     if storage == "int8" or storage == "fp8":
         return "bfloat16", storage
     return storage, "computed"
@@ -166,14 +166,14 @@ def draft_manifest(
     """Return the manifest, not yet complete, and the plan of the cache that was asked for.
 
     Args:
-        options: The request.
+        options: What is asked for.
         base: The base model.
-        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is the request's.
+        unembedding: Its `scale`, `softcap` and `has_bias`; the encoding is that of the options.
         data: The tokenized pairs, and what became of all rows.
         computed_in: Type the base computes in.
 
     Raises:
-        UsageError: The request does not fit the base.
+        UsageError: The options do not fit the base.
     """
     layers = select_layers(options.layer_selection, options.num_layers, base.num_hidden_layers)
     options.require_top_k(base.vocab_size)
@@ -219,7 +219,7 @@ def draft_manifest(
 
 
 def as_begun(options: ExtractOptions, stored: Manifest, data: ReadData) -> ExtractOptions:
-    """Keep to the block size of a cache that was begun, where the default is another by now."""
+    """Keep the block size of an existing cache where the option is left at its default."""
     longest = int(data.pairs.response_length.sum(axis=1).max())
     if options.block_tokens is not None or longest > stored.plan.block_tokens:
         return options

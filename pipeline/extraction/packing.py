@@ -2,7 +2,7 @@
 
 - `packed`: pairs one after the other in one sequence, each prompt once, nothing padded.
 - `padded`: each pair in a sequence of its own, its prompt once, padded to the longest.
-- `apart`: each answer in a sequence of its own behind its prompt, padded: the plain way.
+- `apart`: each response in a sequence of its own behind its prompt, padded: the plain way.
 
 Shape legend: B sequences, S padded length, T tokens of a packed sequence, N response tokens.
 """
@@ -28,7 +28,7 @@ PACKINGS: Final[tuple[Packing, ...]] = ("packed", "padded", "apart")
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardBatch:
-    """What one forward pass of the base model takes, and where to look in its output.
+    """Inputs of one forward pass, and the positions to read in its output.
 
     Attributes:
         inputs: Keyword arguments of the model: `input_ids` int64 [B, S], `attention_mask`, and
@@ -108,7 +108,7 @@ def pack_shared(
     """Pack each pair into one sequence, prompt + chosen + rejected, so that the prompt runs once.
 
     The additive mask hides chosen from rejected, and rejected's positions restart after the
-    prompt, so both answers see exactly what they would see alone.
+    prompt, so both responses see exactly what they would see alone.
 
     Args:
         pairs: All pairs.
@@ -138,7 +138,7 @@ def pack_shared(
 
 
 def pack_separate(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> ForwardBatch:
-    """Put each answer into a sequence of its own, padded on the right: the plain way."""
+    """Put each response into a sequence of its own, padded on the right."""
     parts = [pairs.parts(pair) for pair in chosen_pairs]
     rows = [(prompt, answer) for prompt, *answers in parts for answer in answers]
     width = max(len(prompt) + len(answer) - 1 for prompt, answer in rows)
@@ -158,7 +158,7 @@ def pack_separate(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> Forward
 
 
 def pack_alone(pairs: TokenizedPairs, pair: int) -> list[ForwardBatch]:
-    """Give each answer of a pair a batch of its own: what every way of packing is measured by."""
+    """Give each response of a pair a batch of its own, the reference for every packing."""
     prompt, *answers = pairs.parts(pair)
     return [
         ForwardBatch(
@@ -171,7 +171,7 @@ def pack_alone(pairs: TokenizedPairs, pair: int) -> list[ForwardBatch]:
 
 
 def _predicting(first: int, prompt: int, chosen: int, rejected: int) -> list[Tensor]:
-    """Return the places that predict both answers of a pair that begins at `first`."""
+    """Return the positions that predict both responses of a pair beginning at `first`."""
     last = first + prompt - 1
     begun = first + prompt + chosen
     return [
@@ -198,13 +198,13 @@ def batches(
     """
     if packing == "packed":
         return [*even_batches(pairs, lengths, batch_tokens)]
-    # A sequence of its own for each answer costs the prompt twice.
+    # A sequence of its own for each response costs the prompt twice.
     budget = batch_tokens if packing == "padded" else batch_tokens // 2
     return [*batches_by_length(pairs, lengths, budget)]
 
 
 def even_batches(pairs: range, lengths: NDArray[np.int64], batch_tokens: int) -> list[range]:
-    """Group pairs in their order, into as few batches as can be, the largest as small as can be.
+    """Group pairs in order into the fewest batches, of sizes as even as possible.
 
     A last batch of a few tokens would use the machine badly.
     """
@@ -220,7 +220,7 @@ def even_batches(pairs: range, lengths: NDArray[np.int64], batch_tokens: int) ->
 
 
 def _filled(pairs: range, lengths: NDArray[np.int64], most: int) -> list[range]:
-    """Group pairs in their order, each batch as full as can be."""
+    """Group pairs in order, each batch as full as possible."""
     starts: list[int] = []
     tokens = 0
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""What every extraction, real or dry, prepares: the pairs, the plan, the base, checked."""
+"""Prepares an extraction or a dry run: reads pairs, loads and checks the base, plans the cache."""
 
 import dataclasses
 import datetime
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is known before any data is read.
+class ExtractionInputs:
+    """Base, tokenizer and processes, before any data is read.
 
     Attributes:
         processes: The processes that were launched together.
@@ -56,8 +56,8 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """An extraction that is ready to run.
+class ExtractionJob:
+    """A prepared extraction: manifest, plan, data and forward pass.
 
     Attributes:
         manifest: The manifest of the cache, not yet complete.
@@ -74,7 +74,7 @@ class Work:
     forward: BlockForward
 
 
-def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
+def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs:
     """Find the base and join the other processes.
 
     Raises:
@@ -86,7 +86,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     if options.device_map is not None and launched_here() > 1:
         raise UsageError(
             f"--device-map: got {options.device_map!r} with {launched_here()} processes on this "
-            f"machine, which would all spread a base over the same devices; launch one a machine"
+            f"machine, which would all spread a base over the same devices; launch one per machine"
         )
     device = pick_device(options.device)
     processes = Processes(on_cpu=device.type == "cpu")
@@ -104,7 +104,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
     else:
         tokenizer, config = base.tokenizer, base.config
     require_allowed(options, config)
-    return Request(
+    return ExtractionInputs(
         processes=processes,
         device=str(device),
         base=base,
@@ -115,7 +115,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> Request:
 
 
 def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
-    """Refuse to be told how to load a base that is loaded, or otherwise than it is."""
+    """Refuse loading options that contradict a base that is loaded already."""
     for name in ("quantize", "device_map", "gguf_file", "revision"):
         if getattr(options, name) is not None:
             raise UsageError(
@@ -135,7 +135,7 @@ def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None) -> Re
     Args:
         options: What is asked for.
         tokenizer: The base's.
-        stored: The manifest of a cache that is begun already, whose template date holds on.
+        stored: The manifest of a cache that exists already, whose template date still applies.
 
     Raises:
         UsageError: A date is given to a template that does not ask for it.
@@ -152,7 +152,7 @@ def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None) -> Re
 def _template_date(
     options: ExtractOptions, tokenizer: Any, stored: Manifest | None
 ) -> datetime.date | None:
-    """Return the day that the chat template is told, or None where it does not ask."""
+    """Return the date the chat template is given, or None where it asks for none."""
     if options.prompt_form != "chat" or not uses_date(tokenizer):
         if options.template_date is not None:
             raise UsageError(
@@ -167,7 +167,7 @@ def _template_date(
         return None if kept is None else parse_date(kept)
     else:
         date = parse_date("today")
-    _log.info(f"The chat template asks for the date; it is told {date}, which the cache keeps")
+    _log.info(f"The chat template asks for the date; it gets {date}, which is kept in the cache")
     return date
 
 
@@ -175,7 +175,7 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
     """Refuse to compute the rest of a cache in another type than it was begun in, unless asked.
 
     Args:
-        options: The request.
+        options: What is asked for.
         begun: The manifest of the cache that is there.
         dtype: Type to compute in; `auto` is always right.
 
@@ -196,19 +196,21 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
     )
 
 
-def choose_dtype(options: ExtractOptions, request: Request, begun: Manifest | None) -> StoredDtype:
-    """Return the type to compute in: what is asked for, a begun cache's own, or the device's.
+def choose_dtype(
+    options: ExtractOptions, inputs: ExtractionInputs, begun: Manifest | None
+) -> StoredDtype:
+    """Return the type to compute in: the given one, that of the existing cache, or the device's.
 
     Args:
-        options: The request.
-        request: What is known of it.
-        begun: The manifest of the cache that is to be gone on with.
+        options: What is asked for.
+        inputs: What is known before the base is loaded.
+        begun: The manifest of the cache to continue.
 
     Raises:
         MismatchError: The base that was given computes in another type than the cache.
     """
-    if request.base is not None:
-        asked = dtype_name(request.base.dtype, "base")
+    if inputs.base is not None:
+        asked = dtype_name(inputs.base.dtype, "base")
         if begun is not None:
             require_begun_in(options, begun, asked)
     elif options.dtype == AUTO and begun is not None:
@@ -216,37 +218,39 @@ def choose_dtype(options: ExtractOptions, request: Request, begun: Manifest | No
         _log.info(f"Computing in {asked}, in which the cache was begun")
     else:
         asked = dtype_name(options.dtype)
-    name = dtype_name(pick_dtype(asked, request.device, spread=bool(options.device_map)))
+    name = dtype_name(pick_dtype(asked, inputs.device, spread=bool(options.device_map)))
     assert name != AUTO
     return name
 
 
-def load(options: ExtractOptions, request: Request, data: ReadData, dtype: StoredDtype) -> Work:
+def load(
+    options: ExtractOptions, inputs: ExtractionInputs, data: ReadData, dtype: StoredDtype
+) -> ExtractionJob:
     """Load the base, check it, and plan the cache.
 
     Args:
-        options: The request.
-        request: What is known of it.
+        options: What is asked for.
+        inputs: What is known before the base is loaded.
         data: The tokenized pairs.
         dtype: Type to compute in.
 
     Raises:
         MAVError: The base cannot be loaded, or does not behave as extraction needs.
     """
-    base = request.base
-    require_readable(options.base_model, data.pairs, request.config)
+    base = inputs.base
+    require_readable(options.base_model, data.pairs, inputs.config)
     if base is None:
-        assert request.source is not None
-        _log.info(f"Loading {request.source.id} in {dtype}")
+        assert inputs.source is not None
+        _log.info(f"Loading {inputs.source.id} in {dtype}")
         base = load_source(
-            request.source,
+            inputs.source,
             LoadOptions(
                 dtype=TORCH_DTYPES[dtype],
-                device=request.device,
+                device=inputs.device,
                 device_map=options.device_map,
                 quantize=options.quantize,
             ),
-            request.tokenizer,
+            inputs.tokenizer,
         )
     unembedding = base.unembedding()
     record = base.fingerprint()
@@ -274,27 +278,29 @@ def load(options: ExtractOptions, request: Request, data: ReadData, dtype: Store
     if options.batch_tokens is None and devices[0].type != "cpu":
         forward.budget = _measured(forward, plan, data, devices)
         _log.info(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
-    return Work(manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward)
+    return ExtractionJob(
+        manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward
+    )
 
 
 def _measured(
     forward: BlockForward, plan: BlockPlan, data: ReadData, devices: list[torch.device]
 ) -> BatchBudget:
-    """Find how many tokens go through at once by running one batch of the first block."""
+    """Measure the batch budget by running one batch of the first block."""
     first = even_batches(plan.pairs_of(0), data.pairs.shared_length, CPU_TOKENS)[0]
     tokens = int(data.pairs.shared_length[first.start : first.stop].sum())
     return measured_budget(devices, tokens, lambda: forward.run(first, lambda _: None))
 
 
-def unembedding_arrays(work: Work) -> dict[str, NDArray[Any]]:
-    """Return what the cache keeps of the output embedding, as stored."""
-    if work.manifest.logits.encoding != "factored":
+def unembedding_arrays(job: ExtractionJob) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the output embedding, as stored."""
+    if job.manifest.logits.encoding != "factored":
         return {}
-    dtype, what = TORCH_DTYPES[work.manifest.states.dtype], "Weights of the output embedding"
-    require_holds(work.unembedding.weight, work.manifest.states.dtype, what)
-    found = {"weight": to_stored(work.unembedding.weight.to(dtype))}
-    if work.unembedding.bias is not None:
-        found["bias"] = to_stored(work.unembedding.bias.to(dtype))
+    dtype, what = TORCH_DTYPES[job.manifest.states.dtype], "Weights of the output embedding"
+    require_holds(job.unembedding.weight, job.manifest.states.dtype, what)
+    found = {"weight": to_stored(job.unembedding.weight.to(dtype))}
+    if job.unembedding.bias is not None:
+        found["bias"] = to_stored(job.unembedding.bias.to(dtype))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The base model's logits, had back from a cache in whatever way it stores them.
+"""Reconstructs the base model's logits from the encoding a cache stores them in.
 
 Each encoding is a class with the same one method, `chunk`, which gives float32 logits for a range
 of tokens, so that tokens x vocabulary never has to exist at once.

@@ -61,7 +61,7 @@ def from_stored(values: NDArray[Any], dtype: str) -> Tensor:
 
 
 class HostCopies:
-    """Copies of tensors that were begun when it was made, and are waited for when they are asked.
+    """Copies of tensors to the host, started on construction and waited for on access.
 
     On accelerators they go to pinned memory, which PyTorch keeps for the next ones, without holding
     up the program. On a CPU nothing is copied.

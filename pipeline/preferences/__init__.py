@@ -1,4 +1,4 @@
-"""From rows of any form to tokens: what people preferred, as a base reads it.
+"""Preference pairs: from rows of any form to tokens.
 
 `reader` and `rows` read data sets, `messages`, `transcripts`, `chat_template` and `prompt_format`
 make text and tokens of them, `tokenization`, `mixture` and `load` make what extraction runs.

@@ -1,6 +1,6 @@
-"""A base's own chat template: prompts, and the answers behind them, as it renders both.
+"""Renders prompts and responses with a base's chat template.
 
-Templates are small programs, so nothing is assumed of them: an answer is what the template adds to
+Templates are small programs, so nothing is assumed of them: a response is what the template adds to
 its own prompt when the conversation goes on with that answer, and it ends where the template ends a
 turn. A template for which this is not defined is refused.
 """
@@ -38,36 +38,36 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: The base's.
-        date: What the template is told when it asks for today's date; None for the present day.
+        date: Date given to a template that asks for today's; None for the present day.
     """
 
     tokenizer: Any
     date: datetime.date | None = None
 
     def prompt(self, messages: Messages) -> str:
-        """Return the text of a conversation up to where the next answer begins.
+        """Return the text of a conversation up to where the next response begins.
 
         Raises:
             DataError: The template refuses these messages.
         """
         return self._render(messages, add_generation_prompt=True)
 
-    def answer(self, messages: Messages, prompt: str, answer: str) -> str:
-        """Return what follows the prompt where the conversation goes on with an answer.
+    def response(self, messages: Messages, prompt: str, response: str) -> str:
+        """Return the text of a response, rendered after its prompt.
 
         Args:
             messages: The conversation.
             prompt: Its text, as `prompt` returns it.
-            answer: The answer's content.
+            response: The response's content.
 
         Returns:
             Its text through the token that ends the turn.
 
         Raises:
-            DataError: The template refuses them, or does not put this answer behind the prompt.
+            DataError: The template refuses them, or does not put this response behind the prompt.
         """
         whole = self._render(
-            [*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False
+            [*messages, {"role": "assistant", "content": response}], add_generation_prompt=False
         )
         ending = self.closing + self._behind_closing
         if not whole.startswith(prompt) or not whole.endswith(ending):
@@ -79,12 +79,12 @@ class ChatTemplate:
 
     @property
     def closing(self) -> str:
-        """What the template writes behind an answer, through the token that ends the turn."""
+        """The text after a response, through the token that ends the turn."""
         return self._ending[0]
 
     @property
     def end_token(self) -> int:
-        """Id of the token that ends an answer."""
+        """Id of the token that ends a response."""
         return self._ending[2]
 
     @property
@@ -92,7 +92,7 @@ class ChatTemplate:
         return self._ending[1]
 
     def require_defined(self) -> None:
-        """Refuse a template that has no place for an answer, or no end of one.
+        """Refuse a template that does not render a response, or does not end it with a token.
 
         Raises:
             BaseModelError: With what is wrong with it.
@@ -101,7 +101,7 @@ class ChatTemplate:
 
     @cached_property
     def _ending(self) -> tuple[str, str, int]:
-        """The closing, what the template writes behind it, and the token that ends an answer."""
+        """The closing, what the template writes behind it, and the token that ends a response."""
         question = [{"role": "user", "content": _QUESTION}]
         try:
             prompt = self.prompt(question)
@@ -121,17 +121,17 @@ class ChatTemplate:
                 at = rest.index(text) + len(text)
                 return rest[:at], rest[at:], token
         raise self._undefined(
-            "no special token ends an answer in it, so decoding could not tell where one ends"
+            "no special token ends a turn in it, so decoding could not know where a response ends"
         )
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        """Tokens that no ordinary text is made of."""
+        """Special tokens, which ordinary text never encodes to."""
         return frozenset([*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder])
 
     @cached_property
     def _pinned(self) -> dict[str, Any]:
-        """Arguments that tell the template its date."""
+        """Arguments that give the template its date."""
         if self.date is None or not uses_date(self.tokenizer):
             return {}
         return {
@@ -164,7 +164,7 @@ class ChatTemplate:
 
 
 def uses_date(tokenizer: Any) -> bool:
-    """Tell whether a tokenizer's chat template may ask for today's date."""
+    """Return whether a tokenizer's chat template may ask for today's date."""
     template = tokenizer.chat_template
     texts = template.values() if isinstance(template, dict) else [template or ""]
     return any(_CLOCK in text for text in texts)

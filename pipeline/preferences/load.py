@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadData:
-    """What was read.
+    """The pairs of all data sets, tokenized, with counts.
 
     Attributes:
         pairs: The pairs, in stored order.
@@ -64,14 +64,14 @@ def read_data(
     form: Form,
     date: datetime.date | None,
 ) -> ReadData:
-    """Read data sets, tokenize their pairs, put them together, and tell what was left out.
+    """Read data sets, tokenize and mix their pairs, and log what was left out.
 
     Args:
         sources: The data sets.
         tokenizer: The base's tokenizer.
         max_length: Most tokens of a prompt with one response.
         form: What prompts look like to the base.
-        date: What its chat template is told when it asks for today's date.
+        date: Date given to a chat template that asks for today's.
 
     Raises:
         DataError: One cannot be read, or has no usable pair.

@@ -1,4 +1,4 @@
-"""Messages of a conversation: the forms they are given in, and the one form they are kept in.
+"""Reads chat messages in any of the usual forms into `role` and `content`.
 
 Rows of data sets, prompts of a command and requests to the server all come through here, so that
 the same conversation means the same wherever it comes from.
@@ -29,7 +29,7 @@ _CALLS: Final = ("tool_calls", "function_call")
 
 
 class UnusableMessageError(DataError):
-    """Messages of a known form that hold something which no text stands for.
+    """Messages of a known form whose content cannot be represented as text.
 
     Attributes:
         cause: A word for counts of what was left out.
@@ -63,7 +63,7 @@ def read_messages(given: Any) -> tuple[Message, ...]:
 
 
 def require_answerable(messages: Messages) -> None:
-    """Refuse a conversation that does not end with something to answer.
+    """Refuse a conversation whose last message is not for the assistant to answer.
 
     Raises:
         DataError: It is empty, or its last message is not the user's.
@@ -75,7 +75,7 @@ def require_answerable(messages: Messages) -> None:
 
 
 def require_text(text: str, name: str) -> None:
-    """Refuse what Python holds as text but no tokenizer can read.
+    """Refuse text with lone surrogates, which no tokenizer can encode.
 
     Raises:
         DataError: It holds half a surrogate pair.

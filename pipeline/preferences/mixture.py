@@ -1,4 +1,4 @@
-"""Pairs of several data sets put together: each pair once, in the proportions that are wanted.
+"""Mixes pairs of several data sets: each pair once, in the given proportions.
 
 What is left out is decided by the pairs' ids, which are hashes of their texts: the same pairs are
 kept whatever order the data sets come in.

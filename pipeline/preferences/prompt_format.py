@@ -1,4 +1,4 @@
-"""The form a prompt takes: HH-RLHF's transcript, or the base's own chat template.
+"""Prompt formats: HH-RLHF's transcript, or the base's own chat template.
 
 A head is used in the form it was trained in, which its manifest names, unless the user says
 otherwise. Extraction, decoding, scoring and the server all get their tokens here.
@@ -39,7 +39,7 @@ class PromptFormat:
     Attributes:
         name: `hh` or `chat`.
         tokenizer: The base's.
-        date: What a chat template is told when it asks for today's date; None for the present day.
+        date: Date given to a chat template that asks for today's; None for the present day.
     """
 
     name: Form
@@ -53,16 +53,16 @@ class PromptFormat:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Strings that end an answer, beside the tokens that do."""
+        """Strings that end a response, beside the tokens that do."""
         return (HUMAN,) if self.name == "hh" else ()
 
     @property
     def end_token(self) -> int:
-        """Id of the token that ends every answer that is not cut."""
+        """Id of the token that ends every response that is not cut."""
         return self.template.end_token if self.name == "chat" else int(self.tokenizer.eos_token_id)
 
     def render(self, prompt: str | Messages) -> str:
-        """Return the text of a prompt, up to where the answer begins.
+        """Return the text of a prompt, up to where the response begins.
 
         Args:
             prompt: A user's message, messages, or a transcript.
@@ -74,20 +74,20 @@ class PromptFormat:
         asked = require_prompt(prompt)
         return transcript_of(asked) if self.name == "hh" else self.template.prompt(_turns(asked))
 
-    def response(self, prompt: str | Messages, text: str, answer: str) -> str:
-        """Return an answer's text as it follows that of its prompt, with what ends it in a chat.
+    def response(self, prompt: str | Messages, text: str, response: str) -> str:
+        """Return a response's text as it follows its prompt; in chat format, with the turn's end.
 
         Args:
             prompt: As `render` takes it.
             text: As `render` returns it.
-            answer: The answer; in a transcript, with the white space before it.
+            response: The response; in a transcript, with the white space before it.
 
         Raises:
             DataError: The chat template has no place for it.
         """
         if self.name == "hh":
-            return answer
-        return self.template.answer(_turns(prompt), text, answer.strip())
+            return response
+        return self.template.response(_turns(prompt), text, response.strip())
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a rendered prompt; a chat template writes its own special tokens."""
@@ -100,10 +100,10 @@ class PromptFormat:
     def tokens_behind_each(
         self, prompts: Sequence[str], begun: Sequence[list[int]], responses: Sequence[str]
     ) -> list[list[int]]:
-        """Return the ids of answers: those that follow the prompt's in the ids of both together.
+        """Return the ids of responses: those that follow the prompt's in the ids of both together.
 
-        Where the tokenizer merges across the border, the answer is tokenized alone: the prompt must
-        come out as it does at decoding, where nothing follows it.
+        Where the tokenizer merges across the border, the response is tokenized alone: the prompt
+        must come out as it does at decoding, where nothing follows it.
 
         Args:
             prompts: Rendered prompts.
@@ -111,7 +111,7 @@ class PromptFormat:
             responses: Texts as `response` returns them.
 
         Returns:
-            Ids of each, the token that ends an answer at their end.
+            Ids of each, the token that ends a response at their end.
         """
         whole = self.tokens_of_each([a + b for a, b in zip(prompts, responses, strict=True)])
         merges = [ids[: len(own)] != own for ids, own in zip(whole, begun, strict=True)]
@@ -121,31 +121,33 @@ class PromptFormat:
             for ids, own, merged in zip(whole, begun, merges, strict=True)
         ]
 
-    def answer_tokens(self, prompt: str | Messages, answer: str, *, ended: bool) -> list[int]:
-        """Return the ids of an answer, as heads are trained on them.
+    def response_tokens(self, prompt: str | Messages, response: str, *, ended: bool) -> list[int]:
+        """Return the ids of a response, as heads are trained on them.
 
         Args:
             prompt: As `render` takes it.
-            answer: The answer.
-            ended: Whether the token that ends an answer follows.
+            response: The response.
+            ended: Whether the token that ends a response follows.
 
         Raises:
-            DataError: The answer has no text, or none that can be read.
+            DataError: The response has no text, or none that can be read.
             UsageError: It is not a text.
         """
-        if not isinstance(answer, str):
-            raise UsageError(f"answer: got {type(answer).__name__}, expected a text")
-        if not answer.strip():
-            raise DataError(f"answer: got {answer!r}, expected text that is not only white space")
-        require_text(answer, "answer")
+        if not isinstance(response, str):
+            raise UsageError(f"response: got {type(response).__name__}, expected a text")
+        if not response.strip():
+            raise DataError(
+                f"response: got {response!r}, expected text that is not only white space"
+            )
+        require_text(response, "response")
         prompt = require_prompt(prompt)
         text = self.render(prompt)
-        response = self.response(prompt, text, as_response(answer))
-        (ids,) = self.tokens_behind_each([text], [self.tokens(text)], [response])
+        rendered = self.response(prompt, text, as_response(response))
+        (ids,) = self.tokens_behind_each([text], [self.tokens(text)], [rendered])
         return ids if ended else ids[:-1]
 
     def _ended(self, ids: list[int]) -> list[int]:
-        """Return an answer's ids with one token that ends it, also where its text spells that."""
+        """Return a response's ids with exactly one end token."""
         end, length = self.end_token, len(ids)
         while length and ids[length - 1] == end:
             length -= 1
@@ -153,24 +155,24 @@ class PromptFormat:
 
 
 def prompt_format_of(template: str) -> Form:
-    """Return the form that a manifest's prompt template stands for."""
+    """Return the prompt format that a manifest's `prompt_template` stands for."""
     return "chat" if template == CHAT_TEMPLATE else "hh"
 
 
 def choose_prompt_format(
     asked: PromptFormatName, template: str, tokenizer: Any, date: datetime.date | None = None
 ) -> PromptFormat:
-    """Return the form to use.
+    """Return the prompt format to use.
 
     Args:
         asked: What the user wants; `auto` is what the head was trained in.
         template: The manifest's prompt template.
         tokenizer: The base's.
-        date: What its chat template is told when it asks for today's date.
+        date: Date given to a chat template that asks for today's.
 
     Raises:
         UsageError: The chat template is wanted and the base has none.
-        BaseModelError: It has one that does not say where an answer begins or ends.
+        BaseModelError: It has one that does not say where a response begins or ends.
     """
     name = prompt_format_of(template) if asked == "auto" else asked
     form = PromptFormat(name=name, tokenizer=tokenizer, date=date)
@@ -185,7 +187,7 @@ def choose_prompt_format(
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of texts that a base goes on with, as `--prompt-form hh` has its prompts.
+    """Return the ids of plain text prompts, as `--prompt-form hh` encodes them.
 
     What the tokenizer puts before every text stays; an end of sequence that it puts behind is left
     out, since what follows would be another text. One that the text itself spells is kept.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
-from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_answers, to_pair
+from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_responses, to_pair
 from mav.pipeline.preferences.rows import PreferencePair as PreferencePair
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
 from mav.pipeline.runtime import hub
@@ -52,10 +52,10 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
     """
     for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
         counts.rows += 1
-        answers, causes = read_answers(row, place)
+        responses, causes = read_responses(row, place)
         if source.is_held_out:
-            counts.held_out_prompts.update(prompt_id(answer.prompt) for answer in answers)
-        pair = to_pair(answers, causes, number)
+            counts.held_out_prompts.update(prompt_id(response.prompt) for response in responses)
+        pair = to_pair(responses, causes, number)
         if isinstance(pair, str):
             counts.dropped[pair] += 1
         else:
@@ -63,7 +63,7 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
 
 
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
-    """Yield (where it stands, row)."""
+    """Yield (location, row)."""
     path = Path(source.id)
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     if source.data_dir is not None and (path.is_file() or saved):
@@ -86,7 +86,7 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
 
 
 def _split_columns(names: Sequence[str]) -> tuple[list[str], dict[str, None]]:
-    """Return the columns that pairs are read from, and the others, which are named but not read.
+    """Return the columns that are read, and the names of the others.
 
     Others may hold what cannot be decoded here, images without their library, say.
     """
@@ -158,7 +158,7 @@ def _saved_rows(path: Path, source: DataSource) -> Any:
 
 
 def _require_split(path: Path, saved: str | None, asked: str) -> None:
-    """Refuse a split that a data set without a choice of splits is not known to be."""
+    """Refuse a split for a saved data set that has none or another."""
     if saved is None and asked != DEFAULT_SPLIT:
         raise UsageError(
             f"split {asked!r}: {path} was saved without the name of a split; leave split out, and "
@@ -169,7 +169,7 @@ def _require_split(path: Path, saved: str | None, asked: str) -> None:
 
 
 def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
-    """Load a data set as the hub has them: from there, or from a folder that is a copy of it."""
+    """Load a data set from the hub, or from a folder with a copy of its repository."""
     looks_local = (
         source.id.lower().endswith(FILE_FORMATS)
         or source.id.startswith(("/", ".", "~"))
@@ -186,7 +186,7 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
         found = source.id if is_here else hub.find_data(source.id, source.data_dir)
         return datasets.load_dataset(found, data_dir=source.data_dir, split=source.split)
     except Exception as error:
-        where = "is no folder of a data set" if is_here else "is not available from the hub"
+        where = "is not a folder of a data set" if is_here else "is not available from the hub"
         reason = (
             hub.why_no_table(error)
             if is_here

@@ -1,4 +1,4 @@
-"""What one row of a data set says: a prompt and two answers, in any of the usual forms.
+"""Parses one row of a data set: a prompt and two responses, in any of the usual forms.
 
 A row is one of:
 
@@ -43,7 +43,7 @@ _MORE_THAN_TEXT: Final = (
     "video",
     "videos",
 )
-"""Columns that change what an answer is an answer to."""
+"""Columns that change what a response is a response to."""
 COLUMNS: Final = ("prompt", *_ANSWERS, *_SYSTEM, *_MORE_THAN_TEXT)
 """All columns that are looked at."""
 _LIKE_A_PROMPT: Final = (
@@ -76,11 +76,11 @@ _EMPTY: Final = ("", "[]", "{}", "null", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One comparison: two answers to the same prompt, of which people preferred the first.
+    """A prompt with a chosen and a rejected response.
 
     Attributes:
         prompt: The prompt as a transcript that ends in `Assistant:`.
-        chosen: The preferred answer.
+        chosen: The preferred response.
         rejected: The other one.
         source_row: Number of the row.
         given: The prompt as the row has it where that is not a transcript: a user's message, or
@@ -110,13 +110,13 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One answer of a row.
+class Response:
+    """One response of a row.
 
     Attributes:
         prompt: Its prompt, as a transcript.
         given: Its prompt, as `PreferencePair` has it.
-        response: The answer.
+        response: The response.
     """
 
     prompt: str
@@ -124,8 +124,8 @@ class Answer:
     response: str
 
 
-def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
-    """Return the usable answers of a row, and the causes for which others are not.
+def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
+    """Return the usable responses of a row, and the reasons the others are not.
 
     Args:
         row: The row.
@@ -136,7 +136,7 @@ def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
     """
     if not isinstance(row, Mapping):
         raise _not_a_pair(row, place, "it is not an object")
-    answers: list[Answer] = []
+    responses: list[Response] = []
     causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
     for key in _ANSWERS:
         try:
@@ -149,21 +149,23 @@ def read_answers(row: Any, place: str) -> tuple[list[Answer], list[str]]:
         if isinstance(found, str):
             causes.append(found)
         else:
-            answers.append(found)
-    return answers, causes
+            responses.append(found)
+    return responses, causes
 
 
-def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> PreferencePair | str:
-    """Return the pair that a row holds, or the cause for which it is left out.
+def to_pair(
+    responses: Sequence[Response], causes: Sequence[str], number: int
+) -> PreferencePair | str:
+    """Return the pair of a row, or the reason it is dropped.
 
     Args:
-        answers: As `read_answers` returns them.
+        responses: As `read_responses` returns them.
         causes: Likewise.
         number: Number of the row.
     """
     if causes:
         return causes[0]
-    one, other = answers
+    one, other = responses
     if one.prompt != other.prompt or (one.given and other.given and one.given != other.given):
         return "prompts_differ"
     if not one.response.strip() or not other.response.strip():
@@ -185,7 +187,7 @@ def to_pair(answers: Sequence[Answer], causes: Sequence[str], number: int) -> Pr
 
 
 def prompt_id(prompt: str) -> int:
-    """Return a 64-bit hash of a prompt, the same whatever white space its turns begin or end with.
+    """Return a 64-bit hash of a prompt, independent of white space at the ends of its turns.
 
     Args:
         prompt: A transcript that ends in `Assistant:`.
@@ -207,15 +209,15 @@ def _not_a_pair(row: Any, place: str, reason: str) -> DataError:
     )
 
 
-def _answer(row: Mapping[str, Any], key: str) -> Answer | str:
-    """Return an answer, or the cause for which it is not usable."""
+def _answer(row: Mapping[str, Any], key: str) -> Response | str:
+    """Return a response, or the reason it is not usable."""
     if key not in row:
         raise DataError(f"there is no column {key!r}")
-    answer = _parsed(row[key], key)
+    response = _parsed(row[key], key)
     prompt = None if row.get("prompt") is None else _prompt(row["prompt"])
-    if isinstance(answer, str):
-        return _of_text(row, key, answer, prompt)
-    return _of_messages(key, read_messages(answer), prompt)
+    if isinstance(response, str):
+        return _of_text(row, key, response, prompt)
+    return _of_messages(key, read_messages(response), prompt)
 
 
 def _prompt(given: Any) -> str | Messages:
@@ -224,24 +226,24 @@ def _prompt(given: Any) -> str | Messages:
 
 
 def _of_text(
-    row: Mapping[str, Any], key: str, answer: str, prompt: str | Messages | None
-) -> Answer | str:
-    parts = split_transcript(answer)
+    row: Mapping[str, Any], key: str, response: str, prompt: str | Messages | None
+) -> Response | str:
+    parts = split_transcript(response)
     if prompt is None:
         if parts is None:
             _require_no_prompt_elsewhere(row, key)
             return "no_assistant_turn"
-        return Answer(prompt=parts[0], given=None, response=parts[1])
-    if parts is not None and is_transcript(answer):
-        # A whole conversation beside its own beginning; else it is an answer that quotes one.
+        return Response(prompt=parts[0], given=None, response=parts[1])
+    if parts is not None and is_transcript(response):
+        # A whole conversation beside its own beginning; else it is a response that quotes one.
         begun = canonical(transcript_of(prompt)).removesuffix("Assistant:").rstrip()
         if not canonical(parts[0]).startswith(begun):
             return "prompts_differ"
-        return Answer(prompt=parts[0], given=None, response=parts[1])
-    return _behind(prompt, answer)
+        return Response(prompt=parts[0], given=None, response=parts[1])
+    return _behind(prompt, response)
 
 
-def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> Answer | str:
+def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> Response | str:
     if not turns or turns[-1]["role"] != "assistant":
         return "no_assistant_turn"
     earlier, last = turns[:-1], turns[-1]["content"]
@@ -252,33 +254,33 @@ def _of_messages(key: str, turns: Messages, prompt: str | Messages | None) -> An
     if not earlier:
         return _behind(prompt, last)
     begun = messages_of(prompt)
-    # TRL's answers go on after the prompt; UltraFeedback's are whole conversations, which
+    # TRL's responses go on after the prompt; UltraFeedback's are whole conversations, which
     # begin as the prompt does, with the user or the system.
     if earlier[0]["role"] == "assistant":
         return _behind([*begun, *earlier], last)
     return _behind(earlier, last) if _begins_with(earlier, begun) else "prompts_differ"
 
 
-def _behind(prompt: str | Messages, response: str) -> Answer:
+def _behind(prompt: str | Messages, response: str) -> Response:
     transcript = transcript_of(prompt)
     given = None if prompt == transcript else prompt
-    return Answer(prompt=transcript, given=given, response=as_response(response))
+    return Response(prompt=transcript, given=given, response=as_response(response))
 
 
-def _under_system(answer: Answer, row: Mapping[str, Any]) -> Answer | str:
-    """Return an answer whose conversation begins with the text of a row's system column."""
+def _under_system(response: Response, row: Mapping[str, Any]) -> Response | str:
+    """Return a response whose conversation begins with the text of a row's system column."""
     name = next((name for name in _SYSTEM if row.get(name)), None)
     if name is None:
-        return answer
+        return response
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"{name!r} is {type(text).__name__}, expected a text")
     if not text.strip():
-        return answer
-    turns = messages_of(answer.prompt if answer.given is None else answer.given)
+        return response
+    turns = messages_of(response.prompt if response.given is None else response.given)
     if turns and turns[0]["role"] == "system":
-        return answer if turns[0]["content"].strip() == text.strip() else "two_system_texts"
-    return _behind([{"role": "system", "content": text}, *turns], answer.response)
+        return response if turns[0]["content"].strip() == text.strip() else "two_system_texts"
+    return _behind([{"role": "system", "content": text}, *turns], response.response)
 
 
 def _begins_with(conversation: Messages, begun: Messages) -> bool:
@@ -321,7 +323,7 @@ def _parsed(value: Any, key: str) -> Any:
 
 
 def _require_no_prompt_elsewhere(row: Mapping[str, Any], key: str) -> None:
-    """Refuse a row whose prompt has another name, or whose answers are in two forms."""
+    """Refuse a row whose prompt has another name, or whose responses are in two forms."""
     named = next((name for name in _LIKE_A_PROMPT if row.get(name)), None)
     if named is not None:
         raise DataError(f"there is no column 'prompt'; rename {named!r} if it holds the prompt")

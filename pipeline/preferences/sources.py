@@ -1,4 +1,4 @@
-"""Which data sets pairs are read from, as a command line names them."""
+"""Data sets to read pairs from, as the command line names them."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _FOR_EVALUATION: Final = ("test", "eval", "valid", "dev", "held")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where pairs are read from.
+    """A data set to read pairs from.
 
     Attributes:
         id: File, folder, or id on the hub.
@@ -58,7 +58,7 @@ class DataSource:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether its pairs are for evaluation alone: as it was said, or by the split's name."""
+        """Whether its pairs are for evaluation only: as given, or by the split's name."""
         return self._uses == {True} if self.held_out is None else self.held_out
 
     @property
@@ -109,7 +109,7 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
 
 
 def require_weights(sources: Sequence[DataSource]) -> None:
-    """Refuse a weight that no other source has one to compare with.
+    """Refuse weights unless all sources have one.
 
     Raises:
         UsageError: With the remedy.

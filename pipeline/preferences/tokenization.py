@@ -1,4 +1,4 @@
-"""Preference pairs as tokens: prompt and both answers, cut to length, in stored order."""
+"""Tokenizes preference pairs and truncates them, in stored order."""
 
 import datetime
 import hashlib
@@ -32,13 +32,13 @@ class TokenizedPairs:
     blocks one after the other already visits its parts evenly.
 
     Attributes:
-        tokens: int32, the tokens of all prompts and answers, without padding.
+        tokens: int32, the tokens of all prompts and responses, without padding.
         bounds: int64 [pairs, 4], where prompt, chosen and rejected begin, and where it ends.
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
         source_row: int64 [pairs].
         prompt_is_truncated: bool [pairs], whose prompt lost its beginning to the length limit.
-        response_is_cut: bool [pairs], with an answer that lost its end to the length limit.
+        response_is_cut: bool [pairs], with a response that lost its end to the length limit.
         dropped: Pairs left out, by cause.
     """
 
@@ -56,12 +56,12 @@ class TokenizedPairs:
 
     @property
     def prompts_truncated(self) -> int:
-        """Number of pairs whose prompt lost its beginning."""
+        """Number of pairs whose prompt was truncated on the left."""
         return int(self.prompt_is_truncated.sum())
 
     @property
     def responses_cut(self) -> int:
-        """Number of pairs with an answer that lost its end."""
+        """Number of pairs with a response that was truncated."""
         return int(self.response_is_cut.sum())
 
     @property
@@ -80,7 +80,7 @@ class TokenizedPairs:
         return self.tokens[a:b], self.tokens[b:c], self.tokens[c:d]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of which pairs these are, whatever the tokenizer."""
+        """Return a SHA-256 that identifies the pairs, independent of the tokenizer."""
         return fingerprint(self.pair_id)
 
     def digest(self) -> str:
@@ -111,9 +111,10 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Tokenize pairs, truncate them, and sort them by id.
 
-    A response ends with the token that ends an answer: the end of sequence, or what ends a turn in
-    the chat template. Where prompt and longer answer exceed the limit, the prompt loses its
-    beginning (a begin-of-sequence token stays); an answer that fills the limit alone loses its end.
+    A response ends with the token that ends a response: the end of sequence, or what ends a turn in
+    the chat template. Where prompt and longer response exceed the limit, the prompt loses its
+    beginning (a begin-of-sequence token stays); a response that fills the limit alone loses its
+    end.
 
     Args:
         pairs: The pairs.
@@ -122,7 +123,7 @@ def tokenize_pairs(
         progress: Called with the number of pairs after each group.
         form: What prompts look like to the base. A pair whose roles its chat template does not
             take is left out.
-        date: What a chat template is told when it asks for today's date.
+        date: Date given to a chat template that asks for today's.
 
     Raises:
         UsageError: The chat template is wanted and the tokenizer has none.
@@ -142,13 +143,13 @@ def tokenize_pairs(
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
         rendered = _rendered(group, seen, dropped)
         encoded = _encode([text for _, text in rendered], seen)
-        for (pair, _), (prompt, *answers) in zip(rendered, encoded, strict=True):
-            cut = [answer[: max_length - 1] for answer in answers]
+        for (pair, _), (prompt, *responses) in zip(rendered, encoded, strict=True):
+            cut = [response[: max_length - 1] for response in responses]
             if cut[0] == cut[1]:
                 dropped["identical_responses"] += 1
                 continue
             room = max_length - max(map(len, cut))
-            limited.append((len(prompt) > room, cut != answers))
+            limited.append((len(prompt) > room, cut != responses))
             kept = _truncate_prompt(prompt, room, tokenizer.bos_token_id)
             lengths.append((len(kept), len(cut[0]), len(cut[1])))
             parts.append(np.array(kept + cut[0] + cut[1], dtype=np.int32))
@@ -182,7 +183,7 @@ def _grouped(pairs: Iterable[PreferencePair], size: int) -> Iterator[list[Prefer
 def _rendered(
     pairs: Sequence[PreferencePair], form: PromptFormat, dropped: Counter[str]
 ) -> list[tuple[PreferencePair, tuple[str, str, str]]]:
-    """Return each pair with the texts that the base is to see, and count those left out."""
+    """Return each pair with its rendered texts, and count those dropped."""
     rendered = []
     for pair in pairs:
         asked = pair.asked
@@ -204,8 +205,8 @@ def _encode(
     """Yield prompt, chosen and rejected tokens of such texts."""
     texts = [prompt for prompt, _, _ in pairs]
     prompts = form.tokens_of_each(texts)
-    chosen = form.tokens_behind_each(texts, prompts, [answer for _, answer, _ in pairs])
-    rejected = form.tokens_behind_each(texts, prompts, [answer for _, _, answer in pairs])
+    chosen = form.tokens_behind_each(texts, prompts, [response for _, response, _ in pairs])
+    rejected = form.tokens_behind_each(texts, prompts, [response for _, _, response in pairs])
     yield from zip(prompts, chosen, rejected, strict=True)
 
 

@@ -1,4 +1,4 @@
-r"""HH-RLHF's transcript form, the text every prompt and answer takes.
+r"""HH-RLHF's transcript format: parsing and rendering.
 
 A transcript is turns of `\n\nHuman: …` and `\n\nAssistant: …`; its prompt ends with the last
 `\n\nAssistant:`, its response is the rest. Source: Bai et al. 2022, "Training a Helpful and
@@ -85,7 +85,7 @@ def messages_of(prompt: str | Messages) -> Messages:
 
 
 def as_response(text: str) -> str:
-    """Return an answer as it follows `Assistant:`, that is, after white space."""
+    """Return a response as it follows `Assistant:`, that is, after white space."""
     return text if text[:1].isspace() else f" {text}"
 
 

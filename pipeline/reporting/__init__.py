@@ -1,4 +1,4 @@
-"""Results for people: tables, plots, one page of HTML, and what `mav inspect` shows.
+"""Reports: tables, plots, an HTML page, and `mav inspect`.
 
 `tables` and `side_by_side` are text, `plots` and `html` need the `plot` extra, `inspect` reads
 caches and heads.

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: plots inside, no scripts, no network.
+"""An evaluation as one self-contained HTML page, without scripts or network.
 
 Everything drawn is also there as a table. Two reports of the same evaluation differ in the date
 alone.
@@ -53,19 +53,19 @@ _LONGER: Final = {
     "neither": "same length",
     "rejected": "rejected longer",
 }
-# Nothing may be loaded, whatever a name in the page looks like.
+# The page may load nothing, whatever text a name in it holds.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 Log = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """What a training run wrote down.
+    """The metrics log of a training run.
 
     Attributes:
         path: The file.
         values: Step -> metric -> value; those on held-out pairs begin with `eval_`.
-        unreadable: Lines that are no metrics, as a killed run may leave one.
+        unreadable: Lines that are not metrics; a killed run may leave one.
     """
 
     path: Path
@@ -160,7 +160,7 @@ def _by_alpha(evaluation: Evaluation) -> str:
         ("Logp accuracy", lambda r: _point(r, r.logp_accuracy, r.logp_accuracy_interval), True),
         ("Margin (nats)", lambda r: _point(r, r.margin, r.margin_interval), False),
         (
-            "KL to the base (nats a token)",
+            "KL to the base (nats per token)",
             lambda r: _point(r, r.kl_per_token, r.kl_interval),
             False,
         ),
@@ -185,7 +185,7 @@ def _by_alpha(evaluation: Evaluation) -> str:
         ]
         for r in evaluation.results
     ]
-    head = ["alpha", "reward accuracy", "logp accuracy", "margin (nats)", "KL (nats a token)"]
+    head = ["alpha", "reward accuracy", "logp accuracy", "margin (nats)", "KL (nats per token)"]
     return f"""<section>
 <h2>By alpha</h2>
 <p class="note">{evaluation.pairs:,} pairs ({_PARTS[evaluation.which]}), {evaluation.tokens:,} \

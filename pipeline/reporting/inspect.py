@@ -1,4 +1,4 @@
-"""What a cache or a head is, in one screen or as JSON."""
+"""Describes a cache or a head, for the terminal or as JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mav.pipeline.head.storage import find_head, read_head_config
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Return what a folder holds, as plain JSON values.
+    """Return a description of a cache or head, as plain JSON values.
 
     Args:
         path: Folder of a cache, complete or not, or of a head; or a head's hub id.
@@ -35,7 +35,7 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def screen(description: dict[str, Any]) -> str:
-    """Lay a description out for people."""
+    """Format a description for the terminal."""
     width = max(len(name) for name in description)
     return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in description.items())
 

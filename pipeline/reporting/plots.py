@@ -102,7 +102,7 @@ class Chart:
         title: Drawn above, and read out where the drawing cannot be seen.
         x_label: What the horizontal axis counts.
         series: One or two.
-        names: Names of the positions 0, 1, 2, … of the horizontal axis, where they are no numbers.
+        names: Names of the positions 0, 1, 2, … of the horizontal axis, where they are not numbers.
         is_share: Whether figures are shares, drawn in per cent, with a line at one half.
         mark: Position of a vertical line, if any.
     """
@@ -230,7 +230,7 @@ def _fill(axes: Any, chart: Chart) -> None:
 
 
 def _inline(svg: str, title: str, name: str) -> str:
-    """Make a file of matplotlib's an element of a page."""
+    """Turn an SVG file of matplotlib into an element of the page."""
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', svg, count=1)
     # A style inside would hold for the whole page, which has it once for all plots.

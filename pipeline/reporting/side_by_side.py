@@ -1,4 +1,4 @@
-"""Answers in columns, one an alpha, as wide as the terminal."""
+"""Responses in columns, one per alpha, as wide as the terminal."""
 
 import shutil
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def side_by_side(prompt: str, alphas: Sequence[float], answers: Sequence[str]) -> str:
-    """Lay out the answers to a prompt in columns, one an alpha."""
+    """Lay out the responses to a prompt in columns, one per alpha."""
     gap, columns = 3, len(answers)
     total = max(80, min(160, shutil.get_terminal_size((120, 24)).columns))
     width = (total - gap * (columns - 1)) // columns

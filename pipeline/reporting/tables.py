@@ -10,7 +10,7 @@ from mav.pipeline.runtime.durable_files import partial_name
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return a table of an evaluation, one line an alpha."""
+    """Return a table of an evaluation, one line per alpha."""
     lines = [
         f"{evaluation.pairs} pairs ({evaluation.which}), {evaluation.tokens} response tokens; "
         f"95 % intervals in brackets",
@@ -41,8 +41,8 @@ def require_plot(path: Path) -> None:
     """Check, before the work that ends in it, that a plot can be drawn to a file.
 
     Raises:
-        UsageError: matplotlib is not installed, the file's ending is no picture format, or no file
-            can be written there.
+        UsageError: matplotlib is not installed, the file's ending is not a picture format, or no
+            file can be written there.
     """
     kinds = require_matplotlib("--plot")().canvas.get_supported_filetypes()
     ending = path.suffix.removeprefix(".").lower()
@@ -59,7 +59,8 @@ def require_place(path: Path, option: str) -> None:
         option: What names it, for the message.
 
     Raises:
-        UsageError: There is no such folder, or it takes no files, or the path is no file's.
+        UsageError: There is no such folder, or it cannot be written to, or the path is not a
+            file's.
     """
     trial = partial_name(path)
     try:

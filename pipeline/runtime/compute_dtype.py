@@ -1,4 +1,4 @@
-"""Choosing the element type to compute in: what the device multiplies natively, unless told.
+"""Chooses the element type to compute in: what the device multiplies natively, unless given.
 
 On a processor without bfloat16 instructions a bfloat16 product takes a hundred times as long as the
 same one in float32, so no one type is right everywhere.
@@ -74,7 +74,7 @@ def pick_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False
     dtype, placed, reason = _resolve(asked, device, spread=spread)
     if asked == AUTO:
         _log.info(f"Computing in {plain_name(dtype)}: {reason}")
-    # float32 is at home on every CPU, and whoever asks for it there wants its digits.
+    # float32 is native on every CPU, and whoever asks for it there wants its precision.
     elif dtype in TORCH_DTYPES.values() and (dtype, placed.type) != (torch.float32, "cpu"):
         native, _ = _native(placed, spread=spread)
         if dtype != native:

@@ -19,4 +19,4 @@ def pick_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device: got {device!r}, which is not to be had: {reason}") from error
+        raise UsageError(f"--device: got {device!r}, which is not available: {reason}") from error

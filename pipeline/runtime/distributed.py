@@ -51,7 +51,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that speaks for all."""
+        """Whether this is the first process, which logs for all."""
         return self.rank == 0
 
     def from_first(self, make: Callable[[], _T]) -> _T:
@@ -115,7 +115,7 @@ def let_first_process_log(rank: int) -> None:
 
 
 def leave_at_exit() -> None:
-    """Take leave of the other processes before the interpreter ends, or it may abort instead."""
+    """Destroy the process group before the interpreter exits, or it may abort instead."""
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():

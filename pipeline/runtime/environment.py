@@ -2,7 +2,7 @@
 
 - oneDNN keeps the last 1,024 kernels it made, one for each shape, and a kernel for bfloat16
   products with a vocabulary takes about 20 MB. Packed batches hardly ever have the same number of
-  tokens, so training grew by 25 MB a step. Few shapes come again; making a kernel anew costs a
+  tokens, so training grew by 25 MB per step. Few shapes come again; making a kernel anew costs a
   millisecond.
 - Training uses buffers of gigabytes. In huge pages their first use is about ten times as fast.
 

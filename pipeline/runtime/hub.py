@@ -44,7 +44,7 @@ def download(
         The folder of one commit, named by its hash.
 
     Raises:
-        Exception: Whatever the client raises; `why` tells what of.
+        Exception: What the hub's client raises; `why` explains it.
     """
     from huggingface_hub import snapshot_download
 
@@ -72,7 +72,7 @@ def find_data(repository: str, data_dir: str | None) -> str:
 
     Raises:
         FileNotFoundError: It has no such folder.
-        Exception: Whatever the client raises; `why_no_rows` tells what of.
+        Exception: What the hub's client raises; `why_no_rows` explains it.
     """
     bound_waiting()
     if data_dir is None:
@@ -297,7 +297,7 @@ def _is_offline(chain: list[BaseException]) -> bool:
 
 
 def _is_no_json(chain: list[BaseException]) -> bool:
-    """Whether an answer was no JSON; files are parsed by others."""
+    """Whether a response of the hub was not JSON; files are parsed elsewhere."""
     import json
 
     return any(isinstance(one, json.JSONDecodeError) for one in chain[:1])

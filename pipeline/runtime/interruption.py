@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what a long run kept is told, and what is as good as done is done."""
+"""Ctrl-C and SIGTERM: finish what is almost done, and report what a long run has kept."""
 
 
 class Interrupted(KeyboardInterrupt):

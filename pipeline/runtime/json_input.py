@@ -12,7 +12,7 @@ def strict_json(text: str | bytes) -> Any:
     """
     try:
         found = json.loads(text, parse_constant=_no_constant)
-        # Halves of surrogate pairs can be written in JSON but are no text.
+        # Halves of surrogate pairs can be written in JSON but are not text.
         json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -20,4 +20,4 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,4 +1,4 @@
-"""Libraries that keep to themselves what our users did not ask about."""
+"""Silences transformers' progress bars and warnings while a model loads."""
 
 import logging
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import modeling_gguf_pytorch_utils
 
 
 class QuietLibraries:
-    """Holds back the progress bars and advice of transformers while the context is open."""
+    """Silences progress bars and warnings of transformers while the context is open."""
 
     def __enter__(self) -> None:
         log = transformers.utils.logging

@@ -39,6 +39,6 @@ def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
         tokens: Tokens of the pair.
     """
     return BaseModelError(
-        f"{base}: memory does not suffice to run a single pair of {tokens} tokens. Use a smaller "
+        f"{base}: out of memory for a single pair of {tokens} tokens. Use a smaller "
         f"--max-length, --quantize, or --device-map auto on a machine with more."
     )

@@ -41,7 +41,9 @@ def _bound(host: str, port: int) -> socket.socket:
         )[0]
         found = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise UsageError(f"--host: got {host!r}, which is no address here: {error}") from error
+        raise UsageError(
+            f"--host: got {host!r}, which is not an address of this machine: {error}"
+        ) from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)

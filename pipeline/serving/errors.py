@@ -18,7 +18,7 @@ class ApiError(Exception):
     Attributes:
         status: HTTP status.
         message: For the client's user.
-        param: Field at fault.
+        param: The invalid field.
         code: Short name of the cause, for programs.
         headers: Further headers of the answer.
     """
@@ -52,5 +52,5 @@ class ApiError(Exception):
 
 
 def shutting_down() -> ApiError:
-    """Return what those are told who come when the server goes."""
+    """Return the error for requests that arrive while the server shuts down."""
     return ApiError(503, "The server is shutting down; try again later.", code="shutting_down")

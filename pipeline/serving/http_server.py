@@ -19,15 +19,15 @@ from mav.pipeline.serving.worker import Worker
 _log = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5.0
-"""How long answers may still be written after the server was told to stop."""
+"""How long completions may still be written after the server is asked to stop."""
 _MOST_CONNECTIONS: Final = 512
 _MORE_CONNECTIONS: Final = 2 * _MOST_CONNECTIONS
-"""Of these, those above the first number are told so as clients understand it."""
+"""Above the first number, connections are refused with an answer clients understand."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class HttpServer(uvicorn.Server):
-    """Serves until a signal comes or `should_exit` is set; the end is no failure.
+    """Serves until a signal arrives or `should_exit` is set, then shuts down cleanly.
 
     Attributes:
         url: Where it is.

@@ -17,7 +17,7 @@ TokenPrompt = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A request whose fields are as they should be; only the base can tell if its prompts are.
+    """A request whose fields are valid; its prompts are checked against the base later.
 
     Attributes:
         model: Id of the base, or None for the one in use.
@@ -28,7 +28,7 @@ class Asked:
         sampling: Fields of `GenerationOptions` the request names that say how tokens are drawn.
         seed: Of the first answer; each further one has the next seed.
         stop: Texts that end an answer, or None for those of the server's settings.
-        top_logprobs: Alternatives to tell of at every token; None for no log-probabilities.
+        top_logprobs: Alternatives to report at every token; None for no log-probabilities.
         stream: Whether the answer comes piece by piece.
         include_usage: Whether a stream ends with the count of tokens.
     """
@@ -57,7 +57,7 @@ class Candidate:
 
     Attributes:
         token: Its text; a part of a character shows as the replacement character.
-        bytes: Its bytes, or None where the tokenizer does not tell.
+        bytes: Its bytes, or None where the tokenizer cannot say.
         logprob: Natural logarithm of its probability under base and head.
     """
 

@@ -1,4 +1,4 @@
-"""Tokens and their log-probabilities as clients are told of them."""
+"""Tokens and their log-probabilities, as sent to clients."""
 
 import math
 import re
@@ -14,7 +14,7 @@ _LOWEST: Final = -9999.0
 
 
 def token_detail(tokenizer: Any, token: int, logprobs: LogProbs) -> TokenDetail:
-    """Return what there is to tell of a token that came."""
+    """Return the detail of a token for clients."""
     chosen = _candidate(tokenizer, token, logprobs.aligned)
     return TokenDetail(
         token=chosen.token,

@@ -13,7 +13,7 @@ ENDPOINTS: Final = (
     "/v1/completions",
     "/v1/chat/completions",
 )
-"""Paths that are counted by name; whatever else clients make up is counted as `other`."""
+"""Paths that are counted by name; all others are counted as `other`."""
 
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _TOKEN_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

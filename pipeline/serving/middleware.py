@@ -85,7 +85,7 @@ class Crowded:
     """Answers that there are too many, while there are."""
 
     def __init__(self, app: ASGIApp, connections: Callable[[], int], most: int) -> None:
-        """Guard an application; `connections` tells how many there are."""
+        """Wrap an application; `connections` returns how many there are."""
         self._app, self._connections, self._most = app, connections, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

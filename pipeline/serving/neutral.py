@@ -68,7 +68,7 @@ _OF_MESSAGES: Final[Neutral] = {
     "refusal": ("",),
     "tool_calls": ([],),
 }
-"""What messages may hold besides role, content and name, likewise."""
+"""What messages may hold beside role, content and name, likewise."""
 
 
 def without_neutral(body: dict[str, Any]) -> dict[str, Any]:

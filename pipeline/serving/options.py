@@ -30,7 +30,7 @@ class ServeOptions:
         device_map: How a base is spread over several devices, in place of `device`.
         quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
-        template_date: Day that a chat template which asks for it is told; see `MAVInference`.
+        template_date: Date given to a chat template that asks for it; see `MAVInference`.
         allow_tokenizer_mismatch: Take bases whose tokenizer is another one of the same size.
         int8_head: Keep the head's weights in a byte each; needs torchao.
         base_generation_config: Take what requests leave open from the base's generation_config.
@@ -40,9 +40,9 @@ class ServeOptions:
         api_key: What clients have to send as `Authorization: Bearer …`.
         alpha: Strength of requests that name none.
         max_rows: Most answers decoded at once.
-        max_queue: Most requests that wait; more are told to come again.
+        max_queue: Most requests that wait; more are refused with a time to retry.
         max_new_tokens: Most tokens of an answer.
-        max_prompt_tokens: Most tokens of a prompt, whatever the base could read.
+        max_prompt_tokens: Most tokens of a prompt, however many the base could read.
     """
 
     head: str

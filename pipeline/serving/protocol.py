@@ -1,4 +1,4 @@
-"""Connections that nobody uses: who sends no request, or reads no answer, is let go."""
+"""Closes connections whose client sends no request or reads no response."""
 
 import asyncio
 from typing import Any, Final
@@ -13,7 +13,7 @@ SEND_SECONDS: Final = 60.0
 
 
 class ImpatientProtocol(H11Protocol):
-    """HTTP as uvicorn speaks it, with an end to waiting for clients."""
+    """uvicorn's HTTP protocol with deadlines for slow clients."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -57,7 +57,7 @@ class Waiting:
             self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
-        """Mark a job as wanted by nobody, and forget it if it waits."""
+        """Cancel a job; drop it if it still waits."""
         with self._changed:
             job.cancelled = True
             if job in self._jobs:

@@ -228,9 +228,9 @@ def _read(kind: type[_F], body: dict[str, Any]) -> _F:
 
 
 def _refuse(error: ValidationError) -> NoReturn:
-    """Tell of the first field at fault."""
+    """Report the first invalid field."""
     every = error.errors(include_url=False, include_context=False)
-    # Of a field that may have several types, the one it has tells more than those it has not.
+    # Of a field that may have several types, the message for the type it has says more.
     tried = [one for one in every if one["loc"][:1] == every[0]["loc"][:1]]
     found = next((one for one in tried if not one["type"].endswith("_type")), tried[0])
     # What follows the last field's name are pydantic's names of the types it tried.
@@ -241,7 +241,7 @@ def _refuse(error: ValidationError) -> NoReturn:
     ]
     name = ".".join(place)
     if found["type"] == "extra_forbidden":
-        problem = "is no field that is known here"
+        problem = "is not a known field"
     elif found["type"] == "missing":
         problem = "is missing"
     else:

@@ -1,6 +1,6 @@
 """The shapes answers take in OpenAI's API: of a conversation, and of a text that goes on.
 
-Beside what that API has, every token with log-probabilities tells its `base_logprob`: what the
+Beside what that API has, every token with log-probabilities has a `base_logprob`: what the
 base alone gave it.
 """
 
@@ -35,9 +35,10 @@ class Written:
     _held: deque[tuple[TokenDetail, int]] = field(default_factory=deque)
 
     def take(self, piece: Piece) -> list[tuple[TokenDetail, int]]:
-        """Add a token; return what can be told now of it and those before: detail and offset.
+        """Add a token; return detail and text offset of each token whose text is now final.
 
-        A token is told of with its text. One that was part of a stop string has none.
+        A token's log-probability is sent once its text is final; tokens of a stop string are never
+        sent.
         """
         if piece.detail is not None:
             self._held.append((piece.detail, piece.offset))
@@ -108,7 +109,7 @@ class AnswerForm(ABC):
         return {**self._head(self._CHUNK), "choices": [], "usage": self.usage(answers)}
 
     def piece(self, piece: Piece, told: Sequence[tuple[TokenDetail, int]]) -> dict[str, Any] | None:
-        """Return the part of a stream for a token, or None where there is nothing to tell yet.
+        """Return the part of a stream for a token, or None where nothing is final yet.
 
         Args:
             piece: The token.

@@ -1,7 +1,7 @@
 """Answering one request: it is queued, its tokens are sent or collected, and it leaves no trace.
 
 Whatever happens meanwhile (the client goes, the server stops, a pass fails), the job is cancelled
-at the end, so that no row goes on for nobody.
+at the end, so that no sequence is decoded without a reader.
 """
 
 import asyncio

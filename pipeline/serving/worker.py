@@ -168,7 +168,7 @@ class Worker:
         self._mav.switch_base_model(base.path, gguf_file=base.gguf_file, revision=base.revision)
 
     def _keep(self, before: str | None) -> None:
-        """Go on with the base that was in use, if it could be had back."""
+        """Go on with the base that was in use, if it could be loaded again."""
         try:
             self._decoder = ContinuousBatchDecoder(self._mav.joined)
             self._base = before
@@ -196,7 +196,7 @@ class Worker:
             self._pass(lambda decoder: decoder.add(choices), {choice.job for choice in choices})
 
     def _prepared(self, job: Job) -> list[Choice]:
-        """Return a job's answers, none if they cannot be begun; the client is told why."""
+        """Return a job's sequences; none if they cannot start, and the client gets the error."""
         assert self._base is not None
         try:
             choices = choices_of(job, self._mav.joined, self._limits)

@@ -141,7 +141,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     if damaged:
         listed = "".join(f"\n  - {line}" for line in damaged)
         raise HeadError(
-            f"{folder}: no checkpoint can be resumed from; remove {folder} to start anew:{listed}"
+            f"{folder}: no checkpoint can be resumed from; remove {folder} to start over:{listed}"
         )
     return None
 

@@ -32,7 +32,7 @@ def settled(
         options: What is asked for.
         manifest: The manifest of the cache.
         device: Where to compute.
-        begun: The state of the run that is to be gone on with.
+        begun: The state of the run to continue.
     """
     return dataclasses.replace(
         options,

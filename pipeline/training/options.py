@@ -55,14 +55,15 @@ class TrainOptions:
         batch_tokens: Most response tokens in a micro-batch, in place of `batch_size`.
         grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
-        eval_steps: Steps between evaluations and checkpoints; four times an epoch if None.
+        eval_steps: Steps between evaluations and checkpoints; four times per epoch if None.
         bf16: Compute in bfloat16, or in float32; `auto` is bfloat16 where the device multiplies it
             natively, and on resuming what the run was begun with. Weights stay float32.
         optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
         early_stopping: Evaluations without a better held-out loss after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
         workers: Threads that read the cache.
-        shard: Whether to cut the head into shards, one a process (FSDP2), where there are several.
+        shard: Whether to cut the head into shards, one per process (FSDP2), where there are
+            several.
         seed: Seed of initialisation, order and dropout.
         resume: Go on from the checkpoint in `output_dir`.
     """

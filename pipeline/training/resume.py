@@ -68,7 +68,7 @@ def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
         return Interrupted(
             f"No checkpoint was written yet; the first comes at step {min(every, total)}, and "
             f"{step} steps were taken.",
-            "The same command begins anew.",
+            "The same command starts over.",
         )
     return Interrupted(
         f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "

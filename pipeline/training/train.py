@@ -81,7 +81,7 @@ def train(options: TrainOptions) -> TrainReport:
         options: What to train.
 
     Raises:
-        MAVError: Any input is at fault; see its subclasses.
+        MAVError: An input is invalid; see its subclasses.
     """
     require_tracker(options.report_to)
     accelerator = Accelerator(
@@ -160,7 +160,7 @@ class _Run:
         except (KeyError, RuntimeError) as error:
             raise HeadError(
                 f"{checkpoint.folder}: not a checkpoint of this head ({error}). Remove "
-                f"{checkpoint.folder.parent} to start anew."
+                f"{checkpoint.folder.parent} to start over."
             ) from error
 
     def _train(self, state: TrainState) -> TrainReport:

@@ -1,9 +1,9 @@
-"""Running pairs of a cache through the live base again, the plain way, and comparing.
+"""Runs pairs of a cache through the live base again and compares.
 
-Each answer is run apart, in one unpadded sequence through the whole model, with all hidden states
+Each response is run apart, in one unpadded sequence through the whole model, with all hidden states
 kept: nothing of what extraction does to be fast is shared.
 
-Shape legend: N tokens of an answer, K stored layers, V vocabulary.
+Shape legend: N tokens of a response, K stored layers, V vocabulary.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ LOSS: Final = {"computed": 0.0, "int8": 0.02, "fp8": 0.05}
 
 @dataclass(frozen=True, kw_only=True)
 class BaseComparison:
-    """What came of running pairs again.
+    """Errors of the cached values against the live base.
 
     Attributes:
         pairs: Pairs that were run.
-        tolerance: Largest relative error (Frobenius norm over an answer) that counts as equal.
+        tolerance: Largest relative error (Frobenius norm over a response) that counts as equal.
         errors: Largest relative error met, by what was compared; infinite where values are wrong
             beyond measure.
         differing: Pair -> what differs beyond the tolerance.
@@ -168,7 +168,7 @@ def _load(
 
 
 def _tolerance(manifest: Manifest, base: BaseModel) -> float:
-    """Return the error that the coarsest type allows: computed in, stored in, or compared in."""
+    """Return the tolerance: that of the coarsest type computed, stored or compared in."""
     states = manifest.states
     used = {TORCH_DTYPES[name] for name in (states.dtype, *states.compute_dtypes)} | {base.dtype}
     return (
@@ -265,13 +265,13 @@ def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseM
 def _compare(
     base: BaseModel, pairs: TokenizedPairs, number: int, batch: Batch, cached: CachedBase
 ) -> dict[str, float]:
-    """Return the relative errors of one pair, the worse of its two answers each."""
+    """Return the relative errors of one pair, the worse of its two responses each."""
     manifest = cached.manifest
     errors: dict[str, float] = {}
-    prompt, *answers = pairs.parts(number)
-    for answer, start in zip(answers, batch.offsets.tolist(), strict=False):
-        part = slice(start, start + len(answer))
-        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
+    prompt, *responses = pairs.parts(number)
+    for response, start in zip(responses, batch.offsets.tolist(), strict=False):
+        part = slice(start, start + len(response))
+        ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         output = base.model(
             input_ids=ids[None].to(base.device),
             output_hidden_states=True,

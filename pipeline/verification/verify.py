@@ -1,4 +1,4 @@
-"""`mav verify`: the digests of a cache, the live base, and what to do about damage."""
+"""`mav verify`: checks a cache's digests, compares it with the live base, repairs damage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mav.pipeline.verification.against_base import BaseComparison, verify_agains
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
         stored: Of the stored objects.
@@ -70,7 +70,7 @@ def verify(
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
 
     Raises:
-        MAVError: There is no cache, nothing can be said of it, or it cannot be mended.
+        MAVError: There is no cache, it cannot be read at all, or it cannot be repaired.
     """
     objects = open_object_store(cache)
     with progress_bar(None, "Verifying", "B") as bar:
@@ -102,7 +102,7 @@ def verify(
 
 
 def screen(found: VerificationReport) -> str:
-    """Lay the findings out for people."""
+    """Format the report for the terminal."""
     stored = found.stored
     checked = f"{stored.bytes / 1e9:.2f} GB read" if stored.full else "sizes only"
     lines = [
@@ -115,11 +115,11 @@ def screen(found: VerificationReport) -> str:
         if stored.damaged_blocks or stored.damaged_layout:
             lines.append(
                 "`mav verify --repair` marks what is damaged; the extraction command then writes "
-                "it anew."
+                "it again."
             )
     if stored.unknown:
         lines.append(
-            f"{len(stored.unknown)} objects that are no part of it:{listed(stored.unknown)}"
+            f"{len(stored.unknown)} objects that are not part of it:{listed(stored.unknown)}"
         )
     if found.base:
         worst = ", ".join(f"{name} {error:.1e}" for name, error in found.base.errors.items())
@@ -133,9 +133,9 @@ def screen(found: VerificationReport) -> str:
 
 
 def _problems(stored: VerifyReport) -> list[str]:
-    problems = list(stored.damaged_layout)
-    for block, found in stored.damaged_blocks.items():
-        problems += [f"block {block}: {problem}" for problem in found]
+    problems = [str(problem) for problem in stored.damaged_layout]
+    for block, of_block in stored.damaged_blocks.items():
+        problems += [f"block {block}: {problem}" for problem in of_block]
     if not stored.damaged_blocks and stored.committed < stored.blocks:
         problems.append(
             f"{stored.blocks - stored.committed} blocks are not written; `mav extract` goes on"

@@ -56,19 +56,19 @@ def test_every_variant_has_peculiarities(name: str) -> None:
 def test_taps_are_hidden_states_and_logits_come_from_the_last(name: str) -> None:
     base = tiny_base(name)
     batch = pack_separate(some_pairs(), range(3))
-    with base.taps(ALL_LAYERS) as taps:
+    with base.hidden_state_hooks(ALL_LAYERS) as hooks:
         output = base.model(**batch.inputs, use_cache=False, output_hidden_states=True)
         assert len(output.hidden_states) == len(ALL_LAYERS)
         for layer in ALL_LAYERS:
-            assert torch.equal(taps.states[layer], output.hidden_states[layer]), layer
+            assert torch.equal(hooks.states[layer], output.hidden_states[layer]), layer
     assert relative(base.unembedding()(output.hidden_states[-1]), output.logits) < 1e-6
 
 
 def predicting_states(base: BaseModel, batch: ForwardBatch) -> dict[int, torch.Tensor]:
-    with base.taps(ALL_LAYERS) as taps:
+    with base.hidden_state_hooks(ALL_LAYERS) as hooks:
         run_decoder(base, batch)
         return {
-            layer: taps.states[layer].flatten(0, 1)[batch.predict].clone() for layer in ALL_LAYERS
+            layer: hooks.states[layer].flatten(0, 1)[batch.predict].clone() for layer in ALL_LAYERS
         }
 
 

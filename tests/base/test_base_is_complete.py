@@ -88,7 +88,7 @@ def not_a_number(tensors: Tensors) -> None:
         ),
         (prefixed("base_model.model."), r"tensors missing: "),
         (halved, rf"{UP}: got shape \[3, \d+\], expected \[\d+, \d+\]"),
-        (not_a_number, rf"no finite numbers in float32: {UP}"),
+        (not_a_number, rf"not finite numbers in float32: {UP}"),
         (added("model.layers.0.mlp.up_proj.bias", 8), r"not used.*: model\.layers\.0\.mlp\.up_pr"),
         (added("model.layers.0.self_attn.sinks", 4), r"not used.*layers\.0\.self_attn\.sinks"),
         (added("model.layers.9.mlp.up_proj.weight"), r"not used.*layers\.9\.mlp"),

@@ -268,7 +268,7 @@ def infinite(tensors: Tensors) -> None:
         (unknown, r"1 of its tensors not used.*blk\.0\.ffn_extra\.weight"),
         (rotary, r"rope_freqs\.weight\. They scale the rotary embeddings"),
         (shape, r"mlp\.up_proj\.weight: got shape \[64, 64\], expected \[128, 64\]"),
-        (infinite, r"no finite numbers in float32: model\.norm\.weight"),
+        (infinite, r"not finite numbers in float32: model\.norm\.weight"),
     ],
 )
 def test_a_file_that_is_not_the_model_is_refused(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import step, stream
+from benchmarks import step, stream, zarr_reader
 from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
 from mav.cache_schema.arrays import bytes_per_token
 from mav.cache_schema.reader import CacheReader
@@ -103,3 +103,12 @@ def small_cache(root: Path) -> CacheReader:
         reader = write_cache(root, answer_lengths(6, 12, 64), shape)
     assert bytes_per_token(reader.manifest) == shape.token_bytes
     return reader
+
+
+def test_both_readers_of_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--pairs", "6", "--hidden-size", "48", "--vocab-size", "300", "--block-tokens", "512")
+    figures = json.loads(run(zarr_reader, capsys, *small, "--repeats", "2", "--json"))
+    rates = figures["bytes_per_second"]
+    assert figures["reader_over_zarr"] == pytest.approx(rates["reader"] / rates["zarr"])
+    assert figures["bytes"] > 0
+    assert "reader over zarr-python" in zarr_reader.table(figures)

@@ -66,4 +66,4 @@ def test_bytes(found: dict[str, Any]) -> None:
 
 def test_table(found: dict[str, Any]) -> None:
     printed = extract.table(found)
-    assert "extract over bare" in printed and "bytes a response token" in printed
+    assert "extract over bare" in printed and "bytes per response token" in printed

@@ -164,15 +164,6 @@ def test_keys_of_the_objects_of_an_array_differ_in_their_first_number_only() -> 
     )
 
 
-@pytest.mark.parametrize("manifest", EVERY_KIND)
-def test_version_1_always_had_log_probabilities_and_one_data_set(manifest: Manifest) -> None:
-    before = layouts(dataclasses.replace(manifest, format_version=1))
-    assert before.keys() - {"base_logprobs"} == layouts(manifest).keys() - {
-        *["base_logprobs", "pairs/source"]
-    }
-    assert "base_logprobs" in before
-
-
 @pytest.mark.parametrize(
     ("path", "dtype", "shape"),
     [

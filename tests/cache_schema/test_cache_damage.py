@@ -198,7 +198,7 @@ def test_a_damaged_commit_record_is_named_with_the_remedy(
     with pytest.raises(CacheError) as caught:
         CacheReader(cache)
     assert f"1 damaged objects:\n  - {commit_key(1)}: damaged (" in str(caught.value)
-    assert "damaged blocks are computed anew" in str(caught.value)
+    assert "damaged blocks are computed again" in str(caught.value)
 
 
 def test_any_flipped_bit_of_a_record_is_an_error(cache: Path) -> None:

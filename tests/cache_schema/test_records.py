@@ -21,6 +21,7 @@ from mav.cache_schema.records import (
     Commits,
     LayoutRecord,
     ObjectRecord,
+    Problem,
     Record,
     commit_key,
     commit_problems,
@@ -207,16 +208,16 @@ def test_commits_are_told_from_claims_and_damage(objects: ObjectStore) -> None:
     commits = read_commits(objects, manifest, objects.sizes())
     assert sorted(commits.records) == [0, 5]
     assert sorted(commits.damaged) == [2, 3, 6]
-    assert commits.damaged[2].startswith("commits/00000002.json: damaged (Expecting")
-    assert commits.damaged[3] == (
+    assert str(commits.damaged[2]).startswith("commits/00000002.json: damaged (Expecting")
+    assert str(commits.damaged[3]) == (
         "commits/00000003.json: damaged (it is the record of something else)"
     )
-    assert "of another cache" in commits.damaged[6]
+    assert "of another cache" in commits.damaged[6].reason
 
 
 def test_a_commit_that_goes_missing_meanwhile_is_no_commit(objects: ObjectStore) -> None:
     commits = read_commits(objects, of_blocks(2), {commit_key(1): 100})
-    assert commits.damaged == {1: "commits/00000001.json: damaged (missing)"}
+    assert commits.damaged == {1: Problem("commits/00000001.json", "damaged (missing)")}
 
 
 def test_many_commits_are_read(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,13 +262,13 @@ def test_a_layout_is_read(objects: ObjectStore) -> None:
     ("sizes", "problem"),
     [
         ({"x": 3}, None),
-        ({"x": 2}, "x: 2 bytes, expected 3"),
-        ({"x": 0}, "x: 0 bytes, expected 3"),
-        ({"y": 3}, "x: missing, expected 3 bytes"),
+        ({"x": 2}, Problem("x", "2 bytes, expected 3")),
+        ({"x": 0}, Problem("x", "0 bytes, expected 3")),
+        ({"y": 3}, Problem("x", "missing, expected 3 bytes")),
     ],
 )
 def test_an_object_that_is_missing_or_of_another_size(
-    sizes: dict[str, int], problem: str | None
+    sizes: dict[str, int], problem: Problem | None
 ) -> None:
     record = ObjectRecord(bytes=3, sha256="", checksums=None)
     assert object_problem("x", record, sizes) == problem
@@ -279,7 +280,7 @@ def test_a_block_that_is_committed_after_the_objects_were_listed_is_not_lost(
     arrays = {"labels": of_kind(draft()[0], "block")["labels"]}
     commits = Commits(records={1: COMMIT}, damaged={})
     assert lost_blocks(objects, commits, arrays, {"labels/c.1": 64}) == {}
-    missing = "labels/c.1: missing, expected 64 bytes"
+    missing = Problem("labels/c.1", "missing, expected 64 bytes")
     assert lost_blocks(objects, commits, arrays, {}) == {1: [missing]}
     objects.write("labels/c.1", bytes(64), None)
     assert lost_blocks(objects, commits, arrays, {}) == {}
@@ -294,13 +295,13 @@ def test_a_commit_names_just_the_shards_of_its_block() -> None:
     sizes = dict.fromkeys(whole.objects, 3)
     assert commit_problems(whole, arrays, sizes) == []
     assert commit_problems(whole, arrays, sizes | {"labels/c.1": 2}) == [
-        "labels/c.1: 2 bytes, expected 3"
+        Problem("labels/c.1", "2 bytes, expected 3")
     ]
     fewer = {key: found for key, found in whole.objects.items() if key != "labels/c.1"}
     for named_objects in ({}, fewer, whole.objects | {"other/c.1": item}):
         (problem,) = commit_problems(
             dataclasses.replace(whole, objects=named_objects), arrays, sizes
         )
-        assert problem.startswith(
+        assert str(problem).startswith(
             f"commits/00000001.json: it names {len(named_objects)} objects, expected 3: "
         )

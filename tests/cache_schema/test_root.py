@@ -70,7 +70,7 @@ def test_any_flipped_bit_of_the_root_is_an_error(cache: Path) -> None:
             CacheReader(cache)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, "1", None])
+@pytest.mark.parametrize("version", [0, 1, FORMAT_VERSION + 1, "2", None])
 @pytest.mark.parametrize("sealed", [False, True])
 def test_another_format_version_is_told_however_it_is_sealed(
     cache: Path, version: object, sealed: bool

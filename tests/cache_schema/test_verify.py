@@ -16,6 +16,7 @@ from mav.cache_schema.records import (
     LAYOUT,
     ClaimRecord,
     CommitRecord,
+    Problem,
     commit_key,
     encode_record,
     object_record,
@@ -128,7 +129,7 @@ def test_missing_cut_and_emptied_shards(cache: Path, path: str, full: bool) -> N
     change(files[2], lambda _: b"")
     report = check(cache, full=full)
     assert not report.sound
-    assert report.damaged_blocks == {
+    assert report.to_json()["damaged_blocks"] == {
         0: [f"{keys[0]}: missing, expected {size} bytes"],
         1: [f"{keys[1]}: {size - 1} bytes, expected {size}"],
         2: [f"{keys[2]}: 0 bytes, expected {size}"],
@@ -142,7 +143,7 @@ def test_damage_to_the_layout_by_size(cache: Path, full: bool) -> None:
     report = check(cache, full=full)
     assert not report.sound
     assert report.damaged_blocks == {}
-    found = sorted(problem.split(":")[0] for problem in report.damaged_layout)
+    found = sorted(problem.key for problem in report.damaged_layout)
     assert found == ["labels/zarr.json", "pairs/pair_id/c.0"]
 
 
@@ -154,14 +155,14 @@ def test_damaged_records(cache: Path, full: bool) -> None:
     assert sorted(report.damaged_blocks) == [0, 1]
     assert report.committed == 2
     (first,), (second,) = report.damaged_blocks.values()
-    assert first.startswith(f"{commit_key(0)}: damaged (")
-    assert second == f"{commit_key(1)}: damaged (it is the record of something else)"
+    assert str(first).startswith(f"{commit_key(0)}: damaged (")
+    assert second == Problem(commit_key(1), "damaged (it is the record of something else)")
 
 
 def test_a_record_that_a_complete_cache_has_lost(cache: Path) -> None:
     (cache / commit_key(3)).unlink()
     report = check(cache)
-    assert report.damaged_blocks == {3: [f"{commit_key(3)}: missing, or not a commit"]}
+    assert report.damaged_blocks == {3: [Problem(commit_key(3), "missing, or not a commit")]}
     assert (report.damaged_layout, report.unknown) == ([], [])
     assert (report.committed, report.complete, report.sound) == (3, True, False)
 
@@ -197,7 +198,7 @@ def test_changed_bytes_of_a_shard(cache: Path, path: str, kind: str) -> None:
     report = check(cache)
     assert not report.sound
     (problem,) = report.damaged_blocks.pop(2)
-    assert problem == (
+    assert str(problem) == (
         f"{file.relative_to(cache)}: its bytes have another SHA-256 than when it was written"
     )
     assert report.damaged_blocks == {}
@@ -212,7 +213,7 @@ def test_changed_bytes_of_the_layout(cache: Path, name: str) -> None:
     report = check(cache)
     assert not report.sound
     assert report.damaged_blocks == {}
-    assert report.damaged_layout == [
+    assert report.to_json()["damaged_layout"] == [
         f"{name}: its bytes have another SHA-256 than when it was written"
     ]
 
@@ -256,7 +257,7 @@ def test_values_that_the_record_does_not_have_as_its_content(cache: Path) -> Non
     item = object_record(shard.data.data, shard)
     rewrite_record(cache, 0, objects=record.objects | {"labels/c.0": item})
     CacheReader(cache).read_block(0)
-    assert check(cache).damaged_blocks == {
+    assert check(cache).to_json()["damaged_blocks"] == {
         0: ["block 0: its values are not those that were committed"]
     }
 
@@ -265,8 +266,8 @@ def test_values_that_the_record_does_not_have_as_its_content(cache: Path) -> Non
 def test_a_record_that_disagrees_with_the_plan(cache: Path, fields: dict[str, int]) -> None:
     rewrite_record(cache, 0, **fields)
     ((problem,),) = check(cache).damaged_blocks.values()
-    assert problem.startswith(f"{commit_key(0)}: ")
-    assert problem.endswith("but the plan has 2 of 10")
+    assert problem.key == commit_key(0)
+    assert problem.reason.endswith("but the plan has 2 of 10")
 
 
 def test_every_damage_is_told_at_once(cache: Path) -> None:

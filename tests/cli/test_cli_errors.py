@@ -172,7 +172,7 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
             ["--dtype", "float64"],
             "'float64' is not one of 'auto', 'bfloat16', 'float16', 'float32'",
         ),
-        (["--device", "warp"], "--device: got 'warp', which is not to be had"),
+        (["--device", "warp"], "--device: got 'warp', which is not available"),
         (
             ["--data-dir", "harmless-base"],
             "data_dir=harmless-base goes with a data set that has subset folders, but",
@@ -354,7 +354,7 @@ def test_cache_of_another_format_version(
     edit_manifest(cache, lambda manifest: manifest.update(format_version=7))
     before = tree(cache)
     message = refused(DATA, *ALL_READERS[command](world, cache, output))
-    assert message.startswith(f"{cache}: format version 7, but this MAV reads versions 1 and 2.")
+    assert message.startswith(f"{cache}: format version 7, but this MAV reads version 2.")
     assert tree(cache) == before
     assert not output.parent.exists()
 

@@ -36,14 +36,15 @@ def counted(self, pairs, progress):
 BlockForward.run = counted
 """
 STUCK = """
-import contextlib, threading
-from mav.pipeline.extraction import blocks as blocks
+import threading
+from mav.pipeline.extraction import blocks
 blocks.CacheWriter.write_block = lambda *_: threading.Event().wait()
-@contextlib.contextmanager
-def again():
-    yield
-    stop()
-blocks.between_bars = again
+info = blocks._log.info
+def again(message):
+    info(message)
+    if "Ctrl-C again" in message:
+        stop()
+blocks._log.info = again
 """
 IN_STEP = """
 from mav.pipeline.training.trainer import Trainer
@@ -127,7 +128,7 @@ def test_a_second_signal_ends_it_at_once(line: Line, tmp_path: Path) -> None:
     ("step", "expected"),
     [
         (1, "No checkpoint was written yet; the first comes at step 2, and 1 steps were taken. "
-            "The same command begins anew."),
+            "The same command starts over."),
         (5, "The last checkpoint is of step 4 of "),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mav import cli
 from mav.cache_schema.errors import DataError
 from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
-from mav.pipeline.decoding.batch_file import BatchReport, answer_file
+from mav.pipeline.decoding.batch_file import BatchReport, generate_file
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.prompt_file import read_prompts
@@ -84,7 +84,7 @@ def run(
 ) -> tuple[BatchReport, list[dict[str, Any]]]:
     prompts = write(folder / "prompts.jsonl", lines)
     output = folder / "answers.jsonl"
-    report = answer_file(mav, prompts, output, alpha, decoding, batch_size=batch_size)
+    report = generate_file(mav, prompts, output, alpha, decoding, batch_size=batch_size)
     return report, read(output)
 
 
@@ -387,4 +387,4 @@ def test_a_prompt_that_memory_does_not_suffice_for_is_an_error_line(
     monkeypatch.setattr(mav, "generate_batch", scarce)
     report, found = run(mav, tmp_path, PROMPTS)
     assert report.failed == 1
-    assert "memory does not suffice" in found[3]["error"]
+    assert "out of memory" in found[3]["error"]

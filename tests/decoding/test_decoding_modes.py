@@ -139,7 +139,7 @@ def test_strengths_by_request_and_position_in_one_pass(
     """What scores whole texts under a schedule: alpha [R, T], with left padding or without."""
     text = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(3))
     alpha = torch.linspace(-3, 5, 22).reshape(2, 11)
-    with mav.exclusively() as aligned, torch.no_grad(), aligned.steering(alpha):
+    with mav.exclusive() as aligned, torch.no_grad(), aligned.steering(alpha):
         got = mav.base.model(text, use_cache=False).logits
     for row in range(2):
         want = whole_text_logits(mav, untouched, text[row : row + 1], alpha[row])

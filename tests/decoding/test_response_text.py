@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from mav.pipeline.decoding.answer_text import ResponseText
+from mav.pipeline.decoding.response_text import ResponseText
 
 SPECIAL = ["<eos>", "<bos>"]
 

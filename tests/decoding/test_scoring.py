@@ -157,7 +157,7 @@ def test_the_tokens_are_those_of_training(tmp_path: Path, form: Form, tokenizer:
         text = own.render(pair.asked)
         assert own.tokens(text) == prompt.tolist()
         for answer, tokens in zip((pair.chosen, pair.rejected), answers, strict=True):
-            assert own.answer_tokens(pair.asked, answer, ended=True) == tokens.tolist()
+            assert own.response_tokens(pair.asked, answer, ended=True) == tokens.tolist()
             whole = own.tokens(text + own.response(pair.asked, text, answer))
             merged += whole[: len(prompt)] != prompt.tolist()
     assert (merged > 0) == (getattr(tokenizer, "chat_template", None) == MERGING)
@@ -169,14 +169,14 @@ def test_an_answer_in_a_transcript_follows_white_space(mav: MAVInference) -> Non
 
 @pytest.mark.parametrize("answer", ["", "  \n", "\ud800"])
 def test_what_is_no_answer(mav: MAVInference, answer: str) -> None:
-    with pytest.raises(DataError, match="answer: got"):
+    with pytest.raises(DataError, match="response: got"):
         mav.score("Hi", answer)
 
 
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda mav: mav.score("Hi", 3), "answer: got int, expected a text"),
+        (lambda mav: mav.score("Hi", 3), "response: got int, expected a text"),
         (lambda mav: mav.score({"role": "user", "content": "x"}, "a"), "prompt: got dict"),
         (lambda mav: mav.score_batch("Hi", ["a", "b"]), "prompts: got str.*`score` takes"),
         (lambda mav: mav.score_batch(["Hi"], "a"), "answers: got str.*`score` takes"),
@@ -198,5 +198,5 @@ def test_what_the_base_cannot_read_is_refused() -> None:
 
 
 def test_it_is_refused_while_base_and_head_are_lent_out(mav: MAVInference) -> None:
-    with mav.steering(ALPHA), pytest.raises(UsageError, match="lent out"):
+    with mav.steering(ALPHA), pytest.raises(UsageError, match="in use by"):
         mav.score("Hi", "No.")

@@ -146,7 +146,7 @@ def test_another_head_in_a_base_that_was_traced_before(
     first.generate("Hi there", ALPHA, COMPILED)
     base = first.base
     first.close()
-    second = MAVInference.untrained(base, pooled_size=16, expansion_size=8)
+    second = MAVInference.with_new_head(base, pooled_size=16, expansion_size=8)
     torch.nn.init.normal_(second.head.project.weight, std=0.5)
     traced = second.generate("Hi there", ALPHA, COMPILED).tokens
     assert traced == second.generate("Hi there", ALPHA, STATIC).tokens

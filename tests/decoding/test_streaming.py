@@ -158,7 +158,7 @@ def test_a_stream_that_waits_while_the_base_is_switched_is_steered_all_the_same(
 def test_who_has_borrowed_base_and_head_decodes_with_those(mav: MAVInference) -> None:
     """Anything else would wait for itself for ever, or end what was borrowed."""
     ids = torch.tensor([[5, 6, 7]])
-    for borrow in (lambda: mav.steering(2.0), mav.exclusively):
+    for borrow in (lambda: mav.steering(2.0), mav.exclusive):
         begun = mav.stream_response("x", 1.0, max_new_tokens=3)
         uses: list[Callable[[], object]] = [
             lambda: mav.stream_response("x", 1.0, max_new_tokens=3),
@@ -170,7 +170,7 @@ def test_who_has_borrowed_base_and_head_decodes_with_those(mav: MAVInference) ->
         ]
         with borrow():
             for use in uses:
-                with pytest.raises(UsageError, match="lent out"):
+                with pytest.raises(UsageError, match="in use by"):
                     use()
     with mav.steering(2.0) as model:
         before = model(ids).logits

@@ -13,7 +13,7 @@ from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel, load_source
 from mav.pipeline.base.quantization import Quantize
 from mav.pipeline.decoding import inference
-from mav.pipeline.decoding.attach import AttachOptions, check_compatible, untrained
+from mav.pipeline.decoding.attach import AttachOptions, check_compatible, new_head
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from tests.decoding.test_generate import write_head
@@ -255,7 +255,6 @@ def test_a_chat_form_is_asked_of_the_other_base_too(bases: Path, head: str) -> N
 @pytest.mark.parametrize(
     ("trained", "stored", "loaded", "told"),
     [
-        (None, "GGUF Q4_K_M", None, []),
         (None, "bitsandbytes nf4", "nf4", ["is quantized (bitsandbytes nf4), and the base the"]),
         ("bitsandbytes nf4", None, None, ["is in full precision, and the base the head was"]),
         ("GGUF Q4_K_M", "GGUF Q4_K_M", None, []),
@@ -269,9 +268,8 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
     told: list[str],
     messages: list[str],
 ) -> None:
-    """A head from a cache of version 1, which tells of no quantization, and its own GGUF base."""
     base = tiny_base()
-    head, record = untrained(base), base.fingerprint()
+    head, record = new_head(base), base.fingerprint()
     head = replace(head, base=replace(record, quantization=trained))
     monkeypatch.setattr(BaseModel, "fingerprint", lambda _: replace(record, quantization=stored))
     check_compatible(replace(base, quantize=loaded), head, AttachOptions())

@@ -4,13 +4,13 @@ import json
 
 from mav.pipeline.demo.run import _sample
 from mav.pipeline.preferences.reader import ReadCounts
-from mav.pipeline.preferences.rows import PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
 from mav.pipeline.preferences.transcripts import HUMAN
 
 
 def pairs(part: str) -> list[PreferencePair]:
     found = [
-        to_pair(*read_answers(json.loads(line), part), n) for n, line in enumerate(_sample(part))
+        to_pair(*read_responses(json.loads(line), part), n) for n, line in enumerate(_sample(part))
     ]
     assert not [cause for cause in found if isinstance(cause, str)]
     return [pair for pair in found if isinstance(pair, PreferencePair)]

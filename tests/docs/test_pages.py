@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from mav.pipeline.decoding.attach import untrained
+from mav.pipeline.decoding.attach import new_head
 from tests.docs.pages import LANGUAGES, RUN, Block, blocks_of, differs
 from tests.docs.world import ROOT, World, free_port
 
@@ -50,7 +50,7 @@ def test_a_page_is_true(
     world = before.copy(tmp_path / "docs")
     monkeypatch.chdir(world.folder)
     if page == "README.md":
-        sizes = untrained.__kwdefaults__
+        sizes = new_head.__kwdefaults__
         assert sizes is not None
         for name in ("pooled_size", "expansion_size"):
             monkeypatch.setitem(sizes, name, 32)
@@ -105,7 +105,7 @@ def _exec(text: str, place: str, namespace: dict[str, Any]) -> str:
 
 
 def _values(text: str) -> list[str]:
-    """Split a block into JSON values: one, or one a line."""
+    """Split a block into JSON values: one, or one per line."""
     lines = text.strip().splitlines()
     return lines if all(line.startswith("{") and line.endswith("}") for line in lines) else [text]
 

@@ -53,7 +53,7 @@ def test_where_memory_is_short_fewer_pairs_are_compared(
 def test_memory_that_does_not_suffice_for_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, 8)
     longest = int(some_pairs().shared_length.max())
-    with pytest.raises(BaseModelError, match=f"does not suffice to run a single pair of {longest}"):
+    with pytest.raises(BaseModelError, match=f"out of memory for a single pair of {longest}"):
         checked()
 
 

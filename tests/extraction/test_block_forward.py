@@ -15,7 +15,7 @@ from mav.pipeline.extraction.batch_size import BatchBudget, DeviceMemory, budget
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import ForwardBatch
-from mav.pipeline.extraction.prepare import Work, load, prepare, read
+from mav.pipeline.extraction.prepare import ExtractionJob, load, prepare, read
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.memory import is_out_of_memory
 from tests.support.tiny import tiny_base, write_rows
@@ -24,7 +24,7 @@ PAIRS = 14
 ENOUGH = 10_000
 
 
-def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> Work:
+def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> ExtractionJob:
     asked = ExtractOptions(
         base_model="tiny",
         data=DataSource(id=str(write_rows(root / "pairs.jsonl", PAIRS))),
@@ -39,7 +39,7 @@ def work(root: Path, base: BaseModel, budget: int = ENOUGH, **options: Any) -> W
     return load(asked, request, data, "float32")
 
 
-def rows_of(found: Work) -> dict[str, Any]:
+def rows_of(found: ExtractionJob) -> dict[str, Any]:
     done: list[int] = []
     rows = found.forward.run(range(PAIRS), done.append)
     assert sum(done) == PAIRS
@@ -129,7 +129,7 @@ def test_a_single_pair_that_does_not_fit_is_an_error(
 ) -> None:
     found = work(tmp_path, tiny_base())
     monkeypatch.setattr(block_runner, "run_decoder", with_room_for(10, [], _cuda))
-    with pytest.raises(BaseModelError, match=r"memory does not suffice to run a single pair of \d"):
+    with pytest.raises(BaseModelError, match=r"out of memory for a single pair of \d"):
         rows_of(found)
 
 

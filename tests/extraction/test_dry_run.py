@@ -421,7 +421,7 @@ def test_the_command_tells_it_on_a_screen(saved: Path, data: Path, tmp_path: Pat
         assert re.search(rf"^{line} +[\d.,]+ [kM]B$", text, re.MULTILINE), line
     for option in ("--logits dense", "--storage-dtype fp8", "--compression blosc"):
         assert re.search(rf"^with {option} +[\d.,]+ [kM]B$", text, re.MULTILINE), option
-    assert re.search(r"^together +[\d.,]+ [kM]B +\([\d,]+ bytes a token\)$", text, re.MULTILINE)
+    assert re.search(r"^together +[\d.,]+ [kM]B +\([\d,]+ bytes per token\)$", text, re.MULTILINE)
     assert re.search(r"^yet to be written +[\d.,]+ [kM]B$", text, re.MULTILINE)
     assert re.search(r"^free there +[\d.,]+ [MGT]B$", text, re.MULTILINE)
     assert re.search(r"^24 pairs to run at [\d.,]+ pairs/s \(measured on a sample\): ", text, re.M)

@@ -81,10 +81,10 @@ def test_parameters_that_were_not_recorded_are_estimated() -> None:
 
 def test_a_new_head_follows_its_base() -> None:
     base = tiny_base()
-    head = MAVInference.untrained(base).head
+    head = MAVInference.with_new_head(base).head
     assert head.config.pooled_size == base.hidden_size
     assert head.config.total_parameters <= base_parameters(base.fingerprint()) / 3
-    asked = MAVInference.untrained(tiny_base(), pooled_size=64, expansion_size=24).head
+    asked = MAVInference.with_new_head(tiny_base(), pooled_size=64, expansion_size=24).head
     assert (asked.config.pooled_size, asked.config.expansion_size) == (64, 24)
 
 

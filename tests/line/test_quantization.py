@@ -1,4 +1,4 @@
-"""States in one byte a value: what is lost, and that nothing else is."""
+"""States in one byte per value: what is lost, and that nothing else is."""
 
 from collections.abc import Iterator
 from pathlib import Path

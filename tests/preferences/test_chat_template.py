@@ -45,7 +45,7 @@ def chatty(template: str) -> Any:
 
 def answer_of(template: str, answer: str) -> str:
     tokenizer = chatty(template)
-    ids = PromptFormat(name="chat", tokenizer=tokenizer).answer_tokens(HI, answer, ended=True)
+    ids = PromptFormat(name="chat", tokenizer=tokenizer).response_tokens(HI, answer, ended=True)
     text: str = tokenizer.decode(ids)
     return text
 
@@ -67,8 +67,8 @@ def test_an_answer_ends_as_the_template_ends_a_turn(template: str, text: str) ->
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no special token ends an answer"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends an answer"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no special token ends a turn"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends a turn"),
         (
             "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<think>\n{% endif %}",

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.preferences.prompt_format import Form, PromptFormat, text_tokens
-from mav.pipeline.preferences.rows import PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.serving.jobs import Asked
 from mav.pipeline.serving.prompts import _tokens
@@ -79,7 +79,7 @@ def conversations(draw: st.DrawFn) -> Messages:
 
 def extracted(row: dict[str, Any], form: PromptFormat) -> list[Any] | None:
     """Return prompt and answers as extraction tokenizes them, or None where it leaves them out."""
-    pair = to_pair(*read_answers(row, "row"), 0)
+    pair = to_pair(*read_responses(row, "row"), 0)
     if not isinstance(pair, PreferencePair):
         return None
     tokenized = tokenize_pairs([pair], form.tokenizer, 10_000, form=form.name)
@@ -113,10 +113,10 @@ def test_messages(form: PromptFormat, messages: Messages, answers: tuple[str, st
         found = parts
         assert parts[0] == expected
         for answer, tokens in zip(answers, parts[1:], strict=True):
-            assert tokens == form.answer_tokens(messages, answer, ended=True)
+            assert tokens == form.response_tokens(messages, answer, ended=True)
             assert tokens[-1] == form.end_token
     # Two answers that are the same once tokenized are left out in every form of the row.
-    one, other = (form.answer_tokens(messages, answer, ended=True) for answer in answers)
+    one, other = (form.response_tokens(messages, answer, ended=True) for answer in answers)
     assert (found is None) == (one == other)
 
 

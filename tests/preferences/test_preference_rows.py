@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
-from mav.pipeline.preferences.rows import COLUMNS, PreferencePair, read_answers, to_pair
+from mav.pipeline.preferences.rows import COLUMNS, PreferencePair, read_responses, to_pair
 from mav.pipeline.preferences.sources import DataSource
 
 ROW: Final[dict[str, Any]] = {"prompt": "Hi", "chosen": "Arr", "rejected": "Hello"}
@@ -22,7 +22,7 @@ SYSTEM: Final = "\n\nSystem: You are a pirate."
 
 
 def pair_of(row: dict[str, Any]) -> PreferencePair | str:
-    return to_pair(*read_answers(row, "row"), 0)
+    return to_pair(*read_responses(row, "row"), 0)
 
 
 def turn(role: str, content: object, **more: object) -> dict[str, object]:

@@ -530,7 +530,7 @@ def test_a_missing_split_lists_those_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder of a data set"):
+    with pytest.raises(DataError, match="is not a folder of a data set"):
         read(tmp_path)
 
 

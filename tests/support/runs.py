@@ -32,7 +32,7 @@ METRICS = {
 
 
 def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
-    """Train a small head on the CPU: 32 pairs, 8 steps an epoch."""
+    """Train a small head on the CPU: 32 pairs, 8 steps per epoch."""
     settings: dict[str, Any] = {
         "eval_fraction": FRACTION,
         "expansion_size": 16,

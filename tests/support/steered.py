@@ -18,7 +18,7 @@ def steered(base: BaseModel | None = None) -> MAVInference:
     """A base under a head that says something else at every position."""
     made = base or tiny_base()
     torch.manual_seed(1)
-    mav = MAVInference.untrained(made, pooled_size=HIDDEN, expansion_size=24)
+    mav = MAVInference.with_new_head(made, pooled_size=HIDDEN, expansion_size=24)
     torch.nn.init.normal_(mav.head.project.weight, std=0.2)
     return mav
 
@@ -38,7 +38,7 @@ def whole_text_logits(
         mav: Whose head to use.
         untouched: The base, loaded once more.
         text: Token ids.
-        alpha: Strength, one number or one a position, [S].
+        alpha: Strength, one number or one per position, [S].
     """
     output = untouched.model(text, output_hidden_states=True, use_cache=False)
     states = torch.stack([output.hidden_states[layer] for layer in LAYER_INDICES], dim=-2)

@@ -109,12 +109,11 @@ def block_rows(manifest: Manifest, plan: BlockPlan, block: int) -> Rows:
 @contextlib.contextmanager
 def lock_at_once(objects: ObjectStore) -> Iterator[str]:
     """Hold the lock of a cache, as `run_lock`, where no other holder needs to be watched."""
-    with logged_messages() as logged:
-        try:
-            with run_lock(objects) as run:
-                yield run
-        finally:
-            assert logged == []
+    with contextlib.ExitStack() as held:
+        with logged_messages() as logged:
+            run = held.enter_context(run_lock(objects))
+        assert logged == []
+        yield run
 
 
 @contextlib.contextmanager

@@ -246,7 +246,7 @@ def test_every_flipped_bit_is_seen(three: Path, name: str) -> None:
 def test_no_sound_checkpoint(three: Path, messages: list[str]) -> None:
     flip(place(three, 80) / FILES[0], 5000)
     flip(place(three, 60) / FILES[2], 100)
-    with pytest.raises(HeadError, match=rf"remove {three} to start anew") as caught:
+    with pytest.raises(HeadError, match=rf"remove {three} to start over") as caught:
         newest_checkpoint(three)
     assert messages == []
     lines = str(caught.value).splitlines()[1:]

@@ -220,7 +220,7 @@ def test_a_run_without_a_sound_checkpoint_is_refused(tiny_cache: Path, tmp_path:
         run(tiny_cache, tmp_path, eval_steps=2)
     for file in tmp_path.glob("checkpoints/*/state.json"):
         file.write_text("{")
-    with pytest.raises(HeadError, match=r"[Rr]emove .* to start anew"):
+    with pytest.raises(HeadError, match=r"[Rr]emove .* to start over"):
         run(tiny_cache, tmp_path, eval_steps=2, resume=True)
 
 

@@ -80,7 +80,7 @@ def assert_close(found: Path, expected: Path, *, rtol: float = 1e-3, atol: float
 
 @pytest.fixture(scope="module")
 def one(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process, eight pairs a step."""
+    """A run of one process, eight pairs per step."""
     folder = tmp_path_factory.mktemp("one") / "run"
     train_on(1, folder, cache=str(tiny_cache), batch_size=8)
     return folder

@@ -182,7 +182,7 @@ def test_what_is_lost_is_found_by_looking(
 def test_objects_of_nobody_are_told_and_no_damage(cache: Path) -> None:
     (cache / "notes.txt").write_text("mine")
     text = done("verify", cache)
-    assert "1 objects that are no part of it:\n  - notes.txt" in text
+    assert "1 objects that are not part of it:\n  - notes.txt" in text
     assert text.endswith("\nSound.\n")
 
 

@@ -49,7 +49,7 @@ def decoded(reader: CacheReader) -> list[str]:
         "prompt_id": reader.prompt_id,
         "source_row": reader.read_source_rows(),
         **reader.read_unembedding(),
-        **({"source": reader.read_sources()} if reader.manifest.format_version > 1 else {}),
+        "source": reader.read_sources(),
     }
     return [*blocks, content_digest(rest)]
 

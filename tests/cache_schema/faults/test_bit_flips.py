@@ -123,8 +123,8 @@ def check_flips(sound: Sound, flips: list[Flip]) -> None:
 
 def named(report: VerifyReport) -> str:
     """Return all that a verification complains of, a line each."""
-    lines = [line for problems in report.damaged_blocks.values() for line in problems]
-    return "\n".join([*report.damaged_layout, *lines])
+    lines = [str(problem) for problems in report.damaged_blocks.values() for problem in problems]
+    return "\n".join([*map(str, report.damaged_layout), *lines])
 
 
 def _complaint(root: Path) -> str:

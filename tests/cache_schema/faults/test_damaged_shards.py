@@ -164,7 +164,7 @@ def check_found_and_never_read(caches: Caches, keys: Mapping[str, int | None]) -
     assert not report.sound
     for key, block in keys.items():
         found = report.damaged_layout if block is None else report.damaged_blocks.get(block, [])
-        assert any(line.startswith(f"{key}:") for line in found), f"{key}: not named in {found}"
+        assert any(problem.key == key for problem in found), f"{key}: not named in {found}"
     assert set(report.damaged_blocks) == {b for b in keys.values() if b is not None}
     try:
         values = read_all(caches.damaged)
@@ -202,7 +202,7 @@ def complaints(root: Path, *, full: bool) -> str:
         report: VerifyReport = verify(open_object_store(root), full=full)
     except CacheError as error:
         return str(error)
-    return json.dumps([report.damaged_layout, report.damaged_blocks])
+    return json.dumps(report.to_json())
 
 
 def leave_an_older_attempt(root: Path, key: str, layout: ArrayLayout, rows: int) -> None:
@@ -311,7 +311,7 @@ def check_wrong_encoding_is_found(root: Path) -> None:
             finish(writer, MANIFEST, PLAN)
     report = verify(open_object_store(root), full=True)
     assert set(report.damaged_blocks) == set(range(PLAN.blocks)), report
-    assert "its values are not those" in report.damaged_blocks[0][0]
+    assert "its values are not those" in report.damaged_blocks[0][0].reason
 
 
 def test_a_shard_that_was_encoded_wrongly_is_found(tmp_path: Path) -> None:

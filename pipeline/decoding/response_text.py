@@ -1,6 +1,6 @@
-"""The text of an answer while its tokens come: whole characters, cut before a stop text.
+"""Incremental decoding of a response: complete characters, cut before a stop text.
 
-Special tokens have no text in an answer, and yet a stop text may be one, or hold some. So what is
+Special tokens have no text in a response, and yet a stop text may be one, or hold some. So what is
 held back is kept in units: a character each, or the id of a special token.
 """
 
@@ -13,20 +13,20 @@ Unit = str | int
 
 
 class ResponseText:
-    """Turns tokens into text piece by piece; what was given out is never taken back.
+    """Decodes tokens incrementally; text once returned is final.
 
     Attributes:
         stopped: Whether a stop text has come; nothing follows it.
-        offset: Where in the answer's text the latest token begins.
+        offset: Where in the response's text the latest token begins.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], *, strip: bool = False) -> None:
-        """Begin an answer.
+        """Begin a response.
 
         Args:
             tokenizer: The base's.
-            stops: Texts that end the answer and are no part of it. What they name of special
-                tokens is met by these tokens, and by the same characters in the answer's text.
+            stops: Texts that end the response and are not part of it. What they name of special
+                tokens is met by these tokens, and by the same characters in the response's text.
             strip: Leave out white space at the beginning.
         """
         self.stopped = False
@@ -53,7 +53,7 @@ class ResponseText:
         if certain != new:
             self._ahead += len(certain)
         elif new:
-            # Tokens without text, such as special ones, are no context to decode others in.
+            # Tokens without text, such as special ones, give no context to decode others in.
             self._context, self._given, self._ahead = self._given, len(self._tokens), 0
         out = self._release(certain, new[len(certain) :], token)
         self.offset = begin
@@ -92,7 +92,7 @@ class ResponseText:
         return text
 
     def _release(self, certain: str, broken: str, token: int) -> str:
-        """Return what can be given out after a token, given its text and what is no text yet."""
+        """Return the text that is final after a token, given its text and what is incomplete."""
         if self.stopped:
             return ""
         held = [*self._held, *certain]
@@ -123,7 +123,7 @@ class ResponseText:
         return min(found, default=None)
 
     def _first_that_may_begin_a_stop(self, units: Sequence[Unit]) -> int:
-        """Return from where on units must wait for what follows; their number if none must."""
+        """Return the index from which units may be part of a stop text, or their number."""
         text, places = _shown(units), _places(units)
         found = [
             places[-length]
