@@ -27,7 +27,7 @@ from mav.pipeline.extraction.dry_run import DryRunReport, dry_run, screen
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions, StorageDtype
 from mav.pipeline.preferences.sources import DataSource
-from tests.cli.test_cli import done, mav
+from tests.support.commands import done, mav
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import draft, quick_disk
 

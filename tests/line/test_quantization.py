@@ -72,6 +72,8 @@ def states(draw: st.DrawFn) -> tuple[Tensor, str]:
     values[..., [channel for channel in draw(some) if channel < shape[-1]]] *= huge
     values[..., [channel for channel in draw(some) if channel < shape[-1]]] = 0
     values[[token for token in draw(some) if token < shape[0]]] = 0
+    finite = torch.finfo(TORCH_DTYPES[dtype])
+    values = values.clip(finite.min, finite.max)
     return torch.from_numpy(values).to(TORCH_DTYPES[dtype]), dtype
 
 

@@ -37,15 +37,13 @@ from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
-from tests.cli.test_cli import done
-from tests.cli.test_cli_errors import refused
+from tests.support.commands import done, refused, unsound
 from tests.support.limits import NEVER, Clock
 from tests.support.runs import assert_same, weights
 from tests.support.s3_server import S3Server, s3_server
 from tests.support.streams import assert_same_batches, stream
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-from tests.support.written_caches import lock_at_once
-from tests.verification.test_verify_command import contents, unsound
+from tests.support.written_caches import contents, lock_at_once
 
 NUMBERS = itertools.count()
 
