@@ -1,9 +1,10 @@
-"""A run that many tests look at."""
+"""Runs that several tests look at."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import save
 from tests.support.runs import run
 from tests.support.tiny import make_cache
 
@@ -22,3 +23,11 @@ def finished(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of 12 pairs from the base of `tiny_cache`."""
     return make_cache(tmp_path_factory.mktemp("small"), pairs=12)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A run that saved three checkpoints."""
+    for step in (40, 60, 80):
+        save(tmp_path / "run", step)
+    return tmp_path / "run"
