@@ -83,7 +83,14 @@ class EpochOrders:
     def __init__(
         self, plan: BlockPlan, wanted: NDArray[np.bool_], layout: StepLayout, *, seed: int
     ) -> None:
-        """Describe the orders; see `order_epoch`."""
+        """Describe the orders.
+
+        Args:
+            plan: Where pairs lie.
+            wanted: bool [pairs], which of them.
+            layout: How steps are shared out.
+            seed: Seed of the orders.
+        """
         self._plan = plan
         self._wanted = wanted
         self._layout = layout

@@ -234,7 +234,13 @@ class _Gradients:
         self._to_weight = torch.empty_like(work.weight[: tiling.columns])
 
     def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
-        """Add a tile of the gradient of the alignment vectors, [C, D]."""
+        """Add a tile of the gradient of the alignment vectors.
+
+        Args:
+            rows: Its tokens.
+            columns: Its part of the vocabulary.
+            grad: The gradient, [C, D].
+        """
         work = self._work
         grad_lowp = grad.to(work.weight.dtype)
         product = torch.mm(grad_lowp, work.weight[columns], out=self._to_features[: len(grad_lowp)])
@@ -265,7 +271,7 @@ class _LogSumExp:
     """Log sum exp over the vocabulary of tiles; on a CPU torch's own takes eight times as long."""
 
     def __init__(self, tiling: Tiling, dtype: torch.dtype, device: torch.device) -> None:
-        # Allocating a buffer anew costs more than what is computed in it.
+        # Allocating a new buffer costs more than what is computed in it.
         self._buffer = torch.empty(tiling.tokens * tiling.columns, dtype=dtype, device=device)
 
     def __call__(self, logits: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ class Projection:
     """The last layer of a head in training, with buffers that outlive a step.
 
     The weight is the largest tensor there is. Its copy in the compute type is made once per step
-    and not once per micro-batch, and its gradient is accumulated in place: allocating gigabytes
-    anew costs more than computing what goes into them.
+    and not once per micro-batch, and its gradient is accumulated in place: allocating
+    gigabytes again costs more than computing what goes into them.
 
     Attributes:
         weight: W [V, E].

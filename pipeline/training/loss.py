@@ -109,7 +109,13 @@ class Scores:
 
 
 def last_layer(head: AlignmentHead, *, bf16: bool, accumulates_grad: bool = False) -> Projection:
-    """Return a head's last layer for training; see `Projection`."""
+    """Return a head's last layer for training.
+
+    Args:
+        head: The head.
+        bf16: Whether its products are computed in bfloat16.
+        accumulates_grad: See `Projection`.
+    """
     return Projection(
         head.project.weight,
         head.project.bias,
