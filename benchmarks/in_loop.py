@@ -34,8 +34,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
@@ -131,7 +130,7 @@ class CachedWay:
         self, trainer: Trainer, cache: Extracted, *, batch_size: int, workers: int
     ) -> None:
         self._trainer = trainer
-        self._root = cache.root
+        self._reader = cache.reader
         self._base = CachedBase(cache.reader, trainer.accelerator.device, trainer.dtype)
         self._batch_size = batch_size
         self._workers = workers
@@ -142,12 +141,10 @@ class CachedWay:
         return timed(self._trainer.accelerator.device, lambda: self._train(epoch, rate, steps))
 
     def _train(self, epoch: int, rate: float, steps: int | None) -> None:
+        layout = StepLayout(batch_size=self._batch_size, grad_accum=1)
         stream = CachedPreferenceDataset(
-            self._root,
-            PairSubset(which="all"),
-            StepLayout(batch_size=self._batch_size, grad_accum=1),
-            seed=0,
-            epoch=epoch,
+            self._reader,
+            order_epoch(self._reader.plan, None, layout, seed=0, epoch=epoch),
             workers=self._workers,
             memory=self._memory,
         )

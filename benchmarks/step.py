@@ -60,8 +60,7 @@ from benchmarks.synthetic import (
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.trainer import Trainer
@@ -130,13 +129,9 @@ def optimizer_clock(device: torch.device, found: list[float]) -> Iterator[None]:
 def take_steps(asked: argparse.Namespace, trainer: Trainer, reader: CacheReader) -> Steps:
     """Take a warm-up step, and those that count."""
     device = trainer.accelerator.device
-    stream = CachedPreferenceDataset(
-        reader.location,
-        PairSubset(which="all"),
-        StepLayout(batch_size=asked.pairs, grad_accum=1),
-        seed=0,
-        epoch=0,
-    )
+    layout = StepLayout(batch_size=asked.pairs, grad_accum=1)
+    order = order_epoch(reader.plan, None, layout, seed=0, epoch=0)
+    stream = CachedPreferenceDataset(reader, order)
     base, seen, found = CachedBase(reader, device, trainer.dtype), MetricAccumulator(), Steps()
     with optimizer_clock(device, found.optimizer_seconds):
         for step, batch in enumerate(stream):

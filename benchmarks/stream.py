@@ -48,8 +48,7 @@ from mav.cache_schema.arrays import layouts, shard_key
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.training.metrics import MetricAccumulator
 
 _SMALL_VOCABULARY: Final = 128
@@ -80,17 +79,11 @@ def read_raw(files: Sequence[Path]) -> int:
     return size
 
 
-def epoch_of(root: str | Path, asked: argparse.Namespace) -> CachedPreferenceDataset:
+def epoch_of(reader: CacheReader, asked: argparse.Namespace) -> CachedPreferenceDataset:
     """Describe the one epoch that everything here reads, again and again in the same memory."""
-    return CachedPreferenceDataset(
-        root,
-        PairSubset(which="all"),
-        StepLayout(batch_size=asked.batch_size, grad_accum=1),
-        seed=0,
-        epoch=0,
-        workers=asked.workers,
-        memory=StreamMemory(),
-    )
+    layout = StepLayout(batch_size=asked.batch_size, grad_accum=1)
+    order = order_epoch(reader.plan, None, layout, seed=0, epoch=0)
+    return CachedPreferenceDataset(reader, order, workers=asked.workers, memory=StreamMemory())
 
 
 def read_stream(stream: CachedPreferenceDataset) -> int:
@@ -119,7 +112,7 @@ def measure_stream(asked: argparse.Namespace, root: Path) -> dict[str, Any]:
     lengths = answer_lengths(max(1, pairs), asked.answer_tokens, asked.block_tokens)
     say(f"writing a cache of {lengths.sum(dtype=int) * shape.token_bytes / 1e9:.2f} GB of values")
     reader = write_cache(root, lengths, shape)
-    files, stream = block_files(reader), epoch_of(root, asked)
+    files, stream = block_files(reader), epoch_of(reader, asked)
     stored = read_raw(files)
     read_stream(stream)
     raws, streams, delivered = [], [], 0
@@ -165,7 +158,7 @@ def measure_steps(
     pinned = device.type == "cuda"
     head = new_head(reader, asked.expansion_size)
     trainer = new_trainer(reader, accelerator, head)
-    base, stream = CachedBase(reader, device, trainer.dtype), epoch_of(root, asked)
+    base, stream = CachedBase(reader, device, trainer.dtype), epoch_of(reader, asked)
     held = [batch.pin_memory() if pinned else batch for batch in stream]
 
     def train(batches: Iterable[Batch]) -> None:

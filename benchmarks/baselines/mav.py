@@ -20,7 +20,7 @@ from benchmarks.baselines.lora import Trained
 from benchmarks.baselines.scoring import Scores
 from benchmarks.baselines.split import DataSettings
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.evaluation.pair_scores import score_pairs
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.head.pretrained import load_head
@@ -135,18 +135,19 @@ def _clocks() -> NDArray[np.float64]:
 def score_head(folder: Path, cache: Path, data: DataSettings, alpha: float) -> Scores:
     """Score the held-out pairs as `mav evaluate` does, pair by pair."""
     reader = CacheReader(cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=data.eval_fraction))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=data.eval_fraction))
     head = load_head(str(folder / "last")).head
     cpu = torch.device("cpu")
     dtype = pick_dtype_for_stored("auto", cpu)
-    gains, logp, kl, _ = tally_pairs(head, reader, wanted.tolist(), (alpha,), cpu, dtype)[0]
-    base: Tensor = logp - gains
+    (scores,) = score_pairs(head, reader, wanted.tolist(), (alpha,), cpu, dtype)
+    logps = scores.logps
+    base: Tensor = logps - scores.gains
     return Scores(
-        chosen=logp[:, 0],
-        rejected=logp[:, 1],
-        tuned_chosen=logp[:, 0],
-        tuned_rejected=logp[:, 1],
+        chosen=logps[:, 0],
+        rejected=logps[:, 1],
+        tuned_chosen=logps[:, 0],
+        tuned_rejected=logps[:, 1],
         base_chosen=base[:, 0],
         base_rejected=base[:, 1],
-        kl=kl,
+        kl=scores.kl,
     )

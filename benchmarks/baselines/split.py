@@ -54,7 +54,7 @@ def load_split(settings: DataSettings, tokenizer: Any) -> Split:
     source = DataSource(id=settings.dataset, limit=settings.limit)
     pairs = tokenize_pairs(read_pairs(source, ReadCounts()), tokenizer, settings.max_length)
     held_out = in_subset(
-        pairs.prompt_id, PairSubset(which="held-out", fraction=settings.eval_fraction)
+        pairs.prompt_id, PairSubset(split="held-out", fraction=settings.eval_fraction)
     )
     return Split(
         pairs=pairs,

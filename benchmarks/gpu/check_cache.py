@@ -16,8 +16,7 @@ from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.verification.against_base import LOSS
 
@@ -119,10 +118,10 @@ def _read_ahead(folder: Path, device: torch.device) -> float:
     """Return how many batches arrive otherwise than they were read."""
 
     def stream() -> CachedPreferenceDataset:
-        shape = StepLayout(batch_size=3, grad_accum=1)
-        subset = PairSubset(which="all")
-        root = folder / "reference-factored"
-        return CachedPreferenceDataset(root, subset, shape, seed=0, epoch=0, workers=2)
+        layout = StepLayout(batch_size=3, grad_accum=1)
+        reader = CacheReader(folder / "reference-factored")
+        order = order_epoch(reader.plan, None, layout, seed=0, epoch=0)
+        return CachedPreferenceDataset(reader, order, workers=2)
 
     moved = [batch.to(device) for batch in prefetch(stream(), pinned=device.type == "cuda")]
     plain = list(stream())

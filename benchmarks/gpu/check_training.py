@@ -21,8 +21,7 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
-from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
+from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
 from mav.pipeline.training.loss import Objective, PreferenceModel, last_layer
 from mav.pipeline.training.metrics import MetricAccumulator
@@ -79,8 +78,8 @@ def run(place: Place, tell: Tell) -> None:
 
 
 def _stream(reader: CacheReader) -> CachedPreferenceDataset:
-    shape = StepLayout(batch_size=4, grad_accum=1)
-    return CachedPreferenceDataset(reader.location, PairSubset(which="all"), shape, seed=0, epoch=0)
+    layout = StepLayout(batch_size=4, grad_accum=1)
+    return CachedPreferenceDataset(reader, order_epoch(reader.plan, None, layout, seed=0, epoch=0))
 
 
 def _head(reader: CacheReader) -> AlignmentHead:
@@ -126,16 +125,16 @@ def _gradients(
     tiling: Tiling | None = None,
 ) -> list[Tensor]:
     """Return a batch's loss, and the gradient of all weights one after the other."""
-    scorer = PreferenceModel(_head(reader).to(device), bf16=bf16)
+    model = PreferenceModel(_head(reader).to(device), bf16=bf16)
     here, base = batch.to(device), CachedBase(reader, device)
     if tiling is None:
-        loss = scorer(here, base.logits(here)).pair_sum_loss(_objective(reader), here)
+        loss = model(here, base.logits(here)).pair_sum_loss(_objective(reader), here)
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = scorer.head.features(here.states)
+            features = model.head.features(here.states)
         logp, norm, base_logp = aligned_logprobs(
             features,
-            last_layer(scorer.head, bf16=bf16),
+            last_layer(model.head, bf16=bf16),
             base.logits(here),
             here.labels,
             tiling=tiling,
@@ -150,7 +149,7 @@ def _gradients(
         loss = losses.sum() + objective.lambda_l2 * norms.sum()
     loss.backward()
     gradients = []
-    for parameter in scorer.parameters():
+    for parameter in model.parameters():
         assert parameter.grad is not None, "every weight has a gradient"
         gradients.append(parameter.grad.flatten())
     return [loss.detach(), torch.cat(gradients)]
@@ -162,16 +161,16 @@ def _worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 
 def _plain_steps(reader: CacheReader, batches: Sequence[Batch]) -> Tensor:
     """Return the losses of steps by autograd and PyTorch's AdamW, on the CPU in float32."""
-    scorer, base = PreferenceModel(_head(reader), bf16=False), CachedBase(reader, _CPU)
+    model, base = PreferenceModel(_head(reader), bf16=False), CachedBase(reader, _CPU)
     objective = _objective(reader)
     options = _options(reader, Path(), bf16=False)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=_RATE, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=options.weight_decay)
     losses = []
     for batch in batches:
         optimizer.zero_grad()
-        loss = scorer(batch, base.logits(batch)).pair_sum_loss(objective, batch) / batch.step_pairs
+        loss = model(batch, base.logits(batch)).pair_sum_loss(objective, batch) / batch.step_pairs
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(scorer.parameters(), options.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)
@@ -200,7 +199,7 @@ def _trainer_steps(
 def _loss(trainer: Trainer, step: int, batch: Batch, base: CachedBase) -> float:
     seen = MetricAccumulator()
     trainer.step(step, _RATE, [batch.to(trainer.accelerator.device)], base, seen)
-    return seen.take(trainer.accelerator)["loss"]
+    return seen.reduce(trainer.accelerator)["loss"]
 
 
 def _run_and_evaluation(place: Place, folder: Path, dtype: torch.dtype) -> float:

@@ -2,7 +2,6 @@
 
 import os
 from argparse import Namespace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Final
@@ -14,6 +13,7 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import write_rows
 from benchmarks.stream import block_files, epoch_of, per_second, read_raw, read_stream
 from benchmarks.synthetic import CacheShape, answer_lengths, say, timed, write_cache
+from mav.cache_schema.reader import CacheReader
 from mav.pipeline.loader.dataset import prefetch
 
 _COPIES: Final = 5
@@ -112,13 +112,13 @@ def stream(place: Place, tell: Tell) -> None:
     tell(files_bytes_per_second=per_second(lambda: read_raw(files))[0])
     by_threads: dict[str, dict[str, float]] = {}
     for threads in sizes.threads:
-        rates = _rates(Path(reader.location), threads, place.device)
+        rates = _rates(reader, threads, place.device)
         by_threads[str(threads)] = rates
         tell(by_threads=by_threads)
 
 
-def _rates(root: Path, threads: int, device: torch.device) -> dict[str, float]:
-    epoch = epoch_of(root, Namespace(batch_size=16, workers=threads))
+def _rates(reader: CacheReader, threads: int, device: torch.device) -> dict[str, float]:
+    epoch = epoch_of(reader, Namespace(batch_size=16, workers=threads))
     read_stream(epoch)  # makes the memory that epochs hand on to each other
     host, _ = per_second(lambda: read_stream(epoch))
     pinned = device.type == "cuda"

@@ -1,7 +1,4 @@
-"""Measuring a head on a cache at several strengths, without the base model.
-
-Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
-"""
+"""Evaluate a head on a cache at several strengths, without the base model."""
 
 import dataclasses
 import logging
@@ -12,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mav.cache_schema.errors import DataError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.portable import portable
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
-from mav.pipeline.evaluation.pair_scores import tally_pairs
+from mav.pipeline.evaluation.pair_scores import PairScores, score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
 from mav.pipeline.head.compatibility import check_features
 from mav.pipeline.head.pretrained import StoredHead, load_head
-from mav.pipeline.loader.split import PairSubset, Which, in_subset
+from mav.pipeline.loader.split import PairSubset, Split, in_subset
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.known_places import shown_place
@@ -37,10 +33,10 @@ class AlphaResult:
 
     Attributes:
         alpha: The strength.
-        reward_accuracy: Share of pairs whose chosen answer gained more log-probability over the
+        reward_accuracy: Share of pairs whose chosen response gained more log-probability over the
             base than the rejected one; None at alpha 0, where nothing is gained.
         reward_accuracy_interval: Its 95 % interval (Wilson).
-        logp_accuracy: Share of pairs whose chosen answer is the more probable one.
+        logp_accuracy: Share of pairs whose chosen response is the more probable one.
         logp_accuracy_interval: Its 95 % interval (Wilson).
         margin: Mean of (gain of chosen) - (gain of rejected), in nats.
         margin_interval: Its 95 % interval; None for a single pair.
@@ -74,19 +70,19 @@ class Evaluation:
         tokens: Number of response tokens.
         computed_in: Type of the products.
         steps: Optimizer steps the head took.
-        results: One an alpha.
+        results: One per alpha.
         hardly_moved: Whether the KL at alpha 1 is so small that the head leaves the base about as
             it is; None where alpha 1 is not among the strengths.
-        length_alpha: The alpha that accuracy by length is reported for: the one nearest to 1, or
-            None where every alpha is 0.
+        length_alpha: The strength of the accuracies by length: the one nearest to 1, or None where
+            every alpha is 0.
         by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
             and bins hold about as many pairs as each other. Empty where `length_alpha` is None.
-        by_longer: Reward accuracy by which answer is longer; groups without pairs are left out.
+        by_longer: Reward accuracy by which response is longer; groups without pairs are left out.
     """
 
     head: str
     cache: str
-    which: Which
+    which: Split
     pairs: int
     tokens: int
     computed_in: str
@@ -99,7 +95,7 @@ class Evaluation:
 
     @property
     def advice(self) -> str | None:
-        """What to change about a head that has hardly moved, in one line; None of any other."""
+        """What to change about a head that has hardly moved, in one line; None for other heads."""
         if not self.hardly_moved:
             return None
         kl = next(result.kl_per_token for result in self.results if result.alpha == 1)
@@ -116,7 +112,7 @@ def evaluate(
     cache: str | Path,
     alphas: Sequence[float],
     *,
-    which: Which | None = None,
+    which: Split | None = None,
     dtype: Dtype = AUTO,
     device: str = "auto",
 ) -> Evaluation:
@@ -134,7 +130,7 @@ def evaluate(
         device: `auto` or a torch device.
 
     Raises:
-        MAVError: Head or cache are missing, damaged, or do not belong together.
+        MAVError: Head or cache are missing, damaged, or do not fit each other.
     """
     head, placed = str(head), pick_device(device)
     stored = load_head(head, device=str(placed))
@@ -144,28 +140,27 @@ def evaluate(
     wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
     if not wanted.any():
         raise DataError(
-            f"{cache}: none of its pairs is {subset.which} (the head held out "
+            f"{cache}: none of its pairs is {subset.split} (the head held out "
             f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
         )
     _log.debug(f"{cache}: {wanted.sum()} of {len(wanted)} pairs are evaluated")
     computed_in = _dtype(dtype, reader.manifest, placed)
-    tallies = tally_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
-    # Pairs are read in the order of the cache, so these are in the order of the tallies.
+    scores = score_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
+    # In the order of the cache, as the scores are.
     lengths = reader.plan.response_length[wanted].astype(np.int64)
     length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
     right = np.zeros(0, dtype=np.bool_)
     if length_alpha is not None:
-        gains = tallies[list(alphas).index(length_alpha)][0]
+        gains = scores[list(alphas).index(length_alpha)].gains
         right = (gains[:, 0] > gains[:, 1]).numpy()
     results = tuple(
-        _result(alpha, gains, chosen, kl, norms)
-        for alpha, (gains, chosen, kl, norms) in zip(alphas, tallies, strict=True)
+        _result(alpha, of_alpha) for alpha, of_alpha in zip(alphas, scores, strict=True)
     )
     at_one = next((result.kl_per_token for result in results if result.alpha == 1), None)
     return Evaluation(
         head=str(stored.path) if Path(head).exists() else head,
         cache=str(cache),
-        which=subset.which,
+        which=subset.split,
         pairs=len(lengths),
         tokens=int(lengths.sum()),
         steps=stored.origin.steps,
@@ -178,12 +173,12 @@ def evaluate(
     )
 
 
-def _subset(stored: StoredHead, reader: CacheReader, which: Which | None) -> PairSubset:
+def _subset(stored: StoredHead, reader: CacheReader, which: Split | None) -> PairSubset:
     fraction = stored.origin.held_out_fraction
     if which is None:
         may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
         which = "held-out" if may_know or reader.set_apart.any() else "all"
-    return PairSubset(which=which, fraction=fraction)
+    return PairSubset(split=which, fraction=fraction)
 
 
 def _dtype(asked: Dtype, manifest: Manifest, device: torch.device) -> torch.dtype:
@@ -194,22 +189,23 @@ def _dtype(asked: Dtype, manifest: Manifest, device: torch.device) -> torch.dtyp
 
 
 def _share_data(trained_on: Manifest, other: Manifest) -> bool:
-    """Tell whether a cache has pairs that a head may have been trained on."""
+    """Return whether a cache has pairs that a head may have been trained on."""
     if trained_on.data.fingerprint == other.data.fingerprint:
         return True
     known, others = (
-        {(one.id, one.data_dir, one.split) for one in portable(manifest).data.sources}
+        {(source.id, source.data_dir, source.split) for source in portable(manifest).data.sources}
         for manifest in (trained_on, other)
     )
     return bool(known & others)
 
 
-def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor) -> AlphaResult:
+def _result(alpha: float, scores: PairScores) -> AlphaResult:
+    gains, logps = scores.gains, scores.logps
     pairs = len(gains)
-    right = int((logp[:, 0] > logp[:, 1]).sum())
+    right = int((logps[:, 0] > logps[:, 1]).sum())
     gained = int((gains[:, 0] > gains[:, 1]).sum())
     margin, margin_interval = mean_interval(gains[:, 0] - gains[:, 1])
-    kl_mean, kl_interval = mean_interval(kl)
+    kl, kl_interval = mean_interval(scores.kl)
     return AlphaResult(
         alpha=alpha,
         reward_accuracy=gained / pairs if alpha != 0 else None,
@@ -218,7 +214,7 @@ def _result(alpha: float, gains: Tensor, logp: Tensor, kl: Tensor, norms: Tensor
         logp_accuracy_interval=wilson(right, pairs),
         margin=margin,
         margin_interval=margin_interval,
-        kl_per_token=kl_mean,
+        kl_per_token=kl,
         kl_interval=kl_interval,
-        vector_norm=float(norms.mean()),
+        vector_norm=float(scores.vector_norm.mean()),
     )

@@ -1,4 +1,4 @@
-"""Accuracy by the length of answers, which shows whether a head has learnt length alone."""
+"""Accuracy by the length of responses, which shows whether a head has learnt length alone."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,7 +15,7 @@ Longer = Literal["chosen", "neither", "rejected"]
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBin:
-    """Pairs whose answers have about as many tokens, those of both answers counted together.
+    """Pairs whose responses have about as many tokens, both responses counted together.
 
     Attributes:
         fewest_tokens: Tokens of the shortest pair.
@@ -34,10 +34,10 @@ class LengthBin:
 
 @dataclass(frozen=True, kw_only=True)
 class LongerGroup:
-    """Pairs by which answer has more tokens; a head that learned length alone fails one group.
+    """Pairs by which response has more tokens; a head that learned length alone fails one group.
 
     Attributes:
-        longer: The answer that has more tokens.
+        longer: The response that has more tokens.
         pairs: Number of pairs, at least one.
         accuracy: Their reward accuracy.
         interval: Its 95 % interval (Wilson).
@@ -63,11 +63,11 @@ def by_length(
     # Each edge is the length of a pair and the last of its bin, so no bin is empty.
     edges = np.unique(np.quantile(tokens, shares, method="inverted_cdf"))
     inside = np.searchsorted(edges, tokens)
-    found = []
+    filled = []
     for number in range(len(edges)):
         members = inside == number
         pairs, good = int(members.sum()), int(right[members].sum())
-        found.append(
+        filled.append(
             LengthBin(
                 fewest_tokens=int(tokens[members].min()),
                 most_tokens=int(tokens[members].max()),
@@ -76,14 +76,14 @@ def by_length(
                 interval=wilson(good, pairs),
             )
         )
-    return tuple(found)
+    return tuple(filled)
 
 
 def by_longer(lengths: NDArray[np.int64], right: NDArray[np.bool_]) -> tuple[LongerGroup, ...]:
-    """Return the share of right pairs by which answer is longer.
+    """Return the share of right pairs by which response is longer.
 
     Args:
-        lengths: Tokens of the chosen and the rejected answer of each pair, [P, 2].
+        lengths: Tokens of the chosen and the rejected response of each pair, [P, 2].
         right: Whether each pair is right, [P].
     """
     more = np.sign(lengths[:, 0] - lengths[:, 1])

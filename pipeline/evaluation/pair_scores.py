@@ -1,10 +1,8 @@
-"""What a head makes of each pair of a cache.
-
-Shape legend: A alphas, P pairs, C tokens of a chunk, V vocabulary.
-"""
+"""Log-probabilities, KL and vector norms of each pair of a cache under a head."""
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -22,32 +20,55 @@ from mav.pipeline.runtime.progress import progress_bar
 _PAIRS_AT_ONCE: Final = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairScores:
+    """What a head does to each of P pairs at one strength; float64, on the CPU.
+
+    Attributes:
+        gains: log pi(y) - log pi_base(y) of the chosen and the rejected response y, [P, 2].
+        logps: log pi(y) of both, [P, 2].
+        kl: Mean KL(aligned || base) over the pair's response tokens, in nats, [P].
+        vector_norm: Mean of ||alpha * a|| over the pair's response tokens, [P].
+    """
+
+    gains: Tensor
+    logps: Tensor
+    kl: Tensor
+    vector_norm: Tensor
+
+    @staticmethod
+    def concatenate(parts: Sequence["PairScores"]) -> "PairScores":
+        """Return the scores of all pairs of several parts, in their order."""
+        names = [field.name for field in dataclasses.fields(PairScores)]
+        return PairScores(
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        )
+
+
 @torch.inference_mode()
-def tally_pairs(
+def score_pairs(
     head: AlignmentHead,
     reader: CacheReader,
     wanted: list[bool],
     alphas: Sequence[float],
     device: torch.device,
     dtype: torch.dtype,
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> list[PairScores]:
     """Score pairs of a cache, in its order, at several strengths.
 
     Args:
         head: The head.
         reader: The cache.
-        wanted: [pairs], which of them.
+        wanted: [pairs], which of them; at least one.
         alphas: Strengths.
         device: Where to compute.
         dtype: Type of the products.
 
     Returns:
-        For each alpha what its answers gain over the base, chosen and rejected [P, 2], their
-        log-probabilities [P, 2], and for each pair the mean over its tokens of KL(aligned || base)
-        [P] and of ||alpha * a|| [P]; float64, on the CPU.
+        One for each alpha.
     """
     base = CachedBase(reader, device, dtype)
-    found: list[list[tuple[Tensor, ...]]] = [[] for _ in alphas]
+    parts: list[list[PairScores]] = [[] for _ in alphas]
     with progress_bar(sum(wanted), "Evaluating", "pair") as bar:
         for number in range(reader.plan.blocks):
             if not any(wanted[pair] for pair in reader.plan.pairs_of(number)):
@@ -57,15 +78,11 @@ def tally_pairs(
             for at in range(0, len(inside), _PAIRS_AT_ONCE):
                 some = inside[at : at + _PAIRS_AT_ONCE]
                 batch = collate(some, reader.manifest, len(some)).to(device)
-                scored = _score(head, batch, base, alphas, dtype)
-                for tally, result in zip(found, scored, strict=True):
-                    tally.append(result)
+                scores = _score(head, batch, base, alphas, dtype)
+                for of_alpha, part in zip(parts, scores, strict=True):
+                    of_alpha.append(part)
                 bar.update(len(some))
-    return [
-        (parts[0], parts[1], parts[2], parts[3])
-        for tally in found
-        for parts in [[torch.cat(column) for column in zip(*tally, strict=True)]]
-    ]
+    return [PairScores.concatenate(of_alpha) for of_alpha in parts]
 
 
 def _score(
@@ -74,11 +91,11 @@ def _score(
     base: CachedBase,
     alphas: Sequence[float],
     dtype: torch.dtype,
-) -> list[tuple[Tensor, ...]]:
+) -> list[PairScores]:
     logits = base.logits(batch)
     labels = batch.labels.long()
     device = labels.device
-    with _computing_in(dtype, device):
+    with _autocast(dtype, device):
         features = head.features(batch.states)
     if not features.isfinite().all():
         raise UsageError(
@@ -91,35 +108,42 @@ def _score(
     at_once = max(1, CHUNK_ELEMENTS // head.config.vocab_size)
     for start in range(0, len(labels), at_once):
         piece = slice(start, min(len(labels), start + at_once))
-        with _computing_in(dtype, device):
+        with _autocast(dtype, device):
             vector_CV = head.project(features[piece]).float()
         base_CV = logits.chunk(piece.start, piece.stop)
         base_log_CV = base_CV.log_softmax(-1)
         picked = labels[piece, None]
-        found = [
+        values = [
             torch.linalg.vector_norm(vector_CV, dim=-1),
             base_log_CV.gather(-1, picked)[:, 0],
         ]
         for alpha in alphas:
             log_CV = torch.log_softmax(base_CV + alpha * vector_CV, -1)
-            found += [
+            values += [
                 log_CV.gather(-1, picked)[:, 0],
                 F.kl_div(base_log_CV, log_CV, reduction="none", log_target=True).sum(-1),
             ]
-        parts.append(torch.stack(found).cpu())
+        parts.append(torch.stack(values).cpu())
     norm, base_logp, *of_alphas = torch.cat(parts, dim=-1).double()
     sums_of = dataclasses.replace(batch, rows={}, offsets=batch.offsets.cpu()).response_sums
     lengths = batch.offsets.cpu()
     lengths = (lengths[2::2] - lengths[:-1:2]).double()
     base_sums = torch.stack(sums_of(base_logp), dim=-1)
-    results: list[tuple[Tensor, ...]] = []
+    results: list[PairScores] = []
     for alpha, logp, kl in zip(alphas, of_alphas[::2], of_alphas[1::2], strict=True):
         sums = torch.stack(sums_of(logp), dim=-1)
         kl_sum, norm_sum = torch.add(*sums_of(kl)), torch.add(*sums_of(norm * abs(alpha)))
-        results.append((sums - base_sums, sums, kl_sum / lengths, norm_sum / lengths))
+        results.append(
+            PairScores(
+                gains=sums - base_sums,
+                logps=sums,
+                kl=kl_sum / lengths,
+                vector_norm=norm_sum / lengths,
+            )
+        )
     return results
 
 
-def _computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    narrow = dtype != torch.float32
-    return torch.autocast(device.type, dtype if narrow else torch.bfloat16, enabled=narrow)
+def _autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    lowp = dtype != torch.float32
+    return torch.autocast(device.type, dtype if lowp else torch.bfloat16, enabled=lowp)

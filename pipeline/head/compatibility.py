@@ -1,4 +1,4 @@
-"""Which things belong together: caches, heads and base models, judged by their manifests."""
+"""Whether caches, heads and base models fit each other, by their manifests."""
 
 from mav.cache_schema.errors import MismatchError
 from mav.cache_schema.manifest import BaseModelRecord, Manifest, StatesRecord
@@ -13,7 +13,7 @@ def check_vocabulary(
     *,
     other_tokenizer: bool | None = None,
 ) -> None:
-    """Refuse a base whose tokens mean something else than those the head was trained for.
+    """Refuse a base whose tokens have another meaning than those the head was trained with.
 
     Args:
         expected: The base of the cache the head was trained from.
@@ -21,7 +21,7 @@ def check_vocabulary(
         what_expects: Name of the thing that expects, for the message.
         what_got: Name of the thing that was got.
         other_tokenizer: Whether the user allows another tokenizer of the same size; None where
-            there is no such choice.
+            that is not an option.
 
     Raises:
         MismatchError: The vocabularies differ in size or in content.
@@ -30,7 +30,7 @@ def check_vocabulary(
         raise MismatchError(
             f"{what_expects} was made for a vocabulary of {expected.vocab_size} tokens "
             f"({expected.id}), but {what_got} has {got.vocab_size} ({got.id}). An alignment "
-            f"vector has one entry a token; train a head for this base."
+            f"vector has one entry per token; train a head for this base."
         )
     choice = other_tokenizer is not None
     if got.tokenizer_digest != expected.tokenizer_digest and not other_tokenizer:
@@ -45,6 +45,12 @@ def check_vocabulary(
 
 def check_features(expected: Manifest, got: Manifest, what_expects: str, what_got: str) -> None:
     """Refuse a cache whose states or tokens are not what a head reads.
+
+    Args:
+        expected: The manifest of the cache that the head was trained from.
+        got: The manifest of the other cache.
+        what_expects: Name of the head, for the message.
+        what_got: Name of the other cache.
 
     Raises:
         MismatchError: Vocabulary, number of layers or pooled size differ.
@@ -67,7 +73,12 @@ def check_features(expected: Manifest, got: Manifest, what_expects: str, what_go
 def map_layers(
     states: StatesRecord, trained_on: BaseModelRecord, other: BaseModelRecord
 ) -> tuple[int, ...]:
-    """Return the layers a head reads on a base: the same choice, by strategy, at another depth.
+    """Return the layers a head reads on a base, which the same strategy chooses at its depth.
+
+    Args:
+        states: The states of the cache that the head was trained from.
+        trained_on: The base of that cache.
+        other: The base to read them on.
 
     Raises:
         MismatchError: The layers were chosen by index, and the base has another depth.

@@ -69,7 +69,7 @@ def save_head(
         HeadError: safetensors cannot hold the weights; likewise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)  # or weights that a killed writer left could not be told from the new ones
+    _settle(folder)  # or what a killed writer left could be taken for the new weights
     try:
         partial = partial_name(folder / WEIGHTS)
         write_tensors(partial, head.state_dict() if weights is None else weights)
@@ -121,7 +121,16 @@ def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> d
 def load_head(
     path_or_hub_id: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> StoredHead:
-    """Load a head and its origin; see `AlignmentHead.from_pretrained`."""
+    """Load a head and its origin.
+
+    Args:
+        path_or_hub_id: As in `AlignmentHead.from_pretrained`.
+        dtype: Element type to load it in.
+        device: Where to put it.
+
+    Raises:
+        HeadError: There is no head, or its files are not those of a head.
+    """
     folder = find_head(path_or_hub_id)
     config, origin = read_head_config(folder)
     head = head_in(folder, config, dtype=dtype, device=device)

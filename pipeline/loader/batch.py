@@ -1,7 +1,4 @@
-"""Batches of cached pairs: tokens packed one after the other, with offsets, no padding.
-
-Shape legend: P pairs, N response tokens of all of them, K layers, W stored width, H hidden.
-"""
+"""Batches of cached pairs: tokens packed one after the other, with offsets, no padding."""
 
 import dataclasses
 import math
@@ -77,38 +74,43 @@ class Batch:
         return dataclasses.replace(self, rows=pinned, offsets=self.offsets.pin_memory())
 
     def response_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum per-token values [N] over each answer; return chosen [P] and rejected [P]."""
-        answer = torch.repeat_interleave(
+        """Sum per-token values [N] over each response; return chosen [P] and rejected [P]."""
+        response = torch.repeat_interleave(
             torch.arange(2 * self.pairs, device=values.device),
             self.offsets.diff(),
-            output_size=len(values),  # known here, so that no device is waited for
+            output_size=len(values),  # or the device would have to be waited for
         )
-        sums = values.new_zeros(2 * self.pairs).index_add(0, answer, values)
+        sums = values.new_zeros(2 * self.pairs).index_add(0, response, values)
         return sums[0::2], sums[1::2]
 
 
 class BatchMemory:
-    """A pool of batch buffers: memory of batches that are gone is used for the next ones.
+    """A pool of buffers that batches leave to the next ones.
 
-    Batches are large enough for the system to take their memory back at once, and memory that is
-    new to a process takes longer to make than to fill.
+    Batches are so large that freed memory goes back to the system at once, and faulting in new
+    memory takes longer than filling it.
     """
 
     def __init__(self) -> None:
         self._buffers: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[Any]]]] = []
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an uninitialised array; its buffer is reused once the array is gone.
+        """Return an uninitialised array; its buffer is reused once the array is garbage-collected.
 
-        Tensors made of it keep it alive, and so do their views; NumPy views of it do not.
+        Tensors made of the array keep the buffer in use, and so do their views; NumPy views of the
+        array do not.
+
+        Args:
+            shape: Its shape.
+            dtype: Its type.
         """
         size = math.prod(shape) * dtype.itemsize
-        for number, (buffer, given) in enumerate(self._buffers):
-            if size <= len(buffer) <= 2 * size and given() is None:
+        for number, (buffer, user) in enumerate(self._buffers):
+            if size <= len(buffer) <= 2 * size and user() is None:
                 del self._buffers[number]
                 break
         else:
-            # Somewhat larger, for the next batch has a few tokens more or less.
+            # Somewhat larger, since the next batch may have a few tokens more.
             buffer = np.empty(size * 5 // 4, np.uint8)
         array = buffer[:size].view(dtype).reshape(shape)
         self._buffers = [*self._buffers[-_MOST_BUFFERS:], (buffer, weakref.ref(array))]
@@ -127,7 +129,7 @@ def collate(
         pairs: The pairs, at least one.
         manifest: The cache's manifest, for the types of its arrays.
         step_pairs: See `Batch`.
-        memory: Where to take memory from; new memory if None.
+        memory: Pool to take memory from; new memory if None.
     """
     spans = [
         (block, int(block.offsets[2 * index]), int(block.offsets[2 * index + 2]))
@@ -158,12 +160,12 @@ def empty_like(batch: Batch) -> Batch:
     )
 
 
-def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _promoted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(torch.promote_types(tensor.dtype, dtype))
 
 
 class CachedBase:
-    """The base model as the cache has it: logits for any batch, without the model.
+    """The base model as the cache stores it: logits for any batch, without the model.
 
     Attributes:
         manifest: The cache's manifest.
@@ -185,7 +187,7 @@ class CachedBase:
         self._unembedding: Unembedding | None = None
         if logits.encoding == "factored":
             stored = {
-                name: _widened(from_stored(values, self.manifest.states.dtype), dtype)
+                name: _promoted(from_stored(values, self.manifest.states.dtype), dtype)
                 for name, values in reader.read_unembedding().items()
             }
             self._unembedding = Unembedding(
@@ -196,7 +198,7 @@ class CachedBase:
             ).to(device)
 
     def logits(self, batch: Batch) -> BaseLogits:
-        """Return the base's logits for a batch, to be had in chunks."""
+        """Return the base's logits for a batch, which are computed in chunks."""
         if self._unembedding is not None:
             layer = self.manifest.final_state_layer
             final = batch.rows["final_hidden_state"] if layer is None else batch.states[:, layer]

@@ -1,8 +1,8 @@
 """Streaming cached pairs in the order of an epoch, with memory bounded by two windows of blocks.
 
 Whole blocks are read, by threads, a window ahead of the one that batches are made of. Reading,
-decompression and copying let other Python threads run (checksums do not), so threads keep up with
-disks and need none of what worker processes cost: copies between processes, shared memory, a fork.
+decompression and copying release the GIL (checksums do not), so threads keep up with disks without
+the costs of worker processes: copies between processes, shared memory, a fork.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,8 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mav.cache_schema.reader import Block, BlockMemory, CacheReader
 from mav.pipeline.loader.batch import Batch, BatchMemory, collate, empty_like
-from mav.pipeline.loader.sampler import WINDOW_BLOCKS, EpochOrder, StepLayout, order_epoch
-from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.loader.sampler import EpochOrder
 
 _BATCHES_AHEAD: Final = 4
 _LOOK_SECONDS: Final = 0.2
@@ -43,98 +41,75 @@ class CachedPreferenceDataset(IterableDataset[Batch]):
     """The micro-batches of one process for one epoch.
 
     Every step gives exactly `grad_accum` of them; in the last step of an epoch some may be empty.
-    No pair is dropped and none is seen twice. It may be given to a `DataLoader` with
-    `batch_size=None` and any number of workers, which changes nothing about the order;
-    `prefetch` is quicker.
+    No pair is dropped or repeated. A `DataLoader` with `batch_size=None` may read it with any
+    number of workers, which does not change the order; `prefetch` is faster.
 
     Attributes:
-        location: Folder or URL of the cache.
+        reader: The cache.
+        order: The order of the epoch.
         workers: Threads that read.
     """
 
     def __init__(
         self,
-        location: str | Path,
-        subset: PairSubset,
-        shape: StepLayout,
+        reader: CacheReader,
+        order: EpochOrder,
         *,
-        seed: int,
-        epoch: int,
         first_step: int = 0,
-        window_blocks: int = WINDOW_BLOCKS,
         workers: int = 0,
         memory: StreamMemory | None = None,
     ) -> None:
-        """Describe the stream; nothing is opened until it is iterated.
+        """Describe the stream; no block is read until it is iterated.
 
         Args:
-            location: Folder or URL of the cache.
-            subset: Which of its pairs.
-            shape: How steps are shared out.
-            seed: Seed of the order.
-            epoch: Epoch, counted from 0.
-            first_step: Steps of this epoch to leave out at its beginning.
-            window_blocks: Blocks that are mixed; up to twice as many are in memory.
+            reader: The cache.
+            order: The order of the epoch. Up to two of its windows of blocks are in memory.
+            first_step: Steps to leave out at its beginning.
             workers: Threads that read ahead; with 0 nothing is read before it is needed.
-            memory: Memory of an earlier stream that is done.
+            memory: Memory of an earlier stream that has ended.
         """
         super().__init__()
-        self.location = location
+        self.reader = reader
+        self.order = order
         self.workers = workers
-        self._subset = subset
-        self._shape = shape
-        self._seed = seed
-        self._epoch = epoch
         self._first_step = first_step
-        self._window_blocks = window_blocks
         self._memory = memory
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = CacheReader(self.location)
-        order = order_epoch(
-            reader.plan,
-            in_subset(reader.prompt_id, self._subset, reader.set_apart),
-            self._shape,
-            seed=self._seed,
-            epoch=self._epoch,
-            window_blocks=self._window_blocks,
-        )
         # Workers of a DataLoader take turns, batch by batch.
         info = get_worker_info()
         turn, turns = (0, 1) if info is None else (info.id, info.num_workers)
-        slots = [
-            (step, self._shape.slot(micro))
-            for step in range(self._first_step, order.steps)
-            for micro in range(self._shape.grad_accum)
+        layout = self.order.layout
+        places = [
+            (step, layout.micro_batch_index(number))
+            for step in range(self._first_step, self.order.steps)
+            for number in range(layout.grad_accum)
         ]
         memory = self._memory or StreamMemory()
-        with contextlib.closing(_HeldBlocks(reader, order, self.workers, memory.blocks)) as held:
-            for step, slot in slots[turn::turns]:
-                yield _micro_batch(held, reader, order, step, slot, memory.batches)
+        held = _HeldBlocks(self.reader, self.order, self.workers, memory.blocks)
+        with contextlib.closing(held):
+            for step, index in places[turn::turns]:
+                yield self._micro_batch(held, step, index, memory.batches)
 
-
-def _micro_batch(
-    held: "_HeldBlocks",
-    reader: CacheReader,
-    order: EpochOrder,
-    step: int,
-    slot: int,
-    memory: BatchMemory,
-) -> Batch:
-    bounds = order.slot_start[step]
-    step_pairs = int(bounds[-1] - bounds[0])
-    first, end = int(bounds[slot]), int(bounds[slot + 1])
-    if first < end:
-        return collate(held.pairs(range(first, end)), reader.manifest, step_pairs, memory)
-    # A process that has no pair left in a step still takes part in it. What is taken for the
-    # shapes lies as late in the step as can be, for places never go back.
-    some_place = max(int(bounds[0]), first - 1)
-    some = held.pairs(range(some_place, some_place + 1))
-    return empty_like(collate(some, reader.manifest, step_pairs))
+    def _micro_batch(
+        self, held: "_HeldBlocks", step: int, index: int, memory: BatchMemory
+    ) -> Batch:
+        bounds, manifest = self.order.micro_batch_start[step], self.reader.manifest
+        step_pairs = int(bounds[-1] - bounds[0])
+        first, end = int(bounds[index]), int(bounds[index + 1])
+        if first < end:
+            return collate(held.pairs(range(first, end)), manifest, step_pairs, memory)
+        # A process that has no pair left in a step still takes part in it. The pair that gives the
+        # shapes is as late in the step as possible, since blocks before it may have been released.
+        sample = max(int(bounds[0]), first - 1)
+        return empty_like(collate(held.pairs(range(sample, sample + 1)), manifest, step_pairs))
 
 
 class _HeldBlocks:
-    """The blocks in memory: those of the window that batches are made of, and of the next one."""
+    """The blocks in memory: those of the window that batches are made of, and of the next one.
+
+    A block's memory is reused only when its window is past and no thread is filling it.
+    """
 
     def __init__(
         self, reader: CacheReader, order: EpochOrder, workers: int, free: list[BlockMemory]
@@ -146,22 +121,22 @@ class _HeldBlocks:
         self._free = free
 
     def pairs(self, places: range) -> list[tuple[Block, int]]:
-        """Return the pairs at these places of the order, each as its block and its index there.
+        """Return the pairs at these places of the order, each as its block and its index in it.
 
-        What is returned is good until the next call. Places never go back.
+        The blocks are valid until the next call. Places never go back.
         """
         order = self._order
         self._move_to(int(order.window_of[places.start]))
         pairs = order.pairs[places.start : places.stop]
         blocks = np.searchsorted(self._reader.plan.block_start, pairs, side="right") - 1
-        found = []
+        located = []
         for place, pair, number in zip(places, pairs.tolist(), blocks.tolist(), strict=True):
-            block = self._ask_for(int(order.window_of[place]), number).result()
-            found.append((block, pair - block.pairs.start))
-        return found
+            block = self._request(int(order.window_of[place]), number).result()
+            located.append((block, pair - block.pairs.start))
+        return located
 
     def close(self) -> None:
-        """Stop reading, and leave the memory to others."""
+        """Stop reading, and release the memory."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._free += [memory for _, memory in self._held.values()]
@@ -169,15 +144,15 @@ class _HeldBlocks:
     def _move_to(self, window: int) -> None:
         for key in [key for key in self._held if key[0] < window]:
             future, memory = self._held.pop(key)
-            # Where a thread is still filling it, it is nobody's but that thread's.
+            # Memory that a thread is still filling is left to that thread.
             if future.cancel() or future.done():
                 self._free.append(memory)
         if self._pool is not None:
             for ahead in range(window, min(window + 2, len(self._order.blocks))):
                 for number in self._order.blocks[ahead].tolist():
-                    self._ask_for(ahead, number)
+                    self._request(ahead, number)
 
-    def _ask_for(self, window: int, number: int) -> Future[Block]:
+    def _request(self, window: int, number: int) -> Future[Block]:
         if (window, number) not in self._held:
             memory = self._free.pop() if self._free else BlockMemory()
             if self._pool is not None:
@@ -200,13 +175,13 @@ def prefetch(stream: CachedPreferenceDataset, *, pinned: bool = False) -> Iterat
         CacheError: The cache is damaged.
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
-    left = threading.Event()
-    # Each thread has a current accelerator of its own, the first one at the beginning.
+    abandoned = threading.Event()
+    # The current accelerator is a setting of each thread, at first the first device.
     on_card = pinned and torch.accelerator.is_available()
     current = torch.accelerator.current_device_index() if on_card else None
 
     def put(item: Batch | BaseException | None) -> None:
-        while not left.is_set():
+        while not abandoned.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=_LOOK_SECONDS)
                 return
@@ -217,7 +192,7 @@ def prefetch(stream: CachedPreferenceDataset, *, pinned: bool = False) -> Iterat
                 torch.accelerator.set_device_index(current)
             for batch in stream:
                 put(batch.pin_memory() if pinned else batch)
-                if left.is_set():
+                if abandoned.is_set():
                     return
             put(None)
         except BaseException as error:
@@ -231,5 +206,5 @@ def prefetch(stream: CachedPreferenceDataset, *, pinned: bool = False) -> Iterat
                 raise item
             yield item
     finally:
-        left.set()
+        abandoned.set()
         maker.join()

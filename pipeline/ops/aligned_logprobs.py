@@ -9,8 +9,7 @@ token's running log-sum-exp; backward computes a tile again, now knowing the who
 finishes the gradient of those rows of W at once. So W and its gradient are passed over once each.
 The first tiles, up to a fixed amount of memory, are kept and not computed again.
 
-Shape legend: N tokens, E features, V vocabulary, C tokens of a tile, D entries of the vocabulary
-of a tile.
+Letters of shapes are in CONTRIBUTING.md; here the features x are the E inputs of the last layer.
 """
 
 from collections.abc import Iterator
@@ -122,28 +121,28 @@ class _AlignedLogprobs(torch.autograd.Function):
         wants_base: bool,
         tiling: Tiling,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        total = torch.full((len(features),), -torch.inf, dtype=wide, device=features.device)
+        acc_dtype = torch.promote_types(weight.dtype, torch.float32)
+        total = torch.full((len(features),), -torch.inf, dtype=acc_dtype, device=features.device)
         picked, norm = torch.zeros_like(total), torch.zeros_like(total)
         base_total, base_picked = total.clone(), torch.zeros_like(total)
-        logsumexp = _LogSumExp(tiling, wide, features.device)
-        kept, room = [], tiling.kept_elements if any(ctx.needs_input_grad) else 0
-        # The autocast that may be on would cast what is chosen with care here.
+        logsumexp = _LogSumExp(tiling, acc_dtype, features.device)
+        kept, left = [], tiling.kept_elements if any(ctx.needs_input_grad) else 0
+        # An autocast that is on would change the types that are chosen here.
         with torch.autocast(features.device.type, enabled=False):
-            cast = projection.narrow()
-            work = _Work(features.to(cast.dtype), cast, bias, base, wide)
+            compute_weight = projection.compute_weight()
+            work = _Work(features.to(compute_weight.dtype), compute_weight, bias, base, acc_dtype)
             for rows, columns in tiling.tiles(len(features), len(weight)):
-                here, place = _labels_in(labels[rows], columns)
+                in_tile, local_index = _labels_in(labels[rows], columns)
                 logits_CD = base.chunk(rows.start, rows.stop, columns)
                 if wants_base:
-                    base_picked[rows] += logits_CD.gather(-1, place).squeeze(-1) * here
+                    base_picked[rows] += logits_CD.gather(-1, local_index).squeeze(-1) * in_tile
                     base_total[rows] = torch.logaddexp(base_total[rows], logsumexp(logits_CD))
                 tile = work.compute(rows, columns, logits_CD)
                 norm[rows] += tile.squared_norm
-                picked[rows] += tile.logits.gather(-1, place).squeeze(-1) * here
+                picked[rows] += tile.logits.gather(-1, local_index).squeeze(-1) * in_tile
                 total[rows] = torch.logaddexp(total[rows], logsumexp(tile.logits))
-                room -= tile.logits.numel()
-                if room >= 0:
+                left -= tile.logits.numel()
+                if left >= 0:
                     kept.append(tile)
         ctx.save_for_backward(labels, total)
         ctx.work, ctx.kept, ctx.tiling, ctx.projection = work, kept, tiling, projection
@@ -169,8 +168,8 @@ class _AlignedLogprobs(torch.autograd.Function):
                 # d logp / d a = onehot(y) - softmax(z + a);  d n / d a = 2 a
                 grad = tile.logits.sub_(total[rows, None]).exp_().mul_(-grad_logp[rows, None])
                 grad.addcmul_(work.vector(tile.product, columns), 2 * grad_norm[rows, None])
-                here, place = _labels_in(labels[rows], columns)
-                grad.scatter_add_(-1, place, (grad_logp[rows] * here)[:, None])
+                in_tile, local_index = _labels_in(labels[rows], columns)
+                grad.scatter_add_(-1, local_index, (grad_logp[rows] * in_tile)[:, None])
                 grads.add(rows, columns, grad)
         return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 5
 
@@ -186,16 +185,22 @@ class _Tile:
 
 @dataclass(frozen=True)
 class _Work:
-    """What tiles are computed from: x and W as the products take them, b, z; wide is the rest."""
+    """What tiles are computed from: x, W (in the products' type), b, z, and the type of sums."""
 
     features: Tensor
     weight: Tensor
     bias: Tensor
     base: BaseLogits
-    wide: torch.dtype
+    acc_dtype: torch.dtype
 
     def compute(self, rows: slice, columns: slice, base_CD: Tensor | None = None) -> _Tile:
-        """Compute a tile, of the base's logits if they are at hand."""
+        """Compute a tile.
+
+        Args:
+            rows: Its tokens.
+            columns: Its part of the vocabulary.
+            base_CD: The base's logits for it, where they are known.
+        """
         if base_CD is None:
             base_CD = self.base.chunk(rows.start, rows.stop, columns)
         product = F.linear(self.features[rows], self.weight[columns])
@@ -206,7 +211,7 @@ class _Work:
 
     def vector(self, product: Tensor, columns: slice) -> Tensor:
         """Return a_t [C, D]."""
-        return product.to(self.wide, copy=True).add_(self.bias[columns])
+        return product.to(self.acc_dtype, copy=True).add_(self.bias[columns])
 
 
 class _Gradients:
@@ -215,42 +220,48 @@ class _Gradients:
     def __init__(self, projection: Projection, work: _Work, tiling: Tiling) -> None:
         self._projection = projection
         self._work = work
-        self.features = torch.zeros_like(work.features, dtype=work.wide)
-        if projection.accumulates:
+        self.features = torch.zeros_like(work.features, dtype=work.acc_dtype)
+        if projection.accumulates_grad:
             weight, bias = projection.weight.grad, projection.bias.grad
             assert weight is not None, "a projection that accumulates has gradients"
             assert bias is not None, "a projection that accumulates has gradients"
         else:
-            weight = torch.zeros_like(work.weight, dtype=work.wide)
-            bias = torch.zeros_like(work.bias, dtype=work.wide)
+            weight = torch.zeros_like(work.weight, dtype=work.acc_dtype)
+            bias = torch.zeros_like(work.bias, dtype=work.acc_dtype)
         self._weight, self._bias = weight, bias
-        # Products of narrow factors, before they are added to wide sums.
+        # Products in the compute type, before they are added to sums in the accumulation type.
         self._to_features = torch.empty_like(work.features[: tiling.tokens])
         self._to_weight = torch.empty_like(work.weight[: tiling.columns])
 
     def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
-        """Add a tile of the gradient of the alignment vectors, [C, D]."""
+        """Add a tile of the gradient of the alignment vectors.
+
+        Args:
+            rows: Its tokens.
+            columns: Its part of the vocabulary.
+            grad: The gradient, [C, D].
+        """
         work = self._work
-        thin = grad.to(work.weight.dtype)
-        product = torch.mm(thin, work.weight[columns], out=self._to_features[: len(thin)])
+        grad_lowp = grad.to(work.weight.dtype)
+        product = torch.mm(grad_lowp, work.weight[columns], out=self._to_features[: len(grad_lowp)])
         _add(self.features[rows], product)
         # On a CPU, copying the transpose first makes the product twice as fast.
-        turned = thin.t().contiguous()
-        product = torch.mm(turned, work.features[rows], out=self._to_weight[: len(turned)])
+        grad_T = grad_lowp.t().contiguous()
+        product = torch.mm(grad_T, work.features[rows], out=self._to_weight[: len(grad_T)])
         _add(self._weight[columns], product)
         self._bias[columns] += grad.sum(0)
 
     def for_autograd(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return what autograd is to accumulate: nothing where it is where it belongs."""
+        """Return the gradients for autograd, or None where they are accumulated already."""
         layer = self._projection
-        if layer.accumulates:
+        if layer.accumulates_grad:
             return None, None
         return self._weight.to(layer.weight.dtype), self._bias.to(layer.bias.dtype)
 
 
 def _add(total: Tensor, product: Tensor) -> None:
-    """Add a narrow product to a wide sum, without a wide copy of all of it at once."""
-    # Elsewhere than on a CPU the types are mixed in one pass, which makes no such copy.
+    """Add a product to a sum of a wider type, without a copy of all of it in that type."""
+    # Other devices than CPUs add mixed types in one pass, without such a copy.
     step = _ROWS_AT_ONCE if total.device.type == "cpu" else max(1, len(total))
     for start in range(0, len(total), step):
         total[start : start + step] += product[start : start + step]
@@ -260,17 +271,17 @@ class _LogSumExp:
     """Log sum exp over the vocabulary of tiles; on a CPU torch's own takes eight times as long."""
 
     def __init__(self, tiling: Tiling, dtype: torch.dtype, device: torch.device) -> None:
-        # Memory that is new to a process costs more than what is computed in it.
-        self._room = torch.empty(tiling.tokens * tiling.columns, dtype=dtype, device=device)
+        # Allocating a new buffer costs more than what is computed in it.
+        self._buffer = torch.empty(tiling.tokens * tiling.columns, dtype=dtype, device=device)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return it for logits [C, D], as [C]."""
         most = logits.amax(-1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
-        room = self._room[: logits.numel()].view(logits.shape)
-        return torch.sub(logits, most, out=room).exp_().sum(-1).log_().add_(most[:, 0])
+        buffer = self._buffer[: logits.numel()].view(logits.shape)
+        return torch.sub(logits, most, out=buffer).exp_().sum(-1).log_().add_(most[:, 0])
 
 
 def _labels_in(labels: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Return which labels [C] lie in the columns, and [C, 1] where; 0 for those that do not."""
-    here = (labels >= columns.start) & (labels < columns.stop)
-    return here, torch.where(here, labels - columns.start, 0)[:, None]
+    in_tile = (labels >= columns.start) & (labels < columns.stop)
+    return in_tile, torch.where(in_tile, labels - columns.start, 0)[:, None]

@@ -23,7 +23,7 @@ class BaseLogits(Protocol):
     """Logits of N tokens, given piece by piece."""
 
     def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
-        """Return float32 logits on the compute device, the caller's to change.
+        """Return float32 logits on the compute device, which may be modified in place.
 
         Args:
             start: First token.
@@ -141,7 +141,7 @@ class TopKLogits:
             kept = ids == label
             outside = ~kept.any(-1)
             exact = torch.where(outside, self.label_logprobs[rows] + total, (logits * kept).sum(-1))
-            # What the label takes is no longer the others' to share.
+            # The other tokens share what the label leaves.
             share = torch.exp(exact - rest).clamp(max=_MOST_OF_THE_REST)
             rest = torch.where(outside, rest + torch.log1p(-share), rest)
             others = others - outside.to(others.dtype)

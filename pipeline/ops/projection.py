@@ -1,21 +1,21 @@
-"""The last layer of a head while it is trained."""
+"""The last layer of a head in training."""
 
 import torch
 from torch import Tensor
 
 
 class Projection:
-    """The last layer of a head in training, with memory that outlives a step.
+    """The last layer of a head in training, with buffers that outlive a step.
 
-    The weight is the largest tensor there is. Its narrow copy is made once per step and not once a
-    micro-batch, and its gradient is accumulated in place rather than allocated again:
-    gigabytes of memory new to a process cost more than computing what goes into them.
+    The weight is the largest tensor there is. Its copy in the compute type is made once per step
+    and not once per micro-batch, and its gradient is accumulated in place: allocating
+    gigabytes again costs more than computing what goes into them.
 
     Attributes:
         weight: W [V, E].
         bias: b [V].
-        accumulates: Whether the backward pass adds to `weight.grad` and `bias.grad`, which must
-            exist, by itself. Wrappers that communicate gradients need autograd to do it instead.
+        accumulates_grad: Whether the backward pass itself adds to `weight.grad` and `bias.grad`,
+            which must exist. Wrappers that communicate gradients need autograd to do it instead.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Projection:
         bias: Tensor,
         compute_dtype: torch.dtype | None = None,
         *,
-        accumulates: bool = False,
+        accumulates_grad: bool = False,
     ) -> None:
         """Describe the layer.
 
@@ -33,30 +33,30 @@ class Projection:
             bias: b [V].
             compute_dtype: Type of the matrix products; that of `weight` if None. Everything else
                 is in float32, or float64 where the weight is.
-            accumulates: See the attribute.
+            accumulates_grad: See the attribute.
         """
         self.weight = weight
         self.bias = bias
-        self.accumulates = accumulates
+        self.accumulates_grad = accumulates_grad
         self._dtype = compute_dtype or weight.dtype
-        self._narrow: Tensor | None = None
+        self._compute_weight: Tensor | None = None
         self._is_current = False
 
-    def narrow(self) -> Tensor:
-        """Return the weight as the products take it."""
+    def compute_weight(self) -> Tensor:
+        """Return the weight in the type of the products, [V, E]."""
         weight = self.weight.detach()
         if weight.dtype == self._dtype:
             return weight
-        if self._narrow is None:
-            self._narrow = torch.empty_like(weight, dtype=self._dtype)
+        if self._compute_weight is None:
+            self._compute_weight = torch.empty_like(weight, dtype=self._dtype)
         if not self._is_current:
-            self._narrow.copy_(weight)
+            self._compute_weight.copy_(weight)
             self._is_current = True
-        return self._narrow
+        return self._compute_weight
 
     def weight_changed(self) -> None:
-        """Make the low-precision copy again when it is next used.
+        """Mark the copy in the compute type as outdated; call this after every optimizer step.
 
-        To be called after every change: fused optimizers do not bump the version counter.
+        Fused optimizers do not bump a tensor's version counter, so a change cannot be noticed.
         """
         self._is_current = False

@@ -33,6 +33,11 @@ def pool_states(states: Tensor, size: int) -> Tensor:
 def require_holds(tensor: Tensor, dtype: str, what: str) -> None:
     """Refuse to store finite values that a type has no numbers for.
 
+    Args:
+        tensor: The values.
+        dtype: The type they are to be stored in.
+        what: What they are, for the message.
+
     Raises:
         BaseModelError: They overflow, naming `what`.
     """

@@ -1,4 +1,4 @@
-"""What a training run is asked for, with all that follows from the cache and the device settled."""
+"""Options of a training run whose default depends on the cache or the device."""
 
 import dataclasses
 import logging
@@ -61,9 +61,9 @@ def _expansion_size(manifest: Manifest) -> int:
     layers, pooled = len(manifest.states.layers), manifest.states.pooled_size
     size = default_expansion_size(base, layers, pooled)
     if size != PUBLISHED_EXPANSION_SIZE:
-        told = "" if base.parameters is not None else "about "
+        approximately = "" if base.parameters is not None else "about "
         _log.info(
-            f"--expansion-size {size}, for a head of at most a third of the base's {told}"
+            f"--expansion-size {size}, for a head of at most a third of the base's {approximately}"
             f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
         )
     return size

@@ -1,11 +1,18 @@
-"""Metrics of a training run: a JSON-lines file, read as far as it is not damaged."""
+"""Where metrics of a training run go: a file of JSON lines, and a tracker."""
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.choices import Tracker
 from mav.pipeline.runtime.durable_files import write_file
+
+if TYPE_CHECKING:  # reports read logs, and need not load what training does
+    from accelerate import Accelerator
+
 
 METRICS: Final = "metrics.jsonl"
 
@@ -26,14 +33,14 @@ class LogLine:
 
 
 def read_lines(path: Path) -> tuple[list[LogLine], int]:
-    """Read a log; return its lines, and how many more there are that are not metrics.
+    """Read a log; return its lines, and how many others are not metrics.
 
     A killed run may leave half a line at the end, and a power failure zeros anywhere.
 
     Raises:
         OSError: It cannot be read at all.
     """
-    found: list[LogLine] = []
+    lines: list[LogLine] = []
     unreadable = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -43,8 +50,8 @@ def read_lines(path: Path) -> tuple[list[LogLine], int]:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             unreadable += 1
             continue
-        found.append(LogLine(step=step, values=values, text=text))
-    return found, unreadable
+        lines.append(LogLine(step=step, values=values, text=text))
+    return lines, unreadable
 
 
 class MetricsLog:
@@ -55,7 +62,12 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open the log of a run that goes on after `first_step`; later lines are taken out."""
+        """Open the log of a run, without lines of later steps than it goes on from.
+
+        Args:
+            folder: Folder of the run.
+            first_step: Steps already taken; with 0 the log is empty.
+        """
         self.path = folder / METRICS
         lines = read_lines(self.path)[0] if first_step and self.path.is_file() else []
         kept = "".join(f"{line.text}\n" for line in lines if line.step <= first_step)
@@ -65,3 +77,32 @@ class MetricsLog:
         """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def require_tracker(name: "Tracker") -> None:
+    """Refuse a tracker whose package is not installed; accelerate would go on without it.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UsageError(f"--report-to {name} needs its package: pip install {name}")
+
+
+def start_tracker(
+    accelerator: "Accelerator", name: "Tracker", first_step: int, settings: dict[str, Any]
+) -> None:
+    """Start or resume a run of a tracker.
+
+    Args:
+        accelerator: Made with `log_with` naming the tracker.
+        name: The tracker.
+        first_step: Steps already taken; TensorBoard drops later ones.
+        settings: The options that decide the run.
+    """
+    if name == "tensorboard":
+        # It would show settings as a run of their own.
+        purged = {"tensorboard": {"purge_step": first_step + 1}}
+        accelerator.init_trackers("tensorboard", init_kwargs=purged)
+    elif name != "none":
+        accelerator.init_trackers("mav", config=settings)

@@ -1,10 +1,10 @@
-r"""What a head is trained to do.
+r"""The objectives of training, and the model that computes them.
 
-All objectives look at log-probabilities of whole answers under the aligned model,
+All objectives use log-probabilities of whole responses under the aligned model,
 
     log pi(y) = sum_t log softmax(z_base,t + a_t)[y_t],
 
-of the chosen answer w and the rejected answer l.
+of the chosen response w and the rejected response l.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Objective:
     - `dpo`: -log sigmoid(beta * ((log pi(w) - log pi(l)) - (log pi_base(w) - log pi_base(l)))),
       Rafailov et al. 2023, "Direct Preference Optimization", equation 7. The base's
       logits are at hand, so the reference costs one more sum over them.
-    - Both add lambda_l2 times the mean, over the response tokens of both answers, of ||a_t||^2
+    - Both add lambda_l2 times the mean, over the response tokens of both responses, of ||a_t||^2
       (summed over the vocabulary).
 
     Attributes:
@@ -57,20 +57,20 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the aligned model makes of a batch.
+    """Log-probabilities of a batch's responses under the aligned model and the base.
 
     Attributes:
-        chosen: log pi(w), [P].
-        rejected: log pi(l), [P].
-        base_chosen: log pi_base(w), [P].
-        base_rejected: log pi_base(l), [P].
+        chosen_logps: log pi(w), [P].
+        rejected_logps: log pi(l), [P].
+        ref_chosen_logps: log pi_base(w), [P].
+        ref_rejected_logps: log pi_base(l), [P].
         squared_norm: ||a_t||^2 of each response token, [N].
     """
 
-    chosen: Tensor
-    rejected: Tensor
-    base_chosen: Tensor
-    base_rejected: Tensor
+    chosen_logps: Tensor
+    rejected_logps: Tensor
+    ref_chosen_logps: Tensor
+    ref_rejected_logps: Tensor
     squared_norm: Tensor
 
     def pair_sum_loss(self, objective: Objective, batch: Batch) -> Tensor:
@@ -78,9 +78,14 @@ class Scores:
 
         A pair's share of the penalty is the mean over its own tokens, so that the loss of a step
         is the same however its pairs are cut into micro-batches and processes.
+
+        Args:
+            objective: The objective.
+            batch: The batch that the scores are of.
         """
         losses = objective.pair_losses(
-            self.chosen - self.rejected, self.base_chosen - self.base_rejected
+            self.chosen_logps - self.rejected_logps,
+            self.ref_chosen_logps - self.ref_rejected_logps,
         )
         norms = torch.add(*batch.response_sums(self.squared_norm))
         tokens = (batch.offsets[2::2] - batch.offsets[:-1:2]).to(norms.dtype)
@@ -88,34 +93,40 @@ class Scores:
 
     def metrics(self, objective: Objective) -> dict[str, Tensor]:
         """Return sums over pairs, under the names TRL's DPO trainer uses."""
-        chosen = objective.beta * (self.chosen - self.base_chosen).detach()
-        rejected = objective.beta * (self.rejected - self.base_rejected).detach()
+        chosen = objective.beta * (self.chosen_logps - self.ref_chosen_logps).detach()
+        rejected = objective.beta * (self.rejected_logps - self.ref_rejected_logps).detach()
         return {
             "rewards/chosen": chosen.sum(),
             "rewards/rejected": rejected.sum(),
             "rewards/accuracies": (chosen > rejected).sum(),
             "rewards/margins": (chosen - rejected).sum(),
-            "logps/chosen": self.chosen.detach().sum(),
-            "logps/rejected": self.rejected.detach().sum(),
-            "logps/accuracies": (self.chosen > self.rejected).sum(),
+            "logps/chosen": self.chosen_logps.detach().sum(),
+            "logps/rejected": self.rejected_logps.detach().sum(),
+            "logps/accuracies": (self.chosen_logps > self.rejected_logps).sum(),
         }
 
 
-def last_layer(head: AlignmentHead, *, bf16: bool, accumulates: bool = False) -> Projection:
-    """Return a head's last layer for training; see `Projection`."""
+def last_layer(head: AlignmentHead, *, bf16: bool, accumulates_grad: bool = False) -> Projection:
+    """Return a head's last layer for training.
+
+    Args:
+        head: The head.
+        bf16: Whether its products are computed in bfloat16.
+        accumulates_grad: See `Projection`.
+    """
     return Projection(
         head.project.weight,
         head.project.bias,
         torch.bfloat16 if bf16 else None,
-        accumulates=accumulates,
+        accumulates_grad=accumulates_grad,
     )
 
 
 class PreferenceModel(nn.Module):
-    """The head with everything that has to happen inside one forward call.
+    """A head as a module whose forward call scores a batch.
 
-    Data-parallel wrappers synchronise gradients of what their forward used, so the head's last
-    layer must be reached through a module's call, not by its name.
+    Data-parallel wrappers synchronise gradients of what their forward call used, so the head's last
+    layer must be used inside of one.
     """
 
     def __init__(
@@ -126,8 +137,8 @@ class PreferenceModel(nn.Module):
         Args:
             head: The head.
             bf16: Whether its products are computed in bfloat16.
-            projection: Its last layer with what is kept between steps. Where a wrapper gives the
-                head other weights at every call there is none.
+            projection: Its last layer with what is kept between steps; None where a wrapper gives
+                the head other weights at every call.
         """
         super().__init__()
         self.head = head
@@ -135,7 +146,12 @@ class PreferenceModel(nn.Module):
         self._projection = projection
 
     def forward(self, batch: Batch, base: BaseLogits) -> Scores:
-        """Score a batch; gradients flow into the head."""
+        """Score a batch; gradients flow into the head.
+
+        Args:
+            batch: The batch.
+            base: The base's logits for it.
+        """
         # Here rather than in the accelerator, whose precision is one for the whole process.
         with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
             features = self.head.features(batch.states)
@@ -144,11 +160,11 @@ class PreferenceModel(nn.Module):
             features, projection, base, batch.labels, base_logprobs=batch.base_logprobs
         )
         chosen, rejected = batch.response_sums(logp)
-        base_chosen, base_rejected = batch.response_sums(base_logp)
+        ref_chosen, ref_rejected = batch.response_sums(base_logp)
         return Scores(
-            chosen=chosen,
-            rejected=rejected,
-            base_chosen=base_chosen,
-            base_rejected=base_rejected,
+            chosen_logps=chosen,
+            rejected_logps=rejected,
+            ref_chosen_logps=ref_chosen,
+            ref_rejected_logps=ref_rejected,
             squared_norm=squared_norm,
         )

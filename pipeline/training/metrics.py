@@ -1,4 +1,4 @@
-"""Metrics gathered over pairs, micro-batches and processes."""
+"""Metrics averaged over pairs, micro-batches and processes."""
 
 import math
 from time import perf_counter
@@ -12,7 +12,7 @@ from mav.pipeline.training.loss import Objective, Scores
 
 
 class MetricAccumulator:
-    """Sums over pairs since the last `take`, as one mean over all processes."""
+    """Sums over pairs since the last `reduce`, which averages them over all processes."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -27,20 +27,20 @@ class MetricAccumulator:
             loss: Its loss, summed over pairs.
             objective: The objective, for rewards.
         """
-        found = {
-            "pairs": loss.new_tensor(len(scores.chosen)),
+        of_batch = {
+            "pairs": loss.new_tensor(len(scores.chosen_logps)),
             "tokens": loss.new_tensor(len(scores.squared_norm)),
             "loss": loss.detach(),
             **scores.metrics(objective),
             "squared_norm": scores.squared_norm.detach().sum(),
         }
-        self._names = sorted(found)
+        self._names = sorted(of_batch)
         # Added up later and on the CPU: in float64, which not every device has, and without
         # holding up the device at every micro-batch.
-        self._parts.append(torch.stack([found[name].to(loss.dtype) for name in self._names]))
+        self._parts.append(torch.stack([of_batch[name].to(loss.dtype) for name in self._names]))
 
-    def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return means over pairs (over tokens for `squared_norm`), and reset."""
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return means over pairs (over tokens for `squared_norm`) and start again."""
         own = torch.stack(self._parts).cpu().double().sum(0).tolist()
         every = gather_object([own]) if accelerator.num_processes > 1 else [own]
         sums = {

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.choices import OptimizerName
-from mav.pipeline.training.parallel import distribute_like, whole
+from mav.pipeline.training.parallel import distribute_like, unshard
 
 _PREFIXES: Final = ("module.", "head.")
 _INNER: Final = ("codes", "scale", "qmap")
@@ -33,16 +33,16 @@ def make_optimizer(
         weight_decay: Decoupled decay.
 
     Raises:
-        UsageError: What `adamw-8bit` needs is not there.
+        UsageError: What `adamw-8bit` needs is not available.
     """
-    wanted = list(parameters)
+    trained = list(parameters)
     if name == "adamw":
-        return torch.optim.AdamW(wanted, weight_decay=weight_decay, fused=True)
-    if any(isinstance(parameter, DTensor) for parameter in wanted):
+        return torch.optim.AdamW(trained, weight_decay=weight_decay, fused=True)
+    if any(isinstance(parameter, DTensor) for parameter in trained):
         raise UsageError("--optimizer adamw-8bit: its state cannot be sharded; use adamw")
-    if wanted[0].device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+    if trained[0].device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UsageError("--optimizer adamw-8bit: on a CPU it needs a C++ compiler, such as g++")
-    return _eight_bit(wanted, weight_decay)
+    return _eight_bit(trained, weight_decay)
 
 
 def _eight_bit(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
@@ -64,26 +64,30 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
-    """Return the name in the head of each parameter of a wrapped scorer."""
-    found = {}
+    """Return the name in the head of each parameter of a wrapped model."""
+    names = {}
     for name, parameter in module.named_parameters():
         for prefix in _PREFIXES:
             name = name.removeprefix(prefix)
-        found[parameter] = name
-    return found
+        names[parameter] = name
+    return names
 
 
 def model_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a wrapped scorer's head, whole. All processes must call."""
-    return {name: _stored(whole(p.detach())) for p, name in parameter_names(module).items()}
+    """Return the weights of a wrapped model's head, unsharded. All processes must call."""
+    return {name: _stored(unshard(p.detach())) for p, name in parameter_names(module).items()}
 
 
 def load_model_state_dict(module: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Put weights into a wrapped scorer. All processes must call.
+    """Load weights into a wrapped model. All processes must call.
+
+    Args:
+        module: The model.
+        stored: Name in the head -> weight.
 
     Raises:
-        KeyError: One is missing.
-        RuntimeError: One has another shape.
+        KeyError: A weight is missing.
+        RuntimeError: A weight has another shape.
     """
     with torch.no_grad():
         for parameter, name in parameter_names(module).items():
@@ -91,25 +95,30 @@ def load_model_state_dict(module: nn.Module, stored: Mapping[str, Tensor]) -> No
 
 
 def optimizer_state_dict(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Return an optimizer's state as named tensors, whole. All processes must call."""
-    found: dict[str, Tensor] = {}
+    """Return an optimizer's state as named tensors, unsharded. All processes must call."""
+    tensors: dict[str, Tensor] = {}
     for parameter, name in parameter_names(module).items():
         for key, value in optimizer.state[parameter].items():
             if hasattr(value, "codes"):
                 parts = {f"{name}.{key}.{inner}": getattr(value, inner) for inner in _INNER}
-                found |= {path: _stored(part) for path, part in parts.items()}
+                tensors |= {path: _stored(part) for path, part in parts.items()}
             else:
-                found[f"{name}.{key}"] = _stored(whole(torch.as_tensor(value)))
-    return found
+                tensors[f"{name}.{key}"] = _stored(unshard(torch.as_tensor(value)))
+    return tensors
 
 
 def load_optimizer_state_dict(
     optimizer: torch.optim.Optimizer, module: nn.Module, stored: Mapping[str, Tensor]
 ) -> None:
-    """Put state into an optimizer. All processes must call.
+    """Load an optimizer's state. All processes must call.
+
+    Args:
+        optimizer: The optimizer.
+        module: The wrapped model whose parameters it optimizes.
+        stored: What `optimizer_state_dict` returned.
 
     Raises:
-        KeyError: That of a parameter is missing.
+        KeyError: The state of a parameter is missing.
     """
     for parameter, name in parameter_names(module).items():
         state: dict[str, Any] = {}

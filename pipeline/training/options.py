@@ -192,5 +192,5 @@ class TrainOptions:
         kept = {name: value for name, value in values.items() if name not in _NOT_THE_TRAJECTORY}
         shape = self.step_shape(world_size, 0)
         if self.batch_tokens is None:
-            return kept | {"pairs_per_step": shape.batch_size * shape.slots}
-        return kept | {"micro_batches_per_step": shape.slots}
+            return kept | {"pairs_per_step": shape.batch_size * shape.micro_batches}
+        return kept | {"micro_batches_per_step": shape.micro_batches}

@@ -1,9 +1,10 @@
-"""Whether a training run may begin or go on in a folder."""
+"""Whether a training run may begin or go on in a folder, and what an interruption leaves."""
 
 from pathlib import Path
 from typing import Final
 
 from mav.cache_schema.errors import MismatchError, UsageError
+from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, newest_checkpoint
 from mav.pipeline.training.options import TrainOptions
 
@@ -17,17 +18,17 @@ def checkpoint_to_go_on_from(options: TrainOptions) -> Checkpoint | None:
     """Return the checkpoint of the run in the output folder, or None where a new one begins.
 
     Raises:
-        HeadError: No checkpoint of it is sound.
+        HeadError: It has checkpoints, and all are damaged.
         UsageError: There is a run, and going on with it was not asked for.
     """
-    found = newest_checkpoint(options.folder)
-    occupied = found is not None or (options.folder / "last").exists()
+    checkpoint = newest_checkpoint(options.folder)
+    occupied = checkpoint is not None or (options.folder / "last").exists()
     if occupied and not options.resume:
         raise UsageError(
             f"{options.folder}: holds a training run already. Add --resume to go on with it, "
             f"or name another --output-dir."
         )
-    return found
+    return checkpoint
 
 
 def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
@@ -52,3 +53,25 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
     if changed:
         listed = "".join(f"\n  - {line}" for line in changed)
         raise MismatchError(f"{folder}: this run cannot go on with other settings:{listed}")
+
+
+def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
+    """Return what to tell the user of a run that was interrupted.
+
+    Args:
+        saved: Step of the last checkpoint; 0 if there is none.
+        step: Steps taken.
+        total: Steps of the whole run.
+        every: Steps between checkpoints.
+    """
+    if not saved:
+        return Interrupted(
+            f"No checkpoint was written yet; the first comes at step {min(every, total)}, and "
+            f"{step} steps were taken.",
+            "The same command starts over.",
+        )
+    return Interrupted(
+        f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "
+        f"not kept.",
+        "The same command with --resume goes on from there.",
+    )

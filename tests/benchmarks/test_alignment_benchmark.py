@@ -51,7 +51,7 @@ def _cached_logprobs(cache: Path) -> torch.Tensor:
 
 
 def test_the_split_is_the_one_that_training_makes(cache: Path, split: Split) -> None:
-    subset = PairSubset(which="held-out", fraction=FRACTION)
+    subset = PairSubset(split="held-out", fraction=FRACTION)
     held_out = in_subset(CacheReader(cache).prompt_id, subset)
     assert split.held_out == held_out.nonzero()[0].tolist()
     assert sorted(split.training + split.held_out) == list(range(len(held_out)))

@@ -49,7 +49,7 @@ def test_log_probabilities_of_answers(tiny_cache: Path) -> None:
     objective = Objective(name="mav", beta=0.1, lambda_l2=0.0)
     want, _ = from_cache(tiny_cache, random_head(HIDDEN), objective)
     trainer, chosen, rejected = with_base_in_loop(tiny_cache, tiny_base(), random_head(HIDDEN))
-    for answers, sums in ((chosen, want.chosen), (rejected, want.rejected)):
+    for answers, sums in ((chosen, want.chosen_logps), (rejected, want.rejected_logps)):
         assert answers.input_ids.shape == (PAIRS, LENGTH)
         logp, _ = trainer.token_logprobs(answers)
         got = torch.where(answers.response_mask, logp, 0).sum(-1)

@@ -13,7 +13,7 @@ from mav.cache_schema.manifest import FORMAT_VERSION
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.storage.open import open_object_store
-from tests.cache_schema.test_manifest import llama_7b
+from tests.support.manifests import llama_7b
 from tests.support.written_caches import quick_disk, write
 
 

@@ -5,16 +5,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from mav import cli
 from mav.cache_schema.reader import CacheReader
+from tests.support.commands import Line, done, mav
 from tests.support.limits import PROCESS
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 
@@ -22,56 +21,6 @@ COMMANDS = sorted(cli.main.commands.items())
 EVERY_COMMAND = pytest.mark.parametrize(
     "command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS]
 )
-
-
-def mav(*args: object) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def done(*args: object) -> str:
-    """Run a command that must succeed; return its standard output."""
-    result = mav(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """Everything a user would have after extracting and training."""
-
-    base: Path
-    data: Path
-    cache: Path
-    run: Path
-
-    @property
-    def extract(self) -> list[object]:
-        options = [
-            "--dtype",
-            "float32",
-            "--storage-dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--pooled-size",
-            HIDDEN,
-        ]
-        return [
-            *["extract", "--base-model", self.base, "--dataset", self.data],
-            *["--output", self.cache, "--max-length", 128, *options],
-        ]
-
-    @property
-    def train(self) -> list[object]:
-        sizes = ["--expansion-size", 16, "--batch-size", 4, "--grad-accum", 1, "--no-bf16"]
-        learning = ["--eval-fraction", 0.3, "--learning-rate", 0.01]
-        return ["train", "--cache", self.cache, "--output-dir", self.run, *sizes, *learning]
-
-    @property
-    def generate(self) -> list[object]:
-        options = ["--device", "cpu", "--dtype", "float32", "--max-new-tokens", 6]
-        return ["generate", "--head", self.run, *options]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import copy
 import errno
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.base.source import tokenizer_digest
-from tests.cli.test_cli import mav
+from tests.support.commands import mav, refused
 from tests.support.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base, write_rows
 from tests.support.written_caches import all_same_bits, leftovers, read_all, stored_objects
 
@@ -95,17 +94,6 @@ def generate_args(head: Path) -> Args:
 def tree(folder: Path) -> dict[Path, bytes | None]:
     """Every path below a folder, files with their contents."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def refused(code: int, *args: object) -> str:
-    """Run a command that must fail; return its one message."""
-    result = mav(*args)
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    _, *messages = re.split(r"^Error: ", result.stderr, flags=re.MULTILINE)
-    assert len(messages) == 1, result.stderr
-    return str(messages[0])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import Line, done
+from tests.support.commands import Line, done
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 

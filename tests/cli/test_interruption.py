@@ -11,7 +11,7 @@ import pytest
 from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
-from tests.cli.test_cli import Line, done
+from tests.support.commands import Line, done
 from tests.support.limits import PROCESS
 from tests.support.tiny import save_base, tiny_base, write_rows
 

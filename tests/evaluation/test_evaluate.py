@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mav.cache_schema import CacheReader
-from mav.cache_schema.errors import DataError, MismatchError, UsageError
-from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation, evaluate
+from mav.cache_schema.errors import DataError, MismatchError
+from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
 from mav.pipeline.evaluation.length_breakdown import by_length, by_longer
-from mav.pipeline.evaluation.statistics import mean_interval, wilson
+from mav.pipeline.evaluation.statistics import wilson
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.head.model import AlignmentHead
@@ -81,7 +80,7 @@ def test_results_equal_brute_force(
     found: Evaluation, head: str, tiny_cache: Path, number: int
 ) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     true = by_brute_force(head, tiny_cache, ALPHAS[number], wanted.tolist())
     result = found.results[number]
     assert result.alpha == ALPHAS[number]
@@ -109,7 +108,7 @@ def test_no_strength_changes_nothing(found: Evaluation) -> None:
 
 def test_what_is_counted(found: Evaluation, head: str, tiny_cache: Path) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     assert (found.head, found.cache, found.which) == (head, str(tiny_cache), "held-out")
     assert (found.pairs, found.tokens) == (8, reader.plan.response_length[wanted].sum())
 
@@ -133,7 +132,7 @@ def test_accuracy_by_length_equals_brute_force(
     found: Evaluation, head: str, tiny_cache: Path
 ) -> None:
     reader = CacheReader(tiny_cache)
-    wanted = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
+    wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     # Of 0.5 and 2.0 the former is nearer to 1.
     assert found.length_alpha == 0.5
     margins = by_brute_force(head, tiny_cache, 0.5, wanted.tolist())["margin"]
@@ -296,131 +295,3 @@ def test_results_are_json(found: Evaluation) -> None:
         *("fewest_tokens", "most_tokens", "pairs", "accuracy", "interval")
     }
     assert set(plain["by_longer"][0]) == {"longer", "pairs", "accuracy", "interval"}
-
-
-# Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=5e-5)
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(1, 3), (8, 10), (500, 1000)])
-def test_wilson_bounds_are_where_the_score_test_turns(successes: int, trials: int) -> None:
-    share = successes / trials
-    for bound in wilson(successes, trials):
-        score = abs(share - bound) / math.sqrt(bound * (1 - bound) / trials)
-        assert score == pytest.approx(1.959964)
-
-
-def test_mean_interval() -> None:
-    mean, interval = mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    half = 1.959964 * math.sqrt(5 / 3) / 2
-    assert mean == 2.5
-    assert interval == pytest.approx((2.5 - half, 2.5 + half))
-    assert mean_interval(torch.tensor([7.0])) == (7.0, None)
-
-
-def test_mean_interval_of_narrow_values_is_taken_in_float64() -> None:
-    mean, interval = mean_interval(torch.tensor([1e8, 1e8 + 8, 1e8 + 16], dtype=torch.float32))
-    assert mean == 1e8 + 8
-    assert interval is not None
-    assert interval[1] - interval[0] == pytest.approx(2 * 1.959964 * 8 / math.sqrt(3))
-
-
-def evaluation(*results: AlphaResult) -> Evaluation:
-    return Evaluation(
-        head="h",
-        cache="c",
-        which="held-out",
-        pairs=50,
-        tokens=1234,
-        computed_in="float32",
-        steps=12,
-        results=results,
-        hardly_moved=None,
-        length_alpha=None,
-        by_length=(),
-        by_longer=(),
-    )
-
-
-NOTHING = AlphaResult(
-    alpha=0.0,
-    reward_accuracy=None,
-    reward_accuracy_interval=None,
-    logp_accuracy=0.5,
-    logp_accuracy_interval=(0.4, 0.6),
-    margin=0.0,
-    margin_interval=(0.0, 0.0),
-    kl_per_token=0.0,
-    kl_interval=(0.0, 0.0),
-    vector_norm=0.0,
-)
-SOMETHING = AlphaResult(
-    alpha=1.5,
-    reward_accuracy=0.625,
-    reward_accuracy_interval=(0.5, 0.75),
-    logp_accuracy=0.5,
-    logp_accuracy_interval=(0.4, 0.6),
-    margin=1.25,
-    margin_interval=(1.0, 1.5),
-    kl_per_token=0.0625,
-    kl_interval=(0.05, 0.075),
-    vector_norm=3.5,
-)
-
-
-def test_the_table() -> None:
-    lines = report.table(evaluation(NOTHING, SOMETHING)).splitlines()
-    assert [" ".join(line.split()) for line in lines] == [
-        "50 pairs (held-out), 1234 response tokens; 95 % intervals in brackets",
-        "alpha reward accuracy logp accuracy margin (nats) KL/token |alpha a|",
-        "0 - 50.0% [40.0%, 60.0%] 0.000 [0.000, 0.000] 0.0000 0.000",
-        "1.5 62.5% [50.0%, 75.0%] 50.0% [40.0%, 60.0%] 1.250 [1.000, 1.500] 0.0625 3.500",
-    ]
-    # The columns stand under each other.
-    assert len(set(map(len, lines[1:]))) == 1
-
-
-@pytest.mark.parametrize("results", [(NOTHING,), (NOTHING, SOMETHING), (SOMETHING,)])
-@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
-def test_the_plot(
-    tmp_path: Path, results: tuple[AlphaResult, ...], name: str, magic: bytes
-) -> None:
-    report.plot(evaluation(*results), tmp_path / name)
-    drawn = (tmp_path / name).read_bytes()
-    assert drawn.startswith(magic)
-    assert len(drawn) > 5000
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("a.xyz", r"--plot: got .*a\.xyz, expected an ending such as \.png"),
-        ("nowhere/a.png", r"a\.png: No such file or directory\. Name a file for --plot"),
-        ("folder.png", r"folder\.png: not a file\. Name a file for --plot"),
-    ],
-)
-def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "folder.png").mkdir()
-    for draw in (report.require_plot, lambda path: report.plot(evaluation(SOMETHING), path)):
-        with pytest.raises(UsageError, match=message):
-            draw(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
-
-
-def test_a_plot_without_matplotlib_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match=r"pip install matplotlib"):
-        report.plot(evaluation(SOMETHING), tmp_path / "a.png")

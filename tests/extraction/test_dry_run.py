@@ -27,7 +27,7 @@ from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
-from tests.cli.test_cli import done, mav
+from tests.support.commands import done, mav
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import draft, quick_disk
 

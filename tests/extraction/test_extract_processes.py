@@ -20,12 +20,10 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.distributed import Processes, launched, require_joined
-from tests.cli.test_cli import done, mav
-from tests.cli.test_cli_errors import refused
+from tests.support.commands import done, mav, refused
 from tests.support.limits import PROCESS, wait_until
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-from tests.support.written_caches import lock_at_once
-from tests.verification.test_verify_command import contents
+from tests.support.written_caches import contents, lock_at_once
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

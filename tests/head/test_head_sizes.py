@@ -14,7 +14,7 @@ from mav.pipeline.head.config import (
     default_pooled_size,
 )
 from mav.pipeline.head.model import AlignmentHead
-from tests.cache_schema.test_manifest import llama_7b
+from tests.support.manifests import llama_7b
 from tests.support.tiny import tiny_base
 
 # Hidden size, layers, vocabulary, parameters.

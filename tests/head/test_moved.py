@@ -9,8 +9,7 @@ import pytest
 
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.pretrained import load_head
-from tests.cli.test_cli import Line, done
-from tests.cli.test_cli_errors import refused
+from tests.support.commands import Line, done, refused
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 AUTHOR = "ann-of-the-secret-project"

@@ -37,11 +37,11 @@ from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 from mav.pipeline.verification.against_base import LOSS
-from tests.loader.test_stream import stream
 from tests.support.live import live_answers, relative, whole_cache
+from tests.support.runs import metrics
+from tests.support.streams import stream
 from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
 from tests.support.written_caches import quick_disk
-from tests.training.test_train import metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +72,8 @@ def states(draw: st.DrawFn) -> tuple[Tensor, str]:
     values[..., [channel for channel in draw(some) if channel < shape[-1]]] *= huge
     values[..., [channel for channel in draw(some) if channel < shape[-1]]] = 0
     values[[token for token in draw(some) if token < shape[0]]] = 0
+    finite = torch.finfo(TORCH_DTYPES[dtype])
+    values = values.clip(finite.min, finite.max)
     return torch.from_numpy(values).to(TORCH_DTYPES[dtype]), dtype
 
 

@@ -1,14 +1,7 @@
 """A cache in object storage: the same cache as in a folder, and as safe."""
 
-import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,290 +14,29 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from mav.cache_schema.errors import CacheBusyError, CacheError, CacheIncompleteError
+from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage import remote as remote_objects
-from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, replace
-from mav.cache_schema.storage.lock import LOCK, Holder, read_holder, run_lock
+from mav.cache_schema.storage.base import ObjectStore, replace
+from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
-from tests.cli.test_cli import done
-from tests.cli.test_cli_errors import refused
-from tests.loader.test_stream import assert_same_batches
-from tests.support.limits import NEVER, Clock
-from tests.support.s3_server import S3Server, s3_server
+from tests.support.commands import done, refused, unsound
+from tests.support.limits import NEVER
+from tests.support.runs import assert_same, weights
+from tests.support.s3_server import S3Server
+from tests.support.streams import assert_same_batches, stream
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-from tests.support.written_caches import lock_at_once
-from tests.training.test_train import assert_same, weights
-from tests.verification.test_verify_command import contents, unsound
-
-NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    """A server that this process, and what it starts, finds through the environment."""
-    with pytest.MonkeyPatch.context() as patch, s3_server() as running:
-        for name in os.environ:
-            if name.startswith("AWS_"):
-                patch.delenv(name)
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-@pytest.fixture
-def url(server: S3Server) -> str:
-    """A place where nothing is."""
-    return server.url(f"caches/{next(NUMBERS)}")
-
-
-@pytest.fixture
-def objects(url: str) -> ObjectStore:
-    return open_object_store(url)
-
-
-def content(objects: ObjectStore, key: str) -> bytes:
-    return objects.read(key).tobytes()
-
-
-# Objects
-
-
-@pytest.mark.parametrize("data", [b"", b"content", memoryview(bytes(range(256)) * 999)])
-def test_what_is_written_is_read(objects: ObjectStore, data: bytes) -> None:
-    version = objects.write("a/b/c.0", data, None)
-    assert content(objects, "a/b/c.0") == bytes(data)
-    assert objects.read("a/b/c.0").dtype == np.uint8
-    assert version == objects.version("a/b/c.0")
-    assert version.size == len(data)
-
-
-def test_an_object_is_read_in_parts(objects: ObjectStore) -> None:
-    data = bytes(range(256)) * 99
-    objects.write("key", data, None)
-    parts = [np.empty(size, np.uint8) for size in (1, 0, 4, 25_000, len(data) - 25_005)]
-    assert list(objects.read_parts("key", parts)) == [0, 1, 2, 3, 4]
-    assert b"".join(part.tobytes() for part in parts) == data
-
-
-@pytest.mark.parametrize(
-    ("sizes", "full", "message"),
-    [
-        ([], 0, "it does not end where it should"),
-        ([3, 3], 2, "it does not end where it should"),
-        ([3, 5], 1, "it ends early"),
-        ([8], 0, "it ends early"),
-        ([7, 1], 1, "it ends early"),
-    ],
-)
-def test_an_object_of_another_size_than_its_parts_is_refused(
-    objects: ObjectStore, sizes: list[int], full: int, message: str
-) -> None:
-    objects.write("key", b"content", None)
-    parts = [np.empty(size, np.uint8) for size in sizes]
-    found = []
-    with pytest.raises(ValueError, match=message):
-        for number in objects.read_parts("key", parts):
-            found.append(number)  # noqa: PERF402 (what came before the error is wanted)
-    assert found == list(range(full))
-
-
-def test_what_is_not_there(objects: ObjectStore) -> None:
-    assert objects.version("none") is None
-    assert objects.sizes() == {}
-    with pytest.raises(FileNotFoundError):
-        objects.read("none")
-    with pytest.raises(FileNotFoundError):
-        list(objects.read_parts("none", []))
-    objects.delete("none")
-    assert objects.free_bytes() is None
-    assert objects.local_path("none") is None
-
-
-def test_a_new_object_is_refused_where_one_is(objects: ObjectStore) -> None:
-    first = objects.write("key", b"first", None)
-    with pytest.raises(ConflictError):
-        objects.write("key", b"other", None)
-    assert content(objects, "key") == b"first"
-    assert objects.version("key") == first
-
-
-def test_an_object_is_replaced_in_the_version_expected_only(objects: ObjectStore) -> None:
-    first = objects.write("key", b"first", None)
-    second = objects.write("key", b"second", first)
-    assert objects.version("key") == second != first
-    for stale in (first, dataclasses.replace(second, tag='"0"')):
-        with pytest.raises(ConflictError):
-            objects.write("key", b"third", stale)
-    assert content(objects, "key") == b"second"
-    objects.delete("key")
-    with pytest.raises(ConflictError):
-        objects.write("key", b"third", second)
-    assert objects.sizes() == {}
-
-
-def test_replace_takes_any_version_and_none(objects: ObjectStore) -> None:
-    replace(objects, "key", b"one")
-    replace(objects, "key", b"three")
-    assert objects.sizes() == {"key": 5}
-
-
-def test_sizes_are_those_under_the_prefix(objects: ObjectStore, url: str) -> None:
-    objects.write("zarr.json", b"12", None)
-    objects.write("labels/c.0", b"", None)
-    open_object_store(f"{url}0").write("zarr.json", b"1", None)
-    open_object_store(f"{url}/labels/deep").write("c.1", b"123", None)
-    assert objects.sizes() == {"zarr.json": 2, "labels/c.0": 0, "labels/deep/c.1": 3}
-    assert open_object_store(f"{url}/").sizes() == objects.sizes()
-    assert open_object_store(f"{url}/labels").sizes() == {"c.0": 0, "deep/c.1": 3}
-    assert open_object_store(f"{url}/lab").sizes() == {}
-    assert open_object_store(f"{url}/").location == url
-
-
-def test_deleting_and_withdrawing(objects: ObjectStore) -> None:
-    objects.write("key", b"mine", None)
-    objects.rollback("key", b"mine")
-    assert content(objects, "key") == b"mine"  # whole if it is there
-    objects.delete("key")
-    objects.delete("key")
-    objects.remove_temporaries()
-    objects.remove_empty_dirs()
-    assert objects.version("key") is None
-
-
-def test_a_write_whose_answer_was_lost_is_known_again(objects: ObjectStore) -> None:
-    # The library asks again, and meets what its first request wrote.
-    first = objects.write("key", b"mine", None)
-    assert objects.write("key", b"mine", None) == first
-    second = objects.write("key", b"mine again", first)
-    assert objects.write("key", b"mine again", first) == second
-    for other in (b"others", b"mine agair"):
-        with pytest.raises(ConflictError):
-            objects.write("key", other, None)
-        with pytest.raises(ConflictError):
-            objects.write("key", other, first)
-    assert content(objects, "key") == b"mine again"
-
-
-def raced(writers: int, attempt: Callable[[int], ETag]) -> list[int]:
-    """Let several write at once; return those who were not refused."""
-    start = threading.Barrier(writers)
-
-    def one(number: int) -> bool:
-        start.wait()
-        try:
-            attempt(number)
-        except ConflictError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(writers) as pool:
-        return [number for number, won in enumerate(pool.map(one, range(writers))) if won]
-
-
-def test_one_writer_creates_each_object(url: str) -> None:
-    # All keys at once: requests that contend for one wait for a second here.
-    places = [open_object_store(url) for _ in range(4)]
-    keys = [f"key.{number // 4}" for number in range(40)]
-    winners = raced(40, lambda n: places[n % 4].write(keys[n], f"{n}".encode(), None))
-    assert [keys[number] for number in winners] == sorted(set(keys), key=keys.index)
-    for number in winners:
-        assert content(places[0], keys[number]) == f"{number}".encode()
-
-
-def test_one_writer_replaces_each_version(url: str) -> None:
-    places = [open_object_store(url) for _ in range(3)]
-    keys = [f"key.{number // 3}" for number in range(12)]
-    begun = {key: places[0].write(key, b"begun", None) for key in keys[::3]}
-    winners = raced(12, lambda n: places[n % 3].write(keys[n], f"{n}".encode(), begun[keys[n]]))
-    assert [keys[number] for number in winners] == list(begun)
-    for number in winners:
-        assert content(places[0], keys[number]) == f"{number}".encode()
-
-
-# The lock
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of who watches another's lock."""
-    found = Clock()
-    monkeypatch.setattr("mav.cache_schema.storage.lock.time", found)
-    return found
-
-
-def test_the_lock_is_held_and_given_back(objects: ObjectStore, url: str) -> None:
-    with lock_at_once(objects):
-        busy = pytest.raises(CacheBusyError, match=f"process {os.getpid()} on ")
-        with busy, lock_at_once(open_object_store(url)):
-            raise AssertionError
-        assert objects.sizes().keys() == {LOCK}
-    assert objects.sizes() == {}
-    with lock_at_once(open_object_store(url)):
-        pass
-
-
-def left_behind(objects: ObjectStore, **changes: Any) -> Holder:
-    """Write the lock of a run that is not there any more."""
-    with lock_at_once(objects):
-        holder = read_holder(objects)
-    assert holder is not None
-    left = dataclasses.replace(holder, run="other", **changes)
-    objects.write(LOCK, json.dumps(dataclasses.asdict(left)).encode(), None)
-    return left
-
-
-def test_the_lock_of_a_process_that_is_gone_is_taken_over(objects: ObjectStore) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left_behind(objects, pid=ended.pid)
-    with lock_at_once(objects) as run:
-        found = read_holder(objects)
-        assert found is not None and found.run == run
-    assert objects.sizes() == {}
-
-
-def test_the_lock_of_a_silent_machine_is_taken_over(
-    objects: ObjectStore, clock: Clock, messages: list[str]
-) -> None:
-    left_behind(objects, machine="elsewhere", host="elsewhere")
-    messages.clear()
-    with run_lock(objects):
-        pass
-    assert len(messages) == 1 and f"{objects.location} is locked by process" in messages[0]
-    assert objects.sizes() == {}
-
-
-def test_the_lock_of_a_machine_that_beats_is_left_alone(
-    objects: ObjectStore, clock: Clock, messages: list[str]
-) -> None:
-    left = left_behind(objects, machine="elsewhere", host="elsewhere")
-
-    def beat(_: float) -> None:
-        data = json.dumps(dataclasses.asdict(dataclasses.replace(left, beat=1))).encode()
-        replace(objects, LOCK, data)
-
-    clock.sleeping = beat
-    messages.clear()
-    with (
-        pytest.raises(CacheBusyError, match="on elsewhere since"),
-        run_lock(objects),
-    ):
-        raise AssertionError
-
-
-# The whole line
+from tests.support.written_caches import contents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +88,7 @@ def test_a_bucket_holds_what_a_folder_does(world: World) -> None:
     for key in local.sizes():
         # Records name the attempt that wrote them.
         if not key.startswith("commits/"):
-            assert content(remote, key) == content(local, key), key
+            assert remote.read(key).tobytes() == local.read(key).tobytes(), key
     reader = CacheReader(world.url)
     assert reader.location == world.url
     assert reader.stored_bytes() == sum(remote.sizes().values())
@@ -391,7 +123,7 @@ def damaged(world: World, url: str) -> ObjectStore:
     objects = open_object_store(url)
     original = open_object_store(world.url)
     for key in original.sizes():
-        objects.write(key, content(original, key), None)
+        objects.write(key, original.read(key).tobytes(), None)
     return objects
 
 
@@ -423,7 +155,7 @@ def test_damage_is_found_and_mended(world: World, damaged: ObjectStore) -> None:
     url = damaged.location
     for how in ("--full", "--fast"):
         assert done("verify", url, how).endswith("\nSound.\n")
-    changed = bytearray(content(damaged, "labels/c.2"))
+    changed = bytearray(damaged.read("labels/c.2").tobytes())
     changed[9] ^= 1
     replace(damaged, "labels/c.2", bytes(changed))
     assert done("verify", url, "--fast").endswith("\nSound.\n")
@@ -446,14 +178,9 @@ def test_damage_is_found_and_mended(world: World, damaged: ObjectStore) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_threads_read_ahead(world: World, workers: int) -> None:
-    def stream(cache: str | Path, workers: int) -> CachedPreferenceDataset:
-        shape = StepLayout(batch_size=2, grad_accum=1)
-        return CachedPreferenceDataset(
-            cache, PairSubset(which="all"), shape, seed=0, epoch=0, window_blocks=2, workers=workers
-        )
-
-    found = list(prefetch(stream(world.url, workers)))
-    assert_same_batches(found, list(stream(world.local, 0)))
+    layout = StepLayout(batch_size=2, grad_accum=1)
+    found = list(prefetch(stream(world.url, layout, window_blocks=2, workers=workers)))
+    assert_same_batches(found, list(stream(world.local, layout, window_blocks=2)))
     assert len(found) == 12
 
 
@@ -485,9 +212,6 @@ def test_it_is_inspected(world: World) -> None:
     assert found["stored_bytes"] == sum(open_object_store(world.url).sizes().values())
     local = json.loads(done("inspect", world.local, "--json"))
     assert {key for key in found if found[key] != local[key]} <= {"path", "stored_bytes"}
-
-
-# What can be wrong
 
 
 @pytest.fixture(scope="module")

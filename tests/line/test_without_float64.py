@@ -1,5 +1,6 @@
 """Devices such as MPS have no float64: nothing may make one of what lies on the device."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.evaluation import pair_scores as tally
+from mav.pipeline.evaluation import pair_scores
+from mav.pipeline.evaluation.pair_scores import PairScores
 from mav.pipeline.evaluation.statistics import mean_interval
 from mav.pipeline.extraction.model_checks import relative_error
 from mav.pipeline.head.config import HeadConfig
@@ -82,18 +84,19 @@ def test_evaluating_needs_none(
     reader: CacheReader, head: AlignmentHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [True] * reader.manifest.data.pairs
-    expected = tally.tally_pairs(head, reader, wanted, (0.0, 1.0), CPU, torch.float32)
+    expected = pair_scores.score_pairs(head, reader, wanted, (0.0, 1.0), CPU, torch.float32)
 
     def there(*args: Any) -> Batch:
         return elsewhere(collate(*args))
 
-    monkeypatch.setattr(tally, "collate", there)
-    found = tally.tally_pairs(head, reader, wanted, (0.0, 1.0), CPU, torch.float32)
+    monkeypatch.setattr(pair_scores, "collate", there)
+    found = pair_scores.score_pairs(head, reader, wanted, (0.0, 1.0), CPU, torch.float32)
     for got, want in zip(found, expected, strict=True):
-        for one, other in zip(got, want, strict=True):
-            assert type(one) is Tensor
-            assert one.dtype == torch.float64
-            assert torch.equal(one, other)
+        for field in dataclasses.fields(PairScores):
+            values = getattr(got, field.name)
+            assert type(values) is Tensor
+            assert values.dtype == torch.float64
+            assert torch.equal(values, getattr(want, field.name))
 
 
 def test_training_and_its_metrics_need_none(reader: CacheReader, head: AlignmentHead) -> None:
@@ -104,7 +107,7 @@ def test_training_and_its_metrics_need_none(reader: CacheReader, head: Alignment
         scores = PreferenceModel(head, bf16=False)(batch, CachedBase(reader, CPU).logits(batch))
         for _ in range(2):
             seen.add(scores, scores.pair_sum_loss(objective, batch), objective)
-        found = seen.take(Accelerator(cpu=True))
+        found = seen.reduce(Accelerator(cpu=True))
         del found["tokens_per_second"]
         means.append(found)
     assert means[0] == means[1]
@@ -128,4 +131,4 @@ def test_metrics_are_added_up_in_float64() -> None:
     seen = MetricAccumulator()
     seen._names = ["pairs", "tokens", "squared_norm"]
     seen._parts = [torch.tensor([1.0, 1.0, value]) for value in (2.0**25, 1.0, 1.0)]
-    assert seen.take(Accelerator(cpu=True))["squared_norm"] == (2.0**25 + 2) / 3
+    assert seen.reduce(Accelerator(cpu=True))["squared_norm"] == (2.0**25 + 2) / 3

@@ -8,8 +8,8 @@ import torch
 from mav.pipeline.loader.batch import Batch, BatchMemory
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.ops.tensor_storage import from_stored
+from tests.support.streams import stream
 
 STATES = np.dtype(np.uint16)
 
@@ -50,16 +50,8 @@ def test_no_more_is_kept_than_a_few_batches_need() -> None:
 
 
 def epoch(root: Path, number: int, memory: StreamMemory | None) -> CachedPreferenceDataset:
-    return CachedPreferenceDataset(
-        root,
-        PairSubset(which="all"),
-        StepLayout(batch_size=3, grad_accum=1),
-        seed=0,
-        epoch=number,
-        window_blocks=2,
-        workers=2,
-        memory=memory,
-    )
+    layout = StepLayout(batch_size=3, grad_accum=1)
+    return stream(root, layout, epoch=number, window_blocks=2, workers=2, memory=memory)
 
 
 def contents(batches: list[Batch]) -> list[dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mav.cache_schema import CacheReader
-from mav.pipeline.loader.split import PairSubset, Which, in_subset
+from mav.pipeline.loader.split import PairSubset, Split, in_subset
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.transcripts import split_transcript
 from tests.support.tiny import rows
@@ -23,8 +23,8 @@ def prompt_id(prompt: str, chosen: str = "a", rejected: str = "b") -> int:
     return pair.prompt_id
 
 
-def chosen_of(ids: NDArray[np.uint64], which: Which, fraction: float) -> NDArray[np.bool_]:
-    return in_subset(ids, PairSubset(which=which, fraction=fraction))
+def chosen_of(ids: NDArray[np.uint64], split: Split, fraction: float) -> NDArray[np.bool_]:
+    return in_subset(ids, PairSubset(split=split, fraction=fraction))
 
 
 @given(IDS, FRACTIONS)
@@ -59,7 +59,7 @@ def test_a_pair_is_judged_alone(ids: NDArray[np.uint64], fraction: float) -> Non
 
 def test_a_cache_holds_out_the_prompts_its_texts_say(tiny_cache: Path) -> None:
     reader = CacheReader(tiny_cache)
-    subset = PairSubset(which="held-out", fraction=0.3)
+    subset = PairSubset(split="held-out", fraction=0.3)
     expected = set()
     for number, row in enumerate(rows(40)):
         (prompt, chosen), (_, rejected) = (

@@ -1,8 +1,9 @@
-"""The order of an epoch, and how it is cut into steps and slots."""
+"""The order of an epoch, and how it is cut into steps and micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mav.cache_schema.plan import BlockPlan, plan_blocks
-from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch, shuffled_windows
+from mav.pipeline.loader import sampler
+from mav.pipeline.loader.sampler import (
+    WINDOW_BLOCKS,
+    EpochOrder,
+    EpochOrders,
+    StepLayout,
+    order_epoch,
+    shuffled_windows,
+)
 
 SHAPES = st.builds(
     StepLayout,
@@ -86,9 +95,9 @@ def forty(**options: int) -> Epoch:
 ONE = StepLayout(batch_size=1, grad_accum=1)
 
 
-def all_slots(order: EpochOrder) -> Iterator[NDArray[np.int64]]:
-    """The pairs of every slot, step by step."""
-    for bounds in order.slot_start:
+def all_micro_batches(order: EpochOrder) -> Iterator[NDArray[np.int64]]:
+    """The pairs of every micro-batch, step by step."""
+    for bounds in order.micro_batch_start:
         for start, end in pairwise(bounds.tolist()):
             yield order.pairs[start:end]
 
@@ -103,23 +112,23 @@ def same_orders(one: EpochOrder, other: EpochOrder) -> bool:
     )
 
 
-# Steps and slots
+# Steps and micro-batches
 
 
 @given(epoch=epochs(), shape=SHAPES)
 def test_every_wanted_pair_comes_once(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
-    given = np.concatenate([np.empty(0, np.int64), *all_slots(order)])
+    given = np.concatenate([np.empty(0, np.int64), *all_micro_batches(order)])
     assert np.array_equal(given, order.pairs)
     assert sorted(given.tolist()) == np.flatnonzero(epoch.wanted).tolist()
 
 
 @given(epoch=epochs(), shape=SHAPES)
-def test_slots_and_steps_follow_each_other_without_gaps(epoch: Epoch, shape: StepLayout) -> None:
+def test_steps_follow_each_other_without_gaps(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
-    starts = order.slot_start
+    starts = order.micro_batch_start
     assert starts.dtype == np.int64
-    assert starts.shape == (order.steps, shape.slots + 1)
+    assert starts.shape == (order.steps, shape.micro_batches + 1)
     assert (np.diff(starts, axis=1) >= 0).all()
     assert np.array_equal(starts[1:, 0], starts[:-1, -1])
     assert (starts[:, 0] < starts[:, -1]).all()  # no step is empty
@@ -129,10 +138,10 @@ def test_slots_and_steps_follow_each_other_without_gaps(epoch: Epoch, shape: Ste
 
 
 @given(epoch=epochs(), shape=IN_PAIRS)
-def test_slots_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepLayout) -> None:
+def test_micro_batches_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepLayout) -> None:
     order = epoch.order(shape)
-    step = shape.batch_size * shape.slots
-    sizes = np.diff(order.slot_start, axis=1)
+    step = shape.batch_size * shape.micro_batches
+    sizes = np.diff(order.micro_batch_start, axis=1)
     assert order.steps == -(-len(order.pairs) // step)
     assert (sizes[: len(order.pairs) // step] == shape.batch_size).all()
     if order.steps:
@@ -141,29 +150,29 @@ def test_slots_have_as_many_pairs_as_asked_for(epoch: Epoch, shape: StepLayout) 
 
 
 @given(epoch=epochs(), shape=IN_TOKENS)
-def test_slots_have_as_many_pairs_as_their_tokens_allow(epoch: Epoch, shape: StepLayout) -> None:
+def test_micro_batches_are_as_large_as_their_tokens_allow(epoch: Epoch, shape: StepLayout) -> None:
     assert shape.batch_tokens is not None
     order = epoch.order(shape)
-    slots = [epoch.tokens(pairs) for pairs in all_slots(order)]
-    used = [slot for slot in slots if len(slot)]
-    # Only the last slots of an epoch are empty.
-    assert [len(slot) for slot in slots[len(used) :]] == [0] * (len(slots) - len(used))
-    assert len(slots) - len(used) < shape.slots
-    for slot in used:
-        assert slot.sum() <= shape.batch_tokens or len(slot) == 1
-    for slot, following in pairwise(used):
-        assert slot.sum() + following[0] > shape.batch_tokens
+    parts = [epoch.tokens(pairs) for pairs in all_micro_batches(order)]
+    used = [part for part in parts if len(part)]
+    # Only the last micro-batches of an epoch are empty.
+    assert [len(part) for part in parts[len(used) :]] == [0] * (len(parts) - len(used))
+    assert len(parts) - len(used) < shape.micro_batches
+    for part in used:
+        assert part.sum() <= shape.batch_tokens or len(part) == 1
+    for part, following in pairwise(used):
+        assert part.sum() + following[0] > shape.batch_tokens
 
 
 @pytest.mark.parametrize(
-    ("most", "slots"),
+    ("most", "parts"),
     [(1, [1] * 5), (8, [1] * 5), (15, [1] * 5), (16, [2, 2, 1]), (39, [4, 1]), (40, [5])],
 )
-def test_a_slot_is_never_empty_while_pairs_are_left(most: int, slots: list[int]) -> None:
+def test_a_micro_batch_is_never_empty_while_pairs_are_left(most: int, parts: list[int]) -> None:
     plan = plan_blocks(np.full((5, 2), 4, np.int32), 8)
     epoch = Epoch(plan=plan, wanted=np.ones(5, np.bool_))
     found = epoch.order(StepLayout(batch_size=1, grad_accum=1, batch_tokens=most))
-    assert np.diff(found.slot_start, axis=1).ravel().tolist() == slots
+    assert np.diff(found.micro_batch_start, axis=1).ravel().tolist() == parts
 
 
 @given(data=st.data(), epoch=epochs(), shape=SHAPES)
@@ -173,7 +182,7 @@ def test_the_order_does_not_depend_on_the_process(
     rank = data.draw(st.integers(0, shape.world_size - 1))
     one, other = epoch.order(shape), epoch.order(replace(shape, rank=rank))
     assert same_orders(one, other)
-    assert np.array_equal(one.slot_start, other.slot_start)
+    assert np.array_equal(one.micro_batch_start, other.micro_batch_start)
 
 
 @given(epoch=epochs(), shape=SHAPES, other=SHAPES)
@@ -183,30 +192,30 @@ def test_the_order_does_not_depend_on_the_steps(
     assert same_orders(epoch.order(shape), epoch.order(other))
 
 
-@given(data=st.data(), epoch=epochs(), slots=st.integers(1, 12), batch=st.integers(1, 5))
+@given(data=st.data(), epoch=epochs(), parts=st.integers(1, 12), batch=st.integers(1, 5))
 @pytest.mark.parametrize("in_tokens", [False, True])
 def test_a_step_has_the_same_pairs_however_it_is_shared_out(
-    in_tokens: bool, data: st.DataObject, epoch: Epoch, slots: int, batch: int
+    in_tokens: bool, data: st.DataObject, epoch: Epoch, parts: int, batch: int
 ) -> None:
     tokens = data.draw(st.integers(1, 60)) if in_tokens else None
-    processes = data.draw(st.sampled_from([n for n in range(1, slots + 1) if slots % n == 0]))
-    alone = StepLayout(batch_size=batch, grad_accum=slots, batch_tokens=tokens)
-    shared = replace(alone, grad_accum=slots // processes, world_size=processes)
+    processes = data.draw(st.sampled_from([n for n in range(1, parts + 1) if parts % n == 0]))
+    alone = StepLayout(batch_size=batch, grad_accum=parts, batch_tokens=tokens)
+    shared = replace(alone, grad_accum=parts // processes, world_size=processes)
     one, other = epoch.order(alone), epoch.order(shared)
-    assert np.array_equal(one.slot_start, other.slot_start)
+    assert np.array_equal(one.micro_batch_start, other.micro_batch_start)
     if not in_tokens:
         # Micro-batches may be larger too, where there are fewer of them.
-        whole = epoch.order(StepLayout(batch_size=batch * slots, grad_accum=1))
-        assert np.array_equal(one.slot_start[:, [0, -1]], whole.slot_start)
+        whole = epoch.order(StepLayout(batch_size=batch * parts, grad_accum=1))
+        assert np.array_equal(one.micro_batch_start[:, [0, -1]], whole.micro_batch_start)
 
 
 @given(shape=SHAPES)
-def test_every_slot_is_one_micro_batch_of_one_process(shape: StepLayout) -> None:
+def test_every_micro_batch_is_that_of_one_process(shape: StepLayout) -> None:
     ranks = [replace(shape, rank=rank) for rank in range(shape.world_size)]
-    found = [one.slot(micro) for one in ranks for micro in range(shape.grad_accum)]
-    assert sorted(found) == list(range(shape.slots))
+    found = [one.micro_batch_index(micro) for one in ranks for micro in range(shape.grad_accum)]
+    assert sorted(found) == list(range(shape.micro_batches))
     # All processes are at neighbouring pairs at the same time.
-    assert [one.slot(0) for one in ranks] == list(range(shape.world_size))
+    assert [one.micro_batch_index(0) for one in ranks] == list(range(shape.world_size))
 
 
 # Windows
@@ -299,3 +308,35 @@ def test_a_window_mixes_pairs_of_its_blocks() -> None:
     # Read one after the other, blocks would change less than 20 times.
     assert epoch.plan.blocks <= 20
     assert (np.diff(blocks) != 0).sum() > 30
+
+
+# All epochs of a run
+
+
+@given(epoch=epochs(), shape=SHAPES)
+def test_steps_are_counted_as_the_orders_have_them(epoch: Epoch, shape: StepLayout) -> None:
+    orders = EpochOrders(epoch.plan, epoch.wanted, shape, seed=epoch.seed)
+    own = replace(epoch, window_blocks=WINDOW_BLOCKS)
+    expected = [replace(own, epoch=number).order(shape) for number in range(3)]
+    assert [orders.steps(number) for number in range(3)] == [order.steps for order in expected]
+    for number in range(3):
+        assert same_orders(orders.order(number), expected[number])
+
+
+@pytest.mark.parametrize("shape", [ONE, replace(ONE, batch_tokens=9)], ids=["pairs", "tokens"])
+def test_each_order_is_computed_once(shape: StepLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+
+    def noting(*arguments: Any, **options: Any) -> EpochOrder:
+        computed.append(options["epoch"])
+        return order_epoch(*arguments, **options)
+
+    monkeypatch.setattr(sampler, "order_epoch", noting)
+    epoch = forty()
+    orders = EpochOrders(epoch.plan, epoch.wanted, shape, seed=0)
+    assert all(orders.steps(number) for number in range(3))
+    assert computed == ([] if shape.batch_tokens is None else [0, 1, 2])
+    for number in (0, 0, 1, 2, 2):
+        orders.order(number)
+    assert computed == [0, 1, 2]
+    assert orders._orders.keys() == {2}

@@ -277,7 +277,7 @@ def test_gradients_can_be_added_where_they_are_kept() -> None:
     for leaf in given.leaves():
         leaf.grad = torch.ones_like(leaf)
     buffers = [leaf.grad for leaf in given.leaves()]
-    projection = Projection(given.weight, given.bias, accumulates=True)
+    projection = Projection(given.weight, given.bias, accumulates_grad=True)
     for _ in range(2):
         logp, norm, _ = aligned_logprobs(given.features, projection, base, given.labels, tiling=CUT)
         loss_of("both", logp, norm).backward()  # type: ignore[no-untyped-call]
@@ -290,9 +290,9 @@ def test_gradients_can_be_added_where_they_are_kept() -> None:
 def test_the_narrow_copy_follows_the_weight_when_told() -> None:
     given = problem(dtype=torch.float32)
     projection = Projection(given.weight, given.bias, torch.bfloat16)
-    before = projection.narrow().clone()
+    before = projection.compute_weight().clone()
     with torch.no_grad():
         given.weight.mul_(2)
-    assert torch.equal(projection.narrow(), before)
+    assert torch.equal(projection.compute_weight(), before)
     projection.weight_changed()
-    assert torch.equal(projection.narrow(), 2 * before)
+    assert torch.equal(projection.compute_weight(), 2 * before)

@@ -186,7 +186,7 @@ def test_no_prompt_of_an_evaluation_set_is_trained_on(cache: Path, fraction: flo
     reader = CacheReader(cache)
 
     def chosen(which: Any) -> set[int]:
-        subset = PairSubset(which=which, fraction=fraction)
+        subset = PairSubset(split=which, fraction=fraction)
         found = in_subset(reader.prompt_id, subset, reader.set_apart)
         return {IDS[one] for one in reader.pair_id[found].tolist()}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mav.pipeline.loader.batch import Batch
-from mav.pipeline.loader.dataset import CachedPreferenceDataset, prefetch
+from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.loader.split import PairSubset
 from mav.pipeline.runtime.memory import is_out_of_memory
 from mav.pipeline.runtime.versions import UNKNOWN, package_versions
+from tests.support.streams import stream
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,10 @@ def test_batches_are_pinned_by_the_accelerator_in_use(
     monkeypatch.setattr(
         "torch.accelerator.set_device_index", lambda index: setattr(current, "index", index)
     )
-    shape = StepLayout(batch_size=8, grad_accum=1)
-    stream = CachedPreferenceDataset(tiny_cache, PairSubset(which="all"), shape, seed=0, epoch=0)
-    batches = len(list(prefetch(stream, pinned=True)))
+    batches_of_8 = stream(tiny_cache, StepLayout(batch_size=8, grad_accum=1))
+    batches = len(list(prefetch(batches_of_8, pinned=True)))
     assert pinned == [3] * batches
-    assert len(list(prefetch(stream))) == batches and len(pinned) == batches
+    assert len(list(prefetch(batches_of_8))) == batches and len(pinned) == batches
 
 
 def test_versions_of_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

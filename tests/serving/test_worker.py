@@ -6,13 +6,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-import time
 from typing import Any, Final, cast
 
 import httpx2
 import openai
 import pytest
 
+from mav.pipeline.decoding import continuous_batching
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.serving import http_server
 from mav.pipeline.serving.http_server import HttpServer
@@ -99,8 +99,8 @@ def test_the_prefill_of_others_counts_in_the_time_between_tokens(
         passed += 0.4 if decoder.rows else 0.0
         return add(decoder, requests)
 
-    module = "mav.pipeline.decoding.continuous_batching"
-    monkeypatch.setattr(f"{module}.perf_counter", lambda: perf_counter() + passed)
+    clock: Any = vars(continuous_batching)["perf_counter"]
+    monkeypatch.setattr(continuous_batching, "perf_counter", lambda: clock() + passed)
     monkeypatch.setattr(ContinuousBatchDecoder, "add", slow)
     with http(small) as web, held(web, 1) as (stream,), ThreadPoolExecutor(1) as pool:
         wait_until(lambda: small.worker.rows == 1)

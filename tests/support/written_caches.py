@@ -13,13 +13,14 @@ from mav.cache_schema.arrays import ArrayLayout, layouts
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan, plan_blocks
 from mav.cache_schema.reader import CacheReader
+from mav.cache_schema.records import COMMITS, LAYOUT, CommitRecord, decode_record
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.test_manifest import llama_7b
 from tests.support.logs import logged_messages
+from tests.support.manifests import llama_7b
 
 LENGTHS: Final = ((3, 2), (4, 1), (1, 1), (7, 3), (2, 6))
 """Answers of five pairs; in blocks of ten tokens they make four, of 2, 1, 1 and 1 pairs."""
@@ -205,6 +206,18 @@ def quick_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mav.cache_schema.storage.local.os.fsync", lambda _: None)
         yield
+
+
+def contents(cache: str | Path) -> dict[int, str]:
+    """The digest of the values of each committed block."""
+    objects = open_object_store(cache)
+    found = {}
+    for key in objects.sizes():
+        if key.startswith(COMMITS) and key != LAYOUT:
+            record = decode_record(objects.read(key).data)
+            if isinstance(record, CommitRecord):
+                found[record.block] = record.content
+    return found
 
 
 # Ways of losing a file that show in its size

@@ -134,11 +134,11 @@ def test_a_new_head_leaves_the_base_as_it_is(tiny_cache: Path) -> None:
     base = CachedBase(reader, torch.device("cpu"))
     scores = PreferenceModel(head, bf16=False)(batch, base.logits(batch))
     chosen, rejected = batch.response_sums(cached_logprobs(reader, batch).float())
-    torch.testing.assert_close(scores.chosen, chosen)
-    torch.testing.assert_close(scores.rejected, rejected)
+    torch.testing.assert_close(scores.chosen_logps, chosen)
+    torch.testing.assert_close(scores.rejected_logps, rejected)
     # Exactly, so that every pair begins at no margin.
-    assert torch.equal(scores.base_chosen, scores.chosen)
-    assert torch.equal(scores.base_rejected, scores.rejected)
+    assert torch.equal(scores.ref_chosen_logps, scores.chosen_logps)
+    assert torch.equal(scores.ref_rejected_logps, scores.rejected_logps)
     assert not scores.squared_norm.any()
     dpo = Objective(name="dpo", beta=0.1, lambda_l2=1.0)
     loss = scores.pair_sum_loss(dpo, batch)
@@ -150,10 +150,10 @@ def test_dpo_of_a_policy_that_is_the_base_is_log_two_exactly() -> None:
     assert batch.base_logprobs is not None
     chosen, rejected = batch.response_sums(batch.base_logprobs)
     scores = Scores(
-        chosen=chosen,
-        rejected=rejected,
-        base_chosen=chosen,
-        base_rejected=rejected,
+        chosen_logps=chosen,
+        rejected_logps=rejected,
+        ref_chosen_logps=chosen,
+        ref_rejected_logps=rejected,
         squared_norm=torch.zeros(sum(LENGTHS), dtype=torch.float64),
     )
     loss = scores.pair_sum_loss(Objective(name="dpo", beta=0.1, lambda_l2=1.0), batch)
@@ -162,10 +162,10 @@ def test_dpo_of_a_policy_that_is_the_base_is_log_two_exactly() -> None:
 
 def test_metrics_by_hand() -> None:
     scores = Scores(
-        chosen=torch.tensor([-1.0, -5.0, -7.0]),
-        rejected=torch.tensor([-2.0, -3.0, -8.0]),
-        base_chosen=torch.tensor([-2.0, -9.0, -4.0]),
-        base_rejected=torch.tensor([-4.0, -4.0, -9.0]),
+        chosen_logps=torch.tensor([-1.0, -5.0, -7.0]),
+        rejected_logps=torch.tensor([-2.0, -3.0, -8.0]),
+        ref_chosen_logps=torch.tensor([-2.0, -9.0, -4.0]),
+        ref_rejected_logps=torch.tensor([-4.0, -4.0, -9.0]),
         squared_norm=torch.zeros(0),
     )
     found = scores.metrics(Objective(name="mav", beta=0.5, lambda_l2=0.0))
@@ -194,19 +194,19 @@ def test_the_sum_is_the_same_however_a_batch_is_cut(
 ) -> None:
     reader = CacheReader(tiny_cache)
     pairs = everything(reader)
-    scorer = PreferenceModel(random_head(300, width=32).double(), bf16=False)
+    model = PreferenceModel(random_head(300, width=32).double(), bf16=False)
     base = CachedBase(reader, torch.device("cpu"))
     objective = Objective(name=name, beta=0.1, lambda_l2=0.01)
 
     def loss_and_gradient(pairs_at_once: int) -> list[Tensor]:
-        scorer.zero_grad()
+        model.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         for at in range(0, len(pairs), pairs_at_once):
             batch = collate(pairs[at : at + pairs_at_once], reader.manifest, len(pairs))
-            loss = scorer(batch, base.logits(batch)).pair_sum_loss(objective, batch)
+            loss = model(batch, base.logits(batch)).pair_sum_loss(objective, batch)
             loss.backward()
             total += loss.detach()
-        return [total, *(p.grad for p in scorer.parameters() if p.grad is not None)]
+        return [total, *(p.grad for p in model.parameters() if p.grad is not None)]
 
     found, whole = loss_and_gradient(size), loss_and_gradient(len(pairs))
     assert len(found) == len(whole) == 7
@@ -214,10 +214,10 @@ def test_the_sum_is_the_same_however_a_batch_is_cut(
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_the_scorer_passes_its_compute_type_on() -> None:
+def test_the_model_passes_its_compute_type_on() -> None:
     head = random_head()
     batch, base = made_up_batch()
     narrow = PreferenceModel(head, bf16=True)(batch, base)
     wide = PreferenceModel(head, bf16=False)(batch, base)
-    torch.testing.assert_close(narrow.chosen, wide.chosen, rtol=0.05, atol=0.05)
-    assert not torch.equal(narrow.chosen, wide.chosen)
+    torch.testing.assert_close(narrow.chosen_logps, wide.chosen_logps, rtol=0.05, atol=0.05)
+    assert not torch.equal(narrow.chosen_logps, wide.chosen_logps)

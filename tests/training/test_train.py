@@ -1,117 +1,27 @@
-"""Training: what it learns, what it writes, and that a run can be interrupted anywhere."""
+"""Training: what it learns and what it writes."""
 
-import json
 import math
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from mav.cache_schema import CacheReader
-from mav.cache_schema.errors import DataError, HeadError, MismatchError, UsageError
-from mav.pipeline.evaluation.evaluate import evaluate
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import load_head
-from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
-from mav.pipeline.loader.sampler import StepLayout
+from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
-from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from mav.pipeline.training.options import TrainOptions
-from mav.pipeline.training.train import TrainReport, train
 from mav.pipeline.training.trainer import Trainer
-from tests.support.logs import logged_messages
+from tests.support.heads import FRACTION
+from tests.support.runs import METRICS, assert_same, checkpoint, metrics, run, weights
 from tests.support.tiny import make_cache
-
-FRACTION = 0.3
-METRICS = {
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "logps/accuracies",
-    "squared_norm",
-}
-
-
-def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
-    """Train a small head on the CPU: 32 pairs, 8 steps per epoch."""
-    settings: dict[str, Any] = {
-        "eval_fraction": FRACTION,
-        "expansion_size": 16,
-        "learning_rate": 1e-2,
-        "batch_size": 2,
-        "bf16": False,
-        "grad_accum": 2,
-        "workers": 0,
-        **changes,
-    }
-    options = TrainOptions(cache=cache, output_dir=folder, **settings)
-    return train(options)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, without what a clock measured."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if "per_second" not in name}
-        for line in lines
-    ]
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = safetensors.torch.load_file(folder / "model.safetensors")
-    return found
-
-
-def checkpoint(folder: Path) -> Checkpoint:
-    with logged_messages() as logged:
-        found = newest_checkpoint(folder)
-    assert found is not None and logged == []
-    return found
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
-@contextmanager
-def interrupted_after(steps: int) -> Iterator[None]:
-    """Interrupt training when this many steps are taken, as Ctrl-C does."""
-    original = Trainer.step
-
-    def step(trainer: Trainer, number: int, *rest: Any) -> float:
-        if number == steps:
-            raise KeyboardInterrupt
-        return original(trainer, number, *rest)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "step", step)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs that was never interrupted; read only."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    report = run(tiny_cache, folder, num_epochs=2, eval_steps=2)
-    assert (report.output_dir, report.steps) == (folder, 16)
-    assert (report.alignment_parameters, report.total_parameters) == (5628, 8732)
-    return folder
 
 
 def test_the_loss_falls(finished: Path) -> None:
@@ -207,10 +117,12 @@ def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
     head = AlignmentHead(config)
     optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.1)
     unembedding = torch.from_numpy(reader.read_unembedding()["weight"])
-    step, subset = 0, PairSubset(which="training", fraction=FRACTION)
+    step, layout = 0, StepLayout(batch_size=4, grad_accum=1)
+    wanted = in_subset(reader.prompt_id, PairSubset(split="training", fraction=FRACTION))
     for epoch in range(2):
-        shape = StepLayout(batch_size=4, grad_accum=1)
-        for batch in CachedPreferenceDataset(tiny_cache, subset, shape, seed=4, epoch=epoch):
+        for batch in CachedPreferenceDataset(
+            reader, order_epoch(reader.plan, wanted, layout, seed=4, epoch=epoch)
+        ):
             vector = head(batch.states)
             base = batch.states[:, 2] @ unembedding.t()
             label = batch.labels.long()[:, None]
@@ -248,305 +160,35 @@ def test_micro_batches_change_nothing_but_rounding(
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 5, 8, 11, 15])
-def resumed(
-    request: pytest.FixtureRequest, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The run of `finished`, interrupted after some steps and gone on with."""
-    folder = tmp_path_factory.mktemp("resumed") / "run"
-    settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 2}
-    with interrupted_after(request.param):
-        run(tiny_cache, folder, **settings)
-    with logged_messages() as logged:
-        report = run(tiny_cache, folder, **settings, resume=True)
-    assert report.steps == 16
-    checkpointed = request.param // 2 * 2
-    assert (f"Going on after step {checkpointed} of 16" in logged) == (checkpointed > 0)
-    return folder
-
-
-def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
-    resumed: Path, finished: Path
-) -> None:
-    for name in ("best", "last"):
-        assert_same(weights(resumed / name), weights(finished / name))
-    one, other = checkpoint(resumed), checkpoint(finished)
-    assert one.state == other.state
-    assert_same(one.tensors("optimizer"), other.tensors("optimizer"))
-
-
-def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(resumed: Path, finished: Path) -> None:
-    assert metrics(resumed) == metrics(finished)
-
-
-def test_a_run_killed_while_it_saves_is_resumed(tiny_cache: Path, tmp_path: Path) -> None:
-    """Lines of the log after the checkpoint, and half a line at its end, are taken out."""
-    settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 10}
-    run(tiny_cache, tmp_path / "whole", **settings)
-    saves = []
-
-    def save(*arguments: Any) -> None:
-        saves.append(arguments)
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        save_checkpoint(*arguments)
-
-    killed = tmp_path / "killed"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mav.pipeline.training.train.save_checkpoint", save)
-        run(tiny_cache, killed, **settings)
-    with (killed / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 16, "eval_lo')
-    run(tiny_cache, killed, **settings, resume=True)
-    assert_same(weights(killed / "last"), weights(tmp_path / "whole" / "last"))
-    assert metrics(killed) == metrics(tmp_path / "whole")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_complete_run_is_left_as_it_is(
-    finished: Path, tiny_cache: Path, messages: list[str]
-) -> None:
-    before = contents(finished)
-    report = run(tiny_cache, finished, num_epochs=2, eval_steps=2, resume=True)
-    assert contents(finished) == before
-    assert any(line.endswith("trained already, left as it is") for line in messages)
-    assert (report.steps, report.evaluation) == (16, {})
-    assert report.best_step == max(
-        line["step"] for line in metrics(finished) if line.get("eval_loss") == best_loss(finished)
-    )
-
-
-def best_loss(folder: Path) -> float:
-    return min(line["eval_loss"] for line in metrics(folder) if "eval_loss" in line)
-
-
-def test_a_folder_with_a_run_is_not_written_over(finished: Path, tiny_cache: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds a training run already\. Add --resume"):
-        run(tiny_cache, finished, num_epochs=2, eval_steps=2)
-
-
-def test_resume_begins_a_run_where_there_is_none(tiny_cache: Path, tmp_path: Path) -> None:
-    assert run(tiny_cache, tmp_path / "new", eval_steps=8, resume=True).steps == 8
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("eval_fraction", 0.2),
-        ("expansion_size", 8),
-        ("dropout", 0.2),
-        ("objective", "mav"),
-        ("beta", 0.2),
-        ("lambda_l2", 0.0),
-        ("learning_rate", 1e-3),
-        ("weight_decay", 0.0),
-        ("max_grad_norm", 2.0),
-        ("num_epochs", 3),
-        ("warmup_steps", 0),
-        ("seed", 1),
-    ],
-)
-def test_a_run_cannot_go_on_with_other_options(
-    finished: Path, tiny_cache: Path, name: str, value: object
-) -> None:
-    before = contents(finished)
-    changed: dict[str, Any] = {"num_epochs": 2, name: value}
-    flag = "--" + name.replace("_", "-")
-    with pytest.raises(MismatchError, match=rf"other settings:\n  - {flag}: begun with .*{value}"):
-        run(tiny_cache, finished, resume=True, **changed)
-    assert contents(finished) == before
-
-
-def test_every_changed_option_is_named(finished: Path, tiny_cache: Path) -> None:
-    with pytest.raises(MismatchError) as caught:
-        run(tiny_cache, finished, resume=True, num_epochs=1, seed=3, beta=0.3)
-    named = [line.split(":")[0] for line in str(caught.value).splitlines()[1:]]
-    assert named == ["  - --beta", "  - --num-epochs", "  - --seed"]
-
-
-def test_a_run_may_be_moved_and_evaluated_more_often(
-    tiny_cache: Path, tmp_path: Path, finished: Path
-) -> None:
-    with interrupted_after(5):
-        run(tiny_cache, tmp_path / "old", num_epochs=2, eval_steps=4)
-    (tmp_path / "old").rename(tmp_path / "new")
-    shutil.copytree(tiny_cache, tmp_path / "cache")
-    run(tmp_path / "cache", tmp_path / "new", num_epochs=2, eval_steps=1, resume=True)
-    assert_same(weights(tmp_path / "new" / "last"), weights(finished / "last"))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"pairs": 39},
-        {"layer_selection": "0,2,4"},
-        {"block_tokens": 512},
-        {"dtype": "bfloat16"},
-        {"logits": "topk", "top_k": 8},
-    ],
-    ids=str,
-)
-def test_a_run_cannot_go_on_with_another_cache(
-    tiny_cache: Path, tmp_path: Path, other: dict[str, Any]
-) -> None:
-    """Whatever decides a weight or the order of pairs; where the cache lies does not."""
-    cache = make_cache(tmp_path / "other", **other)
-    with interrupted_after(3):
-        run(tiny_cache, tmp_path / "run", eval_steps=2)
-    with pytest.raises(MismatchError, match=r"cache: another cache"):
-        run(cache, tmp_path / "run", eval_steps=2, resume=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"batch_size": 4}, r"pairs in a step \(.*\): begun with 4, got 8"),
-        ({"grad_accum": 1}, r"pairs in a step \(.*\): begun with 4, got 2"),
-        ({"batch_size": None, "batch_tokens": 64}, r"--batch-tokens: begun with None, got 64"),
-    ],
-    ids=str,
-)
-def test_a_run_cannot_go_on_with_other_steps(
-    finished: Path, tiny_cache: Path, changes: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(MismatchError, match=told):
-        run(tiny_cache, finished, resume=True, num_epochs=2, **changes)
-
-
-def test_a_step_may_be_shared_out_otherwise_on_resuming(tiny_cache: Path, tmp_path: Path) -> None:
-    """What counts is the pairs of a step; without dropout even the weights are the same."""
-    settings: dict[str, Any] = {"eval_steps": 2, "dropout": 0.0}
-    run(tiny_cache, tmp_path / "whole", **settings)
-    with interrupted_after(3):
-        run(tiny_cache, tmp_path / "run", **settings)
-    run(tiny_cache, tmp_path / "run", **settings, resume=True, batch_size=4, grad_accum=1)
-    found, expected = weights(tmp_path / "run" / "last"), weights(tmp_path / "whole" / "last")
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["state.json", "head.safetensors", "optimizer.safetensors"])
-def test_a_damaged_checkpoint_is_passed_over(
-    tiny_cache: Path, tmp_path: Path, finished: Path, name: str, messages: list[str]
-) -> None:
-    settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 2}
-    with interrupted_after(7):
-        run(tiny_cache, tmp_path, **settings)
-    file = checkpoint(tmp_path).folder / name
-    file.write_bytes(file.read_bytes()[:100])
-    messages.clear()
-    run(tiny_cache, tmp_path, **settings, resume=True)
-    assert any("damaged" in line for line in messages)
-    assert "Going on after step 4 of 16" in messages
-    assert_same(weights(tmp_path / "last"), weights(finished / "last"))
-    assert metrics(tmp_path) == metrics(finished)
-
-
-def test_a_run_without_a_sound_checkpoint_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
-    with interrupted_after(7):
-        run(tiny_cache, tmp_path, eval_steps=2)
-    for file in tmp_path.glob("checkpoints/*/state.json"):
-        file.write_text("{")
-    with pytest.raises(HeadError, match=r"[Rr]emove .* to start over"):
-        run(tiny_cache, tmp_path, eval_steps=2, resume=True)
-
-
-def test_held_out_pairs_cannot_be_taken_into_training_on_resuming(
-    tiny_cache: Path, tmp_path: Path, small_cache: Path
-) -> None:
-    """With a cache of its own to evaluate on, nothing is held out of the training cache."""
-    with interrupted_after(3):
-        run(tiny_cache, tmp_path, eval_steps=2)
-    with pytest.raises(MismatchError, match=r"--eval-(cache|fraction)"):
-        run(tiny_cache, tmp_path, eval_steps=2, eval_cache=small_cache, resume=True)
-
-
-@pytest.fixture(scope="module")
-def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 12 pairs from the base of `tiny_cache`."""
-    return make_cache(tmp_path_factory.mktemp("small"), pairs=12)
-
-
-def test_held_out_pairs_are_evaluated_on_and_never_trained_on(
-    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def first_states(batches: Any) -> list[bytes]:
-        return [
-            batch.states[token].numpy().tobytes()
-            for batch in batches
-            for token in batch.offsets[:-1:2]
-        ]
-
-    def step(trainer: Trainer, number: int, rate: float, batches: list[Batch], *rest: Any) -> float:
-        trained.extend(first_states(batches))
-        return original_step(trainer, number, rate, batches, *rest)
-
-    def evaluated(trainer: Trainer, batches: Any, base: CachedBase) -> dict[str, float]:
-        held = list(batches)
-        evaluations.append(sorted(first_states(held)))
-        return original_evaluate(trainer, held, base)
-
-    trained: list[bytes] = []
-    evaluations: list[list[bytes]] = []
-    original_step, original_evaluate = Trainer.step, Trainer.evaluate
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Trainer, "evaluate", evaluated)
-    run(tiny_cache, tmp_path, num_epochs=2, eval_steps=8)
-
-    reader = CacheReader(tiny_cache)
-    held_out = in_subset(reader.prompt_id, PairSubset(which="held-out", fraction=FRACTION))
-    states: dict[bool, list[bytes]] = {True: [], False: []}
-    for number in range(reader.plan.blocks):
-        block = reader.read_block(number)
-        for index, pair in enumerate(block.pairs):
-            first = block.rows["hidden_states"][block.offsets[2 * index]]
-            states[bool(held_out[pair])].append(first.tobytes())
-    assert len(states[True]) == 8
-    assert sorted(trained) == sorted(2 * states[False])
-    assert evaluations == [sorted(states[True])] * 2
-
-
-def test_another_cache_can_be_evaluated_on(
-    tiny_cache: Path, small_cache: Path, tmp_path: Path
-) -> None:
-    report = run(tiny_cache, tmp_path, eval_cache=small_cache, eval_steps=10)
-    assert report.steps == 10  # All 40 pairs are trained on.
-    found = evaluate(str(tmp_path / "last"), small_cache, [1.0], which="all", device="cpu")
-    (result,) = found.results
-    assert report.evaluation["eval_rewards/margins"] == pytest.approx(0.1 * result.margin, rel=1e-4)
-    assert report.evaluation["eval_rewards/accuracies"] == result.reward_accuracy
-    assert report.evaluation["eval_logps/accuracies"] == result.logp_accuracy
-    assert load_head(str(tmp_path / "last")).origin.held_out_fraction == 0
-
-
-def test_a_cache_with_other_states_cannot_be_evaluated_on(tiny_cache: Path, tmp_path: Path) -> None:
-    other = make_cache(tmp_path / "other", pairs=8, layer_selection="0,2,4")
-    with pytest.raises(MismatchError, match=r"differ in layers: \(1, 2, 4\) and \(0, 2, 4\)"):
-        run(tiny_cache, tmp_path / "run", eval_cache=other)
-    assert not (tmp_path / "run").exists()
-
-
-def test_nothing_held_out_makes_the_last_head_the_best(tiny_cache: Path, tmp_path: Path) -> None:
-    report = run(tiny_cache, tmp_path, eval_fraction=0.0, eval_steps=4)
-    assert (report.steps, report.best_step, report.evaluation) == (10, None, {})
-    assert_same(weights(tmp_path / "best"), weights(tmp_path / "last"))
-    assert not any("eval_loss" in line for line in metrics(tmp_path))
-
-
-def test_holding_out_everything_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--eval-fraction 0\.9999 holds out all of its 40 pairs"):
-        run(tiny_cache, tmp_path, eval_fraction=0.9999)
-
-
 def test_seeds_decide_a_run(tiny_cache: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):
         run(tiny_cache, tmp_path / name, seed=seed, eval_steps=8)
     one, again, two = (weights(tmp_path / name / "last") for name in ("one", "again", "two"))
     assert_same(one, again)
     assert not torch.equal(one["project.weight"], two["project.weight"])
+
+
+def test_the_cache_is_opened_once_and_each_order_computed_once(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    ordered: list[int] = []
+    original = CacheReader.__init__
+
+    def opening(reader: CacheReader, location: Path) -> None:
+        opened.append(location)
+        original(reader, location)
+
+    def ordering(*arguments: Any, **options: Any) -> EpochOrder:
+        ordered.append(options["epoch"])
+        return order_epoch(*arguments, **options)
+
+    monkeypatch.setattr(CacheReader, "__init__", opening)
+    monkeypatch.setattr("mav.pipeline.loader.sampler.order_epoch", ordering)
+    monkeypatch.setattr("mav.pipeline.training.data.order_epoch", ordering)
+    run(tiny_cache, tmp_path / "run", num_epochs=2, eval_steps=4)
+    assert opened == [tiny_cache]
+    assert sorted(ordered) == [0, 0, 1]  # the pairs held out have an order of their own
 
 
 @pytest.mark.parametrize("logits", ["dense", "topk"])

@@ -14,14 +14,13 @@ from click.testing import Result
 from numpy.typing import NDArray
 
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import COMMITS, LAYOUT, CommitRecord, commit_key, decode_record
+from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
-from tests.cli.test_cli import done, mav
-from tests.cli.test_cli_errors import refused
 from tests.extraction.test_dry_run import tree
+from tests.support.commands import done, mav, refused, unsound
 from tests.support.tiny import HIDDEN, rows, save_base, tiny_base, write_rows
-from tests.support.written_caches import quick_disk
+from tests.support.written_caches import contents, quick_disk
 
 PAIRS = 24
 JSON_KEYS = {
@@ -71,27 +70,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def cache(world: World, tmp_path: Path) -> Path:
     """A copy to damage."""
     return shutil.copytree(world.cache, tmp_path / "cache")
-
-
-def unsound(*args: object) -> str:
-    """Run a command that finds a cache unsound, which is no error of its own."""
-    result = mav(*args)
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    assert result.exit_code == 1, result.output
-    assert "Error: " not in result.stderr
-    return result.stdout
-
-
-def contents(cache: str | Path) -> dict[int, str]:
-    """The digest of the values of each committed block."""
-    objects = open_object_store(cache)
-    found = {}
-    for key in objects.sizes():
-        if key.startswith(COMMITS) and key != LAYOUT:
-            record = decode_record(objects.read(key).data)
-            if isinstance(record, CommitRecord):
-                found[record.block] = record.content
-    return found
 
 
 def change(file: Path, place: int = 100) -> None:

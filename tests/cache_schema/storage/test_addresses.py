@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.storage.addresses import is_remote, local_folder, parse_address
 from mav.cache_schema.storage.open import open_object_store
-from tests.cli.test_cli_errors import refused
+from tests.support.commands import refused
 
 SPECIAL = "#?%+ &=;@:*~^`{}[]|<>\"'!$,()éü漢😀\u0301\u200b.-_"
 SEGMENTS = st.text(SPECIAL + "ab0", min_size=1, max_size=6).filter(
