@@ -192,9 +192,9 @@ def test_create_mav_without_a_head_leaves_the_base_as_it_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens: got 0"),
-        ({"temperature": -1.0}, "--temperature: got -1.0"),
-        ({"top_p": 0.0}, "--top-p: got 0.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ({"temperature": -1.0}, "temperature: got -1.0"),
+        ({"top_p": 0.0}, "top_p: got 0.0"),
     ],
 )
 def test_decoding_options_are_checked(wrong: dict[str, Any], message: str) -> None:

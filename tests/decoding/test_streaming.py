@@ -99,7 +99,7 @@ def test_an_error_of_the_listener_ends_the_answer(mav: MAVInference) -> None:
 
 
 def test_beams_cannot_be_streamed(mav: MAVInference) -> None:
-    with pytest.raises(UsageError, match="--num-beams"):
+    with pytest.raises(UsageError, match="num_beams"):
         mav.stream_response("Hi", 1.0, num_beams=2)  # at once, not when it is first listened to
 
 
