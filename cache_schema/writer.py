@@ -28,7 +28,7 @@ from mav.cache_schema.records import (
     content_digest,
     encode_record,
     lost_blocks,
-    object_problem,
+    object_problems,
     object_record,
     own_keys,
     read_block_record,
@@ -159,7 +159,7 @@ class CacheWriter:
         require_held(self._objects, self._run)
         sizes = self._objects.sizes()
         recorded = read_layout(self._objects, self.manifest.identity()).objects
-        lost = [key for key, item in recorded.items() if object_problem(key, item, sizes)]
+        lost = [problem.key for problem in object_problems(recorded, sizes)]
         if not lost:
             return []
         for key, data, record in static_objects(self.manifest, plan, pair_columns, unembedding):

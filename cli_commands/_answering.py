@@ -1,6 +1,7 @@
 """Options and loading that the commands which decode share."""
 
 import logging
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -68,8 +69,6 @@ def decoding_of(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     Returns:
         It, and the fields of it that the user named.
     """
-    from dataclasses import fields
-
     context = click.get_current_context()
     named = {
         field.name: others.pop(field.name)

@@ -84,35 +84,38 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def fields_of(kind: type, *names: str) -> Callable[[Any], Any]:
     """Return one decorator for the options that fields of a dataclass describe, in this order."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    return options(*(_of_field(fields[name]) for name in names))
-
-
-def _of_field(field: "dataclasses.Field[Any]", **more: Any) -> Callable[[Any], Any]:
-    rule = option_of(field)
-    assert rule is not None, f"{field.name} is not an option"
-    required = field.default is dataclasses.MISSING
-    about = f"{rule.help}  [default: {rule.default_text}]" if rule.default_text else rule.help
-    settings: dict[str, Any] = {"help": about, "metavar": rule.metavar}
-    if isinstance(field.default, bool):
-        settings["is_flag"] = True
-    elif isinstance(field.default, tuple):
-        settings["multiple"] = True
-    elif rule.choices:
-        settings["type"] = click.Choice(list(rule.choices))
-    elif rule.whole or rule.number:
-        settings["type"] = int if rule.whole else Number()
-    if required:
-        settings["required"] = True
-    elif field.default is not None and not isinstance(field.default, bool | tuple):
-        settings["default"] = field.default
-    return click.option(f"--{field.name.replace('_', '-')}", **{**settings, **more})
+    return options(*(field_of(kind, name) for name in names))
 
 
 def field_of(kind: type, name: str, **more: Any) -> Callable[[Any], Any]:
-    """Return the option that one field describes, with further arguments of `click.option`."""
+    """Return the option that a field of a dataclass describes.
+
+    Args:
+        kind: The dataclass.
+        name: Name of the field.
+        **more: Arguments of `click.option` that come before what follows from the field.
+    """
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
-    return _of_field(field, **more)
+    rule = option_of(field)
+    assert rule is not None, f"{name} is not an option"
+    about = f"{rule.help}  [default: {rule.default_text}]" if rule.default_text else rule.help
+    settings: dict[str, Any] = {"help": about, "metavar": rule.metavar}
+    if rule.choices:
+        settings["type"] = click.Choice(rule.choices)
+    elif rule.whole or rule.number:
+        settings["type"] = int if rule.whole else Number()
+    match field.default:
+        case bool():
+            settings["is_flag"] = True
+        case tuple():
+            settings["multiple"] = True
+        case dataclasses.MISSING:
+            settings["required"] = True
+        case None:
+            pass
+        case default:
+            settings["default"] = default
+    return click.option(f"--{name.replace('_', '-')}", **(settings | more))
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

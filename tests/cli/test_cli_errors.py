@@ -20,8 +20,8 @@ from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.base.source import tokenizer_digest
-from tests.support.commands import mav, refused
-from tests.support.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base, write_rows
+from tests.support.commands import extract_args, mav, refused
+from tests.support.tiny import VOCAB, make_cache, save_base, tiny_base, write_rows
 from tests.support.written_caches import all_same_bits, leftovers, read_all, stored_objects
 
 USAGE, DATA = 2, 1
@@ -59,24 +59,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return made
 
 
-def extract_args(world: World, output: Path) -> Args:
-    return [
-        *["extract", "--base-model", world.base, "--dataset", world.data, "--output", output],
-        *[
-            "--dtype",
-            "float32",
-            "--storage-dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--pooled-size",
-            HIDDEN,
-            "--max-length",
-            128,
-        ],
-    ]
-
-
 def train_args(cache: Path, output: Path) -> Args:
     sizes = ["--expansion-size", 16, "--batch-size", 2, "--grad-accum", 1, "--no-bf16"]
     return ["train", "--cache", cache, "--output-dir", output, *sizes, "--eval-fraction", 0.3]
@@ -106,7 +88,9 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_missing_data_file(world: World, output: Path) -> None:
-    message = refused(DATA, *extract_args(world, output), "--dataset", "nowhere/at/all.jsonl")
+    message = refused(
+        DATA, *extract_args(world.base, world.data, output), "--dataset", "nowhere/at/all.jsonl"
+    )
     assert "nowhere/at/all.jsonl: no such file or folder. Name a .jsonl, " in message
     assert not output.parent.exists()
 
@@ -124,7 +108,7 @@ def test_missing_data_file(world: World, output: Path) -> None:
 def test_malformed_rows(world: World, output: Path, tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
-    message = refused(DATA, *extract_args(world, output), "--dataset", path)
+    message = refused(DATA, *extract_args(world.base, world.data, output), "--dataset", path)
     assert message.startswith(str(path))
     assert told in message
     assert not output.parent.exists()
@@ -134,7 +118,9 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
     prompt = "\n\nHuman: Hi\n\nAssistant:"
     row = {"chosen": f"{prompt} a \ud83d", "rejected": f"{prompt} b"}
     (tmp_path / "cut.jsonl").write_text(json.dumps(row) + "\n")
-    message = refused(DATA, *extract_args(world, output), "--dataset", tmp_path / "cut.jsonl")
+    message = refused(
+        DATA, *extract_args(world.base, world.data, output), "--dataset", tmp_path / "cut.jsonl"
+    )
     assert "no usable pair among 1 rows (dropped: 1 invalid_unicode)" in message
 
 
@@ -171,14 +157,14 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
 def test_extract_options_that_cannot_be(
     world: World, output: Path, options: Args, told: str
 ) -> None:
-    message = refused(USAGE, *extract_args(world, output), *options)
+    message = refused(USAGE, *extract_args(world.base, world.data, output), *options)
     assert told in message
     assert not output.parent.exists()
 
 
 @pytest.mark.parametrize("left_out", ["--base-model", "--dataset", "--output"])
 def test_extract_says_which_option_is_missing(world: World, output: Path, left_out: str) -> None:
-    args = extract_args(world, output)
+    args = extract_args(world.base, world.data, output)
     place = args.index(left_out)
     assert f"Missing option '{left_out}'" in refused(USAGE, *args[:place], *args[place + 2 :])
 
@@ -187,7 +173,7 @@ def test_extract_says_which_option_is_missing(world: World, output: Path, left_o
 
 
 def with_base(world: World, output: Path, base: Path | str) -> Args:
-    return [*extract_args(world, output), "--base-model", base]
+    return [*extract_args(world.base, world.data, output), "--base-model", base]
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "/nowhere/llama", "no.gguf"])
@@ -227,7 +213,7 @@ def test_folder_with_gguf_files_names_them(world: World, output: Path, tmp_path:
 
 
 def test_gguf_file_that_is_not_in_the_folder(world: World, output: Path) -> None:
-    message = refused(DATA, *extract_args(world, output), "--gguf-file", "q4.gguf")
+    message = refused(DATA, *extract_args(world.base, world.data, output), "--gguf-file", "q4.gguf")
     assert message == f"{world.base}: no file 'q4.gguf' in it; check --gguf-file\n"
 
 
@@ -276,7 +262,7 @@ def test_output_that_holds_something_else(world: World, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     before = tree(tmp_path)
-    message = refused(DATA, *extract_args(world, tmp_path / "thesis"))
+    message = refused(DATA, *extract_args(world.base, world.data, tmp_path / "thesis"))
     assert "exists and is not a MAV cache. Name another --output, or remove it." in message
     assert tree(tmp_path) == before
 
@@ -285,7 +271,7 @@ def test_going_on_with_other_settings_names_each(world: World, tmp_path: Path) -
     root = shutil.copytree(world.cache, tmp_path / "cache")
     before = tree(tmp_path)
     other = ["--max-length", 64, "--layer-selection", "0,4", "--pooled-size", 16]
-    message = refused(DATA, *extract_args(world, root), *other)
+    message = refused(DATA, *extract_args(world.base, world.data, root), *other)
     assert f"{root}: this cache was begun with other settings:" in message
     for line in (
         "states.layer_selection: stored 'auto', asked for 'explicit'",
@@ -300,7 +286,7 @@ def test_going_on_with_other_settings_names_each(world: World, tmp_path: Path) -
 
 def test_going_on_with_another_base_names_its_digest(world: World, tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    assert mav(*extract_args(world, root)).exit_code == 0
+    assert mav(*extract_args(world.base, world.data, root)).exit_code == 0
     other = save_base(tiny_base(seed=1), tmp_path / "other")
     before = tree(root)
     message = refused(DATA, *with_base(world, root, other))
@@ -318,7 +304,7 @@ READERS: dict[str, Callable[[World, Path, Path], Args]] = {
 ALL_READERS: dict[str, Callable[[World, Path, Path], Args]] = {
     **READERS,
     "inspect": lambda _, cache, __: ["inspect", cache],
-    "extract": lambda world, cache, _: extract_args(world, cache),
+    "extract": lambda world, cache, _: extract_args(world.base, world.data, cache),
 }
 
 
@@ -400,11 +386,11 @@ def test_not_a_cache(world: World, tmp_path: Path, output: Path, command: str) -
 
 def test_lost_shards_are_computed_again_by_the_same_command(world: World, tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
-    assert mav(*extract_args(world, fresh)).exit_code == 0
+    assert mav(*extract_args(world.base, world.data, fresh)).exit_code == 0
     before, lost = read_all(fresh), fresh / "labels" / "c.0"
     blocks = CacheReader(fresh).manifest.plan.blocks
     lost.write_bytes(lost.read_bytes()[:-7])
-    result = mav(*extract_args(world, fresh))
+    result = mav(*extract_args(world.base, world.data, fresh))
     assert result.exit_code == 0, result.output
     assert f"{blocks - 1} of {blocks} blocks are written" in result.stderr
     assert all_same_bits(read_all(fresh), before)
@@ -732,7 +718,12 @@ def extract_writes(world: World, tmp_path_factory: pytest.TempPathFactory) -> in
     """Number of files that an extraction writes."""
     with pytest.MonkeyPatch.context() as patch:
         written = fill_disk(patch, 1_000_000)
-        assert mav(*extract_args(world, tmp_path_factory.mktemp("x") / "cache")).exit_code == 0
+        assert (
+            mav(
+                *extract_args(world.base, world.data, tmp_path_factory.mktemp("x") / "cache")
+            ).exit_code
+            == 0
+        )
     return len(written)
 
 
@@ -747,10 +738,10 @@ def test_disk_that_is_full_while_extracting(
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
         fill_disk(patch, round(share * (extract_writes - 1)))
-        message = refused(DATA, *extract_args(world, root))
+        message = refused(DATA, *extract_args(world.base, world.data, root))
     assert "No space left on device. The disk is full; free some space. The same" in message
     assert leftovers(tmp_path) == []
-    assert mav(*extract_args(world, root)).exit_code == 0
+    assert mav(*extract_args(world.base, world.data, root)).exit_code == 0
     assert len(CacheReader(root).pair_id) == 12
 
 
@@ -803,7 +794,7 @@ def test_an_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mav.pipeline.extraction.extract.extract", interrupted)
-    result = mav(*extract_args(world, output))
+    result = mav(*extract_args(world.base, world.data, output))
     assert result.exit_code == 130
     assert "goes on where it was" in result.stderr
 
@@ -815,4 +806,6 @@ def test_a_mistake_in_the_program_keeps_its_traceback(
         raise ZeroDivisionError
 
     monkeypatch.setattr("mav.pipeline.extraction.extract.extract", mistaken)
-    assert isinstance(mav(*extract_args(world, output)).exception, ZeroDivisionError)
+    assert isinstance(
+        mav(*extract_args(world.base, world.data, output)).exception, ZeroDivisionError
+    )

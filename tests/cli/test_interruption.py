@@ -13,7 +13,6 @@ from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from tests.support.commands import Line, done
 from tests.support.limits import PROCESS
-from tests.support.tiny import save_base, tiny_base, write_rows
 
 ROOT = Path(__file__).parents[2]
 # What a shell starts in the background ignores SIGINT, and so would all that is started here.
@@ -70,15 +69,7 @@ START = "\nfrom mav.cli import main\nmain()\n"
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    folder = tmp_path_factory.mktemp("line")
-    made = Line(
-        base=save_base(tiny_base(), folder / "base"),
-        data=write_rows(folder / "pairs.jsonl", 64),
-        cache=folder / "cache",
-        run=folder / "head",
-    )
-    done(*made.extract)
-    return made
+    return Line.begun(tmp_path_factory.mktemp("line"), 64)
 
 
 def stopped(program: str, *args: object, name: str = "SIGINT") -> str:

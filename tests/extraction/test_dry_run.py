@@ -27,7 +27,7 @@ from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
-from tests.support.commands import done, mav
+from tests.support.commands import done, extract_args, mav
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import draft, quick_disk
 
@@ -378,26 +378,8 @@ def saved(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(base, tmp_path_factory.mktemp("saved") / "base")
 
 
-def command(saved: Path, data: Path, output: Path) -> list[object]:
-    return [
-        *["extract", "--base-model", saved, "--dataset", data, "--output", output],
-        *[
-            "--dtype",
-            "float32",
-            "--storage-dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--pooled-size",
-            HIDDEN,
-            "--max-length",
-            128,
-        ],
-    ]
-
-
 def test_the_command_tells_it_as_json(saved: Path, data: Path, tmp_path: Path) -> None:
-    args = command(saved, data, tmp_path / "deep" / "cache")
+    args = extract_args(saved, data, tmp_path / "deep" / "cache")
     found = json.loads(done(*args, "--dry-run", "--json"))
     assert list(tmp_path.iterdir()) == []
     assert set(found) == JSON_KEYS
@@ -412,7 +394,7 @@ def test_the_command_tells_it_as_json(saved: Path, data: Path, tmp_path: Path) -
 
 
 def test_the_command_tells_it_on_a_screen(saved: Path, data: Path, tmp_path: Path) -> None:
-    result = mav(*command(saved, data, tmp_path / "cache"), "--dry-run")
+    result = mav(*extract_args(saved, data, tmp_path / "cache"), "--dry-run")
     assert result.exit_code == 0, result.output
     assert list(tmp_path.iterdir()) == []
     text = result.stdout
@@ -432,7 +414,7 @@ def test_the_command_exits_well_though_the_disk_is_too_small(
     saved: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_free(monkeypatch, 1000)
-    args = command(saved, data, tmp_path / "cache")
+    args = extract_args(saved, data, tmp_path / "cache")
     assert done(*args, "--dry-run").endswith("The disk cannot hold it.\n")
     result = mav(*args)
     assert result.exit_code == 1

@@ -20,9 +20,9 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.distributed import Processes, launched, require_joined
-from tests.support.commands import done, mav, refused
+from tests.support.commands import done, extract_args, mav, refused
 from tests.support.limits import PROCESS, wait_until
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.tiny import save_base, tiny_base, write_rows
 from tests.support.written_caches import contents, lock_at_once
 
 ROOT = Path(__file__).parents[2]
@@ -42,20 +42,8 @@ class World:
     cache: Path
 
     def extract(self, output: Path) -> list[object]:
-        return [
-            *["extract", "--base-model", self.base, "--dataset", self.data, "--output", output],
-            *[
-                "--dtype",
-                "float32",
-                "--storage-dtype",
-                "float32",
-                "--device",
-                "cpu",
-                "--pooled-size",
-                HIDDEN,
-            ],
-            *["--max-length", 128, "--batch-tokens", 512, "--json"],
-        ]
+        options = ("--batch-tokens", 512, "--json")
+        return extract_args(self.base, self.data, output, *options)
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,13 @@ import pytest
 
 from mav.pipeline.evaluation.statistics import LEAST_KL, has_hardly_moved
 from tests.support.commands import Line, done, mav
-from tests.support.tiny import save_base, tiny_base, write_rows
 
 TOLD = "This head hardly moves the base: at alpha 1 the KL is "
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    folder = tmp_path_factory.mktemp("line")
-    made = Line(
-        base=save_base(tiny_base(), folder / "base"),
-        data=write_rows(folder / "pairs.jsonl", 24),
-        cache=folder / "cache",
-        run=folder / "run",
-    )
-    done(*made.extract)
-    return made
+    return Line.begun(tmp_path_factory.mktemp("line"), 24)
 
 
 @pytest.mark.parametrize(("rate", "hardly"), [(1e-6, True), (0.05, False)])

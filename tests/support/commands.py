@@ -7,7 +7,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from mav import cli
-from tests.support.tiny import HIDDEN
+from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 
 
 def mav(*args: object) -> Result:
@@ -22,6 +22,16 @@ def done(*args: object) -> str:
     return result.stdout
 
 
+def extract_args(base: Path, data: Path, output: Path, *options: object) -> list[object]:
+    """The extraction of a tiny base in float32, with further options."""
+    return [
+        *["extract", "--base-model", base, "--dataset", data, "--output", output],
+        *["--dtype", "float32", "--storage-dtype", "float32"],
+        *["--device", "cpu", "--pooled-size", HIDDEN],
+        *["--max-length", 128, *options],
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """Everything a user would have after extracting and training."""
@@ -31,22 +41,21 @@ class Line:
     cache: Path
     run: Path
 
+    @classmethod
+    def begun(cls, folder: Path, pairs: int) -> "Line":
+        """A base, data of so many pairs, and the cache that the command made of them."""
+        line = cls(
+            base=save_base(tiny_base(), folder / "base"),
+            data=write_rows(folder / "pairs.jsonl", pairs),
+            cache=folder / "cache",
+            run=folder / "head",
+        )
+        done(*line.extract)
+        return line
+
     @property
     def extract(self) -> list[object]:
-        options = [
-            "--dtype",
-            "float32",
-            "--storage-dtype",
-            "float32",
-            "--device",
-            "cpu",
-            "--pooled-size",
-            HIDDEN,
-        ]
-        return [
-            *["extract", "--base-model", self.base, "--dataset", self.data],
-            *["--output", self.cache, "--max-length", 128, *options],
-        ]
+        return extract_args(self.base, self.data, self.cache)
 
     @property
     def train(self) -> list[object]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from tests.support.limits import EVENT, PROCESS, wait_until
 
 PARTS = ("s3", "filer", "volume", "master", "admin")
@@ -39,6 +41,18 @@ class S3Server:
 
     def url(self, prefix: str) -> str:
         return f"s3://{self.bucket}/{prefix}"
+
+
+@contextmanager
+def s3_in_environment() -> Iterator[S3Server]:
+    """Run a server that this process, and what it starts, finds through the environment."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as running:
+        for name in os.environ:
+            if name.startswith("AWS_"):
+                patch.delenv(name)
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
 
 
 @contextmanager

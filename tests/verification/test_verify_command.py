@@ -18,7 +18,7 @@ from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from tests.extraction.test_dry_run import tree
-from tests.support.commands import done, mav, refused, unsound
+from tests.support.commands import done, extract_args, mav, refused, unsound
 from tests.support.tiny import HIDDEN, rows, save_base, tiny_base, write_rows
 from tests.support.written_caches import contents, quick_disk
 
@@ -38,12 +38,7 @@ class World:
     cache: Path
 
     def extract(self, output: Path, *options: object) -> list[object]:
-        return [
-            *["extract", "--base-model", self.base, "--dataset", self.data, "--output", output],
-            *["--dtype", "float32", "--storage-dtype", "float32"],
-            *["--device", "cpu", "--pooled-size", HIDDEN],
-            *["--max-length", 128, *options],
-        ]
+        return extract_args(self.base, self.data, output, *options)
 
 
 @pytest.fixture(scope="module", autouse=True)

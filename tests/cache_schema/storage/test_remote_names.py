@@ -1,6 +1,5 @@
 """Names of places in a real store: what is written under one name is there and nowhere else."""
 
-import os
 from collections.abc import Iterator
 
 import obstore
@@ -12,7 +11,7 @@ from obstore.store import S3Store
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.open import open_object_store
 from tests.cache_schema.storage.test_addresses import SEGMENTS
-from tests.support.s3_server import S3Server, s3_server
+from tests.support.s3_server import S3Server, s3_in_environment
 
 NAMES = (
     "exp#1/c",
@@ -39,12 +38,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as patch, s3_server() as running:
-        for name in os.environ:
-            if name.startswith("AWS_"):
-                patch.delenv(name)
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
+    with s3_in_environment() as running:
         yield running
 
 
