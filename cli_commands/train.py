@@ -31,6 +31,7 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """
   mav train --cache llama.cache --output-dir runs/head
   mav train --cache llama.cache --output-dir runs/head --resume
+  mav train --cache llama.cache --output-dir runs/small --head-type unembedding --rank 256
 """
 )
 @field_of(TrainOptions, "cache", cls=OneOnly)
@@ -38,7 +39,8 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @field_of(TrainOptions, "eval_cache", cls=OneOnly)
 @fields_of(
     TrainOptions,
-    *("eval_fraction", "expansion_size", "dropout", "objective", "beta", "lambda_l2"),
+    *("eval_fraction", "head_type", "expansion_size", "rank", "dropout", "objective", "beta"),
+    *("lambda_l2",),
     *("learning_rate", "weight_decay", "max_grad_norm", "num_epochs", "batch_size"),
     *("batch_tokens", "grad_accum", "warmup_steps", "eval_steps", "early_stopping"),
 )

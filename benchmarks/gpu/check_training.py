@@ -22,7 +22,8 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
-from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
+from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
+from mav.pipeline.ops.tiling import Tiling
 from mav.pipeline.training.loss import Objective, PreferenceModel, last_layer
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions

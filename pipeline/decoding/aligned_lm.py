@@ -1,9 +1,10 @@
 """A base model whose logits a head steers, inside every forward pass.
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
-returns; a loss follows them. So all of `generate()` works unchanged, with one forward pass per
-token, and the head is computed only where logits are. `docs/decisions/` says why the addition
-follows the model's own logits rather than replace its output embedding.
+returns; a loss follows them. A head that acts on the state has alpha * f added to what the model's
+own output embedding is given, so that scale, soft-cap and loss are the model's. So all of
+`generate()` works unchanged, with one forward pass per token, and the head is computed only where
+logits are. `docs/decisions/` says why either addition leaves the output embedding in its place.
 
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
@@ -34,7 +35,8 @@ class AlignedLM:
         layers: The layers of the base it reads.
         base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
             `keep_base_logits` is set.
-        keep_base_logits: Whether to keep them; for as long as `steering` is open.
+        keep_base_logits: Whether to keep them; for as long as `steering` is open. For a head that
+            acts on the state the product with the vocabulary then has twice the rows.
     """
 
     def __init__(
@@ -61,20 +63,31 @@ class AlignedLM:
         self.layers = layers
         self._depth = base.num_hidden_layers
         self._taps = base.hidden_state_hooks(layers)
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        self._logits_to_keep: int | Tensor = 0
+        self._doubled = False
         self.set_alpha(alpha)
 
     def __enter__(self) -> Self:
-        assert self._handle is None, "an aligned model cannot be joined twice at once"
+        assert not self._handles, "an aligned model cannot be joined twice at once"
         self._forget_compiled()
         self._taps.__enter__()
-        self._handle = self.base.model.register_forward_hook(self._steer, with_kwargs=True)
+        model = self.base.model
+        if self.head.config.acts_on_state:
+            embedding = model.get_output_embeddings()
+            self._handles = [
+                model.register_forward_pre_hook(self._begin, with_kwargs=True),
+                embedding.register_forward_pre_hook(self._add_to_state),
+                model.register_forward_hook(self._end),
+            ]
+        else:
+            self._handles = [model.register_forward_hook(self._add_to_logits, with_kwargs=True)]
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._handle is not None
-        self._handle.remove()
-        self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._taps.__exit__()
         self._forget_compiled()
 
@@ -111,27 +124,66 @@ class AlignedLM:
                 # transformers leaves it lowered where a draft of the first layers fails.
                 self.base.config.num_hidden_layers = self._depth
 
-    def _steer(
+    def _add_to_logits(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if self.keep_base_logits:
             self.base_logits = output.logits
         if self._off:
             return output
+        _require_named(output)
+        added = self._added(kwargs.get("logits_to_keep", 0), output.logits.shape[1])
+        if added is None:
+            return output
+        # In float32: a small alpha must not be rounded away against a large logit.
+        logits = output.logits.float() + added.to(output.logits.device)
+        if output.get("loss") is not None:
+            output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
+        output.logits = logits
+        return output
+
+    def _begin(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.keep_base_logits and kwargs.get("labels") is not None:
+            raise UsageError("labels: got some, expected none while the base's logits are kept")
+        self._logits_to_keep = kwargs.get("logits_to_keep", 0)
+        self._doubled = False
+
+    def _add_to_state(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        state: Tensor = args[0]
+        added = None if self._off else self._added(self._logits_to_keep, state.shape[1])
+        if added is None:
+            return None
+        shifted = (state.float() + added.to(state.device)).to(state.dtype)
+        if self.keep_base_logits:
+            # So that the base's logits too are what the model makes of the product.
+            shifted, self._doubled = torch.cat([shifted, state]), True
+        return (shifted, *args[1:])
+
+    def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        self._taps.states.clear()
+        if not self.keep_base_logits:
+            return output
+        _require_named(output)
+        self.base_logits = output.logits
+        if self._doubled:
+            output.logits, self.base_logits = output.logits.chunk(2)
+        return output
+
+    def _added(self, kept: int | Tensor, positions: int) -> Tensor | None:
+        """Return alpha times what the head adds, float32 [B, T, size], and forget the states.
+
+        None in a draft by the first layers alone (`assistant_early_exit`): what it proposes is
+        taken or left by a pass of all layers, which is steered.
+
+        Args:
+            kept: `logits_to_keep` of the pass.
+            positions: How many positions have logits: not every model keeps as few as it is asked.
+        """
         states = {**self._taps.states}
         self._taps.states.clear()
-        if isinstance(output, tuple):
-            raise UsageError(
-                "return_dict: got False, expected True, as a steered model returns its logits by "
-                "name; leave it out, or read `output.to_tuple()`"
-            )
         if self.base.num_hidden_layers < self._depth:
-            # A draft by the first layers alone (`assistant_early_exit`): what it proposes is taken
-            # or left by a pass of all layers, which is steered.
-            return output
-        kept = kwargs.get("logits_to_keep", 0)
-        # By how many there are: not every model keeps as few as it is asked to.
-        places = slice(-output.logits.shape[1], None) if isinstance(kept, int) else kept
+            return None
+        places = slice(-positions, None) if isinstance(kept, int) else kept
         device = self.head.device
         states_BTKH = torch.stack(
             [_state(states, layer)[:, places].to(device) for layer in self.layers], dim=-2
@@ -142,16 +194,14 @@ class AlignedLM:
                 f"alpha: got {len(self._alpha)} strengths, but {len(vector)} rows are decoded; "
                 f"give one for all, or one for each request"
             )
-        alpha = self._alpha.repeat_interleave(len(vector) // len(self._alpha), dim=0)
-        # In float32: a small alpha must not be rounded away against a large logit.
-        logits = output.logits.float() + (alpha * vector).to(output.logits.device)
-        if output.get("loss") is not None:
-            output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
-        output.logits = logits
-        return output
+        return self._alpha.repeat_interleave(len(vector) // len(self._alpha), dim=0) * vector
 
     def vector(self, states: Tensor) -> Tensor:
-        """Return float32 alignment vectors [..., vocab] for states [..., K, hidden]."""
+        """Return what the head adds at alpha 1, float32 [..., vocab] or [..., hidden].
+
+        Args:
+            states: [..., K, hidden].
+        """
         with torch.no_grad():
             vector: Tensor = self.head(states).float()
         return vector
@@ -161,6 +211,15 @@ class AlignedLM:
         if hasattr(self.base.model, "_compiled_call"):
             del self.base.model._compiled_call
             torch.compiler.reset()
+
+
+def _require_named(output: Any) -> None:
+    """Refuse an output of a pass that is a plain tuple."""
+    if isinstance(output, tuple):
+        raise UsageError(
+            "return_dict: got False, expected True, as a steered model returns its logits by "
+            "name; leave it out, or read `output.to_tuple()`"
+        )
 
 
 def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:

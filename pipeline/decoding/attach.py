@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mav.cache_schema.errors import UsageError
 from mav.cache_schema.manifest import BaseModelRecord, StatesRecord
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.generation_defaults import readable_config
@@ -19,10 +20,11 @@ from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
+from mav.pipeline.decoding.linear_output import require_linear_output
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
-from mav.pipeline.head.compatibility import check_vocabulary, map_layers
-from mav.pipeline.head.config import HeadConfig, default_expansion_size, default_pooled_size
+from mav.pipeline.head.compatibility import check_hidden_size, check_vocabulary, map_layers
+from mav.pipeline.head.config import default_pooled_size, head_config
 from mav.pipeline.head.model import AlignmentHead, is_quantized, quantize_head
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.head.storage import recorded_weights, weights_file
@@ -32,7 +34,7 @@ from mav.pipeline.preferences.prompt_format import (
     choose_prompt_format,
 )
 from mav.pipeline.preferences.transcripts import TEMPLATE
-from mav.pipeline.runtime.choices import PromptFormatName
+from mav.pipeline.runtime.choices import HeadKind, PromptFormatName
 
 _log = logging.getLogger(__name__)
 
@@ -163,25 +165,34 @@ def load_trained(
 def new_head(
     base: BaseModel,
     *,
+    head_type: HeadKind = "mlp",
     layer_selection: str = "auto",
     num_layers: int = 3,
     pooled_size: int | None = None,
     expansion_size: int | None = None,
+    rank: int | None = None,
 ) -> TrainedHead:
     """Return a new head for a base, which leaves it as it is until trained.
 
-    Sizes that are not given follow the base; see `head_sizes`.
+    Sizes that are not given follow base and kind; see `head_config`.
+
+    Raises:
+        UsageError: A size is given that this kind has not, or there is no such kind.
     """
     layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
     record = base.fingerprint()
     pooled_size = pooled_size or default_pooled_size(base.hidden_size)
-    expansion_size = expansion_size or default_expansion_size(record, len(layers), pooled_size)
-    config = HeadConfig(
-        num_layers=len(layers),
-        pooled_size=pooled_size,
-        expansion_size=expansion_size,
-        vocab_size=base.vocab_size,
-    )
+    try:
+        config = head_config(
+            record,
+            head_type,
+            num_layers=len(layers),
+            pooled_size=pooled_size,
+            expansion_size=expansion_size,
+            rank=rank,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     states = StatesRecord(
         layer_selection=layer_selection if layer_selection in ("auto", "uniform") else "explicit",
         layers=layers,
@@ -247,6 +258,7 @@ def check_compatible(
         "the base",
         other_tokenizer=rules.allow_tokenizer_mismatch,
     )
+    check_hidden_size(trained.head.config, record, trained.name, "the base")
     _form(base, trained, rules)
     layers = map_layers(trained.states, trained.base, record)
     if log_differences:
@@ -289,6 +301,8 @@ def attach_head(
         MAVError: They do not belong together.
     """
     layers = check_compatible(base, trained, rules, log_differences=log_differences)
+    if trained.head.config.acts_on_state:
+        require_linear_output(base)
     settings = _base_settings(base, rules)
     head = trained.head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.

@@ -143,8 +143,8 @@ class MAVInference:
 
         Args:
             base: The base.
-            **head: `layer_selection`, `num_layers`, `pooled_size` and `expansion_size`; sizes that
-                are left out follow the base.
+            **head: `head_type`, `layer_selection`, `num_layers`, `pooled_size`, `expansion_size`
+                and `rank`; sizes that are left out follow the base.
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))

@@ -17,7 +17,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
 from mav.pipeline.evaluation.pair_scores import PairScores, score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
-from mav.pipeline.head.compatibility import check_features
+from mav.pipeline.head.compatibility import check_features, check_kind
 from mav.pipeline.head.pretrained import StoredHead, load_head
 from mav.pipeline.loader.split import PairSubset, Split, in_subset
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
@@ -136,6 +136,7 @@ def evaluate(
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
     check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
+    check_kind(stored.head.config, reader.manifest, str(cache))
     subset = _subset(stored, reader, which)
     wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
     if not wanted.any():

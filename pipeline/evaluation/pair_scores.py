@@ -11,9 +11,12 @@ from torch import Tensor
 
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.addition import addition
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
-from mav.pipeline.ops.aligned_logprobs import CHUNK_ELEMENTS
+from mav.pipeline.ops.base_logits import capped
+from mav.pipeline.ops.projection import Projection
+from mav.pipeline.ops.tiling import CHUNK_ELEMENTS
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.runtime.progress import progress_bar
 
@@ -92,11 +95,12 @@ def _score(
     alphas: Sequence[float],
     dtype: torch.dtype,
 ) -> list[PairScores]:
-    logits = base.logits(batch)
     labels = batch.labels.long()
     device = labels.device
     with _autocast(dtype, device):
-        features = head.features(batch.states)
+        last = Projection(head.project.weight, head.project.bias)
+        added = addition(head, batch.states, base.logits(batch), last)
+    features, projection = added.features, added.projection
     if not features.isfinite().all():
         raise UsageError(
             f"--dtype {plain_name(dtype)}: the head's features of stored states are not finite in "
@@ -109,16 +113,16 @@ def _score(
     for start in range(0, len(labels), at_once):
         piece = slice(start, min(len(labels), start + at_once))
         with _autocast(dtype, device):
-            vector_CV = head.project(features[piece]).float()
-        base_CV = logits.chunk(piece.start, piece.stop)
-        base_log_CV = base_CV.log_softmax(-1)
+            vector_CV = F.linear(features[piece], projection.weight, projection.bias).float()
+        base_CV = added.base.chunk(piece.start, piece.stop)
+        base_log_CV = capped(base_CV, added.softcap).log_softmax(-1)
         picked = labels[piece, None]
         values = [
             torch.linalg.vector_norm(vector_CV, dim=-1),
             base_log_CV.gather(-1, picked)[:, 0],
         ]
         for alpha in alphas:
-            log_CV = torch.log_softmax(base_CV + alpha * vector_CV, -1)
+            log_CV = capped(base_CV + alpha * vector_CV, added.softcap).log_softmax(-1)
             values += [
                 log_CV.gather(-1, picked)[:, 0],
                 F.kl_div(base_log_CV, log_CV, reduction="none", log_target=True).sum(-1),

@@ -3,6 +3,7 @@
 from mav.cache_schema.errors import MismatchError
 from mav.cache_schema.manifest import BaseModelRecord, Manifest, StatesRecord
 from mav.pipeline.base.layer_selection import select_layers
+from mav.pipeline.head.config import HeadConfig
 
 
 def check_vocabulary(
@@ -68,6 +69,51 @@ def check_features(expected: Manifest, got: Manifest, what_expects: str, what_go
                 f"{what_expects} and {what_got} differ in {name}: {stored} and {asked}. Extract "
                 f"with the layer selection and pooled size the head was trained with."
             )
+
+
+def check_kind(config: HeadConfig, cache: Manifest, what_got: str) -> None:
+    """Refuse a cache without what a head of this kind needs of it.
+
+    Args:
+        config: The head's.
+        cache: The cache's manifest.
+        what_got: Name of the cache.
+
+    Raises:
+        MismatchError: The head acts on the base's last state, and the cache holds no output
+            embedding, or one of another width.
+    """
+    if not config.acts_on_state:
+        return
+    if cache.logits.encoding != "factored":
+        raise MismatchError(
+            f"{what_got}: holds the base's logits with encoding {cache.logits.encoding}, and a "
+            f"head of kind {config.kind} needs the last states and the output embedding. Extract "
+            f"with --logits factored, or train with --head-type mlp."
+        )
+    check_hidden_size(config, cache.base, "The head", what_got)
+
+
+def check_hidden_size(
+    config: HeadConfig, base: BaseModelRecord, what_expects: str, what_got: str
+) -> None:
+    """Refuse a base whose last state is not as wide as what a head adds to it.
+
+    Args:
+        config: The head's.
+        base: The base.
+        what_expects: Name of the head.
+        what_got: Name of the base.
+
+    Raises:
+        MismatchError: It is not.
+    """
+    if config.acts_on_state and base.hidden_size != config.hidden_size:
+        raise MismatchError(
+            f"{what_expects} adds to last states {config.hidden_size} wide, but {what_got} has "
+            f"states of {base.hidden_size} ({base.id}). Train a head for this base, or use one "
+            f"of kind mlp, which needs only the vocabulary."
+        )
 
 
 def map_layers(

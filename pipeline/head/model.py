@@ -1,10 +1,19 @@
-"""The alignment head: hidden states of several layers in, a vector over the vocabulary out.
+"""The alignment head: hidden states of several layers in, what is added to the base out.
 
-    states of K layers, pooled to W -> concat K*W -> Linear W, ReLU, Dropout        fusion
-                                    -> Linear E, ReLU -> Linear V (zero at first)   alignment
+    mlp          states of K layers, pooled to W -> concat K*W -> Linear W, ReLU, Dropout   fusion
+                                       -> Linear E, ReLU -> Linear V (zero at first)     alignment
+    unembedding  fusion as above -> [Linear r, ReLU] -> Linear H (zero at first), the shift f of the
+                 base's last state, so that its logits become W_U (h + alpha f)
+    bottleneck   last state, pooled to W -> Linear r, ReLU -> Linear V (zero at first), no biases
 
 With the default sizes (K 3, W 4096, E 16384) and LLaMA's vocabulary of 32,000 the alignment
-network has 591,445,248 parameters, and 641,780,992 with the fusion layer.
+network of an `mlp` has 591,445,248 parameters, and 641,780,992 with the fusion layer; an
+`unembedding` has 67,117,056 in all, and a `bottleneck` of rank 256 has 9,240,576.
+
+`mlp` is the published head of Modular Alignment Vectors. `bottleneck` is that of PALC ("Preference
+Alignment via Logit Calibration", ICLR 2026). `unembedding` changes what goes into the model's own
+output embedding, as an intervention on the last state does (ReFT, Wu et al. 2024), and so has no
+vocabulary matrix of its own; whatever it adds to the logits lies in the span of the base's.
 
 The letters of shapes are in CONTRIBUTING.md.
 """
@@ -27,23 +36,27 @@ from mav.pipeline.ops.tensor_storage import pool_states
 
 
 class AlignmentHead(nn.Module):
-    """Token-wise: a position's vector depends on the states at that position alone.
+    """Token-wise: what is added at a position depends on the states at that position alone.
 
     The last layer starts at zero, so an untrained head leaves the base exactly as it is.
 
     Attributes:
-        config: Its sizes.
+        config: Its kind and sizes.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.fusion = nn.Linear(config.num_layers * config.pooled_size, config.pooled_size)
-        self.expand = nn.Linear(config.pooled_size, config.expansion_size)
-        self.project = nn.Linear(config.expansion_size, config.vocab_size)
+        layers = {
+            name: nn.Linear(layer.inputs, layer.outputs, bias=layer.bias)
+            for name, layer in config.layers.items()
+        }
+        self.fusion: nn.Linear | None = layers.get("fusion")
+        self.expand: nn.Linear | None = layers.get("expand")
+        self.project = layers["project"]
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        for parameter in self.project.parameters():
+            nn.init.zeros_(parameter)
 
     def features(self, states: Tensor) -> Tensor:
         """Return the input of the last layer, [..., E].
@@ -51,14 +64,24 @@ class AlignmentHead(nn.Module):
         Args:
             states: [..., K, width]; pooled here to W where the width is another.
         """
-        pooled = pool_states(states, self.config.pooled_size).flatten(-2)
-        fused = F.relu(self.fusion(pooled.to(self.fusion.weight.dtype)))
-        return F.relu(self.expand(self.dropout(fused)))
+        size, dtype = self.config.pooled_size, self.dtype
+        if self.fusion is None:
+            features = pool_states(states[..., -1, :], size).to(dtype)
+        else:
+            pooled = pool_states(states, size).flatten(-2)
+            features = F.relu(self.fusion(pooled.to(dtype)))
+        features = self.dropout(features)
+        return features if self.expand is None else F.relu(self.expand(features))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return the alignment vector [..., V] for states [..., K, width]."""
-        vector: Tensor = self.project(self.features(states))
-        return vector
+        """Return what the head adds, for states [..., K, width].
+
+        Returns:
+            The alignment vector, [..., V], to be added to the logits; of a head that acts on the
+            state the shift f, [..., H], to be added to the last state.
+        """
+        added: Tensor = self.project(self.features(states))
+        return added
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +121,7 @@ def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str
 
     Args:
         folder: Its folder.
-        config: Its sizes.
+        config: Its kind and sizes.
         dtype: Element type to load it in.
         device: Where to put it.
 

@@ -1,7 +1,6 @@
 """Saving and loading heads together with their origin."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def _settle(folder: Path) -> None:
 def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> dict[str, Any]:
     return {
         "kind": KIND,
-        "head": dataclasses.asdict(sizes),
+        "head": sizes.to_json(),
         "parameters": {
             "alignment": sizes.alignment_parameters,
             "total": sizes.total_parameters,

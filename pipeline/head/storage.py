@@ -1,4 +1,4 @@
-"""Reading a head's files: `model.safetensors`, and `config.json` with its sizes and its origin.
+"""Reading a head's files: `model.safetensors`, and `config.json` with its kind, sizes and origin.
 
 `config.json` has the size and CRC32C of the weights that belong to it. While a head is replaced,
 its new weights have a hidden name made of these, until `config.json` names them and they can take
@@ -185,7 +185,9 @@ def _pickles_in(path: Path) -> str:
 
 
 def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
-    """Read the sizes and the origin of a head without its weights.
+    """Read kind, sizes and origin of a head without its weights.
+
+    One that names no kind is an `mlp`, as all heads once were.
 
     Raises:
         HeadError: It is not a head's configuration.
@@ -214,6 +216,7 @@ def _require_same_sizes(head: HeadConfig, cache: Manifest, path: Path) -> None:
         ("num_layers", head.num_layers, len(cache.states.layers)),
         ("pooled_size", head.pooled_size, cache.states.pooled_size),
         ("vocab_size", head.vocab_size, cache.base.vocab_size),
+        ("hidden_size", head.hidden_size, cache.base.hidden_size if head.acts_on_state else None),
     ):
         if got != expected:
             raise HeadError(

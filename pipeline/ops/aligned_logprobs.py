@@ -2,17 +2,22 @@ r"""Log-probabilities under the aligned model, without tokens x vocabulary ever 
 
 For features x, projection W, b and base logits z, per token t with label y:
 
-    a_t = W x_t + b,    logp_t = log softmax(z_t + a_t)[y_t],    n_t = ||a_t||^2
+    a_t = W x_t + b,    logp_t = log softmax(c(z_t + a_t))[y_t],    n_t = ||a_t||^2
+
+Here c(z) = z, or cap * tanh(z / cap) where the vector is added inside of the base's soft-cap.
 
 Work goes tile by tile, a tile being some tokens times some of the vocabulary. Forward keeps each
 token's running log-sum-exp; backward computes a tile again, now knowing the whole sum, and from it
 finishes the gradient of those rows of W at once. So W and its gradient are passed over once each.
 The first tiles, up to a fixed amount of memory, are kept and not computed again.
 
+W may also be the base's own output embedding, and x a shift of its last state h. The products of h
+and of x stay apart all the same, and are added in float32: h + x in bfloat16 has only the digits of
+x that reach the last place of h, and W h is needed anyway for the base's own log-probabilities.
+
 Letters of shapes are in CONTRIBUTING.md; here the features x are the E inputs of the last layer.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,55 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mav.pipeline.ops.base_logits import BaseLogits
+from mav.pipeline.ops.base_logits import BaseLogits, capped
 from mav.pipeline.ops.projection import Projection
+from mav.pipeline.ops.tiling import Tiling
 
-CHUNK_ELEMENTS: Final = 1 << 26
-"""Elements of the largest temporary: 256 MiB in float32."""
-
-KEPT_ELEMENTS: Final = 1 << 27
-"""Elements of the tiles that are kept for the backward pass: 768 MiB in bfloat16 products."""
-
-_TILE_TOKENS: Final = 8192
-_COLUMN_STEP: Final = 256
 _ROWS_AT_ONCE: Final = 128
-_CPU_TILE_ELEMENTS: Final = 1 << 22
-"""On a CPU tiles small enough to stay in its caches are quickest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tiling:
-    """How tokens x vocabulary is cut.
-
-    Attributes:
-        tokens: Tokens of a tile, C.
-        columns: Entries of the vocabulary of a tile, D.
-        kept_elements: Elements of the tiles that are kept from forward to backward.
-    """
-
-    tokens: int
-    columns: int
-    kept_elements: int = KEPT_ELEMENTS
-
-    @staticmethod
-    def fitting(features: Tensor) -> "Tiling":
-        """Return tiles of all tokens, up to a bound, that suit the device of features [N, E]."""
-        tokens, width = features.shape
-        rows = max(1, min(tokens, _TILE_TOKENS))
-        columns = CHUNK_ELEMENTS // rows
-        if features.device.type == "cpu":
-            # Every tile adds to the gradient of all features, which must not outweigh the tile.
-            columns = min(columns, max(_CPU_TILE_ELEMENTS // rows, width // 2))
-        return Tiling(tokens=rows, columns=max(1, columns // _COLUMN_STEP) * _COLUMN_STEP)
-
-    def tiles(self, tokens: int, vocab_size: int) -> Iterator[tuple[slice, slice]]:
-        """Yield the tokens and the part of the vocabulary of each tile."""
-        for row in range(0, tokens, self.tokens):
-            for column in range(0, vocab_size, self.columns):
-                yield (
-                    slice(row, min(row + self.tokens, tokens)),
-                    slice(column, min(column + self.columns, vocab_size)),
-                )
 
 
 def aligned_logprobs(
@@ -78,6 +39,7 @@ def aligned_logprobs(
     labels: Tensor,
     *,
     base_logprobs: Tensor | None = None,
+    softcap: float | None = None,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities of the labels, and squared norms of the alignment vectors.
@@ -85,10 +47,12 @@ def aligned_logprobs(
     Args:
         features: [N, E], input of the head's last layer.
         projection: That layer.
-        base: The base's logits for the same N tokens; no gradient flows into them.
+        base: The base's logits for the same N tokens, before their soft-cap where there is one;
+            no gradient flows into them.
         labels: Integer [N].
         base_logprobs: Log-probabilities of the labels under the base alone, [N], where they are
             known; they are computed from its logits otherwise.
+        softcap: Bound of the logits, with or without the vector; None for no bound here.
         tiling: How to cut the work; what suits the device if None.
 
     Returns:
@@ -103,6 +67,7 @@ def aligned_logprobs(
         base,
         labels.long(),
         base_logprobs is None,
+        softcap,
         tiling or Tiling.fitting(features),
     )
     return logp, norm, base_logp if base_logprobs is None else base_logprobs
@@ -114,11 +79,12 @@ class _AlignedLogprobs(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         projection: Projection,
         base: BaseLogits,
         labels: Tensor,
         wants_base: bool,
+        softcap: float | None,
         tiling: Tiling,
     ) -> tuple[Tensor, Tensor, Tensor]:
         acc_dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -130,13 +96,16 @@ class _AlignedLogprobs(torch.autograd.Function):
         # An autocast that is on would change the types that are chosen here.
         with torch.autocast(features.device.type, enabled=False):
             compute_weight = projection.compute_weight()
-            work = _Work(features.to(compute_weight.dtype), compute_weight, bias, base, acc_dtype)
+            work = _Work(
+                features.to(compute_weight.dtype), compute_weight, bias, base, softcap, acc_dtype
+            )
             for rows, columns in tiling.tiles(len(features), len(weight)):
                 in_tile, local_index = _labels_in(labels[rows], columns)
                 logits_CD = base.chunk(rows.start, rows.stop, columns)
                 if wants_base:
-                    base_picked[rows] += logits_CD.gather(-1, local_index).squeeze(-1) * in_tile
-                    base_total[rows] = torch.logaddexp(base_total[rows], logsumexp(logits_CD))
+                    base_CD = capped(logits_CD, softcap)
+                    base_picked[rows] += base_CD.gather(-1, local_index).squeeze(-1) * in_tile
+                    base_total[rows] = torch.logaddexp(base_total[rows], logsumexp(base_CD))
                 tile = work.compute(rows, columns, logits_CD)
                 norm[rows] += tile.squared_norm
                 picked[rows] += tile.logits.gather(-1, local_index).squeeze(-1) * in_tile
@@ -165,18 +134,21 @@ class _AlignedLogprobs(torch.autograd.Function):
             tiles = ctx.tiling.tiles(len(total), len(work.weight))
             for number, (rows, columns) in enumerate(tiles):
                 tile = kept[number] if number < len(kept) else work.compute(rows, columns)
-                # d logp / d a = onehot(y) - softmax(z + a);  d n / d a = 2 a
+                # d logp / d c = onehot(y) - softmax(c(z + a));  d n / d a = 2 a
+                slope = work.slope(tile.logits)
                 grad = tile.logits.sub_(total[rows, None]).exp_().mul_(-grad_logp[rows, None])
-                grad.addcmul_(work.vector(tile.product, columns), 2 * grad_norm[rows, None])
                 in_tile, local_index = _labels_in(labels[rows], columns)
                 grad.scatter_add_(-1, local_index, (grad_logp[rows] * in_tile)[:, None])
+                if slope is not None:
+                    grad.mul_(slope)
+                grad.addcmul_(work.vector(tile.product, columns), 2 * grad_norm[rows, None])
                 grads.add(rows, columns, grad)
-        return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 5
+        return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 6
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """W x_t as the product came, z_t + a_t, both [C, D], and the tile's part of n_t, [C]."""
+    """W x_t as the product came, c(z_t + a_t), both [C, D], and the tile's part of n_t, [C]."""
 
     product: Tensor
     logits: Tensor
@@ -185,12 +157,13 @@ class _Tile:
 
 @dataclass(frozen=True)
 class _Work:
-    """What tiles are computed from: x, W (in the products' type), b, z, and the type of sums."""
+    """What tiles are computed from: x, W (in the products' type), b, z, c, and the sums' type."""
 
     features: Tensor
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     base: BaseLogits
+    softcap: float | None
     acc_dtype: torch.dtype
 
     def compute(self, rows: slice, columns: slice, base_CD: Tensor | None = None) -> _Tile:
@@ -206,12 +179,17 @@ class _Work:
         product = F.linear(self.features[rows], self.weight[columns])
         vector = self.vector(product, columns)
         squared_norm = torch.linalg.vector_norm(vector, dim=-1).square_()
-        logits = vector.add_(base_CD)
+        logits = capped(vector.add_(base_CD), self.softcap)
         return _Tile(product, logits, squared_norm)
 
     def vector(self, product: Tensor, columns: slice) -> Tensor:
         """Return a_t [C, D]."""
-        return product.to(self.acc_dtype, copy=True).add_(self.bias[columns])
+        vector = product.to(self.acc_dtype, copy=True)
+        return vector if self.bias is None else vector.add_(self.bias[columns])
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Return the derivative of c where it gave these logits, or None where it is 1."""
+        return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
 
 class _Gradients:
@@ -221,17 +199,28 @@ class _Gradients:
         self._projection = projection
         self._work = work
         self.features = torch.zeros_like(work.features, dtype=work.acc_dtype)
-        if projection.accumulates_grad:
-            weight, bias = projection.weight.grad, projection.bias.grad
-            assert weight is not None, "a projection that accumulates has gradients"
-            assert bias is not None, "a projection that accumulates has gradients"
-        else:
-            weight = torch.zeros_like(work.weight, dtype=work.acc_dtype)
-            bias = torch.zeros_like(work.bias, dtype=work.acc_dtype)
-        self._weight, self._bias = weight, bias
+        self._weight, self._bias = self._begun()
         # Products in the compute type, before they are added to sums in the accumulation type.
         self._to_features = torch.empty_like(work.features[: tiling.tokens])
-        self._to_weight = torch.empty_like(work.weight[: tiling.columns])
+        wanted = tiling.columns if projection.trained else 0
+        self._to_weight = torch.empty_like(work.weight[:wanted])
+
+    def _begun(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the sums of weight and bias to add to, each None where it is not wanted."""
+        layer, dtype = self._projection, self._work.acc_dtype
+        if not layer.trained:
+            return None, None
+        if not layer.accumulates_grad:
+            bias = layer.bias
+            return (
+                torch.zeros_like(layer.weight, dtype=dtype),
+                None if bias is None else torch.zeros_like(bias, dtype=dtype),
+            )
+        assert layer.weight.grad is not None, "a projection that accumulates has gradients"
+        if layer.bias is None:
+            return layer.weight.grad, None
+        assert layer.bias.grad is not None, "a projection that accumulates has gradients"
+        return layer.weight.grad, layer.bias.grad
 
     def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
         """Add a tile of the gradient of the alignment vectors.
@@ -245,18 +234,23 @@ class _Gradients:
         grad_lowp = grad.to(work.weight.dtype)
         product = torch.mm(grad_lowp, work.weight[columns], out=self._to_features[: len(grad_lowp)])
         _add(self.features[rows], product)
-        # On a CPU, copying the transpose first makes the product twice as fast.
-        grad_T = grad_lowp.t().contiguous()
-        product = torch.mm(grad_T, work.features[rows], out=self._to_weight[: len(grad_T)])
-        _add(self._weight[columns], product)
-        self._bias[columns] += grad.sum(0)
+        if self._weight is not None:
+            # On a CPU, copying the transpose first makes the product twice as fast.
+            grad_T = grad_lowp.t().contiguous()
+            product = torch.mm(grad_T, work.features[rows], out=self._to_weight[: len(grad_T)])
+            _add(self._weight[columns], product)
+        if self._bias is not None:
+            self._bias[columns] += grad.sum(0)
 
-    def for_autograd(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return the gradients for autograd, or None where they are accumulated already."""
+    def for_autograd(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients for autograd, None where they are accumulated or not wanted."""
         layer = self._projection
-        if layer.accumulates_grad:
+        if layer.accumulates_grad or self._weight is None:
             return None, None
-        return self._weight.to(layer.weight.dtype), self._bias.to(layer.bias.dtype)
+        weight = self._weight.to(layer.weight.dtype)
+        if layer.bias is None or self._bias is None:
+            return weight, None
+        return weight, self._bias.to(layer.bias.dtype)
 
 
 def _add(total: Tensor, product: Tensor) -> None:

@@ -4,6 +4,7 @@ Each encoding is a class with the same one method, `chunk`, which gives float32 
 of tokens, so that tokens x vocabulary never has to exist at once.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -62,9 +63,7 @@ class Unembedding:
         logits = F.linear(final_state.to(self.weight.dtype), self.weight[columns], bias)
         if self.scale != 1.0:
             logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
+        return capped(logits, self.softcap).float()
 
     def to(self, device: torch.device) -> "Unembedding":
         """Return it on a device."""
@@ -74,6 +73,11 @@ class Unembedding:
             scale=self.scale,
             softcap=self.softcap,
         )
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return logits under a soft-cap; the same tensor where there is none."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,12 @@ class FactoredLogits:
     def chunk(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
         """Return float32 [stop - start, vocab]; see `BaseLogits`."""
         return self.unembedding(self.final_state[start:stop], columns)
+
+    def before_softcap(self) -> "FactoredLogits":
+        """Return the same logits without their soft-cap, linear in the final state."""
+        return dataclasses.replace(
+            self, unembedding=dataclasses.replace(self.unembedding, softcap=None)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The last layer of a head in training."""
+"""The product with the vocabulary that a head's part in the logits comes from."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,16 @@ from torch import Tensor
 class Projection:
     """The last layer of a head in training, with buffers that outlive a step.
 
+    It may also be a base's output embedding, which is not trained.
+
     The weight is the largest tensor there is. Its copy in the compute type is made once per step
     and not once per micro-batch, and its gradient is accumulated in place: allocating
     gigabytes again costs more than computing what goes into them.
 
     Attributes:
         weight: W [V, E].
-        bias: b [V].
+        bias: b [V], or None.
+        trained: Whether gradients of `weight` and `bias` are wanted.
         accumulates_grad: Whether the backward pass itself adds to `weight.grad` and `bias.grad`,
             which must exist. Wrappers that communicate gradients need autograd to do it instead.
     """
@@ -21,22 +24,25 @@ class Projection:
     def __init__(
         self,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         compute_dtype: torch.dtype | None = None,
         *,
+        trained: bool = True,
         accumulates_grad: bool = False,
     ) -> None:
         """Describe the layer.
 
         Args:
             weight: W [V, E].
-            bias: b [V].
+            bias: b [V], or None.
             compute_dtype: Type of the matrix products; that of `weight` if None. Everything else
                 is in float32, or float64 where the weight is.
+            trained: See the attribute.
             accumulates_grad: See the attribute.
         """
         self.weight = weight
         self.bias = bias
+        self.trained = trained
         self.accumulates_grad = accumulates_grad
         self._dtype = compute_dtype or weight.dtype
         self._compute_weight: Tensor | None = None

@@ -288,18 +288,18 @@ step of this head, {step:,}.</p>
 </section>"""
 
 
-def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> str:
+def _subject(evaluation: Evaluation, config: HeadConfig, origin: HeadOrigin) -> str:
     cache = portable(read_manifest(open_object_store(evaluation.cache)))
     trained = portable(origin.manifest)
     base = trained.base
     versions = package_versions(_PACKAGES)
     rows = {
         "head": shown_place(evaluation.head),
-        "parameters": f"alignment {sizes.alignment_parameters:,}, with fusion "
-        f"{sizes.total_parameters:,}",
-        "sizes": f"{sizes.num_layers} layers {list(trained.states.layers)} pooled to "
-        f"{sizes.pooled_size:,}, expansion {sizes.expansion_size:,}, vocabulary "
-        f"{sizes.vocab_size:,}",
+        "kind": config.kind,
+        "parameters": f"alignment {config.alignment_parameters:,}, with fusion "
+        f"{config.total_parameters:,}",
+        "sizes": ", ".join(f"{name} {size:,}" for name, size in config.sizes.items())
+        + f", layers {list(trained.states.layers)}",
         "objective": f"{origin.objective}, beta {origin.beta:g}",
         "steps": f"{origin.steps:,}",
         "held out": f"{origin.held_out_fraction:.3g} of prompts",

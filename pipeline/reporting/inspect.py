@@ -67,17 +67,17 @@ def _describe_cache(objects: ObjectStore) -> dict[str, Any]:
 
 
 def _describe_head(folder: Path) -> dict[str, Any]:
-    sizes, origin = read_head_config(folder)
+    config, origin = read_head_config(folder)
     return {
         "kind": "MAV alignment head",
+        "head_type": config.kind,
         "path": str(folder),
-        "alignment_parameters": sizes.alignment_parameters,
-        "total_parameters": sizes.total_parameters,
-        "sizes": {
-            "layers": sizes.num_layers,
-            "pooled": sizes.pooled_size,
-            "expansion": sizes.expansion_size,
-            "vocabulary": sizes.vocab_size,
+        "alignment_parameters": config.alignment_parameters,
+        "total_parameters": config.total_parameters,
+        "sizes": config.sizes,
+        "flops_per_token": {
+            "training": config.training_flops,
+            "decoding": config.decoding_flops,
         },
         "objective": f"{origin.objective}, beta {origin.beta}",
         "held_out_fraction": origin.held_out_fraction,

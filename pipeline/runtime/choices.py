@@ -9,6 +9,7 @@ SpreadName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 """Ways to spread a base over devices that accelerate knows by name."""
 Form = Literal["hh", "chat"]
 PromptFormatName = Literal["auto", "hh", "chat"]
+HeadKind = Literal["mlp", "unembedding", "bottleneck"]
 ObjectiveName = Literal["dpo", "mav"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]

@@ -9,8 +9,9 @@ import torch
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import (
     PUBLISHED_EXPANSION_SIZE,
+    HeadConfig,
     base_parameters,
-    default_expansion_size,
+    head_config,
 )
 from mav.pipeline.runtime.compute_dtype import AUTO, pick_dtype_for_stored
 from mav.pipeline.training.checkpoint import TrainState
@@ -26,7 +27,7 @@ def settled(
     *,
     begun: TrainState | None = None,
 ) -> TrainOptions:
-    """Return options in which `bf16` and `expansion_size` are what they come to.
+    """Return options in which `bf16` and the head's sizes and dropout are what they come to.
 
     Args:
         options: What is asked for.
@@ -34,10 +35,47 @@ def settled(
         device: Where to compute.
         begun: The state of the run to continue.
     """
+    config = config_of(options, manifest)
+    if options.expansion_size is None and config.expansion_size is not None:
+        _tell_of_expansion_size(config.expansion_size, manifest)
     return dataclasses.replace(
         options,
         bf16=_bf16(options, device, begun),
-        expansion_size=options.expansion_size or _expansion_size(manifest),
+        expansion_size=config.expansion_size,
+        rank=config.rank,
+        dropout=config.dropout,
+    )
+
+
+def config_of(options: TrainOptions, manifest: Manifest) -> HeadConfig:
+    """Return the configuration of the head that options ask for.
+
+    Args:
+        options: What is asked for.
+        manifest: The manifest of the cache.
+    """
+    return head_config(
+        manifest.base,
+        options.head_type,
+        num_layers=len(manifest.states.layers),
+        pooled_size=manifest.states.pooled_size,
+        expansion_size=options.expansion_size,
+        rank=options.rank,
+        dropout=options.dropout,
+    )
+
+
+def told(config: HeadConfig) -> str:
+    """Return kind, sizes and costs of a head in one line."""
+    sizes = ", ".join(
+        f"{name} {size}"
+        for name, size in config.sizes.items()
+        if name not in ("layers", "vocabulary")
+    )
+    return (
+        f"Head {config.kind}: {sizes}: {config.alignment_parameters:,} parameters in the "
+        f"alignment network, {config.total_parameters:,} with the fusion layer; MFLOP a token: "
+        f"training {config.training_flops / 1e6:,.0f}, decoding {config.decoding_flops / 1e6:,.0f}"
     )
 
 
@@ -56,14 +94,11 @@ def _named(bf16: bool) -> Literal["bfloat16", "float32"]:
     return "bfloat16" if bf16 else "float32"
 
 
-def _expansion_size(manifest: Manifest) -> int:
+def _tell_of_expansion_size(size: int, manifest: Manifest) -> None:
     base = manifest.base
-    layers, pooled = len(manifest.states.layers), manifest.states.pooled_size
-    size = default_expansion_size(base, layers, pooled)
     if size != PUBLISHED_EXPANSION_SIZE:
         approximately = "" if base.parameters is not None else "about "
         _log.info(
             f"--expansion-size {size}, for a head of at most a third of the base's {approximately}"
             f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
         )
-    return size

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mav.pipeline.head.addition import addition
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch
 from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
@@ -107,7 +108,7 @@ class Scores:
 
 
 def last_layer(head: AlignmentHead, *, bf16: bool, accumulates_grad: bool = False) -> Projection:
-    """Return a head's last layer for training.
+    """Return a head's last layer, as the projection of one that acts on the logits.
 
     Args:
         head: The head.
@@ -154,10 +155,15 @@ class PreferenceModel(nn.Module):
         """
         # Here rather than in the accelerator, whose precision is one for the whole process.
         with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
-            features = self.head.features(batch.states)
-        projection = self._projection or last_layer(self.head, bf16=self._bf16)
+            projection = self._projection or last_layer(self.head, bf16=self._bf16)
+            added = addition(self.head, batch.states, base, projection)
         logp, squared_norm, base_logp = aligned_logprobs(
-            features, projection, base, batch.labels, base_logprobs=batch.base_logprobs
+            added.features,
+            added.projection,
+            added.base,
+            batch.labels,
+            base_logprobs=batch.base_logprobs,
+            softcap=added.softcap,
         )
         chosen, rejected = batch.response_sums(logp)
         ref_chosen, ref_rejected = batch.response_sums(base_logp)

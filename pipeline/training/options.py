@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.runtime.choices import ObjectiveName, OptimizerName, Tracker
+from mav.pipeline.runtime.choices import HeadKind, ObjectiveName, OptimizerName, Tracker
 from mav.pipeline.runtime.options import check_options, known, option
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ class TrainOptions:
         output_dir: Folder for heads, checkpoint and metrics.
         eval_cache: Another cache to evaluate on, all of it.
         eval_fraction: Share of prompts held out of `cache`, where there is no `eval_cache`.
-        expansion_size: Width of the head's widest layer; by the base's size if None (see
-            `head_sizes`).
-        dropout: Dropout after the fusion layer.
+        head_type: What the head is made of and acts on; see `AlignmentHead`.
+        expansion_size: Width of the widest layer of an `mlp`; by the base's size if None (see
+            `head_config`).
+        rank: Width of the narrow layer of the other kinds; 256 for a `bottleneck` if None, and an
+            `unembedding` without such a layer.
+        dropout: Dropout after the fusion layer, or of a `bottleneck`'s state; if None 0.1, and 0
+            for a `bottleneck`.
         objective: `mav` or `dpo`; see `Objective`.
         beta: Inverse temperature of the objective.
         lambda_l2: Weight of the penalty on alignment vectors.
@@ -74,15 +78,33 @@ class TrainOptions:
     eval_fraction: float = option(
         0.05, number=True, at_least=0, below=1, help="Share of prompts held out."
     )
+    head_type: HeadKind = option(
+        "mlp",
+        choices=get_args(HeadKind),
+        help="mlp is the published one; unembedding shifts the state before the base's own output "
+        "embedding; bottleneck is PALC's.",
+    )
     expansion_size: int | None = option(
         None,
         whole=True,
         at_least=1,
         default_text="by the base's size",
-        help="Width of the head's widest layer; published: 16384.",
+        help="Width of the widest layer of an mlp; published: 16384.",
     )
-    dropout: float = option(
-        0.1, number=True, at_least=0, below=1, help="Dropout after the fusion layer."
+    rank: int | None = option(
+        None,
+        whole=True,
+        at_least=1,
+        default_text="bottleneck 256, unembedding none",
+        help="Width of the narrow layer of other kinds.",
+    )
+    dropout: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        below=1,
+        default_text="0.1; bottleneck 0",
+        help="Dropout after the fusion layer.",
     )
     objective: ObjectiveName = option(
         "dpo",
@@ -146,6 +168,13 @@ class TrainOptions:
         check_options(self)
         if self.bf16 not in (True, False, "auto"):
             raise UsageError(f"bf16: got {self.bf16!r}, expected auto, True or False")
+        foreign = "rank" if self.head_type == "mlp" else "expansion_size"
+        if getattr(self, foreign) is not None:
+            kinds = "unembedding and bottleneck" if foreign == "rank" else "mlp"
+            raise UsageError(
+                f"{foreign}: got {getattr(self, foreign)} with head_type {self.head_type}, "
+                f"expected none; it is a size of {kinds}"
+            )
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
                 f"batch_size: got {self.batch_size} and batch_tokens {self.batch_tokens}; a batch "

@@ -41,7 +41,8 @@ def wrap(
 
     Returns:
         A `PreferenceModel`, wrapped for several processes, whose parameters are those to optimize;
-        and the head's last layer with what it keeps between steps, or None where it is sharded.
+        and the head's last layer with what it keeps between steps, or None where it is sharded or
+        no product with the vocabulary.
     """
     head.to(accelerator.device)
     if parallelism == "fsdp":
@@ -51,7 +52,9 @@ def wrap(
         # Kept for the whole run: allocating gigabytes of gradients at each step is slow.
         for parameter in head.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    projection = last_layer(head, bf16=bf16, accumulates_grad=parallelism == "single")
+    projection = None
+    if not head.config.acts_on_state:
+        projection = last_layer(head, bf16=bf16, accumulates_grad=parallelism == "single")
     model = PreferenceModel(head, bf16=bf16, projection=projection)
     return accelerator.prepare(model), projection
 

@@ -1,7 +1,7 @@
 """Whether a training run may begin or go on in a folder, and what an interruption leaves."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.runtime.interruption import Interrupted
@@ -12,6 +12,9 @@ _STEP: Final = {
     "pairs_per_step": "pairs in a step (--batch-size x --grad-accum x processes)",
     "micro_batches_per_step": "micro-batches in a step (--grad-accum x processes)",
 }
+
+_OF_OLDER_RUNS: Final[dict[str, Any]] = {"head_type": "mlp"}
+"""What a run was begun with that recorded none, as there was no other."""
 
 
 def checkpoint_to_go_on_from(options: TrainOptions) -> Checkpoint | None:
@@ -42,11 +45,12 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
     Raises:
         MismatchError: Naming each difference.
     """
+    before = _OF_OLDER_RUNS | begun.trajectory
     changed = [
         f"{_STEP.get(name, '--' + name.replace('_', '-'))}: begun with "
-        f"{begun.trajectory.get(name)!r}, got {now.trajectory.get(name)!r}"
-        for name in now.trajectory | begun.trajectory
-        if begun.trajectory.get(name) != now.trajectory.get(name)
+        f"{before.get(name)!r}, got {now.trajectory.get(name)!r}"
+        for name in now.trajectory | before
+        if before.get(name) != now.trajectory.get(name)
     ]
     if begun.cache_identity != now.cache_identity:
         changed.append("--cache: another cache than it was begun with")

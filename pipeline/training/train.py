@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from mav.cache_schema.errors import HeadError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.statistics import has_hardly_moved
-from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.compatibility import check_kind
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.runtime.distributed import (
     leave_at_exit,
@@ -28,7 +29,7 @@ from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
 from mav.pipeline.training.data import TrainingSet, evaluation_set
-from mav.pipeline.training.defaults import settled
+from mav.pipeline.training.defaults import config_of, settled, told
 from mav.pipeline.training.log import MetricsLog, require_tracker, start_tracker
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
@@ -50,8 +51,11 @@ class TrainReport:
         best_step: Step of the best head, or None where nothing was held out.
         stopped_early: Whether it ended before its last step, since it no longer improved.
         evaluation: Metrics of the last evaluation; empty if this call made none.
+        head_type: Kind of the head.
         alignment_parameters: Parameters of the alignment network.
         total_parameters: Parameters with the fusion layer.
+        training_flops: Operations each response token took; see `HeadConfig`.
+        decoding_flops: Operations the head adds to each token of decoding; likewise.
         computed_in: Type of the products.
         kl_per_token: Mean KL(aligned || base) of the best head at alpha 1 over at most 64 held-out
             pairs, in nats per token; None where nothing is held out, or nothing was trained.
@@ -63,8 +67,11 @@ class TrainReport:
     best_step: int | None
     stopped_early: bool
     evaluation: dict[str, float]
+    head_type: HeadKind
     alignment_parameters: int
     total_parameters: int
+    training_flops: int
+    decoding_flops: int
     computed_in: str
     kl_per_token: float | None
     hardly_moved: bool | None
@@ -120,15 +127,11 @@ class _Run:
         self._data = TrainingSet(options, reader, layout)
         self._schedule = self._data.schedule
         torch.manual_seed(options.seed)
-        assert options.expansion_size is not None, "options are settled"
-        self._sizes = HeadConfig(
-            num_layers=len(self._manifest.states.layers),
-            pooled_size=self._manifest.states.pooled_size,
-            expansion_size=options.expansion_size,
-            vocab_size=self._manifest.base.vocab_size,
-            dropout=options.dropout,
-        )
-        self._trainer = Trainer(options, accelerator, AlignmentHead(self._sizes))
+        self._config = config_of(options, self._manifest)
+        check_kind(self._config, self._manifest, str(options.cache))
+        if self._held_out is not None:
+            check_kind(self._config, self._held_out.reader.manifest, str(options.eval_cache))
+        self._trainer = Trainer(options, accelerator, AlignmentHead(self._config))
         dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
@@ -136,12 +139,8 @@ class _Run:
             self._held_out_base = CachedBase(self._held_out.reader, accelerator.device, dtype)
 
     def run(self, checkpoint: Checkpoint | None) -> TrainReport:
-        options, sizes, total = self._options, self._sizes, self._schedule.total
-        _log.info(
-            f"Head: pooled {sizes.pooled_size}, expansion {sizes.expansion_size}: "
-            f"{sizes.alignment_parameters:,} parameters in the alignment network, "
-            f"{sizes.total_parameters:,} with the fusion layer"
-        )
+        options, total = self._options, self._schedule.total
+        _log.info(told(self._config))
         _log.info(self._data.summary())
         if checkpoint is None:
             options.folder.mkdir(parents=True, exist_ok=True)
@@ -290,8 +289,11 @@ class _Run:
             best_step=state.best_step,
             stopped_early=state.step < self._schedule.total,
             evaluation=evaluation,
-            alignment_parameters=self._sizes.alignment_parameters,
-            total_parameters=self._sizes.total_parameters,
+            head_type=self._config.kind,
+            alignment_parameters=self._config.alignment_parameters,
+            total_parameters=self._config.total_parameters,
+            training_flops=self._config.training_flops,
+            decoding_flops=self._config.decoding_flops,
             computed_in=plain_name(self._trainer.dtype),
             kl_per_token=kl,
             hardly_moved=None if kl is None else has_hardly_moved(kl),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.choices import HeadKind
 from tests.support.steered import steered, varied_base
 from tests.support.tiny import ARCHITECTURES
 
@@ -22,8 +23,9 @@ def cross_entropy(logits: Tensor, labels: Tensor = LABELS, **more: Any) -> Tenso
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_of_every_architecture(architecture: str) -> None:
-    mav = steered(varied_base(architecture))
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_of_every_architecture(architecture: str, kind: HeadKind) -> None:
+    mav = steered(varied_base(architecture), kind)
     plain = mav.base.model(IDS, labels=LABELS)
     with mav.steering(ALPHA) as model:
         found = model(IDS, labels=LABELS)
@@ -32,8 +34,9 @@ def test_of_every_architecture(architecture: str) -> None:
     assert abs(found.loss - plain.loss) > 0.01
 
 
-def test_what_the_loss_function_is_told_is_told_again() -> None:
-    mav = steered()
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_what_the_loss_function_is_told_is_told_again(kind: HeadKind) -> None:
+    mav = steered(kind=kind)
     shifted = F.pad(LABELS, (0, 1), value=-100)[:, 1:].contiguous()
     with mav.steering(ALPHA) as model:
         logits = model(IDS).logits
@@ -47,8 +50,9 @@ def test_what_the_loss_function_is_told_is_told_again() -> None:
     torch.testing.assert_close(ignored, cross_entropy(logits, IDS, ignore_index=int(IDS[0, 4])))
 
 
-def test_what_is_no_function_of_the_logits_stays_in_the_loss() -> None:
-    mav = steered(varied_base("mixtral"))
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_what_is_no_function_of_the_logits_stays_in_the_loss(kind: HeadKind) -> None:
+    mav = steered(varied_base("mixtral"), kind)
     with mav.steering(ALPHA) as model:
         found = model(IDS, labels=LABELS, output_router_logits=True)
     balance = model.router_aux_loss_coef * found.aux_loss
@@ -73,3 +77,19 @@ def test_a_tuple_cannot_be_steered() -> None:
     with mav.steering(ALPHA) as model, pytest.raises(UsageError, match="return_dict: got False"):
         model(IDS, return_dict=False)
     assert isinstance(mav.base.model(IDS, return_dict=False), tuple)
+
+
+def test_a_tuple_is_steered_where_the_state_is_what_is_shifted() -> None:
+    mav = steered(kind="unembedding")
+    with mav.steering(ALPHA) as model:
+        logits = model(IDS, return_dict=False)[0]
+        assert torch.equal(logits, model(IDS).logits)
+    assert not torch.equal(logits, mav.base.model(IDS).logits)
+
+
+def test_the_loss_beside_the_logits_of_the_base_is_refused() -> None:
+    mav = steered(kind="unembedding")
+    with mav.exclusive() as aligned, aligned.steering(ALPHA):
+        aligned.keep_base_logits = True
+        with pytest.raises(UsageError, match="labels: got some, expected none"):
+            mav.base.model(IDS, labels=LABELS)

@@ -18,6 +18,8 @@ from mav.pipeline.decoding.continuous_batching import (
 )
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.runtime.choices import HeadKind
+from tests.support.heads import KINDS
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES
 
@@ -110,16 +112,17 @@ def in_company(mav: MAVInference, requests: list[Request], chance: random.Random
     return listener
 
 
-@pytest.fixture(scope="module")
-def mav() -> Iterator[MAVInference]:
-    made = steered()
+@pytest.fixture(scope="module", params=["mlp", "unembedding"])
+def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
+    made = steered(kind=request.param)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("architecture", ROWS_OF_TOKENS)
-def test_rows_of_every_architecture_are_as_if_alone(architecture: str) -> None:
-    mav, untouched = steered(varied_base(architecture)), varied_base(architecture)
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: HeadKind) -> None:
+    mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     chance = random.Random(3)
     requests = [random_request(chance) for _ in range(9)]
     listener = in_company(mav, requests, chance)
@@ -198,10 +201,11 @@ def test_requests_that_differ_in_their_seed_alone_differ(mav: MAVInference) -> N
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2-window", "cohere"])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_are_those_of_the_whole_text(
-    architecture: str, temperature: float
+    architecture: str, temperature: float, kind: HeadKind
 ) -> None:
-    mav, untouched = steered(varied_base(architecture)), varied_base(architecture)
+    mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     chance = random.Random(5)
     requests = [
         Request(

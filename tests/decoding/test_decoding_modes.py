@@ -46,9 +46,14 @@ every_cache = pytest.mark.parametrize("cache_implementation", CACHES)
 batchable_mode = pytest.mark.parametrize("mode", ["greedy", "beams"])
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(
+    scope="module",
+    params=[*((base, "mlp") for base in BASES), *((base, "unembedding") for base in BASES[:2])],
+    ids="-".join,
+)
 def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
-    made = steered(varied_base(request.param))
+    base, kind = request.param
+    made = steered(varied_base(base), kind)
     yield made
     made.close()
 

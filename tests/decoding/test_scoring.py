@@ -20,8 +20,9 @@ from mav.pipeline.preferences.prompt_format import (
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import tokenize_pairs
-from mav.pipeline.runtime.choices import Form
+from mav.pipeline.runtime.choices import Form, HeadKind
 from tests.preferences.test_chat_form import TEMPLATE_TEXT
+from tests.support.heads import KINDS
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
 
@@ -34,9 +35,9 @@ def close(values: Any) -> Any:
     return pytest.approx(values, rel=1e-4, abs=2e-4)
 
 
-@pytest.fixture(scope="module")
-def mav() -> Iterator[MAVInference]:
-    made = steered()
+@pytest.fixture(scope="module", params=KINDS)
+def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
+    made = steered(kind=request.param)
     yield made
     made.close()
 
@@ -56,8 +57,9 @@ def whole_text_logprobs(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_of_every_architecture_together(architecture: str) -> None:
-    mav, untouched = steered(varied_base(architecture)), varied_base(architecture)
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_of_every_architecture_together(architecture: str, kind: HeadKind) -> None:
+    mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     alphas = [ALPHA, 0.0, -ALPHA]
     for score, alpha in zip(mav.score_batch(PROMPTS, ANSWERS, alphas), alphas, strict=True):
         aligned = whole_text_logprobs(mav, untouched, score, alpha)

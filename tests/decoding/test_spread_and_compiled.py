@@ -13,7 +13,9 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import load_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.head.model import quantize_head
+from mav.pipeline.head.model import is_quantized, quantize_head
+from mav.pipeline.runtime.choices import HeadKind
+from tests.support.heads import KINDS
 from tests.support.live import relative
 from tests.support.steered import plain_generate, steered
 from tests.support.tiny import save_base, tiny_base
@@ -57,12 +59,13 @@ def answers(mav: MAVInference, decoding: GenerationOptions) -> list[tuple[int, .
 
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
 def test_a_spread_base_answers_as_one_in_one_place(
-    folder: str, name: str, cache_implementation: Any
+    folder: str, name: str, cache_implementation: Any, kind: HeadKind
 ) -> None:
     decoding = GenerationOptions(max_new_tokens=NEW, cache_implementation=cache_implementation)
     base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
-    assert answers(steered(base), decoding) == answers(steered(tiny_base()), decoding)
+    assert answers(steered(base, kind), decoding) == answers(steered(kind=kind), decoding)
 
 
 @pytest.mark.gpu
@@ -104,8 +107,8 @@ COMPILED = GenerationOptions(max_new_tokens=NEW, cache_implementation="static", 
 STATIC = GenerationOptions(max_new_tokens=NEW, cache_implementation="static")
 
 
-def check_compiled() -> None:
-    mav, eager = steered(), steered()
+def check_compiled(kind: HeadKind) -> None:
+    mav, eager = steered(kind=kind), steered(kind=kind)
     for alpha in (20.0, 0.0, -3.0, 20.0):
         compiled = mav.generate("Hi there", alpha, COMPILED).tokens
         assert compiled == eager.generate("Hi there", alpha, STATIC).tokens, alpha
@@ -126,17 +129,19 @@ def check_compiled() -> None:
     assert again == plain_generate(tiny_base(), prompt, max_new_tokens=NEW)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
 def test_a_traced_base_answers_as_a_plain_one(
-    fresh_compiler: None, without_code_generation: list[int]
+    fresh_compiler: None, without_code_generation: list[int], kind: HeadKind
 ) -> None:
-    check_compiled()
+    check_compiled(kind)
     assert without_code_generation, "nothing was compiled, so this test shows nothing"
 
 
 @pytest.mark.slow
 @INDUCTOR
-def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None) -> None:
-    check_compiled()
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None, kind: HeadKind) -> None:
+    check_compiled(kind)
 
 
 def test_another_head_in_a_base_that_was_traced_before(
@@ -154,8 +159,9 @@ def test_another_head_in_a_base_that_was_traced_before(
 
 @pytest.mark.slow
 @INDUCTOR
-def test_a_head_in_bytes_is_nearly_the_same() -> None:
-    mav = steered()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_in_bytes_is_nearly_the_same(kind: HeadKind) -> None:
+    mav = steered(kind=kind)
     torch.manual_seed(3)
     states = torch.randn(400, 3, 32)
     small = copy.deepcopy(mav.head)
@@ -164,6 +170,7 @@ def test_a_head_in_bytes_is_nearly_the_same() -> None:
         want, got = mav.head(states), small(states)
     assert 0 < relative(got, want) < 0.02
     assert (got.argmax(-1) == want.argmax(-1)).float().mean() > 0.95
+    assert is_quantized(small) and not is_quantized(mav.head)
 
 
 def test_a_head_in_bytes_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ COMMON: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def mav() -> Iterator[MAVInference]:
-    made = steered(varied_base("llama"))
+@pytest.fixture(scope="module", params=["mlp", "unembedding"])
+def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
+    made = steered(varied_base("llama"), request.param)
     yield made
     made.close()
 
@@ -82,11 +82,6 @@ def test_a_draft_that_fails_leaves_the_base_as_it_was(mav: MAVInference) -> None
     handle.remove()
     assert mav.base.num_hidden_layers == 4
     assert len(new_tokens(mav)) == NEW
-
-
-def test_outputs_without_names_are_refused(mav: MAVInference) -> None:
-    with mav.steering(1.0) as model, pytest.raises(UsageError, match="return_dict: got False"):
-        model(ids_of(mav), return_dict=False)
 
 
 def test_a_pass_without_a_layer_the_head_reads_is_refused(mav: MAVInference) -> None:

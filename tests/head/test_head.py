@@ -17,8 +17,9 @@ def test_parameters_at_the_default_sizes() -> None:
     sizes = head.config
     assert (sizes.alignment_parameters, sizes.total_parameters) == (591_445_248, 641_780_992)
     assert sizes.fusion_parameters == 50_335_744
-    layers = {"fusion": head.fusion, "expand": head.expand, "project": head.project}
-    counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in layers.items()}
+    counts = {
+        name: sum(p.numel() for p in layer.parameters()) for name, layer in head.named_children()
+    }
     assert sizes.fusion_parameters == counts["fusion"]
     assert sizes.alignment_parameters == counts["expand"] + counts["project"]
     assert sizes.total_parameters == sum(p.numel() for p in head.parameters())

@@ -1,6 +1,5 @@
 """A head's files: what is written is read, and nothing else is taken for a head."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -65,7 +64,8 @@ def test_the_files_are_safetensors_and_json(tmp_path: Path, manifest: Manifest) 
     assert {path.name for path in (tmp_path / "head").iterdir()} == {CONFIG, WEIGHTS}
     config = json.loads((tmp_path / "head" / CONFIG).read_text())
     assert config["kind"] == "mav-alignment-head"
-    assert config["head"] == dataclasses.asdict(SIZES)
+    sizes = {"num_layers": 3, "pooled_size": 32, "expansion_size": 16, "vocab_size": 300}
+    assert config["head"] == {"kind": "mlp", **sizes, "dropout": 0.25}
     alignment = 33 * 16 + 17 * 300
     assert config["parameters"] == {"alignment": alignment, "total": alignment + 97 * 32}
     assert config["weights"] == measure(tmp_path / "head" / WEIGHTS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mav.pipeline.ops.aligned_logprobs import Tiling, aligned_logprobs
+from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.base_logits import (
     BaseLogits,
     DenseLogits,
@@ -16,6 +16,7 @@ from mav.pipeline.ops.base_logits import (
     encode_topk,
 )
 from mav.pipeline.ops.projection import Projection
+from mav.pipeline.ops.tiling import Tiling
 
 TOKENS, FEATURES, VOCAB = 11, 5, 17
 LOSSES = ("logp", "squared_norm", "both")

@@ -8,17 +8,19 @@ from torch import Tensor
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import Alpha, as_schedule
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.runtime.choices import HeadKind
+from tests.support.heads import size_option
 from tests.support.tiny import HIDDEN, tiny_base
 
 LAYER_INDICES = (1, 2, 4)
 """What `auto` takes of a tiny base."""
 
 
-def steered(base: BaseModel | None = None) -> MAVInference:
+def steered(base: BaseModel | None = None, kind: HeadKind = "mlp") -> MAVInference:
     """A base under a head that says something else at every position."""
     made = base or tiny_base()
     torch.manual_seed(1)
-    mav = MAVInference.with_new_head(made, pooled_size=HIDDEN, expansion_size=24)
+    mav = MAVInference.with_new_head(made, pooled_size=HIDDEN, **size_option(kind, 24))
     torch.nn.init.normal_(mav.head.project.weight, std=0.2)
     return mav
 
@@ -32,7 +34,10 @@ def varied_base(architecture: str) -> BaseModel:
 def whole_text_logits(
     mav: MAVInference, untouched: BaseModel, text: Tensor, alpha: Tensor
 ) -> Tensor:
-    """z_base + alpha * a of a whole text [1, S], from a plain pass of a base without hooks.
+    """The aligned logits of a whole text [1, S], from a plain pass of a base without hooks.
+
+    They are z_base + alpha * a; of a head that acts on the state U(h + alpha * f), where U is the
+    base's output embedding with all that follows it.
 
     Args:
         mav: Whose head to use.
@@ -42,7 +47,10 @@ def whole_text_logits(
     """
     output = untouched.model(text, output_hidden_states=True, use_cache=False)
     states = torch.stack([output.hidden_states[layer] for layer in LAYER_INDICES], dim=-2)
-    logits: Tensor = output.logits[0] + alpha.reshape(-1, 1) * mav.head(states)[0]
+    added = alpha.reshape(-1, 1) * mav.head(states)[0]
+    if mav.head.config.acts_on_state:
+        return untouched.unembedding()(output.hidden_states[-1][0] + added)
+    logits: Tensor = output.logits[0] + added
     return logits
 
 
