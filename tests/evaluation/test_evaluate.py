@@ -31,9 +31,12 @@ from tests.support.tiny import HIDDEN, make_cache, tiny_base, write_rows
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
 
 
-@pytest.fixture(scope="module")
-def head(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_random_head(tiny_cache, tmp_path_factory.mktemp("head") / "best")
+@pytest.fixture(scope="module", params=["mlp", "unembedding"])
+def head(
+    request: pytest.FixtureRequest, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    folder = tmp_path_factory.mktemp("head") / "best"
+    return save_random_head(tiny_cache, folder, kind=request.param)
 
 
 def by_brute_force(
@@ -55,6 +58,8 @@ def by_brute_force(
                 for token in range(start, stop):
                     states = torch.from_numpy(block.rows["hidden_states"][token]).double()
                     vector = alpha * network(states).detach()
+                    if network.config.acts_on_state:
+                        vector = weight @ vector
                     base = weight @ states[2]
                     base_log = base.log_softmax(0)
                     log = (base + vector).log_softmax(0)

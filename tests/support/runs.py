@@ -15,7 +15,7 @@ from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import TrainReport, train
 from mav.pipeline.training.trainer import Trainer
-from tests.support.heads import FRACTION
+from tests.support.heads import FRACTION, size_option
 from tests.support.logs import logged_messages
 
 METRICS = {
@@ -35,7 +35,7 @@ def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
     """Train a small head on the CPU: 32 pairs, 8 steps per epoch."""
     settings: dict[str, Any] = {
         "eval_fraction": FRACTION,
-        "expansion_size": 16,
+        **size_option(changes.pop("head_type", "mlp"), 16),
         "learning_rate": 1e-2,
         "batch_size": 2,
         "bf16": False,

@@ -1,5 +1,6 @@
 """A run can be interrupted anywhere and goes on as if nothing had happened."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import HeadError, MismatchError, UsageError
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.checkpoint import save_checkpoint
 from tests.support.logs import logged_messages
 from tests.support.runs import (
@@ -20,6 +22,33 @@ from tests.support.runs import (
     weights,
 )
 from tests.support.tiny import make_cache
+
+
+@pytest.mark.parametrize("kind", ["unembedding", "bottleneck"])
+def test_a_run_of_any_kind_goes_on(tiny_cache: Path, tmp_path: Path, kind: HeadKind) -> None:
+    settings: dict[str, Any] = {"eval_steps": 2, "head_type": kind}
+    run(tiny_cache, tmp_path / "whole", **settings)
+    with interrupted_after(5):
+        run(tiny_cache, tmp_path / "cut", **settings)
+    assert checkpoint(tmp_path / "cut").state.trajectory["head_type"] == kind
+    with pytest.raises(MismatchError, match=f"--head-type: begun with '{kind}', got 'mlp'"):
+        run(tiny_cache, tmp_path / "cut", eval_steps=2, resume=True)
+    run(tiny_cache, tmp_path / "cut", **settings, resume=True)
+    for name in ("best", "last"):
+        assert_same(weights(tmp_path / "cut" / name), weights(tmp_path / "whole" / name))
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_run_begun_before_there_were_kinds_goes_on_as_an_mlp(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    with interrupted_after(5):
+        run(tiny_cache, tmp_path, eval_steps=2)
+    begun = checkpoint(tmp_path)
+    older = {k: v for k, v in begun.state.trajectory.items() if k not in ("head_type", "rank")}
+    tensors = {name: begun.tensors(name) for name in ("head", "optimizer")}
+    save_checkpoint(tmp_path, tensors, dataclasses.replace(begun.state, trajectory=older))
+    assert run(tiny_cache, tmp_path, eval_steps=2, resume=True).steps == 8
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5, 8, 11, 15])

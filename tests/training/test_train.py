@@ -11,15 +11,15 @@ import torch
 
 from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
 from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
-from tests.support.heads import FRACTION
+from tests.support.heads import FRACTION, KINDS, sizes_of
 from tests.support.runs import METRICS, assert_same, checkpoint, metrics, run, weights
 from tests.support.tiny import make_cache
 
@@ -96,7 +96,8 @@ def test_best_is_the_head_with_the_lowest_held_out_loss(
     assert load_head(str(tmp_path / "run")).origin.steps == 4
 
 
-def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path, kind: HeadKind) -> None:
     """The same run, written out without accelerate, chunks or sums over micro-batches."""
     settings: dict[str, Any] = {
         "dropout": 0.0,
@@ -107,14 +108,11 @@ def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
         "warmup_steps": 3,
         "seed": 4,
     }
-    run(tiny_cache, tmp_path, eval_steps=16, **settings)
+    run(tiny_cache, tmp_path, eval_steps=16, head_type=kind, **settings)
 
     reader = CacheReader(tiny_cache)
     torch.manual_seed(4)
-    config = HeadConfig(
-        num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300, dropout=0.0
-    )
-    head = AlignmentHead(config)
+    head = AlignmentHead(sizes_of(kind, inner=16, dropout=0.0))
     optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.1)
     unembedding = torch.from_numpy(reader.read_unembedding()["weight"])
     step, layout = 0, StepLayout(batch_size=4, grad_accum=1)
@@ -124,6 +122,8 @@ def test_training_is_the_plain_loop(tiny_cache: Path, tmp_path: Path) -> None:
             reader, order_epoch(reader.plan, wanted, layout, seed=4, epoch=epoch)
         ):
             vector = head(batch.states)
+            if kind == "unembedding":
+                vector = vector @ unembedding.t()
             base = batch.states[:, 2] @ unembedding.t()
             label = batch.labels.long()[:, None]
             logp, base_logp = (
@@ -237,6 +237,13 @@ def test_learning_rate_is_logged(finished: Path) -> None:
         ({"dropout": 1.0}, r"dropout: got 1.0, expected 0 or more and less than 1"),
         ({"eval_fraction": -0.1}, r"eval_fraction: got -0.1"),
         ({"eval_fraction": 1.0}, r"eval_fraction: got 1.0"),
+        ({"head_type": "linear"}, r"head_type: got 'linear', expected one of mlp, unembedding, "),
+        ({"rank": 8}, r"rank: got 8 with head_type mlp, expected none; it is a size of unemb"),
+        (
+            {"head_type": "bottleneck", "expansion_size": 8},
+            r"expansion_size: got 8 with head_type bottleneck, expected none; it is a size of mlp",
+        ),
+        ({"head_type": "unembedding", "rank": 0}, r"rank: got 0, expected at least 1"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:

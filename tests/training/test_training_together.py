@@ -11,6 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from mav.pipeline.runtime.choices import HeadKind
+
 SCRIPT = """
 import json, logging, sys
 from pathlib import Path
@@ -112,6 +114,22 @@ def test_several_processes_train_the_head_of_one(
         assert line == pytest.approx(other, rel=1e-3, abs=1e-3)
     # One process speaks for all; the steps it tells of are of pairs of all.
     assert sum(line.endswith("of 8 pairs") for line in said) == 1
+
+
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("kind", ["unembedding", "bottleneck"])
+def test_heads_of_other_kinds_are_trained_together_too(
+    tiny_cache: Path, tmp_path: Path, kind: HeadKind, shard: bool
+) -> None:
+    options: dict[str, Any] = {
+        "cache": str(tiny_cache),
+        "expansion_size": None,
+        "head_type": kind,
+        "rank": 16,
+    }
+    train_on(1, tmp_path / "one", batch_size=8, **options)
+    train_on(2, tmp_path / "two", batch_size=4, shard=shard, **options)
+    assert_close(tmp_path / "two", tmp_path / "one")
 
 
 def test_batches_by_tokens_are_shared_out_too(tiny_cache: Path, tmp_path: Path) -> None:
