@@ -3,9 +3,10 @@
 Without an accelerator the base is the installed SmolLM2-135M, with one, or with `--shapes 7b`,
 random weights of LLaMA-7B's shapes; all in what the device multiplies natively. Heads have random
 weights, and alpha is 1.
-A head is named by pooled and expansion size, as in `--heads 576x1024`; of several, the figures on
-top are the first one's. All ways of decoding answer the same prompts in turn, in one process, one
-answer of each a round after a round of warm-up.
+A head is named by pooled and expansion size, as in `--heads 576x1024`; those of other kinds by
+kind, pooled size and rank: `unembedding-576`, `unembedding-576x64`, `bottleneck-576x256`. Of
+several, the figures on top are the first one's. All ways of decoding answer the same prompts in
+turn, in one process, one answer of each a round after a round of warm-up.
 
 `mav_over_base_latency` and the other ratios of latency are medians over rounds of the ratio of two
 answers' median time between tokens. The first token, and with it the prompt, is left out and told
@@ -34,7 +35,6 @@ import mav.pipeline  # noqa: F401 (sets what torch reads from the environment)
 import argparse
 import json
 import multiprocessing
-import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -59,7 +59,6 @@ _REDUCED: Final = "576x1024"
 _FULL: Final = "4096x16384"
 _LIBRARIES: Final = 1 << 30
 _NONE: Final = (None, None, None)
-_HEAD: Final = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 def shapes(asked: argparse.Namespace) -> tuple[BaseShape, list[HeadShape]]:
@@ -70,10 +69,9 @@ def shapes(asked: argparse.Namespace) -> tuple[BaseShape, list[HeadShape]]:
         base = BaseShape(name=asked.base_model, layers=asked.layers)
     heads = []
     for part in asked.heads.split(","):
-        pooled, expansion = map(int, part.split("x"))
-        heads.append(HeadShape(pooled_size=pooled, expansion_size=expansion))
+        heads.append(HeadShape.parse(part))
         if asked.int8:
-            heads.append(HeadShape(pooled_size=pooled, expansion_size=expansion, int8=True))
+            heads.append(HeadShape.parse(part, int8=True))
     return base, heads
 
 
@@ -87,7 +85,7 @@ def require_memory(base: BaseShape, heads: Sequence[HeadShape], device: torch.de
     # In what the device has natively, whatever it is stored in.
     size = native_dtype(device).itemsize
     models = 2 * size * sum(parameter.numel() for parameter in preview.model.parameters())
-    made = sum(head.making_bytes(preview.vocab_size, size) for head in heads)
+    made = sum(head.making_bytes(preview, size) for head in heads)
     needed = models + made + _LIBRARIES
     free = (
         torch.cuda.mem_get_info(device)[0]
@@ -177,7 +175,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     rows = [
         {
             "head": name,
-            "parameters": shape_.parameters(base.vocab_size),
+            "over_first_head_latency": latency_ratio(
+                timings[f"mav {name}"], timings[f"mav {head_shapes[0].name}"]
+            ),
+            "parameters": shape_.parameters(base),
             "mav_over_base_latency": latency_ratio(timings[f"mav {name}"], timings["base"]),
             "floor_latency": read_bytes(base, heads[name].head) / read_bytes(base),
             **_memory_ratios("mav", memory[name], base_memory),
@@ -283,8 +284,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--layers: got {asked.layers}, expected at least 4, so that three are read")
     if asked.heads is None:
         asked.heads = _FULL if asked.shapes == "7b" else f"{_REDUCED},{_FULL}"
-    if not all(_HEAD.fullmatch(part) for part in asked.heads.split(",")):
-        parser.error(f"--heads: got {asked.heads!r}, expected sizes such as {_REDUCED},{_FULL}")
+    for part in asked.heads.split(","):
+        try:
+            HeadShape.parse(part)
+        except ValueError as error:
+            parser.error(f"--heads: {error}")
     return asked
 
 

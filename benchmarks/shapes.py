@@ -1,5 +1,6 @@
 """Which base and which heads are decoded with; weights are random where there are none to load."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,8 +17,12 @@ from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead, quantize_head
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import AUTO, native_dtype
 
+_HEAD: Final = re.compile(
+    r"((?P<kind>unembedding|bottleneck)-)?(?P<pooled>[1-9]\d*)(x(?P<inner>[1-9]\d*))?"
+)
 LLAMA_7B: Final[dict[str, Any]] = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -92,31 +97,49 @@ class HeadShape:
 
     Attributes:
         pooled_size: Width each layer's state is pooled to.
-        expansion_size: Width of its widest layer.
+        expansion_size: Width of an `mlp`'s widest layer, or of the narrow one of another kind.
+        kind: What it is made of.
         int8: Whether its weights take a byte each.
     """
 
     pooled_size: int
-    expansion_size: int
+    expansion_size: int | None
+    kind: HeadKind = "mlp"
     int8: bool = False
+
+    @classmethod
+    def parse(cls, text: str, *, int8: bool = False) -> "HeadShape":
+        """Read `576x1024`, `unembedding-576`, `unembedding-576x64` or `bottleneck-576x256`.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        found = _HEAD.fullmatch(text)
+        if found is None or (found["inner"] is None and found["kind"] != "unembedding"):
+            raise ValueError(f"got {text!r}, expected such as 576x1024, unembedding-576")
+        kind: Any = found["kind"] or "mlp"
+        inner = None if found["inner"] is None else int(found["inner"])
+        return cls(pooled_size=int(found["pooled"]), expansion_size=inner, kind=kind, int8=int8)
 
     @property
     def name(self) -> str:
-        """Its sizes, for people."""
-        return f"{self.pooled_size}x{self.expansion_size}{' int8' if self.int8 else ''}"
+        """Its kind and sizes, as `parse` reads them, and whether it is in int8."""
+        kind = "" if self.kind == "mlp" else f"{self.kind}-"
+        inner = "" if self.expansion_size is None else f"x{self.expansion_size}"
+        return f"{kind}{self.pooled_size}{inner}{' int8' if self.int8 else ''}"
 
-    def parameters(self, vocab_size: int) -> int:
-        """Number of its parameters."""
-        return self._config(vocab_size).total_parameters
+    def parameters(self, base: BaseModel) -> int:
+        """Number of its parameters on a base, whose weights need not be loaded."""
+        return self._config(base).total_parameters
 
-    def making_bytes(self, vocab_size: int, itemsize: int = 2) -> int:
+    def making_bytes(self, base: BaseModel, itemsize: int = 2) -> int:
         """Bytes that making it takes: torchao writes float32 copies of a layer to quantize it."""
-        return (8 + itemsize if self.int8 else itemsize) * self.parameters(vocab_size)
+        return (8 + itemsize if self.int8 else itemsize) * self.parameters(base)
 
     def joined(self, base: BaseModel) -> AlignedLM:
         """Return it on a base, with random weights; nothing is hooked yet."""
         with torch.device("meta"):
-            head = AlignmentHead(self._config(base.vocab_size)).to(base.dtype).eval()
+            head = AlignmentHead(self._config(base)).to(base.dtype).eval()
         head = head.to_empty(device=base.logits_device).requires_grad_(False)
         torch.manual_seed(0)
         for parameter in head.parameters():
@@ -126,12 +149,16 @@ class HeadShape:
             quantize_head(head)
         return AlignedLM(base, head, layers)
 
-    def _config(self, vocab_size: int) -> HeadConfig:
+    def _config(self, base: BaseModel) -> HeadConfig:
+        inner = self.expansion_size
         return HeadConfig(
+            kind=self.kind,
             num_layers=3,
             pooled_size=self.pooled_size,
-            expansion_size=self.expansion_size,
-            vocab_size=vocab_size,
+            expansion_size=inner if self.kind == "mlp" else None,
+            rank=None if self.kind == "mlp" else inner,
+            hidden_size=base.hidden_size if self.kind == "unembedding" else None,
+            vocab_size=base.vocab_size,
         )
 
 

@@ -9,6 +9,7 @@ cache.
 4096 x 4096 x 4096 product of that type in the same run. Useful are, for each response token,
 
     6 * parameters          the head: 2 for a multiply-add, forward and twice backward
+    4 * hidden * vocabulary of an `unembedding`: its shift through the output embedding and back
     2 * hidden * vocabulary the base's logits, rebuilt from its final state
 
 Recomputation in the backward pass, the optimizer and everything that is not a product is not
@@ -27,13 +28,13 @@ import argparse
 import contextlib
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from accelerate import Accelerator
@@ -58,9 +59,12 @@ from benchmarks.synthetic import (
     write_cache,
 )
 from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.trainer import Trainer
@@ -126,28 +130,33 @@ def optimizer_clock(device: torch.device, found: list[float]) -> Iterator[None]:
         after.remove()
 
 
-def take_steps(asked: argparse.Namespace, trainer: Trainer, reader: CacheReader) -> Steps:
-    """Take a warm-up step, and those that count."""
-    device = trainer.accelerator.device
+def take_steps(
+    asked: argparse.Namespace, trainers: Mapping[str, Trainer], reader: CacheReader
+) -> dict[str, Steps]:
+    """Take a warm-up step, and those that count, with each trainer in turn on every batch."""
+    first, *_ = trainers.values()
+    device = first.accelerator.device
     layout = StepLayout(batch_size=asked.pairs, grad_accum=1)
     order = order_epoch(reader.plan, None, layout, seed=0, epoch=0)
     stream = CachedPreferenceDataset(reader, order)
-    base, seen, found = CachedBase(reader, device, trainer.dtype), MetricAccumulator(), Steps()
-    with optimizer_clock(device, found.optimizer_seconds):
+    base, seen = CachedBase(reader, device, first.dtype), MetricAccumulator()
+    found = {kind: Steps() for kind in trainers}
+    optimizer: list[float] = []
+    with optimizer_clock(device, optimizer):
         for step, batch in enumerate(stream):
             there = [batch.to(device)]
-            seconds = timed(device, partial(trainer.step, step, _RATE, there, base, seen))
-            say(
-                f"{f'step {step} of {asked.steps}' if step else 'warm-up'}: {len(batch.labels)} "
-                f"tokens in {seconds:.2f} s, the optimizer {found.optimizer_seconds[-1]:.2f} s"
-            )
-            found.seconds.append(seconds)
-            found.tokens.append(len(batch.labels))
-    return Steps(
-        seconds=found.seconds[1:],
-        optimizer_seconds=found.optimizer_seconds[1:],
-        tokens=found.tokens[1:],
-    )
+            for kind, trainer in trainers.items():
+                seconds = timed(device, partial(trainer.step, step, _RATE, there, base, seen))
+                say(
+                    f"{f'step {step} of {asked.steps}' if step else 'warm-up'}, {kind}: "
+                    f"{len(batch.labels)} tokens in {seconds:.2f} s, the optimizer "
+                    f"{optimizer[-1]:.2f} s"
+                )
+                if step:
+                    found[kind].seconds.append(seconds)
+                    found[kind].optimizer_seconds.append(optimizer[-1])
+                    found[kind].tokens.append(len(batch.labels))
+    return found
 
 
 def peak_rss_bytes() -> int:
@@ -169,19 +178,22 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     lengths = answer_lengths((asked.steps + 1) * asked.pairs, asked.pair_tokens / 2, _BLOCK_TOKENS)
     say("writing the batches")
     reader = write_cache(work / "cache", lengths, shape)
-    head = new_head(reader, asked.expansion_size)
-    trainer = new_trainer(reader, accelerator, head)
+    heads = {kind: _head_of(reader, kind, asked) for kind in asked.head_types}
+    trainers = {kind: new_trainer(reader, accelerator, head) for kind, head in heads.items()}
+    first, *_ = asked.head_types
+    head, trainer = heads[first], trainers[first]
     matmul = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
     parameters = head.config.total_parameters
     say(f"{parameters:,} parameters; the product {matmul / 1e9:,.0f} GFLOP/s before")
-    steps = take_steps(asked, trainer, reader)
+    taken = take_steps(asked, trainers, reader)
+    steps = taken[first]
     peak = peak_rss_bytes()
     peak_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     after = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
     say(f"the product {after / 1e9:,.0f} GFLOP/s after")
     matmul = max(matmul, after)
     tokens_per_second = sum(steps.tokens) / sum(steps.seconds)
-    flops = (6 * parameters + 2 * asked.hidden_size * asked.vocab_size) * tokens_per_second
+    flops = _useful_flops(head.config, asked) * tokens_per_second
     return {
         "flops_over_matmul": flops / matmul,
         "peak_rss_bytes": peak,
@@ -200,6 +212,18 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
                 steps.seconds, steps.optimizer_seconds, steps.tokens, strict=True
             )
         ],
+        "kinds": {
+            kind: {
+                "parameters": heads[kind].config.total_parameters,
+                "training_flops": heads[kind].config.training_flops,
+                "tokens_per_second": sum(of_kind.tokens) / sum(of_kind.seconds),
+                "tokens_over_first": median(
+                    mine / theirs
+                    for mine, theirs in zip(steps.seconds, of_kind.seconds, strict=True)
+                ),
+            }
+            for kind, of_kind in taken.items()
+        },
         "computed_in": plain_name(trainer.dtype),
         "parameters": parameters,
         "alignment_parameters": head.config.alignment_parameters,
@@ -208,6 +232,19 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
         },
         **machine(device),
     }
+
+
+def _head_of(reader: CacheReader, kind: HeadKind, asked: argparse.Namespace) -> AlignmentHead:
+    mlp = kind == "mlp"
+    return new_head(
+        reader, asked.expansion_size if mlp else None, kind, None if mlp else asked.rank
+    )
+
+
+def _useful_flops(config: HeadConfig, asked: argparse.Namespace) -> int:
+    """Return the useful operations of one response token."""
+    weights = config.training_flops + 6 * (config.total_parameters - config.weights)
+    return weights + 2 * asked.hidden_size * asked.vocab_size
 
 
 def table(found: dict[str, Any]) -> str:
@@ -224,10 +261,24 @@ def table(found: dict[str, Any]) -> str:
     ]
     if found["peak_device_bytes"] is not None:
         lines.append(f"  on the device     {found['peak_device_bytes'] / 1e9:>10.2f} GB")
+    if len(found["kinds"]) > 1:
+        lines += [
+            f"{kind:<20}{of_kind['tokens_per_second']:>10,.0f} tokens/s, "
+            f"{of_kind['tokens_over_first']:.2f} of the first, {of_kind['parameters']:,} parameters"
+            for kind, of_kind in found["kinds"].items()
+        ]
     lines.append(
         f"{found['parameters']:,} parameters, {found['computed_in']}, {found['device_name']}"
     )
     return "\n".join(lines)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in get_args(HeadKind):
+            raise argparse.ArgumentTypeError(f"got {kind!r}, expected {get_args(HeadKind)}")
+    return kinds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -239,6 +290,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pair-tokens", type=float, default=180.0, help="of both answers, mean")
     parser.add_argument("--steps", type=int, default=3, help="after one of warm-up")
     add_head_options(parser, expansion_size=16384)
+    parser.add_argument(
+        "--head-types",
+        type=_kinds,
+        default=("mlp",),
+        help="kinds taken in turn, the figures on top being the first one's: mlp,unembedding",
+    )
+    parser.add_argument("--rank", type=int, default=None, help="of the other kinds")
     parser.add_argument("--matmul-size", type=int, default=4096)
     parser.add_argument("--work", type=Path, default=None, help="folder for the temporary cache")
     parser.add_argument("--json", action="store_true")

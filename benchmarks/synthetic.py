@@ -44,9 +44,10 @@ from mav.cache_schema.storage.lock import run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.extraction.encode import quantized_rows
-from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.config import head_config
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.tensor_storage import to_stored
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
 from mav.pipeline.training.defaults import settled
 from mav.pipeline.training.options import TrainOptions
@@ -226,15 +227,23 @@ def require_positive(parser: argparse.ArgumentParser, asked: argparse.Namespace)
             parser.error(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
 
 
-def new_head(reader: CacheReader, expansion_size: int) -> AlignmentHead:
+def new_head(
+    reader: CacheReader,
+    expansion_size: int | None,
+    kind: HeadKind = "mlp",
+    rank: int | None = None,
+) -> AlignmentHead:
     """Return a new head for a cache."""
     torch.manual_seed(0)
+    states = reader.manifest.states
     return AlignmentHead(
-        HeadConfig(
-            num_layers=len(reader.manifest.states.layers),
-            pooled_size=reader.manifest.states.pooled_size,
+        head_config(
+            reader.manifest.base,
+            kind,
+            num_layers=len(states.layers),
+            pooled_size=states.pooled_size,
             expansion_size=expansion_size,
-            vocab_size=reader.manifest.base.vocab_size,
+            rank=rank,
         )
     )
 
@@ -244,7 +253,9 @@ def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHe
     options = TrainOptions(
         cache=reader.location,
         output_dir=Path(reader.location),  # a step writes nothing
+        head_type=head.config.kind,
         expansion_size=head.config.expansion_size,
+        rank=head.config.rank,
     )
     options = settled(options, reader.manifest, accelerator.device)
     return Trainer(options, accelerator, head)

@@ -130,7 +130,7 @@ class HeadConfig:
 
         Two for each weight. An `unembedding` has no product with the vocabulary of its own.
         """
-        return 2 * self._weights
+        return 2 * self.weights
 
     @property
     def training_flops(self) -> int:
@@ -140,10 +140,11 @@ class HeadConfig:
         its input. An `unembedding` also takes W_U f, and the gradient of f through it: 4 V H.
         """
         through = 0 if self.hidden_size is None else 4 * self.vocab_size * self.hidden_size
-        return 6 * self._weights + through
+        return 6 * self.weights + through
 
     @property
-    def _weights(self) -> int:
+    def weights(self) -> int:
+        """Entries of its matrices, biases not counted."""
         return sum(layer.weights for layer in self.layers.values())
 
     @property

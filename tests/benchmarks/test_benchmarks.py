@@ -68,6 +68,23 @@ def test_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < taken["optimizer_seconds"] < taken["seconds"]
 
 
+def test_steps_of_several_kinds_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ("--head-types", "mlp,unembedding,bottleneck", "--rank", "8")
+    found = json.loads(run(step, capsys, *STEP, *kinds, "--json"))
+    assert [*found["kinds"]] == ["mlp", "unembedding", "bottleneck"]
+    assert found["kinds"]["mlp"]["tokens_over_first"] == 1
+    assert found["kinds"]["mlp"]["parameters"] == found["parameters"]
+    assert found["kinds"]["bottleneck"]["parameters"] == 8 * (48 + 300)
+    assert all(one["tokens_over_first"] > 0 for one in found["kinds"].values())
+    assert "unembedding " in step.table(found) and " of the first" in step.table(found)
+
+
+def test_a_kind_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        step.main(["--head-types", "mlp,linear"])
+    assert "got 'linear'" in capsys.readouterr().err
+
+
 def test_step_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of a product" in run(step, capsys, *STEP)
 

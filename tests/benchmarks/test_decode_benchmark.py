@@ -27,7 +27,7 @@ RATIOS = (
 )
 SMALL = ("--device", "cpu", "--prompt-tokens", "5", "--new-tokens", "3", "--repeats", "2")
 POOLED, EXPANSION = 24, 40
-HEADS = f"{POOLED}x{EXPANSION},32x48"
+HEADS = f"{POOLED}x{EXPANSION},32x48,unembedding-24,unembedding-24x8,bottleneck-24x8"
 HEAD = HeadShape(pooled_size=POOLED, expansion_size=EXPANSION)
 PARAMETERS = (3 * POOLED + 1) * POOLED + (POOLED + 1) * EXPANSION + (EXPANSION + 1) * VOCAB
 
@@ -97,9 +97,9 @@ def test_memory_is_that_of_a_process_of_its_own(base_folder: Path) -> None:
     size = native_dtype(torch.device("cpu")).itemsize
     head = HeadShape(pooled_size=4096, expansion_size=8192)
     mav = decode.in_fresh_process(decode.memory_of, asked, head)
-    assert mav["weight_bytes"] - base["weight_bytes"] == size * head.parameters(VOCAB)
+    assert mav["weight_bytes"] - base["weight_bytes"] == size * head.parameters(tiny_base())
     difference = mav["peak_bytes"] - base["peak_bytes"]
-    assert difference == pytest.approx(size * head.parameters(VOCAB), rel=0.3)
+    assert difference == pytest.approx(size * head.parameters(tiny_base()), rel=0.3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -115,13 +115,13 @@ def test_floor(tied: bool) -> None:
     aligned = HEAD.joined(base)
     assert read_bytes(base, aligned.head) == read + 2 * PARAMETERS
     assert weight_bytes(base.model) == read + (0 if tied else 2 * VOCAB * HIDDEN)
-    assert HEAD.parameters(VOCAB) == PARAMETERS
+    assert HEAD.parameters(base) == PARAMETERS
 
 
 def test_the_full_head_at_7b() -> None:
     base = BaseShape(name=None, layers=32).preview()
     assert sum(p.numel() for p in base.model.parameters()) == 6_738_415_616
-    head = HeadShape(pooled_size=4096, expansion_size=16384).parameters(base.vocab_size)
+    head = HeadShape(pooled_size=4096, expansion_size=16384).parameters(base)
     assert head == 641_780_992
 
 

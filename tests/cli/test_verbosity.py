@@ -123,9 +123,9 @@ def test_a_training_run_tells_of_its_checkpoints_when_verbose(
 
     assert trained("quiet", "--quiet") == ""
     assert "checkpoint written" not in (plain := trained("plain"))
-    assert "\nHead: pooled" in f"\n{plain}"
+    assert "\nHead mlp: pooled" in f"\n{plain}"
     told = trained("verbose", "--verbose")
-    assert "mav.pipeline.training.train: Head: pooled" in told
+    assert "mav.pipeline.training.train: Head mlp: pooled" in told
     assert "mav.pipeline.training.train: Step " in told and "checkpoint written to" in told
 
 
