@@ -141,7 +141,7 @@ def test_a_narrow_layer_in_between(form: str) -> None:
 
 
 def test_a_new_head_leaves_the_base_exactly_as_it_is() -> None:
-    head, base = head_of(), base_of("all")
+    head, base = head_of(torch.float32), base_of("all", torch.float32)
     for parameter in head.project.parameters():
         torch.nn.init.zeros_(parameter)
     logp, squared_norm, base_logp = tiled(head, base)
