@@ -243,8 +243,9 @@ def _head_of(reader: CacheReader, kind: HeadKind, asked: argparse.Namespace) -> 
 
 def _useful_flops(config: HeadConfig, asked: argparse.Namespace) -> int:
     """Return the useful operations of one response token."""
-    weights = config.training_flops + 6 * (config.total_parameters - config.weights)
-    return weights + 2 * asked.hidden_size * asked.vocab_size
+    biases = config.total_parameters - config.weights
+    base: int = 2 * asked.hidden_size * asked.vocab_size
+    return config.training_flops + 6 * biases + base
 
 
 def table(found: dict[str, Any]) -> str:

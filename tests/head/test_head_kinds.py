@@ -80,7 +80,8 @@ def test_a_shift_follows_its_formula(rank: int | None) -> None:
     states, weights = torch.randn(7, 3, 32, dtype=torch.float64), head.state_dict()
 
     def layer(name: str, given: torch.Tensor) -> torch.Tensor:
-        return given @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
+        product: torch.Tensor = given @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
+        return product
 
     inner = layer("fusion", states.flatten(1)).clamp(min=0)
     if rank is not None:
@@ -165,7 +166,7 @@ def test_files_that_contradict_themselves_are_refused(
 def test_a_cache_without_last_states_is_refused_with_what_to_do(
     tmp_path: Path, encoding: str
 ) -> None:
-    more = {"top_k": 8} if encoding == "topk" else {}
+    more: dict[str, Any] = {"top_k": 8} if encoding == "topk" else {}
     manifest = CacheReader(make_cache(tmp_path, pairs=4, logits=encoding, **more)).manifest
     with pytest.raises(MismatchError, match=rf"encoding {encoding}.*--logits factored.*mlp"):
         check_kind(sizes_of("unembedding"), manifest, "The cache")
