@@ -24,8 +24,9 @@ from mav.pipeline.loader.dataset import CachedPreferenceDataset
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.tiling import Tiling
-from mav.pipeline.training.loss import Objective, PreferenceModel, last_layer
+from mav.pipeline.training.loss import PreferenceModel, last_layer
 from mav.pipeline.training.metrics import MetricAccumulator
+from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
@@ -141,12 +142,11 @@ def _gradients(
             tiling=tiling,
         )
         objective = _objective(reader)
-        margin, base_margin = (
-            torch.sub(*here.response_sums(values)) for values in (logp, base_logp)
+        lengths = here.response_lengths
+        norms = torch.add(*here.response_sums(norm)) / torch.add(*lengths)
+        losses = objective.pair_losses(
+            here.response_sums(logp), here.response_sums(base_logp), lengths
         )
-        tokens = here.offsets[2::2] - here.offsets[:-1:2]
-        norms = torch.add(*here.response_sums(norm)) / tokens
-        losses = objective.pair_losses(margin, base_margin)
         loss = losses.sum() + objective.lambda_l2 * norms.sum()
     loss.backward()
     gradients = []

@@ -61,6 +61,12 @@ class Batch:
         """Number of pairs, P."""
         return (len(self.offsets) - 1) // 2
 
+    @property
+    def response_lengths(self) -> tuple[Tensor, Tensor]:
+        """Tokens of each chosen and each rejected response, int64 [P] both."""
+        lengths = self.offsets.diff()
+        return lengths[0::2], lengths[1::2]
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
         moved = {path: t.to(device, non_blocking=True) for path, t in self.rows.items()}

@@ -10,7 +10,18 @@ SpreadName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Form = Literal["hh", "chat"]
 PromptFormatName = Literal["auto", "hh", "chat"]
 HeadKind = Literal["mlp", "unembedding", "bottleneck"]
-ObjectiveName = Literal["dpo", "mav"]
+ObjectiveName = Literal[
+    "dpo",
+    "mav",
+    "sigmoid",
+    "sigmoid_norm",
+    "simpo",
+    "ipo",
+    "hinge",
+    "robust",
+    "apo_zero",
+    "apo_down",
+]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 CacheImplementation = Literal["dynamic", "static", "none"]

@@ -27,7 +27,7 @@ def settled(
     *,
     begun: TrainState | None = None,
 ) -> TrainOptions:
-    """Return options in which `bf16` and the head's sizes and dropout are what they come to.
+    """Return options in which `bf16`, the head's sizes and the objective's are what they come to.
 
     Args:
         options: What is asked for.
@@ -35,7 +35,7 @@ def settled(
         device: Where to compute.
         begun: The state of the run to continue.
     """
-    config = config_of(options, manifest)
+    config, objective = config_of(options, manifest), options.as_objective()
     if options.expansion_size is None and config.expansion_size is not None:
         _tell_of_expansion_size(config.expansion_size, manifest)
     return dataclasses.replace(
@@ -44,6 +44,9 @@ def settled(
         expansion_size=config.expansion_size,
         rank=config.rank,
         dropout=config.dropout,
+        beta=objective.beta,
+        label_smoothing=objective.label_smoothing if objective.name == "robust" else None,
+        simpo_gamma=objective.simpo_gamma if objective.name == "simpo" else None,
     )
 
 

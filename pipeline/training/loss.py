@@ -1,16 +1,8 @@
-r"""The objectives of training, and the model that computes them.
-
-All objectives use log-probabilities of whole responses under the aligned model,
-
-    log pi(y) = sum_t log softmax(z_base,t + a_t)[y_t],
-
-of the chosen response w and the rejected response l.
-"""
+"""The model of training: what it says of a batch, and the loss of that."""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.pipeline.head.addition import addition
@@ -19,41 +11,7 @@ from mav.pipeline.loader.batch import Batch
 from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.base_logits import BaseLogits
 from mav.pipeline.ops.projection import Projection
-from mav.pipeline.runtime.choices import ObjectiveName
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    r"""A preference loss plus a penalty on the alignment vectors.
-
-    - `mav`: -log sigmoid(beta * (log pi(w) - log pi(l))), the published objective of Modular
-      Alignment Vectors. Its gradient keeps pushing until the aligned model itself ranks w first,
-      also where the base is far off, as it is when l is much the shorter.
-    - `dpo`: -log sigmoid(beta * ((log pi(w) - log pi(l)) - (log pi_base(w) - log pi_base(l)))),
-      Rafailov et al. 2023, "Direct Preference Optimization", equation 7. The base's
-      logits are at hand, so the reference costs one more sum over them.
-    - Both add lambda_l2 times the mean, over the response tokens of both responses, of ||a_t||^2
-      (summed over the vocabulary).
-
-    Attributes:
-        name: Which preference loss.
-        beta: Its inverse temperature.
-        lambda_l2: Weight of the penalty.
-    """
-
-    name: ObjectiveName
-    beta: float
-    lambda_l2: float
-
-    def pair_losses(self, margin: Tensor, base_margin: Tensor) -> Tensor:
-        """Return the preference loss of each pair.
-
-        Args:
-            margin: log pi(w) - log pi(l), [pairs].
-            base_margin: The same under the base, [pairs].
-        """
-        anchored = margin - base_margin if self.name == "dpo" else margin
-        return -F.logsigmoid(self.beta * anchored)
+from mav.pipeline.training.objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +42,14 @@ class Scores:
             objective: The objective.
             batch: The batch that the scores are of.
         """
+        lengths = batch.response_lengths
         losses = objective.pair_losses(
-            self.chosen_logps - self.rejected_logps,
-            self.ref_chosen_logps - self.ref_rejected_logps,
+            (self.chosen_logps, self.rejected_logps),
+            (self.ref_chosen_logps, self.ref_rejected_logps),
+            lengths,
         )
         norms = torch.add(*batch.response_sums(self.squared_norm))
-        tokens = (batch.offsets[2::2] - batch.offsets[:-1:2]).to(norms.dtype)
+        tokens = torch.add(*lengths).to(norms.dtype)
         return losses.sum() + objective.lambda_l2 * (norms / tokens).sum()
 
     def metrics(self, objective: Objective) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mav.pipeline.training.loss import Objective, Scores
+from mav.pipeline.training.loss import Scores
+from mav.pipeline.training.objectives import Objective
 
 
 class MetricAccumulator:

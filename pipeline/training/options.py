@@ -11,7 +11,7 @@ from mav.pipeline.runtime.options import check_options, known, option
 
 if TYPE_CHECKING:
     from mav.pipeline.loader.sampler import StepLayout
-    from mav.pipeline.training.loss import Objective
+    from mav.pipeline.training.objectives import Objective
 
 _NOT_THE_TRAJECTORY: Final = (
     "cache",
@@ -48,8 +48,11 @@ class TrainOptions:
             `unembedding` without such a layer.
         dropout: Dropout after the fusion layer, or of a `bottleneck`'s state; if None 0.1, and 0
             for a `bottleneck`.
-        objective: `mav` or `dpo`; see `Objective`.
-        beta: Inverse temperature of the objective.
+        objective: See `Objective`; `sigmoid` becomes `dpo`, which is the same.
+        beta: Inverse temperature of the objective; if None 0.1, and for objectives of means over
+            tokens `BETAS`.
+        label_smoothing: Of `robust` alone: the share of pairs the wrong way round; 0.1 if None.
+        simpo_gamma: Of `simpo` alone: the margin aimed at; 0.5 if None.
         lambda_l2: Weight of the penalty on alignment vectors.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
@@ -109,9 +112,27 @@ class TrainOptions:
     objective: ObjectiveName = option(
         "dpo",
         choices=get_args(ObjectiveName),
-        help="dpo is anchored to the base's own margin; mav is the published objective.",
+        help="dpo is anchored to the base's own margin; mav is the published objective; the "
+        "others are named as in TRL.",
     )
-    beta: float = option(0.1, number=True, above=0, help="Inverse temperature of the objective.")
+    beta: float | None = option(
+        None,
+        number=True,
+        above=0,
+        default_text="0.1; sigmoid_norm 5, simpo 2",
+        help="Inverse temperature of the objective.",
+    )
+    label_smoothing: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        below=0.5,
+        default_text="0.1",
+        help="Of robust: share of pairs the wrong way round.",
+    )
+    simpo_gamma: float | None = option(
+        None, number=True, at_least=0, default_text="0.5", help="Of simpo: the margin aimed at."
+    )
     lambda_l2: float = option(0.001, number=True, at_least=0, help="Penalty on alignment vectors.")
     learning_rate: float = option(1e-4, number=True, above=0, help="Peak learning rate.")
     weight_decay: float = option(0.01, number=True, at_least=0, help="AdamW's weight decay.")
@@ -175,6 +196,14 @@ class TrainOptions:
                 f"{foreign}: got {getattr(self, foreign)} with head_type {self.head_type}, "
                 f"expected none; it is a size of {kinds}"
             )
+        for name, objective in (("label_smoothing", "robust"), ("simpo_gamma", "simpo")):
+            if getattr(self, name) is not None and self.objective != objective:
+                raise UsageError(
+                    f"{name}: got {getattr(self, name)} with objective {self.objective}, "
+                    f"expected none; it is of {objective}"
+                )
+        if self.objective == "sigmoid":
+            object.__setattr__(self, "objective", "dpo")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
                 f"batch_size: got {self.batch_size} and batch_tokens {self.batch_tokens}; a batch "
@@ -199,9 +228,22 @@ class TrainOptions:
 
     def as_objective(self) -> "Objective":
         """Return the objective these options describe."""
-        from mav.pipeline.training.loss import Objective
+        from mav.pipeline.training.objectives import (
+            BETAS,
+            DEFAULT_BETA,
+            DEFAULT_LABEL_SMOOTHING,
+            DEFAULT_SIMPO_GAMMA,
+            Objective,
+        )
 
-        return Objective(name=self.objective, beta=self.beta, lambda_l2=self.lambda_l2)
+        smoothing, gamma = self.label_smoothing, self.simpo_gamma
+        return Objective(
+            name=self.objective,
+            beta=BETAS.get(self.objective, DEFAULT_BETA) if self.beta is None else self.beta,
+            lambda_l2=self.lambda_l2,
+            label_smoothing=DEFAULT_LABEL_SMOOTHING if smoothing is None else smoothing,
+            simpo_gamma=DEFAULT_SIMPO_GAMMA if gamma is None else gamma,
+        )
 
     def step_shape(self, world_size: int, rank: int) -> "StepLayout":
         """Return how the pairs of a step are shared out."""

@@ -253,7 +253,7 @@ class _Run:
             origin = HeadOrigin(
                 manifest=self._manifest,
                 objective=options.objective,
-                beta=options.beta,
+                beta=options.as_objective().beta,
                 held_out_fraction=options.held_out_fraction,
                 steps=state.step,
             )

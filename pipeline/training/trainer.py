@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.training.loss import Objective
 from mav.pipeline.training.metrics import MetricAccumulator
+from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
     load_model_state_dict,
     load_optimizer_state_dict,

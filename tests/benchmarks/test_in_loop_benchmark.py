@@ -13,7 +13,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.training.loss import Objective, PreferenceModel, Scores
+from mav.pipeline.training.loss import PreferenceModel, Scores
+from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.options import TrainOptions
 from tests.support.heads import random_head
 from tests.support.live import cached_pairs, relative, whole_cache

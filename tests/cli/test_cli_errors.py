@@ -635,7 +635,7 @@ def test_plot_into_no_folder(world: World, tmp_path: Path) -> None:
         ("--max-grad-norm", 0, "got 0.0, expected more than 0"),
         ("--lambda-l2", -1, "got -1.0, expected at least 0"),
         ("--weight-decay", -1, "got -1.0, expected at least 0"),
-        ("--objective", "ppo", "'ppo' is not one of 'dpo', 'mav'"),
+        ("--objective", "ppo", "'ppo' is not one of 'dpo', 'mav', 'sigmoid'"),
     ],
 )
 def test_train_options_that_cannot_be(

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.runtime.choices import ObjectiveName
-from mav.pipeline.training.loss import (
-    Objective,
-    PreferenceModel,
-)
+from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.runtime.choices import HeadKind, ObjectiveName
+from mav.pipeline.training.loss import PreferenceModel
+from mav.pipeline.training.objectives import Objective
 from tests.support.heads import random_head
 from tests.support.live import LiveAnswer, live_answers, relative, whole_cache
 from tests.support.tiny import HIDDEN, make_cache, tiny_base
@@ -22,7 +21,11 @@ BETA, LAMBDA = 0.1, 0.01
 
 
 def online_loss(
-    head: AlignmentHead, answers: list[LiveAnswer], layers: list[int], name: ObjectiveName
+    head: AlignmentHead,
+    answers: list[LiveAnswer],
+    layers: list[int],
+    name: ObjectiveName,
+    unembedding: Unembedding,
 ) -> torch.Tensor:
     """The objective written out, from live states and logits, summed over pairs."""
     total = torch.zeros(())
@@ -30,8 +33,12 @@ def online_loss(
         sums, base_sums, norms = [], [], []
         for answer in (chosen, rejected):
             vector = head(answer.states[:, layers])
+            logits = answer.logits + vector
+            if head.config.acts_on_state:
+                logits = unembedding(answer.states[:, -1] + vector)
+                vector = unembedding.scale * vector @ unembedding.weight.t()
             labels = answer.labels[:, None]
-            sums.append((answer.logits + vector).log_softmax(-1).gather(-1, labels).sum())
+            sums.append(logits.log_softmax(-1).gather(-1, labels).sum())
             base_sums.append(answer.logits.log_softmax(-1).gather(-1, labels).sum())
             norms.append(vector.square().sum(-1))
         margin = sums[0] - sums[1]
@@ -42,18 +49,28 @@ def online_loss(
 
 
 @pytest.mark.parametrize("name", ["dpo", "mav"])
-@pytest.mark.parametrize("pooled_size", [HIDDEN // 2, HIDDEN, 2 * HIDDEN])
-def test_loss_and_gradient(name: ObjectiveName, pooled_size: int, tmp_path: Path) -> None:
-    base = tiny_base("gemma2")
+@pytest.mark.parametrize(
+    ("architecture", "kind", "pooled_size"),
+    [
+        *(("gemma2", "mlp", size) for size in (HIDDEN // 2, HIDDEN, 2 * HIDDEN)),
+        *(("gemma2", "unembedding", size) for size in (HIDDEN // 2, HIDDEN)),
+        ("cohere", "unembedding", HIDDEN),
+        ("gemma2", "bottleneck", HIDDEN),
+    ],
+)
+def test_loss_and_gradient(
+    name: ObjectiveName, architecture: str, kind: HeadKind, pooled_size: int, tmp_path: Path
+) -> None:
+    base = tiny_base(architecture)
     reader = CacheReader(make_cache(tmp_path, base, pairs=10, pooled_size=pooled_size))
     layers = list(reader.manifest.states.layers)
     answers = live_answers(reader, base)
 
-    online = random_head(pooled_size)
-    want = online_loss(online, answers, layers, name)
+    online = random_head(pooled_size, kind=kind)
+    want = online_loss(online, answers, layers, name, base.unembedding())
     torch.autograd.backward(want)
 
-    cached = random_head(pooled_size)
+    cached = random_head(pooled_size, kind=kind)
     batch, _ = whole_cache(reader)
     scores = PreferenceModel(cached, bf16=False)(
         batch, CachedBase(reader, torch.device("cpu")).logits(batch)

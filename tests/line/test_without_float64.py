@@ -17,8 +17,9 @@ from mav.pipeline.extraction.model_checks import relative_error
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
-from mav.pipeline.training.loss import Objective, PreferenceModel
+from mav.pipeline.training.loss import PreferenceModel
 from mav.pipeline.training.metrics import MetricAccumulator
+from mav.pipeline.training.objectives import Objective
 from tests.support.tiny import HIDDEN, VOCAB, make_cache
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.base_logits import DenseLogits
 from mav.pipeline.runtime.choices import ObjectiveName
-from mav.pipeline.training.loss import (
-    Objective,
-    PreferenceModel,
-    Scores,
-)
+from mav.pipeline.training.defaults import settled
+from mav.pipeline.training.loss import PreferenceModel, Scores
+from mav.pipeline.training.objectives import Objective
+from mav.pipeline.training.options import TrainOptions
 from tests.support.live import cached_logprobs
+from tests.support.runs import metrics, run
 
 LENGTHS = (3, 1, 2, 4, 1, 1)
 """Tokens of chosen and rejected of three pairs."""
@@ -113,11 +114,65 @@ def test_pair_losses_by_hand(
     name: ObjectiveName, margin: float, base_margin: float, expected: float
 ) -> None:
     objective = Objective(name=name, beta=0.1, lambda_l2=0.3)
-    losses = objective.pair_losses(
-        torch.tensor([margin], dtype=torch.float64),
-        torch.tensor([base_margin], dtype=torch.float64),
-    )
+    none, one = torch.zeros(1, dtype=torch.float64), torch.ones(1)
+    losses = objective.pair_losses((none + margin, none), (none + base_margin, none), (one, one))
     assert losses.tolist() == pytest.approx([expected], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mav", math.log1p(math.exp(-2))),
+        ("dpo", math.log1p(math.exp(-1))),
+        ("sigmoid", math.log1p(math.exp(-1))),
+        ("sigmoid_norm", math.log1p(math.exp(-0.375))),
+        ("simpo", math.log1p(math.exp(0.45))),
+        ("ipo", 0.0625),
+        ("hinge", 0.0),
+        ("robust", (0.8 * math.log1p(math.exp(-1)) - 0.2 * math.log1p(math.exp(1))) / 0.6),
+        ("apo_zero", 2 / (1 + math.exp(0.5))),
+        ("apo_down", 1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(1))),
+    ],
+)
+def test_every_objective_by_hand(name: ObjectiveName, expected: float) -> None:
+    """Gains of 1 and -1, over two tokens and four."""
+    objective = Objective(name=name, beta=0.5, lambda_l2=0.3, label_smoothing=0.2, simpo_gamma=0.7)
+
+    def pair(chosen: float, rejected: float) -> tuple[Tensor, Tensor]:
+        return torch.tensor([chosen]).double(), torch.tensor([rejected]).double()
+
+    losses = objective.pair_losses(pair(-2, -6), pair(-3, -5), pair(2, 4))
+    assert losses.tolist() == pytest.approx([expected], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("asked", "beta", "more"),
+    [
+        ({"objective": "sigmoid"}, 0.1, {"objective": "dpo"}),
+        ({"objective": "sigmoid_norm"}, 5.0, {"label_smoothing": None}),
+        ({"objective": "simpo"}, 2.0, {"simpo_gamma": 0.5}),
+        ({"objective": "simpo", "beta": 1.0, "simpo_gamma": 0.0}, 1.0, {"simpo_gamma": 0.0}),
+        ({"objective": "robust"}, 0.1, {"label_smoothing": 0.1, "simpo_gamma": None}),
+    ],
+)
+def test_what_is_left_open_of_an_objective(
+    tiny_cache: Path, asked: dict[str, Any], beta: float, more: dict[str, Any]
+) -> None:
+    options = TrainOptions(cache=tiny_cache, output_dir=tiny_cache / "none", **asked)
+    found = settled(options, CacheReader(tiny_cache).manifest, torch.device("cpu"))
+    assert found.beta == beta == options.as_objective().beta
+    assert {name: getattr(found, name) for name in more} == more
+    assert found.as_objective() == options.as_objective()
+
+
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_every_objective_raises_what_was_chosen(
+    tiny_cache: Path, tmp_path: Path, name: ObjectiveName
+) -> None:
+    run(tiny_cache, tmp_path, objective=name, eval_steps=8)
+    (last,) = (line for line in metrics(tmp_path) if "eval_loss" in line)
+    assert last["eval_rewards/margins"] > 0
+    assert last["eval_rewards/accuracies"] > 0.5
 
 
 def everything(reader: CacheReader) -> list[tuple[Block, int]]:

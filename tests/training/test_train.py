@@ -238,6 +238,9 @@ def test_learning_rate_is_logged(finished: Path) -> None:
         ({"eval_fraction": -0.1}, r"eval_fraction: got -0.1"),
         ({"eval_fraction": 1.0}, r"eval_fraction: got 1.0"),
         ({"head_type": "linear"}, r"head_type: got 'linear', expected one of mlp, unembedding, "),
+        ({"label_smoothing": 0.2}, r"label_smoothing: got 0.2 with objective dpo, expected none"),
+        ({"objective": "robust", "label_smoothing": 0.5}, r"label_smoothing: got 0.5"),
+        ({"simpo_gamma": 1.0}, r"simpo_gamma: got 1.0 with objective dpo, .*it is of simpo"),
         ({"rank": 8}, r"rank: got 8 with head_type mlp, expected none; it is a size of unemb"),
         (
             {"head_type": "bottleneck", "expansion_size": 8},
