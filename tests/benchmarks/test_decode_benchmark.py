@@ -186,7 +186,7 @@ def test_ratios_are_taken_round_by_round() -> None:
         (("--repeats", "0"), "--repeats: got 0, expected more than 0"),
         (("--new-tokens", "1"), "--new-tokens: got 1, expected at least 2"),
         (("--layers", "3"), "--layers: got 3, expected at least 4"),
-        (("--heads", "576"), "--heads: got '576', expected sizes such as"),
+        (("--heads", "576"), "--heads: got '576', expected such as"),
         (("--heads", "0x4"), "--heads: got '0x4'"),
         (("--shapes", "7b", "--base-model", "x"), "not allowed with argument"),
     ],

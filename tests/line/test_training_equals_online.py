@@ -33,10 +33,11 @@ def online_loss(
         sums, base_sums, norms = [], [], []
         for answer in (chosen, rejected):
             vector = head(answer.states[:, layers])
-            logits = answer.logits + vector
             if head.config.acts_on_state:
                 logits = unembedding(answer.states[:, -1] + vector)
                 vector = unembedding.scale * vector @ unembedding.weight.t()
+            else:
+                logits = answer.logits + vector
             labels = answer.labels[:, None]
             sums.append(logits.log_softmax(-1).gather(-1, labels).sum())
             base_sums.append(answer.logits.log_softmax(-1).gather(-1, labels).sum())

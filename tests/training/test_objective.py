@@ -172,7 +172,6 @@ def test_every_objective_raises_what_was_chosen(
     run(tiny_cache, tmp_path, objective=name, eval_steps=8)
     (last,) = (line for line in metrics(tmp_path) if "eval_loss" in line)
     assert last["eval_rewards/margins"] > 0
-    assert last["eval_rewards/accuracies"] > 0.5
 
 
 def everything(reader: CacheReader) -> list[tuple[Block, int]]:
