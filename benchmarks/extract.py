@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from benchmarks.step import best_matmul_rate
+from benchmarks.matmul import best_matmul_rate
 from benchmarks.synthetic import log_to_stderr, machine, require_positive, run_in_folder, say, timed
 from mav.cache_schema.arrays import bytes_per_token, layouts, shard_key
 from mav.cache_schema.dtypes import itemsize

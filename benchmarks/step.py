@@ -43,6 +43,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from benchmarks.matmul import best_matmul_rate
 from benchmarks.synthetic import (
     CacheShape,
     add_head_options,
@@ -71,9 +72,6 @@ from mav.pipeline.training.trainer import Trainer
 
 _BLOCK_TOKENS: Final = 1024
 _RATE: Final = 1e-4
-_MATMULS: Final = 5
-_LEAST_SECONDS: Final = 0.05
-"""Of one measurement of the product; on accelerators it takes many of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +87,6 @@ class Steps:
     seconds: list[float] = field(default_factory=list)
     optimizer_seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-
-
-def best_matmul_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best of several rates of a square product, in operations a second."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-
-    def multiply(count: int) -> None:
-        for _ in range(count):
-            torch.mm(a, b, out=out)
-
-    multiply(1)
-    once = timed(device, lambda: multiply(1))
-    count = max(1, round(_LEAST_SECONDS / once))
-    best = min(timed(device, lambda: multiply(count)) for _ in range(_MATMULS))
-    return 2 * size**3 * count / best
 
 
 @contextlib.contextmanager

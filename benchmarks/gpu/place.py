@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from benchmarks.gpu.sizes import FULL, MINIATURE, Sizes, compute_dtype
+from benchmarks.matmul import best_matmul_rate
 from benchmarks.shapes import EndlessBase
-from benchmarks.step import best_matmul_rate
 from benchmarks.synthetic import machine
 from mav.pipeline.runtime.devices import pick_device
 
