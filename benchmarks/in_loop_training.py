@@ -158,7 +158,7 @@ class InLoopTrainer:
             logp, squared_norm = self.token_logprobs(answers)
             sums.append((logp * answers.token_mask).sum(-1))
             norms.append(squared_norm.mean())
-        losses = -F.logsigmoid(self._options.beta * (sums[0] - sums[1]))
+        losses = -F.logsigmoid(self._options.as_objective().beta * (sums[0] - sums[1]))
         return losses.mean() + self._options.lambda_l2 * (norms[0] + norms[1]) / 2
 
     def step(self, chosen: PaddedAnswers, rejected: PaddedAnswers) -> float:
