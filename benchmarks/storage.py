@@ -1,4 +1,6 @@
-"""What compression and quantized states cost and give: `python -m benchmarks.storage --json`.
+"""What compression and quantized states cost and give.
+
+    python -m benchmarks.storage --json --dataset FILE
 
 A cache is extracted once and then rewritten in every way it can be stored. For each: bytes of a
 response token, the rate of reading blocks as training does (values as computed per second, page
@@ -141,7 +143,7 @@ def main() -> None:
     """Measure, and print one JSON object or a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
-    parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--dataset", required=True, help="file of preference pairs")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--expansion-size", type=int, default=1024)
     parser.add_argument("--pooled-size", type=int, default=576)
