@@ -19,7 +19,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 @BASE
 @click.option(
     "--dataset",
-    "datasets",
+    "data",
     required=True,
     multiple=True,
     help="File, folder, or hub id; may be given again. After commas it takes data_dir=, split=, "
@@ -45,7 +45,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 def extract_command(
     *,
     dry_run: bool,
-    datasets: tuple[str, ...],
+    data: tuple[str, ...],
     data_dir: str | None,
     split: str,
     limit: int | None,
@@ -63,8 +63,8 @@ def extract_command(
     from mav.pipeline.preferences.sources import DataSource, parse_source
 
     defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit)
-    data = tuple(parse_source(dataset, defaults) for dataset in datasets)
-    asked = ExtractOptions(data=data, **options)
+    sources = tuple(parse_source(dataset, defaults) for dataset in data)
+    asked = ExtractOptions(data=sources, **options)
     if dry_run:
         expected = measure(asked)
         print_result(as_json, expected.to_json(), screen(expected))

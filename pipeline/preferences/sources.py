@@ -90,21 +90,21 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
     while fields and not _LIKE_A_FIELD.match(fields[0]):
         name = f"{name},{fields.pop(0)}"
     if not name:
-        raise UsageError(f"dataset: got {text!r}, expected a file, a folder or a hub id")
+        raise UsageError(f"data: got {text!r}, expected a file, a folder or a hub id")
     found: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")
         if key not in _FIELDS:
             raise UsageError(
-                f"--dataset {text}: got {field!r}, expected one of "
+                f"data: {text}: got {field!r}, expected one of "
                 f"{', '.join(f'{known}=' for known in _FIELDS)}"
             )
         if key in found:
-            raise UsageError(f"--dataset {text}: {key} is there twice")
+            raise UsageError(f"data: {text}: {key} is there twice")
         try:
             found[key] = _FIELDS[key](value)
         except ValueError as error:
-            raise UsageError(f"--dataset {text}: {key}: got {value!r}, {error}") from error
+            raise UsageError(f"data: {text}: {key}: got {value!r}, {error}") from error
     return dataclasses.replace(defaults, id=name, **found)
 
 

@@ -75,7 +75,7 @@ def test_a_half_of_a_surrogate_pair_is_no_crash(world: World, output: Path, tmp_
         (["--device", "warp"], "--device: got 'warp', which is not available"),
         (
             ["--data-dir", "harmless-base"],
-            "data_dir=harmless-base goes with a data set that has subset folders, but",
+            "--data-dir: got 'harmless-base', which goes with a data set that has subset folders",
         ),
         (["--limit", "many"], "'many' is not a valid integer"),
     ],
@@ -116,7 +116,7 @@ def test_base_that_is_here_has_no_revision_and_a_file_no_file(
     file = tmp_path / "x.gguf"
     file.write_bytes(b"")
     message = refused(USAGE, *with_base(world, output, file), option, "main")
-    assert f"{option} main: {file} is " in message
+    assert f"{option}: got 'main', but {file} is " in message
     assert "leave it out" in message
 
 

@@ -58,10 +58,10 @@ def pairs_of(*lengths: int) -> TokenizedPairs:
 @pytest.mark.parametrize(
     ("architecture", "settings", "most", "told"),
     [
-        ("gpt2", {"n_positions": 96}, 96, "reads at most 96; use --max-length 96"),
-        ("llama", {"max_position_embeddings": 96}, 96, "reads at most 96; use --max-length 96"),
-        ("phi3", LONGROPE, STEADY, r"rope_type longrope.*use --max-length 64"),
-        ("llama", DYNAMIC, STEADY, "reads at most 64; use --max-length 64"),
+        ("gpt2", {"n_positions": 96}, 96, "reads at most 96; use `max_length` 96"),
+        ("llama", {"max_position_embeddings": 96}, 96, "reads at most 96; use `max_length` 96"),
+        ("phi3", LONGROPE, STEADY, r"rope_type longrope.*use `max_length` 64"),
+        ("llama", DYNAMIC, STEADY, "reads at most 64; use `max_length` 64"),
     ],
 )
 def test_texts_beyond_what_a_base_reads(

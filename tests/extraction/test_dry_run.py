@@ -300,7 +300,7 @@ def test_too_little_room_is_refused_before_anything_is_written(
     found = asked.expected()
     assert not found.fits
     assert screen(found).endswith("The disk cannot hold it.")
-    with pytest.raises(CacheError, match=r"--compression blosc, --storage-dtype int8"):
+    with pytest.raises(CacheError, match=r"`compression` blosc, `storage_dtype` int8"):
         asked.run()
     assert not asked.output.exists()
     with_free(monkeypatch, 1.03 * total)
