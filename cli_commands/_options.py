@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mav.pipeline.base.options import BaseOptions
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import Option, option_of
 
 T = TypeVar("T")
@@ -118,8 +118,7 @@ def field_of(
         case False:
             settings["is_flag"] = True
         case tuple() if rule.numbers:
-            settings["default"] = field.default
-            settings["show_default"] = ",".join(f"{number:g}" for number in field.default)
+            settings["default"] = ",".join(f"{number:g}" for number in field.default)
         case tuple():
             settings["multiple"] = True
         case dataclasses.MISSING:

@@ -15,7 +15,6 @@ from mav.cache_schema.manifest import BaseModelRecord
 from mav.pipeline.base.generation_defaults import readable_config, tokens_named
 from mav.pipeline.base.gguf_copy import find_base
 from mav.pipeline.base.hidden_states import HiddenStateHooks
-from mav.pipeline.base.options import DeviceMap, LoadOptions
 from mav.pipeline.base.output_forms import closest, possible_forms
 from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
 from mav.pipeline.base.quantization import (
@@ -35,6 +34,7 @@ from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.library_logging import QuietLibraries
+from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
 
 IN_MEMORY: Final = "memory:"
 """Begins the id of a base that was not loaded from files."""

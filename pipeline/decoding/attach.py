@@ -16,7 +16,6 @@ from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
 from mav.pipeline.base.model import BaseModel, load_source, preview_base
-from mav.pipeline.base.options import LoadOptions
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
@@ -33,6 +32,7 @@ from mav.pipeline.preferences.prompt_format import (
     choose_prompt_format,
 )
 from mav.pipeline.preferences.transcripts import TEMPLATE
+from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from mav.pipeline.base.model import (
     load_source,
     preview_base,
 )
-from mav.pipeline.base.options import BaseOptions, DeviceMap, LoadOptions
 from mav.pipeline.base.source import BaseSource, resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
@@ -47,6 +46,7 @@ from mav.pipeline.preferences.prompt_format import (
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
+from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
 from mav.pipeline.runtime.memory import free_memory
 
 Prompt = str | Messages

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.options import BaseOptions
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
 
 _COLDEST: Final = 1e-4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from mav.pipeline.runtime.choices import Split
-from mav.pipeline.runtime.device_options import DeviceOptions
+from mav.pipeline.runtime.load_options import DeviceOptions
 from mav.pipeline.runtime.options import known, option
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, get_args
 from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage, StoredDtype
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.layer_selection import parse_indices
-from mav.pipeline.base.options import BaseOptions
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.runtime.choices import Form, StorageDtype
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import known, option
 
 if TYPE_CHECKING:

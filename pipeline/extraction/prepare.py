@@ -18,7 +18,6 @@ from mav.cache_schema.manifest import (
 from mav.cache_schema.plan import BlockPlan
 from mav.pipeline.base.gguf_copy import find_base
 from mav.pipeline.base.model import BaseModel, load_source
-from mav.pipeline.base.options import LoadOptions
 from mav.pipeline.base.pretrained import load_config, load_tokenizer
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.batch_size import CPU_TOKENS, BatchBudget, measured_budget
@@ -42,6 +41,7 @@ from mav.pipeline.runtime.compute_dtype import (
 )
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.distributed import Processes, launched_here
+from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
 

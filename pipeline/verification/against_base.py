@@ -26,7 +26,6 @@ from mav.cache_schema.storage.addresses import is_remote
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import BaseModel, load_source
-from mav.pipeline.base.options import LoadOptions
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance
@@ -39,6 +38,7 @@ from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, dtype_name
 from mav.pipeline.runtime.known_places import recall
+from mav.pipeline.runtime.load_options import LoadOptions
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.verification.options import VerifyOptions
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from mav.pipeline.base.options import PlacementOptions
 from mav.pipeline.runtime.choices import DtypeName
+from mav.pipeline.runtime.load_options import PlacementOptions
 from mav.pipeline.runtime.options import known, option
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ AT_A_SHELL = {
     "verification/verify.py": {"--repair"},
     "extraction/options.py": {"--logits", "--dtype"},  # --help
     "training/options.py": {"--batch-size", "--output-dir"},
-    "base/options.py": {"--device"},
+    "runtime/load_options.py": {"--device"},
     "runtime/options.py": {"--help"},
 }
 

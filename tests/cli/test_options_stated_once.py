@@ -15,12 +15,12 @@ from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
 from mav.pipeline.base.model import load_base
-from mav.pipeline.base.options import BaseOptions
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import Option, option_of
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.training.options import TrainOptions
@@ -62,8 +62,10 @@ def test_a_field_is_an_option_of_its_command(kind: type, field: Any, rule: Optio
         assert param.required
     elif isinstance(field.default, bool):
         assert param.is_flag
-        assert param.default is field.default
+        assert (param.default is True) is field.default
         assert bool(param.secondary_opts) is field.default
+    elif rule.numbers:
+        assert param.type.convert(param.default, param, None) == field.default
     elif field.default not in (None, ()):
         assert param.default == field.default
     if rule.choices:
