@@ -81,6 +81,8 @@ class DecodingRequest:
         Raises:
             UsageError: One is not as it should be.
         """
+        kinds = (cls, InferenceOptions, GenerationOptions)
+        assert values.keys() <= {field.name for kind in kinds for field in fields(kind)}
         source = click.get_current_context().get_parameter_source
         return cls(
             head=values["head"],

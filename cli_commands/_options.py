@@ -113,7 +113,7 @@ def field_of(
     settings: dict[str, Any] = {"help": about, "metavar": rule.metavar, **_kind_of(rule)}
     match field.default:
         case True:
-            flag = f"{flag}/--{rule.off or 'no' + flag[1:]}"
+            flag += f"/--{rule.off}" if rule.off else f"/--no-{flag.removeprefix('--')}"
             settings["default"] = True
         case False:
             settings["is_flag"] = True

@@ -132,7 +132,7 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
         if getattr(options, name) is not None:
             raise UsageError(
                 f"{name}: the base that was given is loaded already, so load it that way, or leave "
-                f"it to base_model"
+                f"it to `base_model`"
             )
     if options.dtype not in (AUTO, dtype_name(base.dtype, "base")):
         raise UsageError(

@@ -99,6 +99,6 @@ class ServeOptions(InferenceOptions):
             yield "api_key: got an empty one or signs a header cannot carry, expected plain ASCII"
         elif self.api_key is None and not self.loopback:
             yield (
-                f"host: got {self.host!r}, which others can reach, and no api_key; set a key, "
+                f"host: got {self.host!r}, which others can reach, and no `api_key`; set a key, "
                 f"or listen on 127.0.0.1"
             )

@@ -145,7 +145,7 @@ def _load(reader: CacheReader, options: VerifyOptions) -> BaseModel:
         if found != stored:
             raise MismatchError(
                 f"{source.id}: its {what} (SHA-256 {found[:12]}…) is not that of the base the "
-                f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base as "
+                f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base with "
                 f"`base_model`."
             )
     _log.info(f"Loading {source.id} in {dtype_name(placement.dtype)}")
@@ -177,7 +177,7 @@ def _tokenize(
     if len(found) != len(ids):
         raise DataError(
             f"{', '.join(source.name for source in sources)}: of the {len(ids)} pairs that are to "
-            f"be compared {len(found)} are there. Name the data sets of the cache as "
+            f"be compared {len(found)} are there. Name the data sets of the cache with "
             f"`datasets`."
         )
     text = reader.manifest.text
@@ -229,7 +229,7 @@ def _find_data(record: SourceRecord, reader: CacheReader) -> str:
     if "/" in record.id and not Path(record.id).is_absolute():
         return record.id
     raise DataError(
-        f"{record.id}: this data set of {reader.location} is not found here. Name it in "
+        f"{record.id}: this data set of {reader.location} is not found here. Name it with "
         f"`datasets`{', and all others' if len(reader.manifest.data.sources) > 1 else ''}."
     )
 
@@ -245,7 +245,7 @@ def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseM
             f"{base.tokenizer.name_or_path}: its tokenizer is not the one the cache "
             f"{reader.location} was extracted with ({digest[:12]}…, expected "
             f"{reader.manifest.base.tokenizer_digest[:12]}…, or other merges). Name the base of "
-            f"the cache as `base_model`."
+            f"the cache with `base_model`."
         )
 
 

@@ -32,6 +32,7 @@ KINDS: dict[type, tuple[click.Command, dict[str, Any]]] = {
         extract_command,
         {"base_model": "b", "data": DataSource(id="d"), "output": "o"},
     ),
+    DataSource: (extract_command, {"id": "d"}),
     EvaluateOptions: (evaluate_command, {"head": "h", "cache": "c"}),
     VerifyOptions: (verify_command, {"cache": "c"}),
     InferenceOptions: (generate_command, {}),

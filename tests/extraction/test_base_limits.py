@@ -123,7 +123,7 @@ def test_options_that_do_not_fit_are_told_before_data_and_weights_are_read(tmp_p
         ({"prompt_form": "alpaca"}, "prompt_form: got 'alpaca', expected one of hh, chat"),
         ({"quantize": "int4"}, "quantize: got 'int4', expected one of nf4, int8"),
         ({"output": ""}, "output: got nothing, expected a folder or a URL"),
-        ({"data": ()}, "dataset: got none"),
+        ({"data": ()}, "data: got none"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

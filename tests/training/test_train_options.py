@@ -80,7 +80,7 @@ def test_batches_by_tokens_hold_no_more(
 
 
 def test_pairs_and_tokens_cannot_both_count() -> None:
-    with pytest.raises(UsageError, match=r"batch_size: got 4 and batch_tokens 100"):
+    with pytest.raises(UsageError, match=r"batch_size: got 4, and `batch_tokens` 100"):
         TrainOptions(cache="c", output_dir=Path("o"), batch_size=4, batch_tokens=100)
 
 
