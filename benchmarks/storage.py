@@ -31,6 +31,7 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.encode import quantized_rows
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
@@ -135,7 +136,9 @@ def _logits(plain: CacheReader, other: CacheReader) -> Iterator[tuple[torch.Tens
 def accuracy(root: Path, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Train a head for one epoch; return its held-out reward accuracy at alpha 1."""
     train(TrainOptions(cache=root, output_dir=folder, **options))
-    found = evaluate(str(folder / "last"), root, (1.0,), which="held-out").results[0]
+    found = evaluate(
+        EvaluateOptions(head=str(folder / "last"), cache=root, alphas=(1.0,), pairs="held-out")
+    ).results[0]
     return {"accuracy": found.reward_accuracy, "interval": found.reward_accuracy_interval}
 
 

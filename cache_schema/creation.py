@@ -31,7 +31,7 @@ def require_free(objects: ObjectStore) -> bool:
         return True
     if any(not is_part(key) for key in sizes):
         raise CacheError(
-            f"{objects.location}: exists and is not a MAV cache. Name another --output, or "
+            f"{objects.location}: exists and is not a MAV cache. Name another `output`, or "
             f"remove it."
         )
     if any(key.startswith(COMMITS) and key != LAYOUT for key in sizes):

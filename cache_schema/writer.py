@@ -79,7 +79,7 @@ def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
         raise MismatchError(
             f"{location}: this cache was begun with other settings:{listed}\n"
             f"{_former_revision(stored, asked)}"
-            f"Give the settings it was begun with, or another --output."
+            f"Give the settings it was begun with, or another `output`."
         )
 
 
@@ -88,7 +88,7 @@ def _former_revision(stored: Manifest, asked: Manifest) -> str:
     before, now = stored.base.revision, asked.base.revision
     if stored.base.id != asked.base.id or not before or before == now:
         return ""
-    return f"The base is at commit {now} now, and was at {before}: --revision {before} names it.\n"
+    return f"The base is at commit {now} now, and was at {before}: `revision` {before} names it.\n"
 
 
 class CacheWriter:

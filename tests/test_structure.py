@@ -26,7 +26,7 @@ MAY_IMPORT: Final[dict[str, str]] = {
     "extraction": "cache_schema base head ops preferences runtime",
     "head": "cache_schema base ops runtime",
     "base": "cache_schema ops runtime",
-    "loader": "cache_schema ops",
+    "loader": "cache_schema ops runtime",
     "preferences": "cache_schema runtime",
     "ops": "cache_schema runtime",
     "runtime": "cache_schema",

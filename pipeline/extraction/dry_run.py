@@ -161,8 +161,8 @@ def require_room(
     if size.to_write * _SPARE > free:
         raise CacheError(
             f"{objects.location}: the cache needs {size.to_write / 1e9:.2f} GB more, but only "
-            f"{free / 1e9:.2f} GB are free there. Free some space, name another --output, or make "
-            f"it smaller with --compression blosc, --storage-dtype int8, --pooled-size or --limit; "
+            f"{free / 1e9:.2f} GB are free there. Free some space, name another `output`, or make "
+            f"it smaller with `compression` blosc, `storage_dtype` int8, `pooled_size` or `limit`; "
             f"`mav extract --dry-run` shows what each takes."
         )
 

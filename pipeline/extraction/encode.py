@@ -60,7 +60,7 @@ def vocabulary_rows(
             computed_in = " and ".join(manifest.states.compute_dtypes)
             raise BaseModelError(
                 f"{manifest.base.id}: its log-probabilities are not finite in {computed_in}. Use "
-                f"--dtype bfloat16 or float32."
+                f"`dtype` bfloat16 or float32."
             )
         if manifest.logits.encoding == "dense":
             require_holds(logits_NV, manifest.states.dtype, f"{manifest.base.id}: its logits")

@@ -63,7 +63,7 @@ def _expansion_size(manifest: Manifest) -> int:
     if size != PUBLISHED_EXPANSION_SIZE:
         approximately = "" if base.parameters is not None else "about "
         _log.info(
-            f"--expansion-size {size}, for a head of at most a third of the base's {approximately}"
+            f"`expansion_size` {size}, for a head of at most a third of the base's {approximately}"
             f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
         )
     return size

@@ -155,7 +155,7 @@ def test_a_cache_goes_on_with_the_same_settings_only() -> None:
     assert "states.dtype: stored 'bfloat16', asked for 'float32'" in message
     assert "states.pooled_size: stored 4, asked for 2" in message
     assert "storage.compression: stored 'none', asked for 'zstd'" in message
-    assert "another --output" in message
+    assert "another `output`" in message
 
 
 @pytest.mark.parametrize(
