@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from mav.cache_schema.arrays import layouts
 from mav.cache_schema.choices import Compression, StatesStorage
-from mav.cache_schema.dtypes import STORED_AS, to_float32
+from mav.cache_schema.commits import size_problem
+from mav.cache_schema.encoding.dtypes import STORED_AS, to_float32
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import CommitRecord, commit_key, object_problem, read_block_record
+from mav.cache_schema.records import CommitRecord, commit_key, read_block_record
 from mav.cache_schema.shards import shard_bytes
 from mav.cache_schema.storage.base import Bytes, ETag
 from mav.cache_schema.storage.lock import LOCK
@@ -235,7 +236,7 @@ def test_commit_records_name_every_shard_of_their_block(tmp_path: Path) -> None:
         record = read_block_record(objects, block, manifest.identity())
         assert isinstance(record, CommitRecord)
         assert (record.pairs, record.tokens) == (len(plan.pairs_of(block)), plan.used_rows(block))
-        assert not any(object_problem(key, item, sizes) for key, item in record.objects.items())
+        assert not any(size_problem(item, sizes.get(key)) for key, item in record.objects.items())
         named += list(record.objects)
     paths = of_kind(manifest, "block")
     files = [file for path in paths for file in stored_objects(tmp_path / "cache", path)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mav.cache_schema.dtypes import itemsize, to_float32
+from mav.cache_schema.encoding.dtypes import itemsize, to_float32
 from tests.support.written_caches import same_bits
 
 

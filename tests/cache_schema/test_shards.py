@@ -17,9 +17,10 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from mav.cache_schema.arrays import ArrayLayout, ArraySpec
+from mav.cache_schema.array_table import ArraySpec
+from mav.cache_schema.arrays import ArrayLayout
 from mav.cache_schema.choices import Compression
-from mav.cache_schema.codecs import (
+from mav.cache_schema.encoding.codecs import (
     ChunkCodec,
 )
 from mav.cache_schema.shards import (
@@ -228,7 +229,7 @@ def test_another_number_of_rows_is_an_error_where_it_needs_other_chunks(rows: in
     if rows == 4:  # the same two chunks
         assert len(decode_shard(layout, shard.data, rows, shard.checksums)) == 4
         return
-    with pytest.raises(ValueError, match="does not name just the"):
+    with pytest.raises(ValueError, match="does not hold exactly the"):
         decode_shard(layout, shard.data, rows, shard.checksums)
 
 
@@ -254,10 +255,10 @@ NOTHING = (LEFT_OUT, LEFT_OUT)
 @pytest.mark.parametrize(
     ("message", "index"),
     [
-        ("does not name just the 2", [(0, 16), NOTHING, NOTHING]),
-        ("does not name just the 2", [(0, 16), (16, 16), (16, 16)]),
-        ("does not name just the 2", [(0, 16), (LEFT_OUT, 16), NOTHING]),
-        ("does not name just the 2", [(0, 16), (16, LEFT_OUT), NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), NOTHING, NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), (16, 16), (16, 16)]),
+        ("does not hold exactly the 2", [(0, 16), (LEFT_OUT, 16), NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), (16, LEFT_OUT), NOTHING]),
         ("places chunk 0 outside", [(0, 3), (16, 16), NOTHING]),
         ("chunk 1", [(0, 16), (17, 16), NOTHING]),
         ("places chunk 1 outside", [(0, 16), (21, 16), NOTHING]),

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.base.source import tokenizer_digest
@@ -317,7 +317,7 @@ def cache(world: World, tmp_path: Path) -> Path:
 def edit_manifest(cache: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     root = json.loads((cache / "zarr.json").read_text())
     edit(root["attributes"]["mav"])
-    root["attributes"]["seal"] = UNSEALED
+    root["attributes"]["seal"] = BLANK_CHECKSUM
     (cache / "zarr.json").write_bytes(add_checksum(root))
 
 

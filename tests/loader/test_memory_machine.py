@@ -57,11 +57,11 @@ class SlowReader:
     def read_block(self, number: int, memory: BlockMemory) -> Block:
         self.begun[number].set()
         assert self.let[number].wait(EVENT)
-        room = memory.room("x", 64)
-        room[:] = number
+        buffer = memory.buffer("x", 64)
+        buffer[:] = number
         self.done[number].set()
         pairs = self.plan.pairs_of(number)
-        return Block(number=number, pairs=pairs, offsets=np.zeros(1, np.int64), rows={"x": room})
+        return Block(number=number, pairs=pairs, offsets=np.zeros(1, np.int64), rows={"x": buffer})
 
 
 class Blocks(RuleBasedStateMachine):

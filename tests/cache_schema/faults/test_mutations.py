@@ -16,14 +16,15 @@ from typing import Any, Final
 
 import pytest
 
-from mav.cache_schema import checksummed_json, records, shards, verify
+from mav.cache_schema import checksummed_json, commits, records, shards, verify
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
 from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.writer import CacheWriter
 from tests.cache_schema.faults import test_bit_flips as flips
 from tests.cache_schema.faults import test_damaged_shards as damage
 from tests.cache_schema.faults import test_power_loss as power
@@ -185,20 +186,20 @@ SAFEGUARDS: Final = {
     ),
     "digest of the values": line(
         verify._Checker.block,
-        "content_digest(rows) != record.content",
+        "content_digest(rows) != commit.content",
         "False",
         lambda folder: damage.check_wrong_encoding_is_found(folder / "cache"),
     ),
-    "sizes on opening": line(records.object_problem, "size == record.bytes", "True", damaged(cut)),
-    "seal of the root": line(
+    "sizes on opening": line(commits.size_problem, "size == record.bytes", "True", damaged(cut)),
+    "checksum of the root": line(
         checksummed_json.check_checksum,
-        "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
+        "hashlib.sha256(blank).hexdigest().encode() != members[0][1]",
         "False",
         flipped("root"),
     ),
-    "seal of records": line(
+    "checksum of records": line(
         checksummed_json.check_checksum,
-        "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
+        "hashlib.sha256(blank).hexdigest().encode() != members[0][1]",
         "False",
         flipped("commit record"),
     ),
@@ -231,7 +232,7 @@ SAFEGUARDS: Final = {
     ),
     "lock looked at": line(
         lock.require_held,
-        "found is None or found.run != run",
+        "holder is None or holder.run != run",
         "False",
         on_a_folder(writers.check_without_the_lock_nothing_is_written),
     ),
@@ -239,7 +240,7 @@ SAFEGUARDS: Final = {
     "a new folder's name": line(
         local_objects._make_folder, "sync_directory(folder.parent)", "pass", written_for_certain
     ),
-    "settings compared": line(require_same, "if found:", "if False:", other_settings),
+    "settings compared": line(require_same, "if different:", "if False:", other_settings),
 }
 
 

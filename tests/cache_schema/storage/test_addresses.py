@@ -88,8 +88,8 @@ def test_the_library_is_given_the_name_as_it_stands(
         ("s3://user@bucket/a", "not a bucket name"),
         ("s3://bucket:9000/a", "not a bucket name"),
         ("abfss://bucket@/a", "not a bucket name"),
-        ("https://bucket.s3.amazonaws.com/a", "not a place caches can be kept"),
-        ("ftp://bucket/a", "not a place caches can be kept"),
+        ("https://bucket.s3.amazonaws.com/a", "cannot hold a cache"),
+        ("ftp://bucket/a", "cannot hold a cache"),
     ],
 )
 def test_what_is_no_place_is_refused(location: str, why: str) -> None:
@@ -120,8 +120,8 @@ def test_a_folder_is_used_as_named(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "no name of a folder"),
-        ("a\0b", "no name of a folder"),
+        ("", "not a valid folder name"),
+        ("a\0b", "not a valid folder name"),
         ("s3:/bucket/a", r"Name s3://bucket/a, or for a folder of that name \./s3:/bucket/a"),
         ("file:/data/a", "Name file:///data/a"),
         ("file://data/a", "expected an absolute path after file://"),
