@@ -31,6 +31,7 @@ from mav.cache_schema.shards import (
     shard_memory,
 )
 from mav.cache_schema.storage.local import LocalObjectStore
+from tests.support.profiles import examples
 from tests.support.written_caches import random_values, same_bits
 
 LEFT_OUT = 2**64 - 1
@@ -131,7 +132,7 @@ def test_what_is_encoded_is_decoded(case: tuple[ArrayLayout, NDArray[Any]]) -> N
     assert same_bits(decode_shard(layout, shard.data, len(rows), shard.checksums), rows)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(1.2))
 @given(case=layouts_and_rows())
 def test_zarr_reads_what_is_encoded(case: tuple[ArrayLayout, NDArray[Any]]) -> None:
     layout, rows = case
@@ -144,7 +145,7 @@ def test_zarr_reads_what_is_encoded(case: tuple[ArrayLayout, NDArray[Any]]) -> N
     assert not whole[len(rows) :].any()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(1.2))
 @given(case=layouts_and_rows())
 def test_what_zarr_writes_is_decoded(case: tuple[ArrayLayout, NDArray[Any]]) -> None:
     layout, rows = case
@@ -352,7 +353,7 @@ def test_a_shard_is_decoded_to_memory(case: tuple[ArrayLayout, NDArray[Any]], mo
     assert np.shares_memory(found, memory)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(0.8))
 @given(cases=st.lists(layouts_and_rows(), min_size=2, max_size=4))
 def test_one_memory_does_for_one_shard_after_another(
     place: LocalObjectStore, cases: list[tuple[ArrayLayout, NDArray[Any]]]
