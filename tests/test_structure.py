@@ -107,6 +107,19 @@ def test_what_is_not_needed_is_not_loaded(module: str, absent: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_the_tests_of_the_format_load_neither_torch_nor_transformers() -> None:
+    files = sorted((ROOT / "tests" / "cache_schema").rglob("*.py"))
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    code = (
+        "import importlib, sys\n"
+        f"for module in ['tests.conftest', *{modules!r}]: importlib.import_module(module)\n"
+        "loaded = {'torch', 'transformers'} & sys.modules.keys()\n"
+        "sys.exit(f'{sorted(loaded)} loaded' if loaded else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_way_of_a_pair_has_names_that_exist() -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     named = re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+){2})`", page[page.index("One pair's way") :])

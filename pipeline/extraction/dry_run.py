@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts
 from mav.cache_schema.choices import Compression, LogitsEncoding
+from mav.cache_schema.commits import read_commits
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import (
     Manifest,
 )
-from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.manifest import as_begun
 from mav.pipeline.extraction.options import ExtractOptions, states_storage

@@ -55,7 +55,7 @@ def verify(options: VerifyOptions) -> VerificationReport:
             bar.reset(total=total)
 
         stored = verify_objects(objects, full=options.full, begin=begin, progress=bar.update)
-    if options.repair and (stored.damaged_blocks or stored.damaged_layout):
+    if options.repair and stored.problems:
         repair_objects(objects, stored)
     base = None
     if options.against_base is not None:
@@ -79,7 +79,7 @@ def screen(found: VerificationReport) -> str:
     problems = _problems(stored)
     if problems:
         lines.append(f"{len(problems)} problems:{listed(problems)}")
-        if stored.damaged_blocks or stored.damaged_layout:
+        if stored.problems:
             lines.append(
                 "`mav verify --repair` marks what is damaged; the extraction command then writes "
                 "it again."
@@ -100,9 +100,10 @@ def screen(found: VerificationReport) -> str:
 
 
 def _problems(stored: VerifyReport) -> list[str]:
-    problems = [str(problem) for problem in stored.damaged_layout]
-    for block, of_block in stored.damaged_blocks.items():
-        problems += [f"block {block}: {problem}" for problem in of_block]
+    problems = [
+        str(problem) if problem.block is None else f"block {problem.block}: {problem}"
+        for problem in stored.problems
+    ]
     if not stored.damaged_blocks and stored.committed < stored.blocks:
         problems.append(
             f"{stored.blocks - stored.committed} blocks are not written; `mav extract` goes on"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
 from mav.cache_schema.reader import CacheReader
 from tests.support.commands import extract_args, mav, refused, tree
 from tests.support.refusals import DATA, Args, World, evaluate_args, generate_args, train_args
@@ -36,7 +36,7 @@ def cache(world: World, tmp_path: Path) -> Path:
 def edit_manifest(cache: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     root = json.loads((cache / "zarr.json").read_text())
     edit(root["attributes"]["mav"])
-    root["attributes"]["seal"] = UNSEALED
+    root["attributes"]["seal"] = BLANK_CHECKSUM
     (cache / "zarr.json").write_bytes(add_checksum(root))
 
 

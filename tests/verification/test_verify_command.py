@@ -18,7 +18,7 @@ from tests.support.written_caches import contents
 
 JSON_KEYS = {
     *("location", "full", "blocks", "committed", "complete", "objects", "bytes", "sound"),
-    *("damaged_blocks", "damaged_layout", "unknown", "against_base"),
+    *("damaged_blocks", "damaged_static", "unknown", "against_base"),
 }
 
 
@@ -51,7 +51,7 @@ def test_a_sound_cache_as_json(world: World, full: bool) -> None:
     assert found["objects"] == len(objects)
     assert found["bytes"] == (sum(objects.values()) if full else 0)
     assert found["damaged_blocks"] == {}
-    assert found["damaged_layout"] == found["unknown"] == []
+    assert found["damaged_static"] == found["unknown"] == []
     assert found["against_base"] is None
 
 
@@ -68,7 +68,7 @@ def test_repairing_a_sound_cache_changes_nothing(world: World) -> None:
 def test_a_changed_byte_is_found_by_reading_alone(cache: Path, name: str) -> None:
     change(cache / name)
     text = unsound("verify", cache)
-    assert f"block 1: {name}: its bytes have another SHA-256" in text
+    assert f"block 1: {name}: its SHA-256 is not the one recorded" in text
     assert "1 problems:" in text and "`mav verify --repair` marks what is damaged" in text
     assert text.endswith("\nNot sound.\n")
     found = json.loads(unsound("verify", cache, "--json"))
@@ -141,7 +141,7 @@ def test_what_the_cache_was_created_with_is_mended_too(
 ) -> None:
     whole = (cache / name).read_bytes()
     change(cache / name)
-    assert f"\n  - {name}: its bytes have another SHA-256" in unsound("verify", cache)
+    assert f"\n  - {name}: its SHA-256 is not the one recorded" in unsound("verify", cache)
     told = mav("verify", cache, "--repair")
     assert told.exit_code == 1
     assert "0 damaged blocks and 1 other objects are marked" in told.stderr
@@ -210,4 +210,4 @@ def test_no_cache(tmp_path: Path) -> None:
 
 def test_a_damaged_root_is_an_error(cache: Path) -> None:
     change(cache / "zarr.json", place=400)
-    assert "zarr.json holds no sealed manifest" in refused(1, "verify", cache)
+    assert "zarr.json holds no valid manifest" in refused(1, "verify", cache)
