@@ -1,6 +1,6 @@
 """Held-out accuracy, KL, time and memory of MAV beside DPO-LoRA, GenARM and the base.
 
-    python -m benchmarks.alignment --json --work FOLDER
+    python -m benchmarks.alignment --json --work FOLDER --dataset FILE
 
 Every method is given the same tokens of the same pairs and is evaluated on the same held-out ones.
 Each training run is a process of its own, and its result a file of its own under FOLDER/results:
@@ -176,7 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of all results")
     parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
-    parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--dataset", required=True, help="file of preference pairs")
     parser.add_argument("--limit", type=int, default=None, help="read only this many rows")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--eval-fraction", type=float, default=0.29)

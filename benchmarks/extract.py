@@ -45,7 +45,7 @@ from transformers import DynamicCache
 from benchmarks.matmul import best_matmul_rate
 from benchmarks.synthetic import log_to_stderr, machine, require_positive, run_in_folder, say, timed
 from mav.cache_schema.arrays import bytes_per_token, layouts, shard_key
-from mav.cache_schema.dtypes import itemsize
+from mav.cache_schema.encoding.dtypes import itemsize
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.size_estimate import compressed_share

@@ -1,7 +1,8 @@
 """Pairs a second from the cache over those with the base in the loop.
 
-`python -m benchmarks.in_loop --json` trains heads of the same size on the same real pairs in two
-ways: from a cache, with the objects `mav train` uses, and as in `benchmarks.in_loop_training`.
+`python -m benchmarks.in_loop --json --dataset FILE` trains heads of the same size on the same
+pairs in two ways: from a cache, with the objects `mav train` uses, and as in
+`benchmarks.in_loop_training`.
 After a warm-up step of each, rounds alternate between one step in the loop, on pairs padded to the
 full length, and one epoch from the cache, from opening it to the last step. Rates are medians over
 rounds. Extraction is timed apart: the whole call but loading the base, which both ways need; its
@@ -282,7 +283,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
-    parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--dataset", required=True, help="file of preference pairs")
     parser.add_argument("--limit", type=int, default=200, help="rows of the data set")
     parser.add_argument("--expansion-size", type=int, default=2048)
     parser.add_argument("--pooled-size", type=int, default=576)

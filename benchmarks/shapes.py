@@ -12,13 +12,14 @@ from transformers import GenerationConfig
 
 from benchmarks.baselines.decoding import weight_bytes
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
+from mav.pipeline.base.model import BaseModel, load_source, preview_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead, quantize_head
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import AUTO, native_dtype
+from mav.pipeline.runtime.load_options import LoadOptions
 
 _HEAD: Final = re.compile(
     r"((?P<kind>unembedding|bottleneck)-)?(?P<pooled>[1-9]\d*)(x(?P<inner>[1-9]\d*))?"

@@ -1,4 +1,6 @@
-"""What compression and quantized states cost and give: `python -m benchmarks.storage --json`.
+"""What compression and quantized states cost and give.
+
+    python -m benchmarks.storage --json --dataset FILE
 
 A cache is extracted once and then rewritten in every way it can be stored. For each: bytes of a
 response token, the rate of reading blocks as training does (values as computed per second, page
@@ -29,6 +31,7 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.encode import quantized_rows
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
@@ -133,7 +136,9 @@ def _logits(plain: CacheReader, other: CacheReader) -> Iterator[tuple[torch.Tens
 def accuracy(root: Path, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Train a head for one epoch; return its held-out reward accuracy at alpha 1."""
     train(TrainOptions(cache=root, output_dir=folder, **options))
-    found = evaluate(str(folder / "last"), root, (1.0,), which="held-out").results[0]
+    found = evaluate(
+        EvaluateOptions(head=str(folder / "last"), cache=root, alphas=(1.0,), pairs="held-out")
+    ).results[0]
     return {"accuracy": found.reward_accuracy, "interval": found.reward_accuracy_interval}
 
 
@@ -141,7 +146,7 @@ def main() -> None:
     """Measure, and print one JSON object or a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
-    parser.add_argument("--dataset", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--dataset", required=True, help="file of preference pairs")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--expansion-size", type=int, default=1024)
     parser.add_argument("--pooled-size", type=int, default=576)

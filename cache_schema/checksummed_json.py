@@ -1,7 +1,7 @@
-"""JSON documents that carry their own digest, so that no flipped bit in them goes unseen.
+"""JSON documents that contain their own checksum, so that every flipped bit is detected.
 
 A document has one member `seal`, at any depth: the SHA-256, in hexadecimal, of the document's bytes
-with the 64 digits of the seal themselves set to `0`.
+with the 64 digits of this member set to `0`.
 """
 
 import hashlib
@@ -12,31 +12,32 @@ from typing import Any, Final
 
 from mav.cache_schema.storage.base import Bytes
 
-UNSEALED: Final = "0" * 64
-_SEAL: Final = re.compile(rb'"seal": "([0-9a-f]{64})"')
+BLANK_CHECKSUM: Final = "0" * 64
+"""Value of the member `seal` before the checksum is computed."""
+_MEMBER: Final = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
 def add_checksum(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, its one member `add_checksum` (given as `UNSEALED`) filled in."""
+    """Encode a document whose one member `seal` is `BLANK_CHECKSUM`, and fill in the checksum."""
     blank = json.dumps(document, sort_keys=True, indent=1).encode()
-    found = list(_SEAL.finditer(blank))
-    assert len(found) == 1, f"{len(found)} seals"
+    members = list(_MEMBER.finditer(blank))
+    assert len(members) == 1, f"{len(members)} members 'seal'"
     digest = hashlib.sha256(blank).hexdigest().encode()
-    return blank[: found[0].start(1)] + digest + blank[found[0].end(1) :]
+    return blank[: members[0].start(1)] + digest + blank[members[0].end(1) :]
 
 
 def check_checksum(data: Bytes) -> Any:
-    """Return a sealed document.
+    """Decode a document and check its checksum.
 
     Raises:
         ValueError: It is not JSON, has no checksum, or does not match it.
     """
     text = bytes(data)
     document = json.loads(text)
-    found = list(_SEAL.finditer(text))
-    if len(found) != 1:
-        raise ValueError(f"it has {len(found)} seals, expected 1")
-    blank = text[: found[0].start(1)] + UNSEALED.encode() + text[found[0].end(1) :]
-    if hashlib.sha256(blank).hexdigest().encode() != found[0][1]:
-        raise ValueError("its bytes are not those that were sealed")
+    members = list(_MEMBER.finditer(text))
+    if len(members) != 1:
+        raise ValueError(f'it has {len(members)} members "seal", expected 1')
+    blank = text[: members[0].start(1)] + BLANK_CHECKSUM.encode() + text[members[0].end(1) :]
+    if hashlib.sha256(blank).hexdigest().encode() != members[0][1]:
+        raise ValueError("its bytes do not match its checksum")
     return document

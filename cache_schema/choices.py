@@ -1,4 +1,4 @@
-"""Names that fields of a manifest choose from; importing them loads nothing else."""
+"""Allowed values of manifest fields; importing this module loads nothing else."""
 
 from typing import Literal
 

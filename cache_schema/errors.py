@@ -1,30 +1,30 @@
-"""What MAV raises when the input, not the program, is at fault.
+"""Errors that MAV raises when the input, not the program, is at fault.
 
-Every message names the subject, what was got, what was expected and what to do. The command line
-prints the message alone and exits with `exit_code`; from Python the exceptions are caught as usual.
+Every message says what it is about, what was got, what was expected and what to do. The command
+line prints only the message and exits with `exit_code`.
 """
 
 from collections.abc import Sequence
 
 
 class MAVError(Exception):
-    """Base of all errors that a user can cause and mend; its text is meant to be read by them."""
+    """Base class of all errors that users can cause and correct; the text is written for them."""
 
     exit_code = 1
 
 
 class UsageError(MAVError):
-    """The options contradict each other or name something that cannot be."""
+    """Options that contradict each other or have an impossible value."""
 
     exit_code = 2
 
 
 class DataError(MAVError):
-    """Preference data that cannot be read or understood."""
+    """Preference data that cannot be read or parsed."""
 
 
 class BaseModelError(MAVError):
-    """A base model that cannot be loaded, or does not behave as extraction needs."""
+    """A base model that cannot be loaded, or does not behave as extraction requires."""
 
 
 class HeadError(MAVError):
@@ -32,7 +32,7 @@ class HeadError(MAVError):
 
 
 class CacheError(MAVError):
-    """A cache that is missing, damaged, incomplete, or of another format version."""
+    """A cache that is missing, damaged or incomplete, or has another format version."""
 
 
 class CacheIncompleteError(CacheError):
@@ -40,15 +40,15 @@ class CacheIncompleteError(CacheError):
 
 
 class CacheBusyError(CacheError):
-    """A cache that another run writes to."""
+    """A cache that another run is writing to."""
 
 
 class MismatchError(MAVError):
-    """Two things that do not belong together: a cache, a head, a base model, a data set."""
+    """A cache, head, base model or data set that does not match another one."""
 
 
 class ManifestError(CacheError):
-    """A manifest that does not follow the format; carries every problem found.
+    """A manifest that does not follow the format; lists every problem.
 
     Attributes:
         problems: One `path: what was got, what was expected` per problem.

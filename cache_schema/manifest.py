@@ -1,29 +1,25 @@
-"""The manifest: what a cache holds and where it came from.
+"""The manifest: what a cache holds and what it was made from.
 
-It lives in the attributes of the store's root group under the key `mav`, travels into every head
-trained from the cache, and is what `train`, `evaluate` and `generate` compare before they trust
-two things to belong together. `docs/format.md` states the same fields for other programs.
+It is stored in the attributes of the root group under the key `mav` and copied into every head
+trained from the cache. `train`, `evaluate` and `generate` compare manifests to decide whether a
+cache, a head and a base model fit together. `docs/format.md` documents the fields as well.
 """
 
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final
 
 from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage, StoredDtype
 from mav.cache_schema.errors import CacheError, ManifestError
+from mav.cache_schema.typed_json import build_dataclass
 
 FORMAT_VERSION: Final = 2
-"""Of the caches that are written."""
+"""Version of the format that this program reads and writes."""
 ATTRIBUTE: Final = "mav"
-
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +27,20 @@ class BaseModelRecord:
     """The base model that was run."""
 
     id: str
-    """Hub id, or name of the folder or file, without the folders above it."""
+    """Hub id, or name of the folder or file without its parent folders."""
     revision: str | None
-    """Commit of a hub repository; none for local files."""
+    """Commit of the hub repository; None for local files."""
     gguf_file: str | None
-    """File inside the repository or folder, where the weights came from GGUF."""
+    """GGUF file inside the repository or folder; None for other weights."""
     quantization: str | None
-    """What its weights were stored in that is coarser than the states' type, such as `GGUF Q4_K` or
-    `bitsandbytes nf4`; none for a base in full precision."""
+    """Quantization of the weights, such as `GGUF Q4_K` or `bitsandbytes nf4`; None for a base in
+    full precision."""
     architecture: str
     """Class name of the causal language model."""
     weights_digest: str
     """SHA-256 over the weight files (or over the tensors of a model built in memory)."""
     config_digest: str
-    """SHA-256 over the configuration: the same weights compute something else under another."""
+    """SHA-256 over the configuration, on which the result of the same weights depends."""
     tokenizer_digest: str
     """SHA-256 over the token-to-id mapping."""
     num_hidden_layers: int
@@ -54,7 +50,7 @@ class BaseModelRecord:
     eos_token_id: int
     """The tokenizer's end-of-sequence token."""
     parameters: int | None = None
-    """Number of its parameters; none where it was not recorded."""
+    """Number of parameters; None if it was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,80 +64,81 @@ class StatesRecord:
     pooled_size: int
     """Width each layer has after pooling, as the head sees it."""
     stored_width: int
-    """min(hidden_size, pooled_size): pooling up repeats values and happens when read."""
+    """min(hidden_size, pooled_size): pooling to a larger width repeats values, so it is done on
+    reading."""
     dtype: StoredDtype
-    """Type they are stored in, or restored to where they are quantized."""
+    """Type the states are stored in, or dequantized to."""
     computed_in: tuple[StoredDtype, ...] | None = None
-    """Types the base computed in: one, or several where a cache was gone on with in another; none
-    where it was not recorded, which was when states were stored as they were computed."""
+    """Types the base computed in: several if a cache was resumed in another type; None if they were
+    not recorded, in which case the base computed in `dtype`."""
 
     @property
     def compute_dtypes(self) -> tuple[StoredDtype, ...]:
-        """Types the base computed in, recorded or known."""
+        """Types the base computed in, whether or not they were recorded."""
         return self.computed_in or (self.dtype,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsRecord:
-    """How the base model's logits can be had back: z = cap * tanh(scale * (W h + b) / cap)."""
+    """How to reconstruct the base model's logits: z = cap * tanh(scale * (W h + b) / cap)."""
 
     encoding: LogitsEncoding
     scale: float
     softcap: float | None
     has_bias: bool
     top_k: int | None
-    """Number of logits kept per token; only with encoding `topk`."""
+    """Number of logits stored per token; only with the encoding `topk`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecord:
-    """How text became tokens."""
+    """How text was tokenized."""
 
     prompt_template: str
-    """How a bare user message becomes a prompt, `{prompt}` standing for the message; or
-    `chat_template`, the base's own."""
+    """How a plain user message becomes a prompt, with `{prompt}` in place of the message; or
+    `chat_template` for the base's own template."""
     max_length: int
-    """Most tokens of prompt plus one response."""
+    """Maximum number of tokens of a prompt and one response together."""
     truncation: str
     """Always `keep_response_and_prompt_end`."""
     end_token_id: int | None = None
-    """Token that ends every untruncated response; none where it is the base's `eos_token_id`."""
+    """Token that ends every untruncated response; None if it is the base's `eos_token_id`."""
     template_date: str | None = None
-    """Day, as YYYY-MM-DD, given to the base's chat template, which asked for the date; none
-    where it does not ask."""
+    """Date given to the base's chat template, as YYYY-MM-DD; None if the template does not use the
+    date."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """One data set that pairs were read from, and what became of its rows."""
+    """A data set that pairs were read from, and how many of its rows were kept and dropped."""
 
     id: str
-    """Hub id, or name of the folder or file, without the folders above it."""
+    """Hub id, or name of the folder or file without its parent folders."""
     data_dir: str | None
     split: str
     limit: int | None
     weight: float | None
-    """Its part of the mixture, relative to other data sets with a weight; none to keep all."""
+    """Weight in the mixture, relative to other weighted data sets; None if all pairs are kept."""
     held_out: bool
-    """Whether its pairs, and all pairs with a prompt of it, are for evaluation alone."""
+    """Whether its pairs, and all pairs that share a prompt with them, are for evaluation only."""
     rows: int
     """Rows read."""
     pairs: int
     """Pairs kept; `rows` = `pairs` + the sum of `dropped`."""
     fingerprint: str
-    """SHA-256 over the ids of these pairs in stored order."""
+    """SHA-256 over the ids of its pairs in stored order."""
     dropped: dict[str, int]
-    """Rows left out, by cause."""
+    """Dropped rows, by cause."""
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name to show: id, and subset and split where given."""
         return source_name(self.id, self.data_dir, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """Which preference pairs were read, and what became of them."""
+    """The preference pairs that were read, and what was done with them."""
 
     sources: tuple[SourceRecord, ...]
     fingerprint: str
@@ -156,12 +153,12 @@ class DataRecord:
 
     @property
     def pairs(self) -> int:
-        """Pairs kept of all data sets."""
+        """Pairs kept from all data sets."""
         return sum(source.pairs for source in self.sources)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows left out, by cause, in alphabetical order."""
+        """Dropped rows of all data sets, by cause, in alphabetical order."""
         counts: Counter[str] = Counter()
         for source in self.sources:
             counts.update(source.dropped)
@@ -170,33 +167,33 @@ class DataRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
-    """Where everything lies: block b owns rows [b * block_tokens, (b + 1) * block_tokens)."""
+    """How rows are divided: block b owns rows [b * block_tokens, (b + 1) * block_tokens)."""
 
     block_tokens: int
     blocks: int
     tokens: int
-    """Response tokens over all blocks."""
+    """Response tokens in all blocks."""
     digest: str
     """SHA-256 over the tokens of all pairs in stored order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageRecord:
-    """How arrays became bytes."""
+    """How arrays are encoded."""
 
     compression: Compression
-    """Codec of every chunk; lossless."""
+    """Lossless codec of every chunk."""
     states: StatesStorage
-    """`computed`: as they are, in `states.dtype`; or a byte per value with scales, lossy."""
+    """`computed`: unquantized, in `states.dtype`; else one byte per value and scales, lossy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a reader must know of a cache."""
+    """Everything a reader must know about a cache."""
 
     format_version: int
     created_by: dict[str, str]
-    """Versions of the programs that wrote it."""
+    """Programs that wrote it, and their versions."""
     base: BaseModelRecord
     states: StatesRecord
     logits: LogitsRecord
@@ -205,32 +202,32 @@ class Manifest:
     plan: PlanRecord
     storage: StorageRecord
     checks: dict[str, float]
-    """Largest relative errors measured by the checks on the first batches."""
+    """Largest relative errors that the checks measured on the first batches."""
     complete: bool
-    """Set when every block of the plan is committed."""
+    """Whether every block of the plan is committed."""
 
     @property
     def final_state_layer(self) -> int | None:
-        """Position in `states.layers` of the unpooled final state, or None if none is stored."""
+        """Position in `states.layers` of the unpooled final state, or None if it is not stored."""
         last = self.base.num_hidden_layers
         unpooled = self.states.stored_width == self.base.hidden_size
         return self.states.layers.index(last) if unpooled and last in self.states.layers else None
 
     def identity(self) -> str:
-        """Return a SHA-256 over what decides the values a cache holds, and where they lie."""
-        deciding = (
+        """Return a SHA-256 over everything that determines a cache's values and their places."""
+        determining = (
             self.base.weights_digest,
             self.base.config_digest,
             self.base.tokenizer_digest,
             self.base.quantization,
-            # Where they were computed in another type, other digits are the same states.
+            # States computed in another type differ by rounding only.
             _without(dataclasses.asdict(self.states), "computed_in"),
             dataclasses.asdict(self.logits),
             self.data.fingerprint,
             dataclasses.asdict(self.plan),
             dataclasses.asdict(self.storage),
         )
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings, numbers and None."""
@@ -247,14 +244,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: object, subject: str) -> "Manifest":
-        """Check and build a manifest.
+        """Validate and build a manifest.
 
         Args:
             value: Decoded JSON.
-            subject: What the value was read from, for error messages.
+            subject: Where the value was read from, for error messages.
 
         Raises:
-            CacheError: It is of another format version.
+            CacheError: It has another format version.
             ManifestError: It has missing, unknown or mistyped fields, or contradicts itself.
         """
         if not isinstance(value, Mapping):
@@ -266,7 +263,7 @@ class Manifest:
                 f"{FORMAT_VERSION}. Install the MAV that wrote it, or extract again."
             )
         problems: list[str] = []
-        manifest = _build(cls, value, "", problems)
+        manifest = build_dataclass(cls, value, "", problems)
         if not problems:
             problems = _contradictions(manifest)
         if problems:
@@ -275,30 +272,10 @@ class Manifest:
 
 
 def source_name(name: str, data_dir: str | None, split: str) -> str:
-    """Return what to call a data set: its id, and its subset and split where they say something."""
+    """Return the name to show for a data set: its id, subset if any, and split unless `train`."""
     return " ".join(
         [name, *([data_dir] if data_dir else []), *([split] if split != "train" else [])]
     )
-
-
-def differences(stored: object, asked: object, prefix: str = "") -> dict[str, str]:
-    """Return the fields in which two records differ: path -> `stored X, asked for Y`."""
-    assert dataclasses.is_dataclass(stored)
-    assert type(stored) is type(asked)
-    found: dict[str, str] = {}
-    for field in dataclasses.fields(stored):
-        path = f"{prefix}{field.name}"
-        a, b = getattr(stored, field.name), getattr(asked, field.name)
-        if dataclasses.is_dataclass(a):
-            found |= differences(a, b, f"{path}.")
-        elif _holds_records(a) and len(a) == len(b):
-            for number, pair in enumerate(zip(a, b, strict=True)):
-                found |= differences(*pair, f"{path}[{number}].")
-        elif _holds_records(a) or _holds_records(b):
-            found[path] = f"stored {len(a)}, asked for {len(b)}"
-        elif a != b:
-            found[path] = f"stored {a!r}, asked for {b!r}"
-    return found
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -334,80 +311,3 @@ def _contradictions(manifest: Manifest) -> list[str]:
                 f"{expected}"
             )
     return problems
-
-
-def _holds_records(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
-
-
-def _build(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
-    """Build dataclass `cls` from JSON, adding to `problems`; the result counts only if none."""
-    if not isinstance(value, Mapping):
-        problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
-        return typing.cast("_T", None)
-    hints = typing.get_type_hints(cls)
-    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
-    optional = {
-        field.name
-        for field in dataclasses.fields(typing.cast("Any", cls))
-        if field.default is not dataclasses.MISSING
-    }
-    fields: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if name not in value:
-            if name in optional:
-                continue
-            problems.append(f"{path}{name}: missing")
-        elif dataclasses.is_dataclass(hint):
-            fields[name] = _build(
-                typing.cast("type", hint), value[name], f"{path}{name}.", problems
-            )
-        elif (record := _record_of(hint)) and isinstance(value[name], list | tuple):
-            fields[name] = tuple(
-                _build(record, item, f"{path}{name}[{number}].", problems)
-                for number, item in enumerate(value[name])
-            )
-        else:
-            fields[name] = _convert(hint, value[name])
-            if not _fits(hint, fields[name]):
-                wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else hint
-                problems.append(f"{path}{name}: got {value[name]!r}, expected {wanted}")
-    return cls(**fields) if not problems else typing.cast("_T", None)
-
-
-def _record_of(hint: object) -> type | None:
-    """Return the dataclass that a hint `tuple[dataclass, ...]` names."""
-    if typing.get_origin(hint) is not tuple:
-        return None
-    record = typing.get_args(hint)[0]
-    return record if isinstance(record, type) and dataclasses.is_dataclass(record) else None
-
-
-def _convert(hint: object, value: object) -> object:
-    """JSON knows no tuples, and writes the float 1.0 as 1 in some programs."""
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, list) and any(typing.get_origin(one) is tuple for one in choices):
-        return tuple(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        arguments = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if float in arguments and int not in arguments:
-            return float(value)
-    return value
-
-
-def _fits(hint: Any, value: object) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in arguments
-    if origin is types.UnionType:
-        return any(_fits(argument, value) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            isinstance(key, str) and _fits(arguments[1], _convert(arguments[1], item))
-            for key, item in value.items()
-        )
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)

@@ -1,7 +1,7 @@
-"""The block plan: which pairs lie in which block, and at which rows.
+"""The block plan: the block and the rows of each pair.
 
-It is made from the answers' lengths alone, before the base model runs, so every block's place in
-the store is known beforehand and no two writers ever touch one shard.
+It follows from the lengths of the responses alone and is made before the base model runs, so the
+place of every block is known in advance and no two blocks share an object.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ MOST_BLOCK_TOKENS: Final = 8192
 LEAST_BLOCK_TOKENS: Final = 256
 LEAST_DEFAULT_TOKENS: Final = 512
 DEFAULT_BLOCKS: Final = 32
-"""What an interrupted run loses is a block, so a small data set has about this many."""
+"""An interrupted run loses the block under way, so a small data set has about this many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """Pairs packed into blocks, whole pairs only.
+    """Pairs packed into blocks; a pair is never split.
 
     Attributes:
-        block_tokens: Rows a block owns, T.
+        block_tokens: Rows per block, T.
         block_start: int64 [blocks + 1], first pair of each block, then the number of pairs.
-        response_start: int64 [pairs, 2], row of the first token of chosen and rejected.
-        response_length: int32 [pairs, 2], tokens of chosen and rejected.
+        response_start: int64 [pairs, 2], first row of the chosen and the rejected response.
+        response_length: int32 [pairs, 2], tokens of the chosen and the rejected response.
     """
 
     block_tokens: int
@@ -56,11 +56,11 @@ class BlockPlan:
         return range(int(self.block_start[block]), int(self.block_start[block + 1]))
 
     def first_row(self, block: int) -> int:
-        """Return the first row a block owns."""
+        """Return the first row of a block."""
         return block * self.block_tokens
 
     def used_rows(self, block: int) -> int:
-        """Return how many of a block's rows hold tokens; they are its first ones."""
+        """Return how many rows of a block hold tokens; they come first."""
         pairs = self.pairs_of(block)
         return int(self.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
 
@@ -68,11 +68,11 @@ class BlockPlan:
 def plan_blocks(response_length: NDArray[np.int32], block_tokens: int) -> BlockPlan:
     """Pack pairs, in order, into blocks of at most `block_tokens` response tokens.
 
-    Inside a block, pair after pair, chosen lies directly before rejected.
+    Inside a block, pairs follow each other, each with the chosen before the rejected response.
 
     Args:
         response_length: int32 [pairs, 2].
-        block_tokens: Rows of a block, T.
+        block_tokens: Rows per block, T.
 
     Raises:
         UsageError: A pair is longer than a block.
@@ -81,16 +81,16 @@ def plan_blocks(response_length: NDArray[np.int32], block_tokens: int) -> BlockP
     if len(pair_tokens) and int(pair_tokens.max()) > block_tokens:
         raise UsageError(
             f"block size: got {block_tokens} tokens, but the longest pair has "
-            f"{int(pair_tokens.max())}; a block holds whole pairs, so use a larger block size "
+            f"{int(pair_tokens.max())}; a pair must fit in a block, so use a larger block size "
             f"or a smaller maximum length"
         )
     ends = np.cumsum(pair_tokens)
     starts = [0]
     filled = 0
     while starts[-1] < len(pair_tokens):
-        nxt = int(np.searchsorted(ends, filled + block_tokens, side="right"))
-        starts.append(nxt)
-        filled = int(ends[nxt - 1])
+        start = int(np.searchsorted(ends, filled + block_tokens, side="right"))
+        starts.append(start)
+        filled = int(ends[start - 1])
     block_start = np.array(starts, dtype=np.int64)
 
     first_pair = np.repeat(block_start[:-1], np.diff(block_start))
@@ -107,10 +107,10 @@ def plan_blocks(response_length: NDArray[np.int32], block_tokens: int) -> BlockP
 
 
 def default_block_tokens(token_bytes: int, longest_pair: int, tokens: int) -> int:
-    """Choose T: at most about 256 MiB and 8,192 tokens, less where that makes few blocks.
+    """Choose T: at most about 256 MiB and 8,192 tokens, and less where that would make few blocks.
 
     Args:
-        token_bytes: Bytes that a token takes.
+        token_bytes: Bytes per token.
         longest_pair: Response tokens of the longest pair, which must fit.
         tokens: Response tokens of all pairs.
     """

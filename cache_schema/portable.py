@@ -1,4 +1,4 @@
-"""What of a manifest goes with a head: names and digests, no folders of whoever made it."""
+"""The manifest as it travels with a head: names and digests, without paths of its author."""
 
 import dataclasses
 from pathlib import PurePath
@@ -6,14 +6,14 @@ from pathlib import PurePath
 from mav.cache_schema.manifest import Manifest
 
 
-def portable_name(named: str) -> str:
-    """Return a hub id or a name as it is, and of an absolute path its last part."""
-    path = PurePath(named)
-    return path.name if path.is_absolute() else named
+def portable_name(name: str) -> str:
+    """Return the last part of an absolute path, and any other name unchanged."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() else name
 
 
 def portable(manifest: Manifest) -> Manifest:
-    """Return a manifest without the absolute paths that caches of earlier programs hold."""
+    """Return a manifest without the absolute paths that earlier programs stored."""
     sources = tuple(
         dataclasses.replace(source, id=portable_name(source.id)) for source in manifest.data.sources
     )

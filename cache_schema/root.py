@@ -1,9 +1,9 @@
-"""The root of a cache: one Zarr group description, which holds the manifest under a seal."""
+"""The root of a cache: a Zarr group description that holds the manifest and a checksum."""
 
 import json
 from typing import Any, Final
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum, check_checksum
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import ATTRIBUTE, FORMAT_VERSION, Manifest
 from mav.cache_schema.storage.base import ObjectStore
@@ -17,7 +17,7 @@ def encode_root(manifest: Manifest) -> bytes:
         {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {ATTRIBUTE: manifest.to_json(), "seal": UNSEALED},
+            "attributes": {ATTRIBUTE: manifest.to_json(), "seal": BLANK_CHECKSUM},
         }
     )
 
@@ -26,7 +26,7 @@ def read_manifest(objects: ObjectStore) -> Manifest:
     """Read the manifest of a cache, complete or not.
 
     Raises:
-        CacheError: There is no cache, or its description is damaged or of another format.
+        CacheError: There is no cache, or its root is damaged or of another format version.
     """
     location = objects.location
     try:
@@ -42,12 +42,12 @@ def read_manifest(objects: ObjectStore) -> Manifest:
         ) from error
     try:
         manifest: Any = json.loads(data.tobytes())["attributes"][ATTRIBUTE]
-        # Another version may be sealed in another way.
+        # Another format version may compute its checksum differently.
         if manifest["format_version"] == FORMAT_VERSION:
             check_checksum(data.data)
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(
-            f"{location}: not a MAV cache, or damaged: {ROOT} holds no sealed manifest ({error}). "
+            f"{location}: not a MAV cache, or damaged: {ROOT} holds no valid manifest ({error}). "
             f"If it was a cache, put {ROOT} back from a copy, or extract again."
         ) from error
     return Manifest.from_json(manifest, location)

@@ -1,4 +1,4 @@
-"""How many bytes per cache will take, before it is written."""
+"""Estimating the size of a cache before it is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
-from mav.cache_schema.codecs import ChunkCodec
+from mav.cache_schema.encoding.codecs import ChunkCodec
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.records import CommitRecord, ObjectRecord, encode_record
@@ -18,17 +18,17 @@ from mav.cache_schema.static_objects import descriptions
 
 METADATA: Final = "metadata"
 _DIGEST: Final = "0" * 64
-_LAYOUT_ENTRY: Final = 180
-"""Bytes that one object takes in the record of the layout, beside its key."""
+_STATIC_ENTRY: Final = 180
+"""Bytes per object in the record of the static objects, without its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedSize:
-    """What a cache will take.
+    """Expected size of a cache.
 
     Attributes:
         arrays: Path -> bytes of all its objects; `metadata` for descriptions and records.
-        to_write: Bytes that are yet to be written.
+        to_write: Bytes that have not been written yet.
     """
 
     arrays: dict[str, int]
@@ -41,18 +41,18 @@ class ExpectedSize:
 
 
 def compressed_share(manifest: Manifest, rows: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Measure what compression makes of each array, on rows of some pairs of a block.
+    """Measure the compression of each array on sample rows.
 
     Args:
         manifest: The cache's manifest.
-        rows: Path -> rows as stored.
+        rows: Path -> sample rows as stored.
 
     Returns:
-        Path -> compressed size over uncompressed size; 1 for arrays that were not given.
+        Path -> compressed size divided by uncompressed size; 1 for arrays without a sample.
     """
-    found = {}
+    shares = {}
     for path, layout in layouts(manifest).items():
-        found[path] = 1.0
+        shares[path] = 1.0
         codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
         if path in rows and not codec.stores_as_is:
             sample = np.ascontiguousarray(rows[path][: layout.shard[0]])
@@ -60,8 +60,8 @@ def compressed_share(manifest: Manifest, rows: Mapping[str, NDArray[Any]]) -> di
                 sample[start : start + layout.chunk[0]].reshape(-1).view(np.uint8)
                 for start in range(0, len(sample), layout.chunk[0])
             ]
-            found[path] = sum(len(codec.encode(part)) for part in parts) / sample.nbytes
-    return found
+            shares[path] = sum(len(codec.encode(part)) for part in parts) / sample.nbytes
+    return shares
 
 
 def expected_size(
@@ -72,14 +72,14 @@ def expected_size(
     missing: Sequence[int] | None = None,
     begun: bool = False,
 ) -> ExpectedSize:
-    """Return the size of a cache, exactly but for its records if it is not compressed.
+    """Return the size of a cache; without compression, exact apart from the records.
 
     Args:
         manifest: Its manifest.
         plan: Its plan.
-        share: Path -> what compression makes of it; see `compressed_share`.
-        missing: Blocks that are yet to be written; all if None.
-        begun: Whether all but the blocks is written.
+        share: Path -> compressed share of its size; see `compressed_share`.
+        missing: Blocks that have not been written yet; all if None.
+        begun: Whether the root and the static objects are written.
     """
     arrays: dict[str, int] = {}
     blocks = range(plan.blocks) if missing is None else missing
@@ -100,7 +100,7 @@ def expected_size(
     record = _record_bytes(manifest, plan)
     described = descriptions(manifest)
     once = len(encode_root(manifest)) + sum(
-        len(text) + _LAYOUT_ENTRY + len(key) for key, text in described.items()
+        len(text) + _STATIC_ENTRY + len(key) for key, text in described.items()
     )
     arrays[METADATA] = once + plan.blocks * record
     to_write += len(blocks) * record + (0 if begun else once)
@@ -108,7 +108,7 @@ def expected_size(
 
 
 def _stored(layout: ArrayLayout, rows: int, share: float) -> float:
-    """Return the size of an object; of a chunk's unused rows compression leaves nothing."""
+    """Return the size of an object, assuming that unused rows compress to nothing."""
     full = shard_bytes(layout, rows)
     if layout.compression == "none":
         return full

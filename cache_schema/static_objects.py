@@ -1,4 +1,4 @@
-"""The objects per cache is created with: array descriptions, plan and unembedding."""
+"""The static objects, which a cache is created with: array descriptions, plan and unembedding."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
 from mav.cache_schema.arrays import ArrayLayout, element_type, layouts, shard_key
-from mav.cache_schema.codecs import ChunkCodec
+from mav.cache_schema.encoding.codecs import ChunkCodec
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
 from mav.cache_schema.records import ObjectRecord, object_record
@@ -25,7 +25,7 @@ def static_objects(
     pair_columns: Mapping[str, NDArray[Any]],
     unembedding: Mapping[str, NDArray[Any]],
 ) -> Iterator[tuple[str, Bytes, ObjectRecord]]:
-    """Yield key, bytes and record of all objects but the records and the root.
+    """Yield the key, bytes and record of every static object.
 
     Args:
         manifest: The cache's manifest.
@@ -34,7 +34,7 @@ def static_objects(
         unembedding: `weight` [vocab, hidden] and `bias` [vocab] as stored; empty unless the
             encoding is `factored`.
     """
-    known: dict[str, NDArray[Any]] = {
+    arrays: dict[str, NDArray[Any]] = {
         "pairs/response_start": plan.response_start,
         "pairs/response_length": plan.response_length,
         "pairs/block_start": plan.block_start,
@@ -42,10 +42,10 @@ def static_objects(
         **{f"unembedding/{name}": values for name, values in unembedding.items()},
     }
     expected = layouts(manifest)
-    assert set(known) == {path for path, lay in expected.items() if lay.spec.kind != "block"}
+    assert set(arrays) == {path for path, lay in expected.items() if lay.spec.kind != "block"}
     for key, text in descriptions(manifest).items():
         yield key, text, object_record(text)
-    for path, values in known.items():
+    for path, values in arrays.items():
         layout = expected[path]
         assert values.shape == layout.shape, (path, values.shape, layout.shape)
         for number in range(layout.shards):
@@ -56,7 +56,7 @@ def static_objects(
 
 
 def descriptions(manifest: Manifest) -> dict[str, bytes]:
-    """Return Zarr's metadata of all arrays and groups below the root, by key."""
+    """Return the Zarr metadata of all arrays and groups below the root, by key."""
     written: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(written))
     for path, layout in layouts(manifest).items():
@@ -68,7 +68,7 @@ def _describe(
     group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
 ) -> zarr.Array[Any]:
     codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
-    # Checksums on every chunk and on the index: a flipped bit is an error, never data.
+    # Every chunk and the index have a checksum: a flipped bit is an error, never data.
     serializer = ShardingCodec(
         chunk_shape=layout.chunk,
         codecs=[BytesCodec(endian="little"), *codec.zarr, Crc32cCodec()],

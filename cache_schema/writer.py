@@ -1,39 +1,37 @@
-"""Writing a cache: create or resume, one block at a time, then complete."""
+"""Writing a cache: create it or resume it, write block by block, mark it complete."""
 
 import contextlib
 import dataclasses
-import re
 import uuid
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts, shard_key
 from mav.cache_schema.choices import StoredDtype
-from mav.cache_schema.creation import create_layout, is_part
-from mav.cache_schema.errors import CacheBusyError, CacheError, MismatchError
-from mav.cache_schema.manifest import (
-    Manifest,
-    differences,
+from mav.cache_schema.commits import (
+    commit_problems,
+    lost_blocks,
+    object_problems,
+    own_keys,
+    read_commits,
 )
+from mav.cache_schema.creation import create_cache, is_cache_key
+from mav.cache_schema.errors import CacheBusyError, CacheError
+from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan
-from mav.cache_schema.reader import require_complete, require_layout
+from mav.cache_schema.reader import require_complete, require_static_objects
 from mav.cache_schema.records import (
     ClaimRecord,
     CommitRecord,
-    LayoutRecord,
+    StaticObjectsRecord,
     commit_key,
-    commit_problems,
     content_digest,
     encode_record,
-    lost_blocks,
-    object_problems,
     object_record,
-    own_keys,
     read_block_record,
-    read_commits,
-    read_layout,
+    read_static_record,
 )
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.shards import encode_shard
@@ -41,61 +39,12 @@ from mav.cache_schema.static_objects import static_objects
 from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, put, replace
 from mav.cache_schema.storage.lock import LOCK, require_held
 
-_NOT_COMPARED: Final = (
-    # Progress, and what measured noise can change.
-    "created_by",
-    "checks",
-    # Asked about by itself; what is recorded of it says nothing of the values.
-    "states.computed_in",
-    "base.parameters",
-    "complete",
-    # Names of things whose contents are compared by digest.
-    "base.id",
-    "base.revision",
-    "base.gguf_file",
-    *(f"data.sources[].{name}" for name in ("id", "data_dir", "split", "limit")),
-)
-"""Manifest fields that may differ between the run that began a cache and the one that resumes."""
-
-
-def require_same(location: str, stored: Manifest, asked: Manifest) -> None:
-    """Refuse to go on with a cache that another command began.
-
-    Args:
-        location: The cache.
-        stored: Its manifest.
-        asked: The manifest of what is asked for.
-
-    Raises:
-        MismatchError: Naming each difference.
-    """
-    found = {
-        path: text
-        for path, text in differences(stored, asked).items()
-        if not re.sub(r"\[\d+\]", "[]", path).startswith(_NOT_COMPARED)
-    }
-    if found:
-        listed = "".join(f"\n  - {path}: {text}" for path, text in found.items())
-        raise MismatchError(
-            f"{location}: this cache was begun with other settings:{listed}\n"
-            f"{_former_revision(stored, asked)}"
-            f"Give the settings it was begun with, or another --output."
-        )
-
-
-def _former_revision(stored: Manifest, asked: Manifest) -> str:
-    """Return how to name the base that a cache was begun with, where its branch has moved."""
-    before, now = stored.base.revision, asked.base.revision
-    if stored.base.id != asked.base.id or not before or before == now:
-        return ""
-    return f"The base is at commit {now} now, and was at {before}: --revision {before} names it.\n"
-
 
 class CacheWriter:
     """An open cache that blocks are added to.
 
-    Writers of several processes may be open at once, each with blocks of its own; the first process
-    of the run holds the lock and alone creates, takes stock and completes.
+    Several processes may each have a writer, for different blocks. The first process of the run
+    holds the lock; it alone creates the cache, checks existing blocks and marks it complete.
 
     Attributes:
         manifest: The stored manifest.
@@ -105,13 +54,13 @@ class CacheWriter:
         """Open a cache.
 
         Args:
-            objects: Where it is.
+            objects: The store that holds it.
             run: Id of the run that holds its lock; see `run_lock`.
         """
         self._objects = objects
         self._run = run
         self.manifest = read_manifest(objects)
-        self._layouts = layouts(self.manifest)
+        self._arrays = layouts(self.manifest)
 
     @staticmethod
     def create(
@@ -122,28 +71,28 @@ class CacheWriter:
         pair_columns: Mapping[str, NDArray[Any]],
         unembedding: Mapping[str, NDArray[Any]],
     ) -> "CacheWriter":
-        """Lay out a new cache: metadata, plan and unembedding, then the root, which makes it one.
+        """Create a cache: its static objects, and last its root.
 
         Args:
-            objects: Where to; it must not exist or be empty.
+            objects: The store; no objects may exist in it.
             run: Id of the run that holds its lock.
             manifest: Its manifest, with `complete` unset.
             plan: The block plan.
             pair_columns: See `static_objects`.
             unembedding: See `static_objects`.
         """
-        create_layout(objects, run, manifest, plan, pair_columns, unembedding)
+        create_cache(objects, run, manifest, plan, pair_columns, unembedding)
         return CacheWriter(objects, run)
 
-    def restore_layout(
+    def restore_static_objects(
         self,
         plan: BlockPlan,
         pair_columns: Mapping[str, NDArray[Any]],
         unembedding: Mapping[str, NDArray[Any]],
     ) -> list[str]:
-        """Write again what the cache was created with and has lost since.
+        """Write static objects again that are missing or truncated.
 
-        Only for the first process of a run, before others write.
+        Only the first process of a run may call this, before others write.
 
         Args:
             plan: The block plan.
@@ -151,14 +100,14 @@ class CacheWriter:
             unembedding: See `static_objects`.
 
         Returns:
-            The keys of the objects that were written.
+            Keys of the objects that were written.
 
         Raises:
-            CacheError: An object cannot be made as it was.
+            CacheError: An object cannot be written with the bytes it had.
         """
         require_held(self._objects, self._run)
         sizes = self._objects.sizes()
-        recorded = read_layout(self._objects, self.manifest.identity()).objects
+        recorded = read_static_record(self._objects, self.manifest.identity()).objects
         lost = [problem.key for problem in object_problems(recorded, sizes)]
         if not lost:
             return []
@@ -167,47 +116,48 @@ class CacheWriter:
                 continue
             if record != recorded[key]:
                 raise CacheError(
-                    f"{self._objects.location}/{key}: lost, and this program makes it with other "
-                    f"bytes than it had. Use the versions the cache names as created_by "
-                    f"(`mav inspect`), or remove the cache and extract again."
+                    f"{self._objects.location}/{key}: lost, and this program would write it with "
+                    f"other bytes than it had. Use the versions that `mav inspect` shows as "
+                    f"created_by, or remove the cache and extract again."
                 )
             replace(self._objects, key, data)
         return lost
 
     def missing(self) -> list[int]:
-        """Return the blocks that are yet to be written, having made sure of all others.
+        """Return the blocks that have to be written, after checking all others.
 
-        Commits that no longer speak the truth are withdrawn, and what killed writers left is
-        removed. Only for the first process of a run, before others write.
+        Blocks with missing or truncated objects or an unreadable record lose their commit, and
+        what killed writers left is removed. Only the first process of a run may call this, before
+        others write.
 
         Raises:
-            CacheError: What the cache was created with is damaged.
+            CacheError: A static object is damaged.
         """
         require_held(self._objects, self._run)
         self._objects.remove_temporaries()
         sizes = self._objects.sizes()
-        layout = require_layout(self._objects, self.manifest, sizes)
-        self._remove_strays(layout, sizes)
+        static = require_static_objects(self._objects, self.manifest, sizes)
+        self._remove_unknown(static, sizes)
         commits = read_commits(self._objects, self.manifest, sizes)
-        lost = lost_blocks(self._objects, commits, self._layouts, sizes)
+        lost = lost_blocks(self._objects, commits, self._arrays, sizes)
         for block in (*lost, *commits.damaged):
-            self._withdraw(block)
+            self._revert_to_claim(block)
         blocks = range(self.manifest.plan.blocks)
         return [block for block in blocks if block not in commits.records or block in lost]
 
     def write_block(self, block: int, pairs: int, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Write one block and commit it; it is committed once, whoever else tries.
+        """Write a block and commit it, unless another writer has committed it.
 
         Args:
             block: Number of the block.
-            pairs: Pairs in it, for the record.
-            rows: For every array of kind `block`, its used rows as stored, [n, ...].
+            pairs: Number of pairs in it, for the record.
+            rows: The used rows of every array of kind `block`, as stored, [n, ...].
 
         Raises:
-            CacheBusyError: Another run has taken the cache or the block over.
+            CacheBusyError: Another run has taken over the cache or the block.
         """
-        wanted = {path for path, layout in self._layouts.items() if layout.spec.kind == "block"}
-        assert set(rows) == wanted, f"got arrays {sorted(rows)}, expected {sorted(wanted)}"
+        paths = {path for path, layout in self._arrays.items() if layout.spec.kind == "block"}
+        assert set(rows) == paths, f"got arrays {sorted(rows)}, expected {sorted(paths)}"
         require_held(self._objects, self._run)
         attempt = uuid.uuid4().hex
         claim = self._claim(block, attempt)
@@ -215,7 +165,7 @@ class CacheWriter:
             return
         records = {}
         for path, values in rows.items():
-            layout = self._layouts[path]
+            layout = self._arrays[path]
             shard = encode_shard(layout, values)
             key = shard_key(layout, block)
             put(self._objects, key, shard.data.data, lambda: self._require_claim(block, claim))
@@ -234,16 +184,16 @@ class CacheWriter:
         )
 
     def record_compute_dtype(self, dtype: StoredDtype) -> None:
-        """Have the manifest name a type the base computes in from now on, if it does not yet.
+        """Add a type the base computes in to the manifest, unless it is there.
 
-        Only for the first process of a run, before others write.
+        Only the first process of a run may call this, before others write.
         """
         states = self.manifest.states
         if dtype in states.compute_dtypes:
             return
         require_held(self._objects, self._run)
-        both = dataclasses.replace(states, computed_in=(*states.compute_dtypes, dtype))
-        self.manifest = dataclasses.replace(self.manifest, states=both)
+        extended = dataclasses.replace(states, computed_in=(*states.compute_dtypes, dtype))
+        self.manifest = dataclasses.replace(self.manifest, states=extended)
         replace(self._objects, ROOT, encode_root(self.manifest))
 
     def complete(self) -> None:
@@ -254,35 +204,35 @@ class CacheWriter:
         """
         require_held(self._objects, self._run)
         commits = read_commits(self._objects, self.manifest, self._objects.sizes())
-        require_all = dataclasses.replace(self.manifest, complete=True)
-        require_complete(self._objects.location, require_all, len(commits.records))
-        self.manifest = dataclasses.replace(self.manifest, complete=True)
+        completed = dataclasses.replace(self.manifest, complete=True)
+        require_complete(self._objects.location, completed, len(commits.records))
+        self.manifest = completed
         replace(self._objects, ROOT, encode_root(self.manifest))
 
-    def _remove_strays(self, layout: LayoutRecord, sizes: Mapping[str, int]) -> None:
-        """Remove what killed creations of caches of another kind left."""
-        own = {ROOT, LOCK, *own_keys(layout, self._layouts, self.manifest.plan.blocks)}
+    def _remove_unknown(self, static: StaticObjectsRecord, sizes: Mapping[str, int]) -> None:
+        """Remove objects that the killed creation of a cache with other arrays left."""
+        own = {ROOT, LOCK, *own_keys(static, self._arrays, self.manifest.plan.blocks)}
         for key in sizes:
-            if key not in own and is_part(key):
+            if key not in own and is_cache_key(key):
                 require_held(self._objects, self._run)
                 self._objects.delete(key)
 
-    def _withdraw(self, block: int) -> None:
-        """Make a claim of a commit that does not speak the truth."""
+    def _revert_to_claim(self, block: int) -> None:
+        """Replace a block's damaged commit by a claim, so that it counts as not written."""
         key = commit_key(block)
         version = self._objects.version(key)
         record = self._committed(block)
         if record is not None:
-            seen = {name: self._objects.version(name) for name in record.objects}
-            sizes = {name: found.size for name, found in seen.items() if found}
-            if not commit_problems(record, self._layouts, sizes):
-                return  # another writer has mended it since
+            etags = {name: self._objects.version(name) for name in record.objects}
+            sizes = {name: etag.size for name, etag in etags.items() if etag}
+            if not commit_problems(record, self._arrays, sizes):
+                return  # another writer has written the block again since
         claim = encode_record(ClaimRecord(block=block, attempt=uuid.uuid4().hex))
         with contextlib.suppress(ConflictError):
             self._objects.write(key, claim, version)
 
     def _claim(self, block: int, attempt: str) -> ETag | None:
-        """Take a block over from whoever had it; None if it is committed already."""
+        """Claim a block, replacing any other claim; None if it is committed already."""
         key = commit_key(block)
         data = encode_record(ClaimRecord(block=block, attempt=attempt))
         while True:
@@ -303,7 +253,7 @@ class CacheWriter:
         try:
             self._objects.write(key, data, claim)
         except ConflictError as error:
-            # Ours if only the answer was lost; another's if it took over and was faster.
+            # The commit is ours if only the response was lost, else another writer's.
             if self._committed(record.block) is None:
                 raise self._lost(record.block) from error
         except OSError:
@@ -312,10 +262,10 @@ class CacheWriter:
 
     def _committed(self, block: int) -> CommitRecord | None:
         try:
-            found = read_block_record(self._objects, block, self.manifest.identity())
+            record = read_block_record(self._objects, block, self.manifest.identity())
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, CommitRecord) else None
+        return record if isinstance(record, CommitRecord) else None
 
     def _lost(self, block: int) -> CacheBusyError:
         return CacheBusyError(

@@ -1,8 +1,9 @@
 """Options and loading that the commands which decode share."""
 
 import logging
-from dataclasses import fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -14,35 +15,24 @@ from mav.cli_commands._options import (
     Strength,
     field_of,
     fields_of,
+    made_of,
     options,
 )
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.serving.options import ServeOptions
+
+if TYPE_CHECKING:
+    from mav.pipeline.decoding.inference import MAVInference
 
 _log = logging.getLogger(__name__)
 
 HEAD_AND_BASE = options(
-    click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
+    field_of(ServeOptions, "head", cls=OneOnly),
     BASE,
-    field_of(ServeOptions, "prompt_form"),
-    click.option(
-        "--template-date",
-        metavar="DATE",
-        help="Date given to a chat template that asks for it: YYYY-MM-DD or today.  "
-        "[default: as in training]",
-    ),
-    click.option(
-        "--allow-tokenizer-mismatch",
-        is_flag=True,
-        help="Take a base whose tokenizer is another one of the same size.",
-    ),
-    click.option(
-        "--int8-head", is_flag=True, help="Keep the head in a byte per weight; needs torchao."
-    ),
-    click.option(
-        "--base-generation-config",
-        is_flag=True,
-        help="Decode as the base's generation_config says, where no option is given.",
+    fields_of(
+        InferenceOptions,
+        *("prompt_form", "template_date", "allow_tokenizer_mismatch", "int8_head"),
+        "base_generation_config",
     ),
     PLACEMENT,
 )
@@ -63,35 +53,58 @@ ALPHA = click.option(
 )
 
 
-def decoding_of(others: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take what says how tokens are chosen out of a command's options.
+@dataclass(frozen=True, kw_only=True)
+class DecodingRequest:
+    """What to decode with, as the options of a command name it.
 
-    Returns:
-        It, and the fields of it that the user named.
+    Attributes:
+        head: Folder of a head or of a training run, or a hub id.
+        base_model: The base; the one the head was trained on if None.
+        inference: How both are loaded.
+        decoding: How tokens are chosen, whatever the base's generation_config says.
+        given: The fields of it that the user named.
     """
-    context = click.get_current_context()
-    named = {
-        field.name: others.pop(field.name)
-        for field in fields(GenerationOptions)
-        if field.name in others
-    }
-    given = {
-        name: value
-        for name, value in named.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    return GenerationOptions(**named), given
 
+    head: str
+    base_model: str | None
+    inference: InferenceOptions
+    decoding: GenerationOptions
+    given: Mapping[str, Any]
 
-def load(base_model: str | None, given: dict[str, Any], others: dict[str, Any]) -> tuple[Any, Any]:
-    """Return head and base, and how tokens are chosen."""
-    from mav.pipeline.decoding.inference import MAVInference
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "DecodingRequest":
+        """Return what the options of the command that is running ask for.
 
-    mav = MAVInference(others.pop("head"), base_model, **others)
-    decoding = mav.decoding(**given)
-    unused = [one for one in decoding.unused if one.strip("-").replace("-", "_") in given]
-    if unused:
-        _log.warning(
-            f"Without --temperature nothing is sampled, so {', '.join(unused)} changes nothing"
+        Args:
+            values: Those of `HEAD_AND_BASE`, `BASE_MODEL` and `GenerationOptions`.
+
+        Raises:
+            UsageError: One is not as it should be.
+        """
+        kinds = (cls, InferenceOptions, GenerationOptions)
+        assert values.keys() <= {field.name for kind in kinds for field in fields(kind)}
+        source = click.get_current_context().get_parameter_source
+        return cls(
+            head=values["head"],
+            base_model=values["base_model"],
+            inference=made_of(InferenceOptions, values),
+            decoding=made_of(GenerationOptions, values),
+            given={
+                field.name: values[field.name]
+                for field in fields(GenerationOptions)
+                if field.name in values and source(field.name) is not ParameterSource.DEFAULT
+            },
         )
-    return mav, decoding
+
+    def load(self) -> "tuple[MAVInference, GenerationOptions]":
+        """Return head and base, and how tokens are chosen under that base."""
+        from mav.pipeline.decoding.inference import MAVInference
+
+        mav = MAVInference.from_options(self.head, self.base_model, self.inference)
+        decoding = mav.decoding(**self.given)
+        unused = [f"`{name}`" for name in decoding.unused if name in self.given]
+        if unused:
+            _log.warning(
+                f"Without `temperature` nothing is sampled, so {', '.join(unused)} changes nothing"
+            )
+        return mav, decoding

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import click
 
+from mav.cli_commands._flags import with_flags
 from mav.cli_commands._logging import log_to_stderr, verbosity_options
 from mav.cli_commands._options import OneOnly
 
@@ -55,7 +55,7 @@ class ReportsErrors(click.Command):
             from mav.cache_schema.errors import MAVError
 
             if isinstance(error, MAVError):
-                raise _Failure(_with_flags(ctx, str(error)), error.exit_code) from error
+                raise _Failure(with_flags(ctx, str(error)), error.exit_code) from error
             raise
 
 
@@ -84,7 +84,7 @@ def _tell_of_stop(ctx: click.Context, stop: KeyboardInterrupt) -> int:
     """Say what a command that was asked to stop has kept; return the code to exit with."""
     from mav.pipeline.runtime.interruption import Interrupted, Terminated
 
-    told = str(stop) if isinstance(stop, Interrupted) else _goes_on(ctx)
+    told = with_flags(ctx, str(stop)) if isinstance(stop, Interrupted) else _goes_on(ctx)
     cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
     code = 128 + (signal.SIGTERM if isinstance(cause, Terminated) else signal.SIGINT)
     # Of processes launched together, one speaks.
@@ -106,29 +106,6 @@ def _goes_on(ctx: click.Context) -> str | None:
     ):
         return "The same command goes on where it was; what was written is kept."
     return None
-
-
-def _with_flags(ctx: click.Context, message: str) -> str:
-    """Name the options of a message by their flags, where it names them as Python does.
-
-    A line may begin with the name of an option and a colon. Elsewhere only names of several words
-    are taken for options: `batch_size` is one, `seed` may be a word.
-    """
-    flags = {
-        flag.removeprefix("--").replace("-", "_"): flag
-        for param in ctx.command.params
-        for flag in param.opts
-        if flag.startswith("--")
-    }
-    several = "|".join(re.escape(name) for name in flags if "_" in name)
-    lines = []
-    for line in message.split("\n"):
-        subject, colon, rest = line.partition(": ")
-        named = flags.get(subject, subject) + colon
-        if several:
-            rest = re.sub(rf"(?<![\w-])({several})(?![\w=])", lambda name: flags[name[0]], rest)
-        lines.append(named + rest)
-    return "\n".join(lines)
 
 
 class _Failure(click.ClickException):

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import click
 
+from mav.cli_commands._flags import with_flags
+
 _LEVEL: Final = "mav.log_level"
 
 
@@ -35,14 +37,22 @@ def verbosity_options() -> list[click.Option]:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints messages on standard error as it is now, clear of progress bars."""
+    """Prints messages on standard error as it is now, clear of progress bars.
+
+    Args:
+        ctx: Of the command whose options the messages may name.
+    """
+
+    def __init__(self, ctx: click.Context) -> None:
+        super().__init__()
+        self._ctx = ctx
 
     def emit(self, record: logging.LogRecord) -> None:
         from mav.pipeline.runtime.progress import between_bars
 
         # Errors are raised: a command whose reader has gone ends, as it does for its output.
         with between_bars():
-            click.echo(self.format(record), err=True)
+            click.echo(with_flags(self._ctx, self.format(record)), err=True)
 
 
 @contextlib.contextmanager
@@ -55,7 +65,7 @@ def log_to_stderr(ctx: click.Context) -> Iterator[None]:
     logger = logging.getLogger("mav")
     before = logger.level, logger.propagate
     level = ctx.meta.get(_LEVEL, logging.INFO)
-    handler = _StderrHandler()
+    handler = _StderrHandler(ctx)
     text = "%(name)s: %(message)s" if level == logging.DEBUG else "%(message)s"
     handler.setFormatter(logging.Formatter(text))
     logger.addHandler(handler)

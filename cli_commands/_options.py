@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
-from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.runtime.choices import SpreadName
-from mav.pipeline.runtime.options import option_of
-from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.runtime.load_options import BaseOptions
+from mav.pipeline.runtime.options import Option, option_of
+
+T = TypeVar("T")
 
 
 class Number(click.ParamType[float]):
@@ -71,6 +71,13 @@ class OneOnly(click.Option):
     """
 
 
+def made_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Return a dataclass of those of a command's options that are fields of it."""
+    assert dataclasses.is_dataclass(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
 def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return one decorator for several options."""
 
@@ -87,26 +94,31 @@ def fields_of(kind: type, *names: str) -> Callable[[Any], Any]:
     return options(*(field_of(kind, name) for name in names))
 
 
-def field_of(kind: type, name: str, **more: Any) -> Callable[[Any], Any]:
+def field_of(
+    kind: type, name: str, *, flag: str | None = None, **more: Any
+) -> Callable[[Any], Any]:
     """Return the option that a field of a dataclass describes.
 
     Args:
         kind: The dataclass.
         name: Name of the field.
+        flag: How its flag is called, where not as the field.
         **more: Arguments of `click.option` that come before what follows from the field.
     """
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
     rule = option_of(field)
     assert rule is not None, f"{name} is not an option"
     about = f"{rule.help}  [default: {rule.default_text}]" if rule.default_text else rule.help
-    settings: dict[str, Any] = {"help": about, "metavar": rule.metavar}
-    if rule.choices:
-        settings["type"] = click.Choice(rule.choices)
-    elif rule.whole or rule.number:
-        settings["type"] = int if rule.whole else Number()
+    flag = flag or "--" + name.replace("_", "-")
+    settings: dict[str, Any] = {"help": about, "metavar": rule.metavar, **_kind_of(rule)}
     match field.default:
-        case bool():
+        case True:
+            flag += f"/--{rule.off}" if rule.off else f"/--no-{flag.removeprefix('--')}"
+            settings["default"] = True
+        case False:
             settings["is_flag"] = True
+        case tuple() if rule.numbers:
+            settings["default"] = ",".join(f"{number:g}" for number in field.default)
         case tuple():
             settings["multiple"] = True
         case dataclasses.MISSING:
@@ -115,28 +127,20 @@ def field_of(kind: type, name: str, **more: Any) -> Callable[[Any], Any]:
             pass
         case default:
             settings["default"] = default
-    return click.option(f"--{name.replace('_', '-')}", **(settings | more))
+    return click.option(flag, name, **(settings | more))
+
+
+def _kind_of(rule: Option) -> dict[str, Any]:
+    """Return the type of an option's values, as `click.option` takes it."""
+    if rule.choices:
+        return {"type": click.Choice(rule.choices)}
+    if rule.numbers:
+        return {"type": Numbers()}
+    if rule.number or rule.whole:
+        return {"type": int if rule.whole else Number()}
+    return {}
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
-DTYPE = field_of(ServeOptions, "dtype")
-DEVICE_MAP = click.option(
-    "--device-map",
-    type=click.Choice(get_args(SpreadName)),
-    help="Spread the base over several devices, in place of --device.",
-)
-PLACEMENT = options(
-    DTYPE,
-    DEVICE,
-    DEVICE_MAP,
-    field_of(ExtractOptions, "quantize"),
-)
-GGUF_CACHE = click.option(
-    "--gguf-cache/--no-gguf-cache",
-    default=True,
-    help="Convert a GGUF base to safetensors once, in MAV_CACHE_HOME, and load that.",
-)
-BASE = options(
-    field_of(ExtractOptions, "gguf_file"), GGUF_CACHE, field_of(ExtractOptions, "revision")
-)
+PLACEMENT = fields_of(BaseOptions, "dtype", "device", "device_map", "quantize")
+BASE = fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision")

@@ -10,10 +10,10 @@ from mav.cli_commands._answering import (
     BASE_MODEL,
     HEAD_AND_BASE,
     SAMPLING,
-    decoding_of,
-    load,
+    DecodingRequest,
 )
 from mav.cli_commands._errors import command
+from mav.cli_commands._flags import with_flags
 
 
 @command(
@@ -26,26 +26,26 @@ from mav.cli_commands._errors import command
 @BASE_MODEL
 @ALPHA
 @SAMPLING
-def chat_command(*, base_model: str | None, alpha: Any, **others: Any) -> None:
+def chat_command(*, alpha: Any, **others: Any) -> None:
     """Chat in the terminal; /alpha 1.5 and /base ID change both on the fly, /help lists more."""
     from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.chat import Chat
 
-    _, given = decoding_of(others)
-    mav, decoding = load(base_model, given, others)
+    request = DecodingRequest.of(others)
+    mav, decoding = request.load()
     chat = Chat(
         mav=mav,
         alpha=as_schedule(1.0 if alpha is None else alpha),
         decoding=decoding,
         write=_write,
-        given=given,
+        given=dict(request.given),
     )
     _converse(chat)
 
 
 def _write(line: str) -> None:
     """Print what is not part of an answer, so that standard output has answers alone."""
-    click.echo(line, err=True)
+    click.echo(with_flags(click.get_current_context(), line), err=True)
 
 
 def _converse(chat: Any) -> None:

@@ -1,15 +1,13 @@
 """`mav evaluate`: measure a head on cached pairs."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import DEVICE, DTYPE, JSON, Numbers, OneOnly
-
-_NO_BF16: Final = "mav.no_bf16"
+from mav.cli_commands._options import JSON, OneOnly, field_of, fields_of
+from mav.pipeline.evaluation.options import EvaluateOptions
 
 
 @command(
@@ -18,15 +16,10 @@ _NO_BF16: Final = "mav.no_bf16"
   mav evaluate --head runs/head --cache llama.cache --report report.html
 """
 )
-@click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head.")
-@click.option("--cache", cls=OneOnly, required=True, help="Cache to use: folder or URL.")
-@click.option("--alphas", cls=OneOnly, type=Numbers(), default="0,0.5,1,1.5,2", help="Strengths.")
-@click.option(
-    "--pairs",
-    "which",
-    type=click.Choice(["held-out", "training", "all"]),
-    help="Part of the cache.  [default: held-out where it is the training data, else all]",
-)
+@field_of(EvaluateOptions, "head", cls=OneOnly)
+@field_of(EvaluateOptions, "cache", cls=OneOnly)
+@field_of(EvaluateOptions, "alphas", cls=OneOnly)
+@fields_of(EvaluateOptions, "pairs")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy and KL to a file.")
 @click.option(
     "--report",
@@ -34,20 +27,10 @@ _NO_BF16: Final = "mav.no_bf16"
     type=click.Path(path_type=Path),
     help="Write a page of plots and tables, training curves among them, to an HTML file.",
 )
-@DTYPE
-@DEVICE
+@fields_of(EvaluateOptions, "dtype", "device")
 @JSON
 def evaluate_command(
-    *,
-    head: str,
-    cache: str,
-    alphas: Sequence[float],
-    which: Any,
-    plot: Path | None,
-    report_file: Path | None,
-    dtype: Any,
-    device: str,
-    as_json: bool,
+    *, plot: Path | None, report_file: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Measure a head at several alphas on cached pairs; the base model is not needed."""
     from mav.pipeline.evaluation.evaluate import evaluate
@@ -58,7 +41,7 @@ def evaluate_command(
         report.require_plot(plot)
     if report_file is not None:
         html_report.require_report(report_file)
-    found = evaluate(head, cache, alphas, which=which, dtype=dtype, device=device)
+    found = evaluate(EvaluateOptions(**options))
     print_result(as_json, found.to_json(), report.table(found))
     if plot is not None:
         report.plot(found, plot)

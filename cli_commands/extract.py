@@ -7,6 +7,7 @@ import click
 from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import BASE, JSON, PLACEMENT, fields_of
 from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.preferences.sources import DataSource
 
 
 @command(
@@ -19,20 +20,19 @@ from mav.pipeline.extraction.options import ExtractOptions
 @BASE
 @click.option(
     "--dataset",
-    "datasets",
+    "data",
     required=True,
     multiple=True,
     help="File, folder, or hub id; may be given again. After commas it takes data_dir=, split=, "
     "limit=, weight= and held_out= of its own.",
 )
-@click.option("--data-dir", help="Subset folder of data sets, such as harmless-base.")
-@click.option("--split", default="train", help="Split of data sets; of a test split none trains.")
+@fields_of(DataSource, "data_dir", "split")
 @fields_of(
     ExtractOptions,
     *("output", "layer_selection", "num_layers", "pooled_size", "max_length", "prompt_form"),
     *("template_date", "logits", "top_k", "compression", "storage_dtype"),
 )
-@click.option("--limit", type=int, help="Read only the first N rows of each data set.")
+@fields_of(DataSource, "limit")
 @fields_of(ExtractOptions, "batch_tokens")
 @click.option(
     "--dry-run",
@@ -45,7 +45,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 def extract_command(
     *,
     dry_run: bool,
-    datasets: tuple[str, ...],
+    data: tuple[str, ...],
     data_dir: str | None,
     split: str,
     limit: int | None,
@@ -60,11 +60,11 @@ def extract_command(
     from mav.pipeline.extraction.dry_run import dry_run as measure
     from mav.pipeline.extraction.dry_run import screen
     from mav.pipeline.extraction.extract import extract
-    from mav.pipeline.preferences.sources import DataSource, parse_source
+    from mav.pipeline.preferences.sources import parse_source
 
     defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit)
-    data = tuple(parse_source(dataset, defaults) for dataset in datasets)
-    asked = ExtractOptions(data=data, **options)
+    sources = tuple(parse_source(dataset, defaults) for dataset in data)
+    asked = ExtractOptions(data=sources, **options)
     if dry_run:
         expected = measure(asked)
         print_result(as_json, expected.to_json(), screen(expected))

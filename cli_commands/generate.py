@@ -13,8 +13,7 @@ from mav.cli_commands._answering import (
     BASE_MODEL,
     HEAD_AND_BASE,
     SAMPLING,
-    decoding_of,
-    load,
+    DecodingRequest,
 )
 from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import Numbers, OneOnly, fields_of
@@ -63,7 +62,6 @@ from mav.pipeline.decoding.options import GenerationOptions
 )
 def generate_command(
     *,
-    base_model: str | None,
     prompt: str | None,
     prompts_file: Path | None,
     output: Path | None,
@@ -92,19 +90,19 @@ def generate_command(
     from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
     from mav.pipeline.preferences.prompt_format import require_prompt
 
-    decoding, given = decoding_of(others)
+    request = DecodingRequest.of(others)
     if stream:
-        decoding.require_streamable()
+        request.decoding.require_streamable()
     if prompt is not None:
         require_prompt(prompt)
     if output is not None:
         assert prompts_file is not None
-        _answer_file(prompts_file, output, alpha, given, batch_size, as_json, base_model, others)
+        _answer_file(request, prompts_file, output, alpha, batch_size, as_json)
         return
     lines = [] if prompts_file is None else read_prompts(prompts_file)
     if prompts_file is not None:
         require_sound(lines, prompts_file)
-    mav, decoding = load(base_model, given, others)
+    mav, decoding = request.load()
     if demo_switching is not None:
         from mav.pipeline.demo.switching import DEMO_PROMPT, demonstrate_switching
 
@@ -140,14 +138,12 @@ def _shown(prompt: Any) -> str:
 
 
 def _answer_file(
+    request: DecodingRequest,
     prompts: Path,
     output: Path,
     alpha: Any,
-    given: dict[str, Any],
     batch_size: int,
     as_json: bool,
-    base_model: str | None,
-    others: dict[str, Any],
 ) -> None:
     from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.batch_file import generate_file, require_new
@@ -155,7 +151,7 @@ def _answer_file(
 
     require_new(output)
     read_prompts(prompts)
-    mav, decoding = load(base_model, given, others)
+    mav, decoding = request.load()
     found = generate_file(
         mav,
         prompts,

@@ -2,11 +2,7 @@
 
 from typing import Any
 
-import click
-
-from mav.cli_commands._answering import (
-    HEAD_AND_BASE,
-)
+from mav.cli_commands._answering import HEAD_AND_BASE
 from mav.cli_commands._errors import command
 from mav.cli_commands._options import field_of, fields_of
 from mav.pipeline.serving.options import ServeOptions
@@ -20,17 +16,12 @@ from mav.pipeline.serving.options import ServeOptions
 """
 )
 @HEAD_AND_BASE
-@click.option(
-    "--base-model",
-    "bases",
-    multiple=True,
-    help="Base to serve; several may be chosen from.  [default: the one it was trained on]",
-)
+@field_of(ServeOptions, "bases", flag="--base-model")
 @fields_of(ServeOptions, "alpha", "host", "port")
 @field_of(ServeOptions, "api_key", envvar="MAV_API_KEY", show_envvar=True)
 @fields_of(ServeOptions, "max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens")
-def serve_command(*, bases: tuple[str, ...], **others: Any) -> None:
+def serve_command(**options: Any) -> None:
     """Serve an OpenAI-compatible API, and a page on which alpha is a slider."""
     from mav.pipeline.serving.server import serve
 
-    serve(ServeOptions(bases=bases, **others))
+    serve(ServeOptions(**options))

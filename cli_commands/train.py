@@ -44,14 +44,13 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
     *("learning_rate", "weight_decay", "max_grad_norm", "num_epochs", "batch_size"),
     *("batch_tokens", "grad_accum", "warmup_steps", "eval_steps", "early_stopping"),
 )
-@click.option(
-    "--bf16",
+@field_of(
+    TrainOptions,
+    "bf16",
     type=click.Choice(["auto", "on", "off"]),
     is_flag=False,
     flag_value="on",
-    default="auto",
     callback=_bf16,
-    help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
 )
 @click.option(
     "--no-bf16",

@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import DEVICE, DEVICE_MAP, GGUF_CACHE, JSON
+from mav.cli_commands._options import JSON, field_of, fields_of
+from mav.pipeline.verification.options import VerifyOptions
 
 
 @command(
@@ -16,63 +17,15 @@ from mav.cli_commands._options import DEVICE, DEVICE_MAP, GGUF_CACHE, JSON
 """
 )
 @click.argument("cache")
-@click.option(
-    "--full/--fast",
-    default=True,
-    help="Read everything and compare all digests, or look at existence and sizes alone.",
-)
-@click.option(
-    "--against-base", type=int, metavar="N", help="Also run N pairs through the live base again."
-)
-@click.option("--base-model", help="Where the base is now.  [default: where it was]")
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    help="Where the data sets are now, each in turn.  [default: where they were]",
-)
-@click.option(
-    "--repair", is_flag=True, help="Mark what is damaged, so that mav extract writes it again."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    default="auto",
-    help="Element type the base computes in; auto is what the cache was computed in.",
-)
-@DEVICE
-@DEVICE_MAP
-@GGUF_CACHE
+@fields_of(VerifyOptions, "full", "against_base", "base_model")
+@field_of(VerifyOptions, "datasets", flag="--dataset")
+@fields_of(VerifyOptions, "repair", "dtype", "device", "device_map", "gguf_cache")
 @JSON
-def verify_command(
-    *,
-    cache: str,
-    full: bool,
-    against_base: int | None,
-    base_model: str | None,
-    datasets: tuple[str, ...],
-    repair: bool,
-    dtype: Any,
-    device: str,
-    device_map: str | None,
-    gguf_cache: bool,
-    as_json: bool,
-) -> None:
+def verify_command(*, as_json: bool, **options: Any) -> None:
     """Check that a cache is whole; exit code 1 if it is not."""
     from mav.pipeline.verification.verify import screen, verify
 
-    found = verify(
-        cache,
-        full=full,
-        pairs=against_base,
-        base_model=base_model,
-        datasets=datasets,
-        repair=repair,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        gguf_cache=gguf_cache,
-    )
+    found = verify(VerifyOptions(**options))
     print_result(as_json, found.to_json(), screen(found))
     if not found.sound:
         raise SystemExit(1)

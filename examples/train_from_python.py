@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mav import (
     DataSource,
+    EvaluateOptions,
     ExtractOptions,
     MAVInference,
     TrainOptions,
@@ -70,7 +71,8 @@ def main() -> None:
             report_to="none",
         ),
     )
-    for result in evaluate(str(head), cache, [0.5, 1.0, 2.0]).results:
+    options = EvaluateOptions(head=head, cache=cache, alphas=[0.5, 1.0, 2.0])
+    for result in evaluate(options).results:
         print(
             f"alpha {result.alpha}: reward accuracy {result.reward_accuracy:.0%}, "
             f"KL {result.kl_per_token:.3f} nats per token"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mav.pipeline.decoding.options import Generation, GenerationOptions
     from mav.pipeline.decoding.scoring import Score
     from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
+    from mav.pipeline.evaluation.options import EvaluateOptions
     from mav.pipeline.extraction.dry_run import DryRunReport, dry_run
     from mav.pipeline.extraction.extract import ExtractReport, extract
     from mav.pipeline.extraction.options import ExtractOptions
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mav.pipeline.preferences.sources import DataSource
     from mav.pipeline.training.options import TrainOptions
     from mav.pipeline.training.train import TrainReport, train
+    from mav.pipeline.verification.options import VerifyOptions
     from mav.pipeline.verification.verify import VerificationReport, verify
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "DryRunReport",
+    "EvaluateOptions",
     "Evaluation",
     "ExtractOptions",
     "ExtractReport",
@@ -71,6 +74,7 @@ __all__ = [
     "TrainReport",
     "UsageError",
     "VerificationReport",
+    "VerifyOptions",
     "create_mav",
     "dry_run",
     "evaluate",
@@ -91,6 +95,7 @@ _FROM = {
     "DataError": "mav.cache_schema.errors",
     "DataSource": "mav.pipeline.preferences.sources",
     "DryRunReport": "mav.pipeline.extraction.dry_run",
+    "EvaluateOptions": "mav.pipeline.evaluation.options",
     "Evaluation": "mav.pipeline.evaluation.evaluate",
     "ExtractOptions": "mav.pipeline.extraction.options",
     "ExtractReport": "mav.pipeline.extraction.extract",
@@ -109,6 +114,7 @@ _FROM = {
     "TrainReport": "mav.pipeline.training.train",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
+    "VerifyOptions": "mav.pipeline.verification.options",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",

@@ -14,22 +14,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from tests.support.logs import logged_messages
+from tests.support.profiles import load_profile
 from tests.support.written_caches import quick_disk, write
 
 # What runs note of this machine is the tests' own.
 os.environ["MAV_CACHE_HOME"] = tempfile.mkdtemp(prefix="mav-home-")
 atexit.register(shutil.rmtree, os.environ["MAV_CACHE_HOME"], ignore_errors=True)
 
-# Machines are slow at times; a property test looks for wrong results, not for late ones.
-hypothesis.settings.register_profile(
-    "mav", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("mav")
-
+load_profile()
 
 SLOW_FIRST = ("docs/", "benchmarks/", "test_package", "base/test_hub", "cli/test_interruption")
 """Files whose few tests take long; begun last, one process would end long after the others."""

@@ -86,8 +86,8 @@ def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Pat
 SCRIPT: Final = """
 from typing import assert_type
 from mav import (
-    DataError, DataSource, Evaluation, ExtractOptions, Generation, MAVInference, TrainOptions,
-    evaluate, extract, train,
+    DataError, DataSource, EvaluateOptions, Evaluation, ExtractOptions, Generation, MAVInference,
+    TrainOptions, evaluate, extract, train,
 )
 try:
     pairs = DataSource(id="pairs.jsonl")
@@ -95,7 +95,7 @@ try:
 except DataError as error:
     raise SystemExit(str(error)) from error
 train(TrainOptions(cache="cache", output_dir="head"))
-assert_type(evaluate("head", "cache", [1.0]), Evaluation)
+assert_type(evaluate(EvaluateOptions(head="head", cache="cache", alphas=[1.0])), Evaluation)
 assert_type(MAVInference("head").generate("Hi", alpha=1.0), Generation)
 """
 

@@ -26,7 +26,7 @@ MAY_IMPORT: Final[dict[str, str]] = {
     "extraction": "cache_schema base head ops preferences runtime",
     "head": "cache_schema base ops runtime",
     "base": "cache_schema ops runtime",
-    "loader": "cache_schema ops",
+    "loader": "cache_schema ops runtime",
     "preferences": "cache_schema runtime",
     "ops": "cache_schema runtime",
     "runtime": "cache_schema",
@@ -105,6 +105,19 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
 def test_what_is_not_needed_is_not_loaded(module: str, absent: str) -> None:
     code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_tests_of_the_format_load_neither_torch_nor_transformers() -> None:
+    files = sorted((ROOT / "tests" / "cache_schema").rglob("*.py"))
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    code = (
+        "import importlib, sys\n"
+        f"for module in ['tests.conftest', *{modules!r}]: importlib.import_module(module)\n"
+        "loaded = {'torch', 'transformers'} & sys.modules.keys()\n"
+        "sys.exit(f'{sorted(loaded)} loaded' if loaded else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_way_of_a_pair_has_names_that_exist() -> None:

@@ -17,6 +17,7 @@ from benchmarks.gpu.small import on_device, small_base, small_rows
 from benchmarks.gpu.verdicts import TOLERANCE, Checks, apart, named
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.evaluate import AlphaResult, evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
@@ -212,7 +213,15 @@ def _run_and_evaluation(place: Place, folder: Path, dtype: torch.dtype) -> float
     options = _options(reader, root / "head", bf16=dtype != torch.float32)
     train(dataclasses.replace(options, learning_rate=_RATE, num_epochs=2))
     results = [
-        evaluate(str(options.output_dir), reader.location, _ALPHAS, which="all", device=device)
+        evaluate(
+            EvaluateOptions(
+                head=str(options.output_dir),
+                cache=reader.location,
+                alphas=_ALPHAS,
+                pairs="all",
+                device=device,
+            )
+        )
         for device in (str(place.device), "cpu")
     ]
     got, want = (torch.tensor([_figures(one) for one in found.results]) for found in results)

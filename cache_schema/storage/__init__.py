@@ -1,5 +1,5 @@
-"""Where a cache is kept: objects in a folder or a bucket, and the lock of a run.
+"""Object stores that hold caches, in a folder or a bucket, and the lock of a run.
 
-`open` opens a place, `base` says what every place can do, `local` and `remote` are the two kinds,
-`addresses` reads what users name, `lock` keeps two runs apart.
+`open` opens a store, `base` has the interface, `local` and `remote` implement it, `addresses`
+parses the locations that users name, and `lock` keeps two runs from writing to one cache.
 """

@@ -1,15 +1,15 @@
-"""Where a cache is kept: named objects in a folder or in object storage.
+"""The interface of an object store, which holds a cache in a folder or in object storage.
 
-Everything a cache is made of is one object under a key such as `labels/c.5`. All writing is
-conditional: a writer says which version it expects to replace, or that it expects none, and is
-detected when another writer came first. Locks, claims and commits of a cache rest on that one rule.
+Every part of a cache is an object under a key such as `labels/c.5`. All writes are conditional: a
+writer names the version it expects to replace, or expects none, and the write fails if another
+writer came first. The lock, claims and commits of a cache rest on that one rule.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,18 @@ from mav.cache_schema.errors import CacheBusyError
 
 Bytes = bytes | memoryview
 
+TOO_SHORT: Final = "it is shorter than expected"
+TOO_LONG: Final = "it is longer than expected"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ETag:
-    """One version of an object's content, as an HTTP entity tag identifies it.
+    """The version of an object, identified as by an HTTP entity tag.
 
     Attributes:
-        tag: Changes with every write (an entity tag; for files, inode and time).
-        generation: The store's own version, where it has one.
-        size: Bytes.
+        tag: Entity tag, which changes with every write; for files, inode and modification time.
+        generation: The store's own version number, if it has one.
+        size: Size in bytes.
     """
 
     tag: str
@@ -35,41 +38,41 @@ class ETag:
 
 
 class ConflictError(Exception):
-    """The object is not in the version a writer expected; another writer came first."""
+    """The object does not have the version a writer expected: another writer came first."""
 
 
 class ObjectStore(Protocol):
     """A flat store of objects.
 
-    Methods raise `OSError` where the store fails; `FileNotFoundError` for a missing object.
+    Methods raise `OSError` if the store fails, and `FileNotFoundError` for a missing object.
 
     Attributes:
-        location: Folder or URL, as the user knows it.
+        location: Folder or address, as users name it.
     """
 
     location: str
 
     def read(self, key: str) -> NDArray[np.uint8]:
-        """Return an object's bytes [size]."""
+        """Return an object's bytes, uint8 [size]."""
 
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
-        """Fill buffers [n] with an object's bytes, one after the other.
+        """Read an object into buffers, uint8 [n], one after the other.
 
-        Yields the index of each buffer as soon as it is full, so that what was read can be looked
-        at while it is still in the processor's cache.
+        Yields the index of each buffer as soon as it is full, so that it can be checked while it
+        is still in the processor's cache.
 
         Raises:
-            ValueError: The object ends before the last buffer is full, or does not end there.
+            ValueError: The object is shorter or longer than all buffers together.
         """
 
     def version(self, key: str) -> ETag | None:
-        """Return an object's version, or None if there is no such object."""
+        """Return an object's version, or None if it does not exist."""
 
     def sizes(self) -> dict[str, int]:
-        """Return the size in bytes of every object; none if the place does not exist."""
+        """Return key -> size in bytes of every object; empty if the location does not exist."""
 
     def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
-        """Write an object durably, whole or not at all.
+        """Write an object durably and atomically.
 
         Args:
             key: Its key.
@@ -77,76 +80,76 @@ class ObjectStore(Protocol):
             expected: The version to replace, or None for a new object.
 
         Raises:
-            ConflictError: The object is in another version, and it is not these bytes that a lost
-                answer made it to. Nothing was written.
+            ConflictError: The object has another version, which is not this very write whose
+                response was lost. Nothing was written.
         """
 
     def rollback(self, key: str, data: Bytes) -> None:
-        """Remove an object whose writing failed, if it holds these bytes. Never raises.
+        """Remove an object whose write failed, if it holds these bytes. Never raises.
 
-        Only for bytes that no other writer writes.
+        Only for bytes that no other writer can have written.
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
 
     def remove_temporaries(self) -> None:
-        """Remove what killed writers left half-written, and make durable what they left whole.
+        """Remove temporary files of killed writers, and make durable what they finished.
 
-        Only one writer may be there.
+        No other writer may be active.
         """
 
     def remove_empty_dirs(self) -> None:
-        """Remove empty folders, and the place itself if no object is left in it."""
+        """Remove empty folders, and the store's own folder if no object is left in it."""
 
     def free_bytes(self) -> int | None:
-        """Return the free bytes, or None where there is no limit."""
+        """Return the free bytes, or None if there is no limit."""
 
     def local_path(self, key: str) -> Path | None:
-        """Return the file that holds an object, if it is one."""
+        """Return the file that holds an object, or None if objects are not files."""
 
 
 def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
-    """Do what `ObjectStore.read_parts` does, from an object that has been read whole."""
-    at = 0
+    """Implement `ObjectStore.read_parts` with the bytes of the whole object."""
+    position = 0
     for number, part in enumerate(parts):
-        if at + len(part) > len(data):
-            raise ValueError("it ends early")
-        part[:] = data[at : at + len(part)]
-        at += len(part)
+        if position + len(part) > len(data):
+            raise ValueError(TOO_SHORT)
+        part[:] = data[position : position + len(part)]
+        position += len(part)
         yield number
-    if at != len(data):
-        raise ValueError("it does not end where it should")
+    if position != len(data):
+        raise ValueError(TOO_LONG)
 
 
 def replace(objects: ObjectStore, key: str, data: Bytes) -> ETag:
-    """Write an object whatever version it is in, for keys that one writer alone has to do with.
+    """Write an object whatever its version is, for keys that only one writer may write.
 
     Raises:
-        CacheBusyError: Another writer had to do with it at the same time.
+        CacheBusyError: Another writer wrote it at the same time.
     """
     try:
         return objects.write(key, data, objects.version(key))
     except ConflictError as error:
         raise CacheBusyError(
-            f"{objects.location}: another run writes to this cache at the same time ({key}). This "
-            f"run stops; what it committed is kept."
+            f"{objects.location}: another run is writing to this cache at the same time ({key}). "
+            f"This run stops; what it committed is kept."
         ) from error
 
 
-def put(objects: ObjectStore, key: str, data: Bytes, still_ours: Callable[[], None]) -> ETag:
-    """Write an object in place of whatever another attempt left there.
+def put(objects: ObjectStore, key: str, data: Bytes, require_ownership: Callable[[], None]) -> ETag:
+    """Write an object in place of what another attempt may have left under its key.
 
     Args:
-        objects: Where to.
+        objects: The store.
         key: Its key.
         data: Its bytes.
-        still_ours: Raises if lock or claim have gone to another writer.
+        require_ownership: Raises if another writer has taken over the lock or the claim.
     """
     while True:
-        # In this order: were it lost after the check, whoever has it now wrote after the version
-        # was read, and is in our way; or has yet to write, and will find us in its own.
-        seen = objects.version(key)
-        still_ours()
+        # The version is read before ownership is checked. If another writer takes over after the
+        # check, it either writes before us, and our write fails, or after us, and replaces it.
+        version = objects.version(key)
+        require_ownership()
         with contextlib.suppress(ConflictError):
-            return objects.write(key, data, seen)
+            return objects.write(key, data, version)

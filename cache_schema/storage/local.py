@@ -1,9 +1,9 @@
-"""Objects as files of a folder, written so that a power failure cannot cut or lose them.
+"""Objects as files in a folder, written so that a power failure can neither truncate nor lose them.
 
-A file is written under a temporary name, forced to the disk, given its name, and then its folder is
-forced to the disk. A new name is given by a hard link, which fails where the name is taken; an old
-one is replaced by renaming, inside a file lock and after comparing its version. File locks end with
-the process that holds them.
+A file is written under a temporary name and flushed, then gets its name, and then its folder is
+flushed. A new object gets its name by a hard link, which fails if the name is taken; an existing
+one is replaced by renaming, under a file lock and after comparing versions. A file lock ends with
+the process that holds it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mav.cache_schema.errors import CacheError
-from mav.cache_schema.storage.base import Bytes, ConflictError, ETag
+from mav.cache_schema.storage.base import TOO_LONG, TOO_SHORT, Bytes, ConflictError, ETag
 
 _MUTEX: Final = ".mutex"
 _PARTIAL: Final = ".partial"
@@ -41,7 +41,7 @@ class LocalObjectStore:
         return np.fromfile(self._root / key, np.uint8)
 
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
-        """Fill buffers with an object's bytes, one after the other."""
+        """Read an object into buffers, one after the other."""
         path = self._root / key
         with _named(path):
             file = os.open(path, os.O_RDONLY)
@@ -51,20 +51,20 @@ class LocalObjectStore:
                     while filled < len(part):
                         count = os.readv(file, [part[filled:].data])
                         if not count:
-                            raise ValueError("it ends early")
+                            raise ValueError(TOO_SHORT)
                         filled += count
                     yield number
                 if os.read(file, 1):
-                    raise ValueError("it does not end where it should")
+                    raise ValueError(TOO_LONG)
             finally:
                 os.close(file)
 
     def version(self, key: str) -> ETag | None:
-        """Return an object's version, or None if there is no such object."""
+        """Return an object's version, or None if it does not exist."""
         return _version_of(self._root / key)
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of every object; files whose name begins with a dot are none."""
+        """Return key -> size of every object; names with a leading dot are not objects."""
         if self._root.is_file():
             raise CacheError(
                 f"{self._root}: a file, so it is not a MAV cache. Name a folder instead."
@@ -72,11 +72,11 @@ class LocalObjectStore:
         return dict(_walk(str(self._root), ""))
 
     def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
-        """Write an object durably, whole or not at all."""
+        """Write an object durably and atomically."""
         path = self._root / key
         with _named(path):
             for _ in range(_ATTEMPTS - 1):
-                # A run that ends removes empty folders, and one that begins half-written files.
+                # A run that ends removes empty folders, and one that begins temporary files.
                 with contextlib.suppress(FileNotFoundError):
                     return self._write(path, data, expected)
             return self._write(path, data, expected)
@@ -84,9 +84,9 @@ class LocalObjectStore:
     def _write(self, path: Path, data: Bytes, expected: ETag | None) -> ETag:
         _make_folder(path.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
-        named: ETag | None = None
+        published: ETag | None = None
         try:
-            # Opened now: a process may be out of descriptors when the name is already given.
+            # Opened first: after the file has its name, the process may be out of descriptors.
             with _opened(path.parent) as folder:
                 try:
                     version = _write_new(temporary, data)
@@ -94,35 +94,35 @@ class LocalObjectStore:
                         self._give_name(temporary, path)
                     else:
                         self._replace(temporary, path, expected)
-                    named = version
+                    published = version
                 finally:
                     with contextlib.suppress(OSError):
                         os.unlink(temporary)
                 os.fsync(folder)
         except OSError:
-            if named is not None and expected is None:
-                # A name that may not last is taken back; what it replaced could not be.
+            if published is not None and expected is None:
+                # A new name that may not be durable is removed; a replaced object cannot be.
                 with contextlib.suppress(OSError), self._mutex():
-                    if _version_of(path) == named:
+                    if _version_of(path) == published:
                         os.unlink(path)
             raise
         return version
 
     def rollback(self, key: str, data: Bytes) -> None:
-        """Remove an object whose writing failed, if it holds these bytes."""
+        """Remove an object whose write failed, if it holds these bytes."""
         path = self._root / key
         with contextlib.suppress(OSError), self._mutex():
             if path.read_bytes() == bytes(data):
                 os.unlink(path)
 
     def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._root / key)
             sync_directory((self._root / key).parent)
 
     def remove_temporaries(self) -> None:
-        """Remove what killed writers left half-written, and make durable what they left whole."""
+        """Remove temporary files of killed writers, and make durable what they finished."""
         if not self._root.exists():
             return
         for inside, _, names in os.walk(self._root):
@@ -130,14 +130,14 @@ class LocalObjectStore:
                 if name.startswith(".") and name.endswith(_PARTIAL):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(Path(inside, name))
-            # Files were flushed before they had their names, but perhaps not the names.
+            # Files were flushed before they got their names; the names perhaps were not.
             sync_directory(Path(inside))
         for folder in self._root.absolute().parents:
-            with contextlib.suppress(PermissionError):  # a folder of others, so not made here
+            with contextlib.suppress(PermissionError):  # another user's, so not created here
                 sync_directory(folder)
 
     def remove_empty_dirs(self) -> None:
-        """Remove empty folders, and the place itself if no object is left in it."""
+        """Remove empty folders, and the store's own folder if no object is left in it."""
         for folder, _, _ in os.walk(self._root, topdown=False):
             if folder == str(self._root) and os.listdir(folder) == [_MUTEX]:
                 os.unlink(self._root / _MUTEX)
@@ -145,11 +145,11 @@ class LocalObjectStore:
                 os.rmdir(folder)
 
     def free_bytes(self) -> int | None:
-        """Return the free space of the file system that holds the folder, or would hold it."""
-        place = self._root.absolute()
-        while not place.exists():
-            place = place.parent
-        return shutil.disk_usage(place).free
+        """Return the free bytes of the file system that holds, or would hold, the folder."""
+        folder = self._root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
 
     def local_path(self, key: str) -> Path | None:
         """Return the file that holds an object."""
@@ -177,7 +177,7 @@ class LocalObjectStore:
 
     @contextlib.contextmanager
     def _mutex(self) -> Iterator[None]:
-        """Keep out everyone who compares and replaces in this folder."""
+        """Exclude all other writers that compare versions and rename in this folder."""
         descriptor = os.open(self._root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -194,7 +194,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Give errors the path; calls on descriptors do not know their file's name."""
+    """Add the path to errors of calls on file descriptors."""
     try:
         yield
     except OSError as error:
@@ -213,7 +213,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _make_folder(path: Path) -> None:
-    """Make a folder and what is missing above it, each entry durable."""
+    """Create a folder and its missing parents, each durably."""
     missing = []
     while not path.exists():
         missing.append(path)
@@ -230,7 +230,7 @@ def _write_new(path: Path, data: Bytes) -> ETag:
         rest = memoryview(data).cast("B")
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-        # File systems keep time by the tick, too coarse to tell versions apart.
+        # The time that file systems set is too coarse to distinguish versions.
         now = time.time_ns()
         os.utime(descriptor, ns=(now, now))
         os.fsync(descriptor)

@@ -1,10 +1,10 @@
-"""The lock of a cache: at most one run writes to it, and one that is gone holds up nobody.
+"""The lock of a cache: one run at a time writes to it, and a dead run does not block others.
 
-The lock is an object that names its holder and changes with every beat of its heart. A holder on
-this machine is gone when its process is; one elsewhere when its lock did not change for several
-beats while somebody watched, so no two clocks are ever compared. A lock that is taken over while
-its holder only slept does no harm: that run finds its lock or its claim on a block changed, and
-stops before it commits anything.
+The lock is an object that names its holder and changes with every heartbeat. A holder on this
+machine is dead when its process is. A holder elsewhere is taken for dead when its lock does not
+change for several heartbeats while another run watches, so clocks are never compared. Taking over
+the lock of a holder that was merely suspended is safe: that run finds that its lock, or its claim
+on a block, has changed, and stops before it commits anything.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ class Holder:
     """Who holds a lock.
 
     Attributes:
-        run: Id of the run; all its processes know it.
+        run: Id of the run, which all its processes know.
         host: Name of the machine.
-        machine: Tells apart machines, and process namespaces of one machine.
-        pid: Process that keeps the lock.
-        process_started: Its start, in seconds since 1970, as a process id is used again.
+        machine: Identifies the machine and its process namespace.
+        pid: Process that keeps the lock alive.
+        process_started: Start of the process, in seconds since 1970; process ids are reused.
         since: When the lock was taken, ISO 8601 in UTC.
-        beat: Beats since then.
+        beat: Number of heartbeats since then.
     """
 
     run: str
@@ -63,7 +63,7 @@ def run_lock(objects: ObjectStore) -> Iterator[str]:
     """Hold the lock of a cache; yields the id of this run.
 
     Args:
-        objects: Where the cache is, or will be.
+        objects: The store that holds, or will hold, the cache.
 
     Raises:
         CacheBusyError: Another run holds it.
@@ -79,7 +79,7 @@ def run_lock(objects: ObjectStore) -> Iterator[str]:
     finally:
         stopped.set()
         beating.join()
-        if (found := read_holder(objects)) is not None and found.run == holder.run:
+        if (current := read_holder(objects)) is not None and current.run == holder.run:
             objects.delete(LOCK)
             objects.remove_empty_dirs()
 
@@ -90,11 +90,11 @@ def require_held(objects: ObjectStore, run: str) -> None:
     Raises:
         CacheBusyError: Another run has taken it over, or it was removed.
     """
-    found = read_holder(objects)
-    if found is None or found.run != run:
+    holder = read_holder(objects)
+    if holder is None or holder.run != run:
         raise CacheBusyError(
             f"{objects.location}: this run has lost the cache's lock"
-            + (f" to {found}" if found else "; its lock was removed")
+            + (f" to {holder}" if holder else "; its lock was removed")
             + ". It commits nothing more; what it committed is kept."
         )
 
@@ -103,7 +103,7 @@ def read_holder(objects: ObjectStore) -> Holder | None:
     """Return who holds the lock of a cache, or None.
 
     Raises:
-        CacheError: The lock cannot be understood.
+        CacheError: The lock cannot be parsed.
     """
     try:
         data = objects.read(LOCK)
@@ -132,9 +132,9 @@ def _take(objects: ObjectStore) -> tuple[Holder, ETag]:
     while True:
         version = objects.version(LOCK)
         other = read_holder(objects) if version else None
-        if version is not None and other is not None and not _gone(objects, other, version):
+        if version is not None and other is not None and not _is_dead(objects, other, version):
             raise CacheBusyError(
-                f"{objects.location}: another run writes to this cache, {other}. Wait until it "
+                f"{objects.location}: another run is writing to this cache, {other}. Wait until it "
                 f"has finished, or stop it; what it committed is kept."
             )
         data = _encode(holder)
@@ -148,23 +148,21 @@ def _take(objects: ObjectStore) -> tuple[Holder, ETag]:
             raise
 
 
-def _gone(objects: ObjectStore, holder: Holder, version: ETag) -> bool:
+def _is_dead(objects: ObjectStore, holder: Holder, version: ETag) -> bool:
     if holder.machine == _machine():
         try:
             process = psutil.Process(holder.pid)
-            # A killed process that nobody waits for keeps its number.
-            dead: bool = process.status() == psutil.STATUS_ZOMBIE
+            # A killed process keeps its id until its parent waits for it.
+            zombie: bool = process.status() == psutil.STATUS_ZOMBIE
             started: float = process.create_time()
-            return dead or abs(started - holder.process_started) > 1.0
+            return zombie or abs(started - holder.process_started) > 1.0
         except psutil.NoSuchProcess:
             return True
     patience = BEAT_SECONDS * _BEATS_OF_SILENCE
-    _log.warning(
-        f"{objects.location} is locked by {holder}; watching {patience:.0f} s for a sign of life"
-    )
+    _log.warning(f"{objects.location} is locked by {holder}; watching it for {patience:.0f} s")
     deadline = time.monotonic() + patience
     while True:
-        # Before looking, so that the last look is after the deadline, however late this wakes up.
+        # Read before the lock is, so that the lock is read once after the deadline.
         late = time.monotonic() >= deadline
         if objects.version(LOCK) != version:
             return False
@@ -174,7 +172,7 @@ def _gone(objects: ObjectStore, holder: Holder, version: ETag) -> bool:
 
 
 def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threading.Event) -> None:
-    """Keep the lock fresh until asked to stop, or until another run holds it."""
+    """Write heartbeats until asked to stop, or until another run holds the lock."""
     beat = 0
     while not stopped.wait(BEAT_SECONDS):
         beat += 1
@@ -182,14 +180,13 @@ def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threadin
         try:
             version = objects.write(LOCK, _encode(Holder(**fields)), version)
         except (ConflictError, OSError, CacheError):
-            # A failing store is reported where blocks are written. It may or may not hold this
-            # beat.
+            # A failing store is reported where blocks are written. It may hold this heartbeat.
             with contextlib.suppress(OSError, CacheError):
-                found = objects.version(LOCK)
-                holding = read_holder(objects)
-                if found is None or holding is None or holding.run != holder.run:
-                    return  # another run's; writing the next block raises the error
-                version = found
+                current = objects.version(LOCK)
+                other = read_holder(objects)
+                if current is None or other is None or other.run != holder.run:
+                    return  # the lock is lost; writing the next block raises the error
+                version = current
 
 
 def _encode(holder: Holder) -> bytes:
@@ -197,9 +194,9 @@ def _encode(holder: Holder) -> bytes:
 
 
 def _machine() -> str:
-    """Name this boot of this machine and this namespace of process ids."""
+    """Identify this boot of this machine and this namespace of process ids."""
     parts = [socket.gethostname()]
-    for place in (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")):
+    for path in (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):
-            parts.append(str(place.readlink()) if place.is_symlink() else place.read_text().strip())
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text().strip())
     return "/".join(parts)

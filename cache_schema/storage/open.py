@@ -1,4 +1,4 @@
-"""Opening the place where a cache is kept."""
+"""Opening the object store that a location names."""
 
 from pathlib import Path
 
@@ -11,14 +11,13 @@ def open_object_store(location: str | Path) -> ObjectStore:
     """Open a folder, `file:///…`, or a prefix of a bucket: `s3://`, `gs://`, `az://`, ….
 
     Args:
-        location: Folder or address, each character of which stands for itself. Nothing needs to be
-            there yet.
+        location: Folder or address, taken literally. It need not exist yet.
 
     Raises:
-        UsageError: It names no place that can be used.
+        UsageError: It is not a location that can be used.
     """
     if is_remote(location):
-        # Its library takes a tenth of a second to import, which most runs need not pay.
+        # Imported here because obstore takes a tenth of a second to import.
         from mav.cache_schema.storage.remote import RemoteObjectStore
 
         return RemoteObjectStore(str(location))

@@ -1,7 +1,7 @@
-"""Objects in object storage, through obstore.
+"""Objects in a bucket, through obstore.
 
-A PUT is durable and whole once it is answered, so what takes renaming and syncing in a folder is
-one request here. Conditional PUTs (`If-None-Match`, `If-Match`) decide which writer came first.
+A PUT that was answered is durable and atomic, so one request does what takes renaming and flushing
+in a folder. Conditional PUTs (`If-None-Match`, `If-Match`) decide which writer came first.
 Credentials and endpoints come from the environment, as obstore documents them.
 """
 
@@ -23,9 +23,9 @@ from mav.cache_schema.errors import CacheError, UsageError
 from mav.cache_schema.storage.addresses import StorageAddress, parse_address
 from mav.cache_schema.storage.base import Bytes, ConflictError, ETag, fill_parts
 
-_PATIENCE: Final = timedelta(minutes=10)
-"""For one request, its body included: a block at half a megabyte a second."""
-_GIVE_UP: Final = timedelta(seconds=60)
+_TIMEOUT: Final = timedelta(minutes=10)
+"""For one request with its body: enough for a block at half a megabyte per second."""
+_RETRY_TIMEOUT: Final = timedelta(seconds=60)
 _ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _REFUSED: Final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
@@ -40,32 +40,32 @@ class RemoteObjectStore:
             self._store: Any = _store(address)
         except (exceptions.BaseError, ValueError) as error:
             raise UsageError(
-                f"{location}: not a place caches can be kept ({_reason(error)}). "
+                f"{location}: cannot hold a cache ({_reason(error)}). "
                 f"Name a folder, or an address such as s3://bucket/llama.cache."
             ) from error
 
     def read(self, key: str) -> NDArray[np.uint8]:
         """Return an object's bytes."""
-        with self._told(key):
+        with self._translated_errors(key):
             data: Any = obstore.get(self._store, key).bytes()
         return np.frombuffer(data, np.uint8)
 
     def read_parts(self, key: str, parts: Iterable[NDArray[np.uint8]]) -> Iterator[int]:
-        """Fill buffers with an object's bytes, one after the other."""
+        """Read an object into buffers, one after the other."""
         yield from fill_parts(self.read(key), parts)
 
     def version(self, key: str) -> ETag | None:
-        """Return an object's version, or None if there is no such object."""
-        with self._told(key):
+        """Return an object's version, or None if it does not exist."""
+        with self._translated_errors(key):
             try:
-                found = obstore.head(self._store, key)
+                metadata = obstore.head(self._store, key)
             except FileNotFoundError:
                 return None
-        return _version(found, found["size"])
+        return _version(metadata, metadata["size"])
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of every object."""
-        with self._told(""):
+        """Return key -> size of every object."""
+        with self._translated_errors(""):
             return {
                 item["path"]: item["size"]
                 for page in obstore.list(self._store, chunk_size=1000)
@@ -73,37 +73,37 @@ class RemoteObjectStore:
             }
 
     def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
-        """Write an object, if it is still in the version expected."""
+        """Write an object if it still has the expected version."""
         mode: Any = "create"
         if expected is not None:
             mode = {"e_tag": expected.tag}
             if expected.generation is not None:
                 mode["version"] = expected.generation
-        with self._told(key):
+        with self._translated_errors(key):
             try:
-                done = obstore.put(self._store, key, data, mode=mode)
+                result = obstore.put(self._store, key, data, mode=mode)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-                # Where an answer is lost, the library asks again and meets its own write.
+                # If a response is lost, the library retries and conflicts with its own write.
                 if (version := self._if_ours(key, data)) is not None:
                     return version
                 raise ConflictError(key) from error
             except FileNotFoundError as error:
                 raise self._no_bucket() from error
-        return _version(done, len(data))
+        return _version(result, len(data))
 
     def _if_ours(self, key: str, data: Bytes) -> ETag | None:
-        """Return an object's version if it holds these bytes."""
+        """Return an object's version if it holds these bytes, else None."""
         version = self.version(key)
         if version is None or version.size != len(data):
             return None
         return version if self.read(key).tobytes() == bytes(data) else None
 
     def rollback(self, key: str, data: Bytes) -> None:
-        """Do nothing: an object that was not answered for is whole if it is there."""
+        """Do nothing: a PUT whose response was lost is either complete or absent."""
 
     def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
-        with self._told(key), contextlib.suppress(FileNotFoundError):
+        """Remove an object, if it exists."""
+        with self._translated_errors(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
     def remove_temporaries(self) -> None:
@@ -113,26 +113,26 @@ class RemoteObjectStore:
         """Do nothing: there are no folders."""
 
     def free_bytes(self) -> int | None:
-        """Return None: buckets have no end."""
+        """Return None: buckets have no limit."""
         return None
 
     def local_path(self, key: str) -> Path | None:  # noqa: ARG002
-        """Return None: objects are not files here."""
+        """Return None: objects in a bucket are not files."""
         return None
 
     @contextlib.contextmanager
-    def _told(self, key: str) -> Iterator[None]:
-        """Turn the library's errors into those callers know."""
+    def _translated_errors(self, key: str) -> Iterator[None]:
+        """Turn the library's errors into those that `ObjectStore` names."""
         try:
             yield
         except (FileNotFoundError, ConflictError, CacheError):
             raise
         except (exceptions.BaseError, OSError) as error:
             reason = _reason(error)
-            # Listing knows no kinds of errors, only the answers of the storage.
+            # Errors of listing have no kind, only the text of the response.
             if isinstance(error, _REFUSED) or " 403 " in reason:
                 raise CacheError(
-                    f"{self.location}: access refused ({reason}). Set the credentials of the "
+                    f"{self.location}: access refused ({reason}). Set the credentials for the "
                     f"storage in the environment, such as AWS_ACCESS_KEY_ID, "
                     f"AWS_SECRET_ACCESS_KEY and AWS_REGION."
                 ) from error
@@ -141,18 +141,20 @@ class RemoteObjectStore:
             raise OSError(errno.EIO, reason, f"{self.location}/{key}") from error
 
     def _no_bucket(self) -> CacheError:
-        return CacheError(f"{self.location}: there is no such bucket. Make it, or name another.")
+        return CacheError(
+            f"{self.location}: the bucket does not exist. Create it, or name another."
+        )
 
 
 def _store(address: StorageAddress) -> Any:
     """Return a store of the objects under a prefix.
 
-    Made of parts, as from an address the library would make a web address first.
+    Built from the parts of the address, because the library would parse the address as a URL.
     """
     options: dict[str, Any] = {
         "prefix": address.prefix or None,
-        "client_options": {"timeout": _PATIENCE, "allow_http": _asks_for_http()},
-        "retry_config": {"max_retries": 5, "retry_timeout": _GIVE_UP},
+        "client_options": {"timeout": _TIMEOUT, "allow_http": _asks_for_http()},
+        "retry_config": {"max_retries": 5, "retry_timeout": _RETRY_TIMEOUT},
     }
     if address.storage == "s3":
         return S3Store(address.bucket, **options)
@@ -163,17 +165,17 @@ def _store(address: StorageAddress) -> Any:
     return AzureStore(address.bucket, **options)
 
 
-def _version(found: Any, size: int) -> ETag:
-    return ETag(tag=found["e_tag"] or "", generation=found["version"], size=size)
+def _version(metadata: Any, size: int) -> ETag:
+    return ETag(tag=metadata["e_tag"] or "", generation=metadata["version"], size=size)
 
 
 def _asks_for_http() -> bool:
-    """Tell whether the user named an endpoint without encryption, as of a server of their own."""
-    named = [os.environ.get(name, "") for name in _ENDPOINTS]
-    return any(endpoint.startswith("http://") for endpoint in named)
+    """Return whether the environment names an unencrypted endpoint, such as a local server."""
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINTS]
+    return any(endpoint.startswith("http://") for endpoint in endpoints)
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a message, without the document the storage answered with."""
+    """Return the first line of an error message, without the XML body of the response."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].split(": <?xml")[0]

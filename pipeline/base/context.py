@@ -26,4 +26,4 @@ def require_within(base: BaseModel, prompts: Sequence[Sequence[int]], new_tokens
     for prompt in prompts:
         wrong = tokens_beyond(base, len(prompt), new_tokens)
         if wrong is not None:
-            raise DataError(f"The prompt: {wrong}; shorten it, or lower --max-new-tokens")
+            raise DataError(f"The prompt: {wrong}; shorten it, or lower `max_new_tokens`")

@@ -39,7 +39,7 @@ def find_base(
     """
     if record.id.startswith(IN_MEMORY):
         raise UsageError(
-            f"{subject} was made with a base built in memory; name one with --base-model"
+            f"{subject} was made with a base built in memory; name one with `base_model`"
         )
     if record.revision is not None:
         return resolve_base(record.id, gguf_file or record.gguf_file, revision or record.revision)
@@ -63,7 +63,7 @@ def find_base(
     raise BaseModelError(
         f"{subject} was made with {_described(record)}, which is not found here"
         + "".join(f"; {source.id} has other weights" for source in other)
-        + ". Name it with --base-model."
+        + ". Name it with `base_model`."
     )
 
 

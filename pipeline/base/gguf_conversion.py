@@ -46,7 +46,7 @@ def convert(source: BaseSource, folder: Path) -> None:
         if direct != found:
             raise BaseModelError(
                 f"{source.id}: its {what} would change when it is saved as safetensors. Use "
-                f"--no-gguf-cache."
+                f"`gguf_cache=False`."
             )
 
 

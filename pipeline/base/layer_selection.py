@@ -24,7 +24,7 @@ def select_layers(selection: str, num_layers: int, num_hidden_layers: int) -> tu
         if num_layers != 3:
             raise UsageError(
                 f"num_layers: got {num_layers}, but `auto` takes the first, the middle and the "
-                f"last layer. Use --layer-selection uniform for another number."
+                f"last layer. Use `layer_selection` uniform for another number."
             )
         wanted = [1, last // 2, last]
     elif selection == "uniform":

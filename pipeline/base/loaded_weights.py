@@ -84,7 +84,7 @@ def require_finite(model: Any, name: str) -> None:
             f"{name}: {_count(wrong, 'tensor')} with values that are not finite numbers in "
             f"{dtype}: "
             f"{_listed(wrong)}. The file is damaged, or the type too narrow: download it again, or "
-            f"try --dtype float32."
+            f"try `dtype` float32."
         )
 
 

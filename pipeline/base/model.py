@@ -1,7 +1,5 @@
 """The frozen base model: loading, and access to what extraction and decoding need."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,40 +31,13 @@ from mav.pipeline.base.source import (
 from mav.pipeline.base.tokenizer import require_tokens_within
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.runtime.choices import Quantize
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype, resolve_dtype
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.library_logging import QuietLibraries
+from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
 
 IN_MEMORY: Final = "memory:"
 """Begins the id of a base that was not loaded from files."""
-
-
-DeviceMap = str | Mapping[str, int | str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """Element type, device and quantization of a base that is to be loaded.
-
-    Attributes:
-        dtype: Element type, or `auto` for what the device multiplies natively; GGUF weights are
-            dequantised to it.
-        device: `auto`, or a torch device such as `cuda:1`.
-        device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
-            `sequential`, or a device by module), in place of `device`; None for one device.
-        quantize: How the base's weights are quantized when they are loaded.
-    """
-
-    dtype: Dtype = AUTO
-    device: str = "auto"
-    device_map: DeviceMap | None = None
-    quantize: Quantize | None = None
-
-    def in_one_dtype(self) -> "LoadOptions":
-        """Return a copy with `auto` resolved to a type, and log the choice."""
-        spread = self.device_map is not None
-        dtype = pick_dtype(self.dtype, "auto" if spread else self.device, spread=spread)
-        return dataclasses.replace(self, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +259,16 @@ def load_base(
         UsageError: The device is not there.
     """
     source = find_base(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
-    placement = LoadOptions(dtype=dtype, device=device, device_map=device_map, quantize=quantize)
-    return load_source(source, placement)
+    return load_source(
+        source,
+        LoadOptions(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantize=quantize,
+            gguf_cache=gguf_cache,
+        ),
+    )
 
 
 def load_source(

@@ -38,8 +38,8 @@ def quantization_of(source: BaseSource, quantize: Quantize | None) -> str | None
         return stored
     if stored is not None:
         raise UsageError(
-            f"--quantize {quantize}: {source.id} is quantized already ({stored}); leave it out, or "
-            f"name a base in full precision"
+            f"quantize: got {quantize!r}, but {source.id} is quantized already ({stored}); leave "
+            f"it out, or name a base in full precision"
         )
     return f"bitsandbytes {quantize}"
 
@@ -68,7 +68,7 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "--quantize needs bitsandbytes: pip install 'mav-align[quantized]'"
+            "`quantize` needs bitsandbytes: pip install 'mav-align[quantized]'"
         ) from error
     from transformers import BitsAndBytesConfig
 

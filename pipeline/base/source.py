@@ -25,7 +25,7 @@ _NOT_COMPUTED: Final = (
     "torch_dtype",
 )
 """Members of a configuration that name its origin, or what the manifest says better."""
-_INSTEAD: Final = {".gguf": "name one with --gguf-file", **hub.PICKLES_REMEDY}
+_INSTEAD: Final = {".gguf": "name one with `gguf_file`", **hub.PICKLES_REMEDY}
 """What to do with the weights that a repository has in place of those that were expected."""
 _TOKENIZERS: Final = ("*token*", "vocab*", "*.model", "tekken.json")
 _READ_AT_ONCE: Final = 1 << 22
@@ -116,22 +116,22 @@ def resolve_base(
     path = Path(base_model)
     if revision is not None and path.exists():
         raise UsageError(
-            f"--revision {revision}: {path} is here and has no revisions; leave it out, or name "
-            f"the base by its hub id"
+            f"revision: got {revision!r}, but {path} is here and has no revisions; leave it out, "
+            f"or name the base by its hub id"
         )
     if gguf_file is not None and path.is_file():
-        raise UsageError(f"--gguf-file {gguf_file}: {path} is a file itself; leave it out")
+        raise UsageError(f"gguf_file: got {gguf_file!r}, but {path} is a file itself; leave it out")
     if path.suffix == ".gguf" and path.is_file():
         return BaseSource(
             id=str(path.resolve()), folder=path.parent, gguf_file=path.name, revision=None
         )
     if path.is_dir():
         if gguf_file is not None and not (path / gguf_file).is_file():
-            raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check --gguf-file")
+            raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check `gguf_file`")
         if gguf_file is None and not (path / "config.json").is_file():
             refuse_adapter(path)
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
-            hint = f" It has {', '.join(ggufs)}: name one with --gguf-file." if ggufs else ""
+            hint = f" It has {', '.join(ggufs)}: name one with `gguf_file`." if ggufs else ""
             raise BaseModelError(f"{path}: no config.json, so not a model's folder.{hint}")
         return BaseSource(id=str(path.resolve()), folder=path, gguf_file=gguf_file, revision=None)
     if (

@@ -100,5 +100,5 @@ def _remedy(folder: Path) -> str:
             f"safetensors with transformers' save_pretrained"
         )
     if ggufs:
-        return f"it has {', '.join(ggufs)}; name one with --gguf-file"
+        return f"it has {', '.join(ggufs)}; name one with `gguf_file`"
     return "download or convert the weights first"

@@ -16,12 +16,12 @@ from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, LoadOptions, load_source, preview_base
+from mav.pipeline.base.model import BaseModel, load_source, preview_base
 from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.linear_output import require_linear_output
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.head.compatibility import check_hidden_size, check_vocabulary, map_layers
 from mav.pipeline.head.config import default_pooled_size, head_config
@@ -34,7 +34,8 @@ from mav.pipeline.preferences.prompt_format import (
     choose_prompt_format,
 )
 from mav.pipeline.preferences.transcripts import TEMPLATE
-from mav.pipeline.runtime.choices import HeadKind, PromptFormatName
+from mav.pipeline.runtime.choices import HeadKind
+from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
 
@@ -76,29 +77,23 @@ class TrainedHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachOptions:
-    """Options for attaching a head to a base.
+class Differences:
+    """How a base differs from the one a head was trained on.
 
     Attributes:
-        allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
-        prompt_form: Form of prompts; `auto` is what the head was trained in.
-        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD, or
-            `today`; the day of the head's training data if None.
-        int8_head: Keep the head's weights in a byte each; needs torchao.
-        base_generation_config: Take what the user leaves open from the base's generation_config.
-        gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
+        warnings: What may change what the head does.
+        notes: What else there is to say.
     """
 
-    allow_tokenizer_mismatch: bool = False
-    prompt_form: PromptFormatName = "auto"
-    template_date: str | None = None
-    int8_head: bool = False
-    base_generation_config: bool = False
-    gguf_cache: bool = True
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.template_date is not None:
-            parse_date(self.template_date)
+    def log(self) -> None:
+        """Log them."""
+        for warning in self.warnings:
+            _log.warning(warning)
+        for note in self.notes:
+            _log.info(note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +105,14 @@ class AttachedModel:
         aligned: Base and head together; alpha is 0 until it is set.
         form: Form of prompts.
         settings: Fields of `GenerationOptions` that take the place of its defaults.
+        differences: How the base differs from the one the head was trained on.
     """
 
     base: BaseModel
     aligned: AlignedLM
     form: PromptFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
+    differences: Differences = field(default_factory=Differences)
 
     def response_text(self, decoding: GenerationOptions) -> ResponseText:
         """Return what makes text of a response's tokens."""
@@ -133,13 +130,13 @@ class AttachedModel:
 
 
 def load_trained(
-    head: str, rules: AttachOptions = AttachOptions(), dtype: torch.dtype = torch.float32
+    head: str, *, int8: bool = False, dtype: torch.dtype = torch.float32
 ) -> TrainedHead:
     """Load a head from a folder, a training output or the hub.
 
     Args:
         head: Where it is.
-        rules: Whether its weights are to take a byte each.
+        int8: Whether its weights are to take a byte each.
         dtype: Element type it is to compute in.
 
     Raises:
@@ -147,7 +144,7 @@ def load_trained(
         UsageError: What int8 needs is not installed.
     """
     stored = load_head(head, dtype=dtype)
-    if rules.int8_head:
+    if int8:
         quantize_head(stored.head)
     manifest = stored.origin.manifest
     return TrainedHead(
@@ -227,27 +224,26 @@ def load_compatible_base(
     Raises:
         MAVError: It cannot be loaded or does not belong to the head.
     """
-    source = with_copy(source, gguf_cache=rules.gguf_cache)
-    check_compatible(preview_base(source), trained, rules, log_differences=False)
+    source = with_copy(source, gguf_cache=placement.gguf_cache)
+    check_compatible(preview_base(source), trained, rules)
     return load_source(source, placement)
 
 
 def check_compatible(
-    base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
-) -> tuple[int, ...]:
+    base: BaseModel, trained: TrainedHead, rules: AttachOptions
+) -> tuple[tuple[int, ...], Differences]:
     """Check that a base is compatible with a head, its weights loaded or not.
 
     Args:
         base: The base.
         trained: The head.
         rules: What the user allows.
-        log_differences: Whether to log how the base differs from the one the head was trained on.
 
     Returns:
-        The layers of this base that the head reads.
+        The layers of this base that the head reads, and how it differs from the head's own base.
 
     Raises:
-        MismatchError: It does not.
+        MismatchError: It is not.
         UsageError: Prompts cannot take the form the user wants.
     """
     record = dataclasses.replace(base.fingerprint(), id=base.id)  # as the user knows it
@@ -261,46 +257,36 @@ def check_compatible(
     check_hidden_size(trained.head.config, record, trained.name, "the base")
     _form(base, trained, rules)
     layers = map_layers(trained.states, trained.base, record)
-    if log_differences:
-        _log_differences(record, trained, layers)
-    return layers
-
-
-def _log_differences(
-    record: BaseModelRecord, trained: TrainedHead, layers: tuple[int, ...]
-) -> None:
-    """Log how a base differs from the one the head was trained on."""
+    warnings, notes = [], []
     if record.tokenizer_digest != trained.base.tokenizer_digest:
-        _log.warning(
+        warnings.append(
             f"{record.id} has another tokenizer than the base the head was trained on "
             f"({trained.base.id}): what the head raises may be other tokens than it learned of"
         )
-    same_weights = record.weights_digest == trained.base.weights_digest
     if record.quantization != trained.base.quantization:
-        _log.warning(
+        warnings.append(
             f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
             f"was {_told(trained.base.quantization)}: its states differ a little"
         )
-    if not same_weights:
-        _log.info(
+    if record.weights_digest != trained.base.weights_digest:
+        notes.append(
             f"{record.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
         )
+    return layers, Differences(warnings=tuple(warnings), notes=tuple(notes))
 
 
 def _told(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def attach_head(
-    base: BaseModel, trained: TrainedHead, rules: AttachOptions, *, log_differences: bool = True
-) -> AttachedModel:
+def attach_head(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> AttachedModel:
     """Attach a head to a loaded base, on the base's device and in its type.
 
     Raises:
         MAVError: They do not belong together.
     """
-    layers = check_compatible(base, trained, rules, log_differences=log_differences)
+    layers, differences = check_compatible(base, trained, rules)
     if trained.head.config.acts_on_state:
         require_linear_output(base)
     settings = _base_settings(base, rules)
@@ -314,6 +300,7 @@ def attach_head(
         aligned=AlignedLM(base, head, layers).__enter__(),
         form=_form(base, trained, rules),
         settings=settings,
+        differences=differences,
     )
 
 

@@ -44,7 +44,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     if not isinstance(samples, bool):
         raise BaseModelError(
             f"{name}: its generation_config has do_sample {samples!r}, expected true or false; "
-            f"correct it, or leave out --base-generation-config"
+            f"correct it, or leave out `base_generation_config`"
         )
     if samples:
         found["temperature"] = named.get("temperature", 1.0)
@@ -55,7 +55,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     except UsageError as error:
         raise BaseModelError(
             f"{name}: its generation_config cannot be carried out: {error}. Mend it, or leave out "
-            f"--base-generation-config."
+            f"`base_generation_config`."
         ) from error
     return found
 

@@ -117,9 +117,9 @@ def require_new(output: Path) -> None:
         DataError: It is so.
     """
     if output.exists():
-        raise DataError(f"{output}: exists already; remove it, or name another --output")
+        raise DataError(f"{output}: exists already; remove it, or name another `output`")
     if not output.parent.is_dir():
-        raise DataError(f"{output}: its folder does not exist; make it, or name another --output")
+        raise DataError(f"{output}: its folder does not exist; make it, or name another `output`")
 
 
 def _answer(
@@ -172,7 +172,7 @@ def _decoded(
             raise
     free_memory()
     if len(group) == 1:
-        return ["out of memory for this prompt alone; shorten it or lower --max-new-tokens"]
+        return ["out of memory for this prompt alone; shorten it or lower `max_new_tokens`"]
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding
@@ -256,7 +256,7 @@ def _lock(file: IO[str], path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DataError(
-            f"{path}: another run is writing answers there; wait for it, or name another --output"
+            f"{path}: another run is writing answers there; wait for it, or name another `output`"
         ) from error
 
 
@@ -282,7 +282,7 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
-            f"start over, or name another --output."
+            f"start over, or name another `output`."
         ) from error
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)

@@ -1,5 +1,6 @@
 """Online decoding: a frozen base and a head together, alpha chosen at each call."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from mav.pipeline.base.context import require_within
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import (
     BaseModel,
-    DeviceMap,
-    LoadOptions,
     load_base,
     load_source,
     preview_base,
@@ -23,7 +22,6 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
 from mav.pipeline.decoding.attach import (
     AttachedModel,
-    AttachOptions,
     TrainedHead,
     attach_head,
     check_compatible,
@@ -33,7 +31,12 @@ from mav.pipeline.decoding.attach import (
 )
 from mav.pipeline.decoding.exclusive_use import ExclusiveUse
 from mav.pipeline.decoding.generate import decode, finished
-from mav.pipeline.decoding.options import Generation, GenerationOptions
+from mav.pipeline.decoding.options import (
+    AttachOptions,
+    Generation,
+    GenerationOptions,
+    InferenceOptions,
+)
 from mav.pipeline.decoding.scoring import Score, score_responses
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream
 from mav.pipeline.head.model import AlignmentHead
@@ -43,6 +46,7 @@ from mav.pipeline.preferences.prompt_format import (
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
+from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
 from mav.pipeline.runtime.memory import free_memory
 
 Prompt = str | Messages
@@ -100,31 +104,54 @@ class MAVInference:
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
         """
-        rules = AttachOptions(
-            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
-            prompt_form=prompt_form,
-            template_date=template_date,
-            int8_head=int8_head,
-            base_generation_config=base_generation_config,
-            gguf_cache=gguf_cache,
+        self._load(
+            head,
+            base,
+            InferenceOptions(
+                gguf_file=gguf_file,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                quantize=quantize,
+                prompt_form=prompt_form,
+                template_date=template_date,
+                allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+                int8_head=int8_head,
+                base_generation_config=base_generation_config,
+                gguf_cache=gguf_cache,
+            ),
         )
-        placement = LoadOptions(
-            dtype=dtype, device=device, device_map=device_map, quantize=quantize
-        )
+
+    @classmethod
+    def from_options(
+        cls, head: str | Path, base: str | Path | BaseModel | None, options: InferenceOptions
+    ) -> "MAVInference":
+        """Load head and base as the constructor does, which takes the options one by one."""
+        made = cls.__new__(cls)
+        made._load(head, base, options)
+        return made
+
+    def _load(
+        self, head: str | Path, base: str | Path | BaseModel | None, options: InferenceOptions
+    ) -> None:
         if isinstance(base, BaseModel):
-            placement = LoadOptions(dtype=base.dtype, device=str(base.device))
+            placement = LoadOptions(
+                dtype=base.dtype, device=str(base.device), gguf_cache=options.gguf_cache
+            )
         else:
-            placement = placement.in_one_dtype()
-        trained = load_trained(str(head), rules, resolve_dtype(placement.dtype, placement.device))
+            placement = options.in_one_dtype()
+        dtype = resolve_dtype(placement.dtype, placement.device)
+        trained = load_trained(str(head), int8=options.int8_head, dtype=dtype)
         if not isinstance(base, BaseModel):
             source = (
-                trained.source(revision, gguf_file)
+                trained.source(options.revision, options.gguf_file)
                 if base is None
-                else resolve_base(str(base), gguf_file, revision)
+                else resolve_base(str(base), options.gguf_file, options.revision)
             )
-            base = load_compatible_base(source, trained, rules, placement)
+            base = load_compatible_base(source, trained, options, placement)
             remember(source.weights_digest(), source.id)
-        self._begin(base, trained, rules, placement)
+        self._begin(base, trained, options, placement)
 
     def _begin(
         self,
@@ -136,6 +163,7 @@ class MAVInference:
         self._trained, self._rules, self._placement = trained, rules, placement
         self._in_use = ExclusiveUse()
         self._joined: AttachedModel | None = attach_head(base, trained, rules)
+        self._joined.differences.log()
 
     @classmethod
     def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
@@ -384,6 +412,7 @@ class MAVInference:
         with self._in_use.acquire():
             if isinstance(base_model, BaseModel):
                 joined = attach_head(base_model, self._trained, self._rules)
+                joined.differences.log()
                 if self._joined is not None:
                     self._joined.close()
                 self._joined = joined
@@ -402,8 +431,8 @@ class MAVInference:
                 self._joined = None
 
     def _load_other(self, source: BaseSource) -> None:
-        source = with_copy(source, gguf_cache=self._rules.gguf_cache)
-        check_compatible(preview_base(source), self._trained, self._rules, log_differences=False)
+        source = with_copy(source, gguf_cache=self._placement.gguf_cache)
+        check_compatible(preview_base(source), self._trained, self._rules)
         before = None if self._joined is None else self._joined.base.source
         # A base built in memory could not be loaded again, so it is kept until the switch has
         # succeeded.
@@ -417,8 +446,9 @@ class MAVInference:
         except BaseException:
             if before is not None:
                 base = load_source(before, self._placement)
-                self._joined = attach_head(base, self._trained, self._rules, log_differences=False)
+                self._joined = attach_head(base, self._trained, self._rules)
             raise
+        joined.differences.log()
         if self._joined is not None:
             self._joined.close()
         self._joined = joined
@@ -446,6 +476,6 @@ def create_mav(
     """
     if head is not None:
         return MAVInference(head, base_model, **options)
-    names = ("gguf_file", "revision", "dtype", "device", "device_map", "quantize", "gguf_cache")
-    loading = {name: options.pop(name) for name in names if name in options}
+    names = {field.name for field in dataclasses.fields(BaseOptions)}
+    loading = {name: options.pop(name) for name in names & options.keys()}
     return MAVInference.with_new_head(load_base(base_model, **loading), **options)

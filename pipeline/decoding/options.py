@@ -1,4 +1,4 @@
-"""Options and results of generation."""
+"""Options of decoding, and its results."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,13 +6,61 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.runtime.choices import CacheImplementation
+from mav.pipeline.preferences.chat_template import parse_date
+from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
 _HOTTEST: Final = 1e4
 _LARGEST_SEED: Final = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachOptions:
+    """Options for attaching a head to a base.
+
+    Attributes:
+        allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+        prompt_form: Form of prompts; `auto` is what the head was trained in.
+        template_date: Date given to a chat template that asks for it, as YYYY-MM-DD, or
+            `today`; the day of the head's training data if None.
+        int8_head: Keep the head's weights in a byte each; needs torchao.
+        base_generation_config: Take what the user leaves open from the base's generation_config.
+    """
+
+    allow_tokenizer_mismatch: bool = option(
+        False, help="Take a base whose tokenizer is another one of the same size."
+    )
+    prompt_form: PromptFormatName = option(
+        "auto",
+        choices=get_args(PromptFormatName),
+        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
+    )
+    template_date: str | None = option(
+        None,
+        metavar="DATE",
+        default_text="as in training",
+        help="Date given to a chat template that asks for it: YYYY-MM-DD or today.",
+    )
+    int8_head: bool = option(False, help="Keep the head in a byte per weight; needs torchao.")
+    base_generation_config: bool = option(
+        False, help="Decode as the base's generation_config says, where no option is given."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.template_date is not None:
+            parse_date(self.template_date)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(BaseOptions, AttachOptions):
+    """How a base is loaded and a head attached to it; the fields are those of both."""
+
+    def __post_init__(self) -> None:
+        AttachOptions.__post_init__(self)  # which checks every field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +113,10 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         check_options(self)
         self._take_stop()
-        if not isinstance(self.compile, bool):
-            raise UsageError(f"compile: got {self.compile!r}, expected True or False")
         if self.compile and self.cache_implementation != "static":
             raise UsageError(
-                f"compile: got cache_implementation {self.cache_implementation}, expected static"
+                f"compile: got {self.cache_implementation} as `cache_implementation`, expected "
+                f"static"
             )
 
     def _take_stop(self) -> None:
@@ -115,16 +162,15 @@ class GenerationOptions:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Sampling options that have no effect because nothing is sampled."""
+        """Fields that are set and have no effect, because nothing is sampled."""
         if self.samples:
             return ()
-        said = {
-            "--top-k": self.top_k != 0,
-            "--top-p": self.top_p != 1,
-            "--min-p": self.min_p != 0,
-            "--seed": self.seed is not None,
-        }
-        return tuple(option for option, given in said.items() if given)
+        of_sampling = ("top_k", "top_p", "min_p", "seed")
+        return tuple(
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name in of_sampling and getattr(self, field.name) != field.default
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

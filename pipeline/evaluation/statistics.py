@@ -55,5 +55,5 @@ def advice(kl_per_token: float, pairs: str, steps: int) -> str:
     return (
         f"This head hardly moves the base: at alpha 1 the KL is {kl_per_token:.1e} nats per token "
         f"on {pairs}, less than {LEAST_KL:g}, after {steps:,} steps. Train it with a higher "
-        f"--learning-rate or more --num-epochs; a smaller --lambda-l2 lets it move further."
+        f"learning rate or for more epochs; a smaller penalty (lambda_l2) lets it move further."
     )

@@ -190,7 +190,7 @@ class BlockForward:
         if not finite:
             raise BaseModelError(
                 f"{self._manifest.base.id}: its hidden states are not finite in "
-                f"{plain_name(self._base.dtype)}. Use --dtype bfloat16 or float32."
+                f"{plain_name(self._base.dtype)}. Use `dtype` bfloat16 or float32."
             )
         if not storable:
             what = f"{self._manifest.base.id}: its hidden states"

@@ -5,7 +5,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from mav.cache_schema.records import read_commits
+from mav.cache_schema.commits import read_commits
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.extraction.prepare import ExtractionJob

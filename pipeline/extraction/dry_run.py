@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts
 from mav.cache_schema.choices import Compression, LogitsEncoding
+from mav.cache_schema.commits import read_commits
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import (
     Manifest,
 )
-from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.manifest import as_begun
 from mav.pipeline.extraction.options import ExtractOptions, states_storage
@@ -161,8 +161,8 @@ def require_room(
     if size.to_write * _SPARE > free:
         raise CacheError(
             f"{objects.location}: the cache needs {size.to_write / 1e9:.2f} GB more, but only "
-            f"{free / 1e9:.2f} GB are free there. Free some space, name another --output, or make "
-            f"it smaller with --compression blosc, --storage-dtype int8, --pooled-size or --limit; "
+            f"{free / 1e9:.2f} GB are free there. Free some space, name another `output`, or make "
+            f"it smaller with `compression` blosc, `storage_dtype` int8, `pooled_size` or `limit`; "
             f"`mav extract --dry-run` shows what each takes."
         )
 

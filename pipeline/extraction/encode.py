@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mav.cache_schema.encoding.quantization import QUANTIZED
 from mav.cache_schema.errors import BaseModelError
 from mav.cache_schema.manifest import Manifest
-from mav.cache_schema.quantization import QUANTIZED
 from mav.pipeline.extraction.quantize import quantize
 from mav.pipeline.ops.base_logits import Unembedding, encode_topk
 from mav.pipeline.ops.tensor_storage import from_stored, require_holds, to_stored
@@ -60,7 +60,7 @@ def vocabulary_rows(
             computed_in = " and ".join(manifest.states.compute_dtypes)
             raise BaseModelError(
                 f"{manifest.base.id}: its log-probabilities are not finite in {computed_in}. Use "
-                f"--dtype bfloat16 or float32."
+                f"`dtype` bfloat16 or float32."
             )
         if manifest.logits.encoding == "dense":
             require_holds(logits_NV, manifest.states.dtype, f"{manifest.base.id}: its logits")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import BaseModelRecord, Manifest
@@ -15,7 +16,7 @@ from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import LOCK, run_lock
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.writer import CacheWriter
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import (
     quantization_of,
@@ -211,7 +212,7 @@ def _create(objects: ObjectStore, run: str, job: ExtractionJob) -> None:
 
 
 def _restore(writer: CacheWriter, job: ExtractionJob) -> list[str]:
-    return writer.restore_layout(job.plan, job.data.columns(), unembedding_arrays(job))
+    return writer.restore_static_objects(job.plan, job.data.columns(), unembedding_arrays(job))
 
 
 def _report(

@@ -46,7 +46,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
     if reads is not None and longest > reads:
         raise UsageError(
             f"max_length: a text has {longest} tokens, but {base} reads at most {reads}; use "
-            f"--max-length {reads}"
+            f"`max_length` {reads}"
         )
     for rotary in _rotary_embeddings(config):
         kind = rotary.get("rope_type")
@@ -55,7 +55,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
             raise UsageError(
                 f"max_length: a text has {longest} tokens, but beyond {steady} {base} turns all "
                 f"positions otherwise (rope_type {kind}), so that the states of a text would hang "
-                f"on what is in its batch; use --max-length {steady}"
+                f"on what is in its batch; use `max_length` {steady}"
             )
 
 

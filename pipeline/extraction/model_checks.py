@@ -139,7 +139,7 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
                     f"{base.config.model_type}: the states taken for layer {layer} are not its "
                     f"hidden_states[{layer}] (shapes {tuple(got.shape)} and {tuple(want.shape)}, "
                     f"relative error {error:.2g}). If that is not a number, use another "
-                    f"--dtype; else please report this architecture."
+                    f"`dtype`; else please report this architecture."
                 )
     return worst
 
@@ -152,7 +152,7 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
         The relative error.
 
     Raises:
-        BaseModelError: They differ, so only `--logits dense` or `topk` can serve this model.
+        BaseModelError: They differ, so only `logits` dense or topk can serve this model.
     """
     last = base.num_hidden_layers
     with base.hidden_state_hooks((last,)) as hooks:
@@ -164,7 +164,7 @@ def check_unembedding(base: BaseModel, unembedding: Unembedding, batch: ForwardB
         raise BaseModelError(
             f"{base.config.model_type}: the model's logits are not its final state times its "
             f"output embedding (relative error {error:.2g}), so they cannot be factored. "
-            f"Use --logits dense or --logits topk."
+            f"Use `logits` dense or `logits` topk."
         )
     return error
 
@@ -214,7 +214,7 @@ def choose_packing(
     raise BaseModelError(
         f"{base.config.model_type}: the states of a text change with what else is in its batch "
         f"(relative error {errors['apart']:.2g}), so what extraction stores would not be what "
-        f"decoding sees. Try --dtype float32; if that changes nothing, please report this "
+        f"decoding sees. Try `dtype` float32; if that changes nothing, please report this "
         f"architecture."
     )
 

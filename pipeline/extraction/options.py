@@ -8,17 +8,16 @@ from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage,
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.layer_selection import parse_indices
 from mav.pipeline.preferences.chat_template import parse_date
-from mav.pipeline.runtime.choices import Form, Quantize, StorageDtype
-from mav.pipeline.runtime.options import check_options, known, option
+from mav.pipeline.runtime.choices import Form, StorageDtype
+from mav.pipeline.runtime.load_options import BaseOptions
+from mav.pipeline.runtime.options import known, option
 
 if TYPE_CHECKING:
-    from mav.pipeline.base.model import DeviceMap
     from mav.pipeline.preferences.sources import DataSource
-    from mav.pipeline.runtime.compute_dtype import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
+class ExtractOptions(BaseOptions):
     """What `mav extract` is asked for.
 
     Attributes:
@@ -56,8 +55,6 @@ class ExtractOptions:
     output: str | Path = field(
         metadata=known(help="Cache to write: a folder, or a URL such as s3://….")
     )
-    gguf_file: str | None = option(None, help="GGUF file inside the base's folder or repository.")
-    revision: str | None = option(None, help="Branch, tag or commit of the base on the hub.")
     layer_selection: str = option(
         "auto",
         help="auto (first, middle, last), uniform, or indices like 1,15,30; 0 is the embeddings.",
@@ -92,18 +89,9 @@ class ExtractOptions:
     top_k: int = option(
         64, whole=True, at_least=1, help="Logits kept per token with --logits topk."
     )
-    dtype: "Dtype" = "auto"
     allow_dtype_mismatch: bool = option(
         False, help="Go on with a cache that was begun in another --dtype."
     )
-    device: str = "auto"
-    device_map: "DeviceMap | None" = None
-    quantize: Quantize | None = option(
-        None,
-        choices=get_args(Quantize),
-        help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
-    )
-    gguf_cache: bool = True
     batch_tokens: int | None = option(
         None,
         whole=True,
@@ -128,7 +116,7 @@ class ExtractOptions:
         from mav.pipeline.preferences.sources import require_weights
         from mav.pipeline.runtime.compute_dtype import dtype_name
 
-        check_options(self)
+        super().__post_init__()
         if self.template_date is not None:
             parse_date(self.template_date)
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
@@ -137,7 +125,7 @@ class ExtractOptions:
         if self.layer_selection not in ("auto", "uniform"):
             parse_indices(self.layer_selection)
         if not self.sources:
-            raise UsageError("dataset: got none, expected at least one data set")
+            raise UsageError("data: got none, expected at least one data set")
         require_weights(self.sources)
 
     @property

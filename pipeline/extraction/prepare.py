@@ -17,7 +17,7 @@ from mav.cache_schema.manifest import (
 )
 from mav.cache_schema.plan import BlockPlan
 from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.base.model import BaseModel, LoadOptions, load_source
+from mav.pipeline.base.model import BaseModel, load_source
 from mav.pipeline.base.pretrained import load_config, load_tokenizer
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.batch_size import CPU_TOKENS, BatchBudget, measured_budget
@@ -41,6 +41,7 @@ from mav.pipeline.runtime.compute_dtype import (
 )
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.distributed import Processes, launched_here
+from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
         if getattr(options, name) is not None:
             raise UsageError(
                 f"{name}: the base that was given is loaded already, so load it that way, or leave "
-                f"it to base_model"
+                f"it to `base_model`"
             )
     if options.dtype not in (AUTO, dtype_name(base.dtype, "base")):
         raise UsageError(
@@ -199,11 +200,11 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
     if options.dtype == AUTO:
         remedy = f"Give a base that computes in {own[-1]}"
     else:
-        remedy = f"Leave out --dtype to go on in {own[-1]}"
+        remedy = f"Leave out `dtype` to go on in {own[-1]}"
     raise MismatchError(
         f"{options.output}: this cache was computed in {' and '.join(own)}, but {dtype} was asked "
-        f"for, which rounds otherwise. {remedy}, add --allow-dtype-mismatch to have the rest in "
-        f"{dtype}, or name another --output."
+        f"for, which rounds otherwise. {remedy}, add `allow_dtype_mismatch=True` to have the rest "
+        f"in {dtype}, or name another `output`."
     )
 
 
@@ -321,7 +322,7 @@ def _told_width(manifest: Manifest) -> str:
         return f"Layers are pooled to {width}, the published width"
     return (
         f"Layers are pooled to {width}, the base's own width (the published head's is "
-        f"--pooled-size {PUBLISHED_POOLED_SIZE})"
+        f"`pooled_size` {PUBLISHED_POOLED_SIZE})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Quantizing the hidden states of a block; `mav.cache_schema.quantization` says what codes mean.
+"""Quantizing the hidden states of a block, as `cache_schema.encoding.quantization` defines codes.
 
 Shape legend: N tokens of a block, … the remaining dimensions but the last, W channels.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mav.cache_schema.choices import StatesStorage
-from mav.cache_schema.quantization import (
+from mav.cache_schema.encoding.quantization import (
     LARGEST,
     PER_CHANNEL,
     PER_TOKEN,

@@ -40,7 +40,7 @@ def check_vocabulary(
             f"tokenizers ({expected.id}: {expected.tokenizer_digest[:12]}, {got.id}: "
             f"{got.tokenizer_digest[:12]}), so the same id means another token. Train a head for "
             f"this base"
-            + (", or decode all the same with --allow-tokenizer-mismatch." if choice else ".")
+            + (", or decode all the same with `allow_tokenizer_mismatch=True`." if choice else ".")
         )
 
 
@@ -89,7 +89,7 @@ def check_kind(config: HeadConfig, cache: Manifest, what_got: str) -> None:
         raise MismatchError(
             f"{what_got}: holds the base's logits with encoding {cache.logits.encoding}, and a "
             f"head of kind {config.kind} needs the last states and the output embedding. Extract "
-            f"with --logits factored, or train with --head-type mlp."
+            f"with `logits` factored, or train with `head_type` mlp."
         )
     check_hidden_size(config, cache.base, "The head", what_got)
 
@@ -135,6 +135,6 @@ def map_layers(
         raise MismatchError(
             f"The head reads layers {list(states.layers)} of {trained_on.num_hidden_layers}, "
             f"chosen by index, but {other.id} has {other.num_hidden_layers} layers; only heads "
-            f"trained with --layer-selection auto or uniform can go to a base of another depth."
+            f"trained on `layer_selection` auto or uniform can go to a base of another depth."
         )
     return select_layers(states.layer_selection, len(states.layers), other.num_hidden_layers)

@@ -148,7 +148,7 @@ def quantize_head(head: AlignmentHead) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise UsageError("--int8-head needs torchao: pip install 'mav-align[eight-bit]'") from error
+        raise UsageError("`int8_head` needs torchao: pip install 'mav-align[eight-bit]'") from error
     quantize_(head, Int8WeightOnlyConfig())
     head.compile()
 

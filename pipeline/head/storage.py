@@ -139,8 +139,8 @@ def require_finite(head: nn.Module, folder: Path) -> None:
             raise HeadError(
                 f"{path}: {name} holds values that are not finite in "
                 f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
-                f"diverged, or the type is too narrow: train with a lower --learning-rate, or use "
-                f"--dtype bfloat16."
+                f"diverged, or the type is too narrow: train with a lower `learning_rate`, or use "
+                f"`dtype` bfloat16."
             )
 
 

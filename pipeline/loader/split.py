@@ -7,12 +7,12 @@ set that pair is from.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Split = Literal["training", "held-out", "all"]
+from mav.pipeline.runtime.choices import Split
 
 
 @dataclass(frozen=True, kw_only=True)

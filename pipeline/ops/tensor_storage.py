@@ -48,7 +48,7 @@ def require_holds(tensor: Tensor, dtype: str, what: str) -> None:
 def too_large(dtype: str, what: str) -> str:
     """Return the message about values that a storage type has no numbers for."""
     return (
-        f"{what} reach values that {dtype} cannot hold. Store them with --storage-dtype bfloat16, "
+        f"{what} reach values that {dtype} cannot hold. Store them with `storage_dtype` bfloat16, "
         f"which has float32's range."
     )
 

@@ -145,8 +145,8 @@ class ChatTemplate:
 
     def _undefined(self, reason: str) -> BaseModelError:
         return BaseModelError(
-            f"--prompt-form chat: the chat template of {self.tokenizer.name_or_path} cannot be "
-            f"used, as {reason}. Use --prompt-form hh, or a base with another template."
+            f"prompt_form: got 'chat', but the chat template of {self.tokenizer.name_or_path} "
+            f"cannot be used, as {reason}. Use hh, or a base with another template."
         )
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:

@@ -178,15 +178,15 @@ def choose_prompt_format(
     if name == "chat":
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(
-                "--prompt-form chat: the base has no chat template; use --prompt-form hh, or a "
-                "base that was tuned to chat"
+                "prompt_form: got 'chat', but the base has no chat template; use hh, or a base "
+                "that was tuned to chat"
             )
         form.template.require_defined()
     return form
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of plain text prompts, as `--prompt-form hh` encodes them.
+    """Return the ids of plain text prompts, as `prompt_form` hh encodes them.
 
     What the tokenizer puts before every text stays; an end of sequence that it puts behind is left
     out, since what follows would be another text. One that the text itself spells is kept.

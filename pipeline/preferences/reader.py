@@ -68,13 +68,14 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     if source.data_dir is not None and (path.is_file() or saved):
         raise UsageError(
-            f"data_dir={source.data_dir} goes with a data set that has subset folders, but {path} "
-            f"is {'one file' if path.is_file() else 'a saved data set'}"
+            f"data_dir: got {source.data_dir!r}, which goes with a data set that has subset "
+            f"folders, but {path} is {'one file' if path.is_file() else 'a saved data set'}"
         )
     if path.is_file():
         if source.split != DEFAULT_SPLIT:
             raise UsageError(
-                f"--split {source.split} goes with a hub or saved data set, but {path} is one file"
+                f"split: got {source.split!r}, which goes with a hub or saved data set, but {path} "
+                f"is one file"
             )
         yield from _file_rows(path)
     else:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.manifest import source_name
+from mav.pipeline.runtime.options import check_options, option
 
 DEFAULT_SPLIT: Final = "train"
 _LIKE_A_FIELD: Final = re.compile(r"\w+=")
@@ -30,15 +31,16 @@ class DataSource:
     """
 
     id: str
-    data_dir: str | None = None
-    split: str = DEFAULT_SPLIT
-    limit: int | None = None
+    data_dir: str | None = option(None, help="Subset folder of data sets, such as harmless-base.")
+    split: str = option(DEFAULT_SPLIT, help="Split of data sets; of a test split none trains.")
+    limit: int | None = option(
+        None, whole=True, at_least=1, help="Read only the first N rows of each data set."
+    )
     weight: float | None = None
     held_out: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit: got {self.limit}, expected at least 1")
+        check_options(self)
         if self.weight is not None and not (math.isfinite(self.weight) and self.weight > 0):
             raise UsageError(f"weight of {self.id}: got {self.weight}, expected more than 0")
         if self.held_out is None and len(self._uses) > 1:
@@ -90,21 +92,21 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
     while fields and not _LIKE_A_FIELD.match(fields[0]):
         name = f"{name},{fields.pop(0)}"
     if not name:
-        raise UsageError(f"dataset: got {text!r}, expected a file, a folder or a hub id")
+        raise UsageError(f"data: got {text!r}, expected a file, a folder or a hub id")
     found: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")
         if key not in _FIELDS:
             raise UsageError(
-                f"--dataset {text}: got {field!r}, expected one of "
+                f"data: {text}: got {field!r}, expected one of "
                 f"{', '.join(f'{known}=' for known in _FIELDS)}"
             )
         if key in found:
-            raise UsageError(f"--dataset {text}: {key} is there twice")
+            raise UsageError(f"data: {text}: {key} is there twice")
         try:
             found[key] = _FIELDS[key](value)
         except ValueError as error:
-            raise UsageError(f"--dataset {text}: {key}: got {value!r}, {error}") from error
+            raise UsageError(f"data: {text}: {key}: got {value!r}, {error}") from error
     return dataclasses.replace(defaults, id=name, **found)
 
 

@@ -79,8 +79,8 @@ def require_report(path: Path) -> None:
     Raises:
         UsageError: matplotlib is not installed, or no file can be written there.
     """
-    require_matplotlib("--report")
-    require_place(path, "--report")
+    require_matplotlib("report")
+    require_place(path, "report")
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mav.cache_schema.arrays import bytes_per_token, layouts
+from mav.cache_schema.commits import read_commits
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
-from mav.cache_schema.records import read_commits
 from mav.cache_schema.root import ROOT, read_manifest
 from mav.cache_schema.storage.addresses import is_remote, local_folder
 from mav.cache_schema.storage.base import ObjectStore

@@ -127,7 +127,7 @@ def require_matplotlib(option: str) -> Any:
     try:
         return importlib.import_module("matplotlib.figure").Figure
     except ImportError as error:
-        raise UsageError(f"{option} needs matplotlib: pip install matplotlib") from error
+        raise UsageError(f"`{option}` needs matplotlib: pip install matplotlib") from error
 
 
 def plots(charts: Sequence[Chart], name: str) -> str:
@@ -179,7 +179,7 @@ def text(value: object) -> str:
 
 def _draw(chart: Chart, name: str) -> str:
     """Return a plot as an `<svg>` element whose ids begin with `name`."""
-    new_figure = require_matplotlib("--report")
+    new_figure = require_matplotlib("report")
     import matplotlib
 
     file = io.StringIO()

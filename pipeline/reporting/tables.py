@@ -44,11 +44,11 @@ def require_plot(path: Path) -> None:
         UsageError: matplotlib is not installed, the file's ending is not a picture format, or no
             file can be written there.
     """
-    kinds = require_matplotlib("--plot")().canvas.get_supported_filetypes()
+    kinds = require_matplotlib("plot")().canvas.get_supported_filetypes()
     ending = path.suffix.removeprefix(".").lower()
     if ending and ending not in kinds:
-        raise UsageError(f"--plot: got {path}, expected an ending such as .png, .svg or .pdf")
-    require_place(path, "--plot")
+        raise UsageError(f"plot: got {path}, expected an ending such as .png, .svg or .pdf")
+    require_place(path, "plot")
 
 
 def require_place(path: Path, option: str) -> None:
@@ -66,11 +66,11 @@ def require_place(path: Path, option: str) -> None:
     try:
         # A device or a pipe would be replaced by a file.
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: not a file. Name a file for {option}.")
+            raise UsageError(f"{path}: not a file. Name a file for `{option}`.")
         trial.touch(exist_ok=False)
     except OSError as error:
         raise UsageError(
-            f"{path}: {error.strerror}. Name a file for {option} in a folder that is there and "
+            f"{path}: {error.strerror}. Name a file for `{option}` in a folder that is there and "
             f"can be written to."
         ) from error
     finally:
@@ -87,7 +87,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     require_plot(path)
     results = sorted(evaluation.results, key=lambda result: result.alpha)
     alphas = [result.alpha for result in results]
-    figure = require_matplotlib("--plot")(figsize=(8, 3.6), layout="constrained")
+    figure = require_matplotlib("plot")(figsize=(8, 3.6), layout="constrained")
     accuracy, divergence = figure.subplots(1, 2)
     for label, points in (
         (

@@ -24,4 +24,6 @@ ObjectiveName = Literal[
 ]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
+Split = Literal["held-out", "training", "all"]
+"""Parts of a cache's pairs, by whether a head was trained on them."""
 CacheImplementation = Literal["dynamic", "static", "none"]

@@ -196,7 +196,7 @@ def _warn_if_slow(dtype: torch.dtype, native: torch.dtype, device: torch.device)
     _warned.add((dtype, device.type))
     _log.warning(
         f"{plain_name(dtype)} is slow here: on {device.type} a product takes {ratio:.3g} times as "
-        f"long as in {plain_name(native)}, which --dtype auto chooses"
+        f"long as in {plain_name(native)}, which `dtype` auto chooses"
     )
 
 

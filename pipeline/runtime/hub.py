@@ -83,7 +83,7 @@ def find_data(repository: str, data_dir: str | None) -> str:
         copy = download(repository, repo_type="dataset", allow=[pattern])
         if (copy / inside).is_dir():
             return str(copy)
-    raise FileNotFoundError(f"there is no folder {data_dir!r} in it. Check --data-dir.")
+    raise FileNotFoundError(f"there is no folder {data_dir!r} in it. Check `data_dir`.")
 
 
 def bound_waiting() -> None:
@@ -142,7 +142,7 @@ def why_no_rows(error: BaseException, repository: str, data_dir: str | None) -> 
     if data and folder and not any(folder in PurePosixPath(name).parents for name in data):
         folders = sorted({name.rpartition("/")[0] for name in data} - {""})
         held = f"it has {_listed(folders)}" if folders else "its files are in no folder"
-        return f"there is no folder {data_dir!r} of data in it; {held}. Check --data-dir."
+        return f"there is no folder {data_dir!r} of data in it; {held}. Check `data_dir`."
     return why_no_table(error)
 
 

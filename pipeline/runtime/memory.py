@@ -40,5 +40,5 @@ def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
     """
     return BaseModelError(
         f"{base}: out of memory for a single pair of {tokens} tokens. Use a smaller "
-        f"--max-length, --quantize, or --device-map auto on a machine with more."
+        f"`max_length`, `quantize`, or `device_map` auto on a machine with more."
     )

@@ -1,11 +1,12 @@
 """Options as dataclass fields that carry their help, choices and bounds.
 
 The command line makes its flags of them, and `check_options` validates them, so that each is stated
-once. Errors name the field; the command line shows it as its flag.
+once. Errors name the field, before a colon or in backticks; the command line shows its flag.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final
@@ -22,26 +23,32 @@ class Option:
     Attributes:
         help: One line for `--help`.
         choices: Values it may have; any if empty.
+        other_types: Whether it may also have values that are not text, whatever `choices` are.
         whole: Whether its value is a whole number.
         number: Whether its value is a number, whole or not.
+        numbers: Whether its value is one number or more, each whole or not.
         at_least: Smallest value.
         above: A value it must exceed.
         at_most: Largest value.
         below: A value it must stay below.
         default_text: What `--help` says instead of the default, where that depends on the input.
         metavar: How `--help` names the value.
+        off: Flag that turns it off, where it is on by default; `no-` and its name if None.
     """
 
     help: str
     choices: tuple[str, ...] = ()
+    other_types: bool = False
     whole: bool = False
     number: bool = False
+    numbers: bool = False
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     default_text: str | None = None
     metavar: str | None = None
+    off: str | None = None
 
     def expected(self) -> str:
         """Return the bounds in words."""
@@ -92,19 +99,29 @@ def check_options(options: Any) -> None:
         rule, value = option_of(field), getattr(options, field.name)
         if rule is None or (value is None and field.default is None):
             continue
-        problem = _problem(rule, value)
+        problem = _problem(rule, value, flag=isinstance(field.default, bool))
         if problem:
             problems.append(f"{field.name}: got {value!r}, expected {problem}")
+        elif rule.numbers:
+            object.__setattr__(options, field.name, tuple(map(float, value)))
         elif rule.whole or rule.number:
             object.__setattr__(options, field.name, int(value) if rule.whole else float(value))
     if problems:
         raise UsageError("\n".join(problems))
 
 
-def _problem(rule: Option, value: Any) -> str | None:
+def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:
     """Return what was expected of a value that is not as an option says, or None."""
+    if flag:
+        return None if isinstance(value, bool) else "True or False"
     if rule.choices:
-        return None if value in rule.choices else f"one of {', '.join(rule.choices)}"
+        other = rule.other_types and not isinstance(value, str)
+        return None if other or value in rule.choices else f"one of {', '.join(rule.choices)}"
+    if rule.numbers:
+        several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+        one = Option(help=rule.help, number=True)
+        sound = several and all(_problem(one, number, flag=False) is None for number in value)
+        return None if sound else "finite numbers"
     if not (rule.whole or rule.number):
         return None
     if isinstance(value, bool) or not isinstance(value, Integral if rule.whole else Real):

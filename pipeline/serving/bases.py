@@ -8,8 +8,8 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.model import preview_base
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.attach import AttachOptions, check_compatible, load_trained
-from mav.pipeline.runtime.choices import Quantize
+from mav.pipeline.decoding.attach import check_compatible, load_trained
+from mav.pipeline.decoding.options import InferenceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
         twice = next(
             source.id for source, parts in zip(sources, full, strict=True) if full.count(parts) > 1
         )
-        raise UsageError(f"base_model: got {twice} twice, expected different bases")
+        raise UsageError(f"bases: got {twice} twice, expected different bases")
     bases = []
     for source, parts in zip(sources, full, strict=True):
         others = [other for other in full if other != parts]
@@ -64,19 +64,13 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
     return tuple(bases)
 
 
-def check_bases(
-    head: str,
-    sources: Sequence[BaseSource],
-    options: AttachOptions,
-    quantize: Quantize | None,
-) -> None:
+def check_bases(head: str, sources: Sequence[BaseSource], options: InferenceOptions) -> None:
     """Check that bases are compatible with a head, without loading their weights.
 
     Args:
         head: Folder of a head or of a training run, or a hub id.
         sources: The bases.
-        options: How they will be attached.
-        quantize: How they will be quantized.
+        options: How they will be loaded and attached.
 
     Raises:
         MAVError: A base is not compatible with the head, or is not a base.
@@ -84,7 +78,9 @@ def check_bases(
     trained = load_trained(head)
     for source in sources:
         source = with_copy(source, gguf_cache=options.gguf_cache)
-        check_compatible(preview_base(source, quantize), trained, options)
+        preview = preview_base(source, options.quantize)
+        _, differences = check_compatible(preview, trained, options)
+        differences.log()
 
 
 def _parts(source: BaseSource) -> tuple[str, ...]:

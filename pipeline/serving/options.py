@@ -2,19 +2,19 @@
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, get_args
+from dataclasses import dataclass, field
+from typing import Final
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.runtime.choices import DtypeName, PromptFormatName, Quantize
-from mav.pipeline.runtime.options import check_options, option
+from mav.pipeline.decoding.options import InferenceOptions
+from mav.pipeline.runtime.options import known, option
 
 MAX_ALPHA: Final = 100.0
 """Largest strength, either way: beyond it logits leave the range in which they mean anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(InferenceOptions):
     """All settings of a server.
 
     Attributes:
@@ -43,28 +43,12 @@ class ServeOptions:
         max_prompt_tokens: Most tokens of a prompt, however many the base could read.
     """
 
-    head: str
-    bases: tuple[str, ...] = ()
-    gguf_file: str | None = None
-    revision: str | None = None
-    dtype: DtypeName = option(
-        "auto",
-        choices=get_args(DtypeName),
-        help="Element type to compute in; auto is what the device multiplies natively.",
+    head: str = field(metadata=known(help="Folder or hub id of a head."))
+    bases: tuple[str, ...] = option(
+        (),
+        default_text="the one it was trained on",
+        help="Base to serve; several may be chosen from.",
     )
-    device: str = "auto"
-    device_map: str | None = None
-    quantize: Quantize | None = None
-    prompt_form: PromptFormatName = option(
-        "auto",
-        choices=get_args(PromptFormatName),
-        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
-    )
-    template_date: str | None = None
-    allow_tokenizer_mismatch: bool = False
-    int8_head: bool = False
-    base_generation_config: bool = False
-    gguf_cache: bool = True
     host: str = option("127.0.0.1", help="Address to listen on.")
     port: int = option(
         8000, whole=True, at_least=0, at_most=65535, help="Port to listen on; 0 takes a free one."
@@ -87,7 +71,7 @@ class ServeOptions:
     max_prompt_tokens: int = option(8192, whole=True, at_least=1, help="Most tokens of a prompt.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         problems = list(self._problems())
         if problems:
             raise UsageError("\n".join(problems))
@@ -115,6 +99,6 @@ class ServeOptions:
             yield "api_key: got an empty one or signs a header cannot carry, expected plain ASCII"
         elif self.api_key is None and not self.loopback:
             yield (
-                f"host: got {self.host!r}, which others can reach, and no api_key; set a key, "
+                f"host: got {self.host!r}, which others can reach, and no `api_key`; set a key, "
                 f"or listen on 127.0.0.1"
             )

@@ -48,7 +48,6 @@ def load_server(options: ServeOptions) -> "HttpServer":
 
 def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     from mav.pipeline.base.source import resolve_base
-    from mav.pipeline.decoding.attach import AttachOptions
     from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.serving.app import build_app
     from mav.pipeline.serving.bases import check_bases, served_bases
@@ -59,30 +58,9 @@ def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     sources = [resolve_base(base, options.gguf_file, options.revision) for base in options.bases]
     bases = served_bases(sources)
     if len(sources) > 1:
-        attach_options = AttachOptions(
-            allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
-            prompt_form=options.prompt_form,
-            template_date=options.template_date,
-            int8_head=options.int8_head,
-            base_generation_config=options.base_generation_config,
-            gguf_cache=options.gguf_cache,
-        )
-        check_bases(options.head, sources[1:], attach_options, options.quantize)
-    mav = MAVInference(
-        options.head,
-        options.bases[0] if options.bases else None,
-        gguf_file=options.gguf_file,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        device_map=options.device_map,
-        quantize=options.quantize,
-        prompt_form=options.prompt_form,
-        template_date=options.template_date,
-        allow_tokenizer_mismatch=options.allow_tokenizer_mismatch,
-        int8_head=options.int8_head,
-        base_generation_config=options.base_generation_config,
-        gguf_cache=options.gguf_cache,
+        check_bases(options.head, sources[1:], options)
+    mav = MAVInference.from_options(
+        options.head, options.bases[0] if options.bases else None, options
     )
     if not bases:
         assert mav.base.source is not None

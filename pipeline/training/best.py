@@ -41,8 +41,8 @@ def judge(
     if loss is not None and not math.isfinite(loss):
         raise DataError(
             f"{options.folder}: the held-out loss is {loss} at step {state.step}, so the run "
-            f"has diverged. Use a smaller --learning-rate or --no-bf16; what was saved before is "
-            f"kept."
+            f"has diverged. Use a smaller `learning_rate` or turn `bf16` off; what was saved "
+            f"before is kept."
         )
     best = loss is None or state.best_loss is None or loss < state.best_loss
     if best and loss is not None:

@@ -25,7 +25,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum, check_checksum
 from mav.cache_schema.errors import HeadError
 from mav.pipeline.runtime.durable_files import measure, new_folder, sync_parents, write_tensors
 
@@ -174,7 +174,7 @@ def _write_files(
         path = folder / f"{name}{_ENDING}"
         write_tensors(path, values)
         files[path.name] = measure(path)
-    document = {"state": asdict(state), "files": files, "seal": UNSEALED}
+    document = {"state": asdict(state), "files": files, "seal": BLANK_CHECKSUM}
     (folder / _STATE).write_bytes(add_checksum(document))
 
 

@@ -147,10 +147,10 @@ def _nothing_left(options: TrainOptions, reader: CacheReader) -> DataError:
     if reader.set_apart.all():
         return DataError(
             f"{options.cache}: all of its {reader.plan.pairs} pairs are of data sets for "
-            f"evaluation alone; name it with --eval-cache, and with --cache one that has pairs to "
+            f"evaluation alone; name it as `eval_cache`, and as `cache` one that has pairs to "
             f"train on"
         )
     return DataError(
-        f"{options.cache}: --eval-fraction {options.eval_fraction} holds out all of its "
+        f"{options.cache}: `eval_fraction` {options.eval_fraction} holds out all of its "
         f"{reader.plan.pairs} pairs; use a smaller one"
     )

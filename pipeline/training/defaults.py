@@ -102,6 +102,6 @@ def _tell_of_expansion_size(size: int, manifest: Manifest) -> None:
     if size != PUBLISHED_EXPANSION_SIZE:
         approximately = "" if base.parameters is not None else "about "
         _log.info(
-            f"--expansion-size {size}, for a head of at most a third of the base's {approximately}"
+            f"`expansion_size` {size}, for a head of at most a third of the base's {approximately}"
             f"{base_parameters(base):,} parameters; the published one is {PUBLISHED_EXPANSION_SIZE}"
         )

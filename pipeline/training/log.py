@@ -86,7 +86,7 @@ def require_tracker(name: "Tracker") -> None:
         UsageError: It is not.
     """
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise UsageError(f"--report-to {name} needs its package: pip install {name}")
+        raise UsageError(f"report_to: got {name!r}, whose package is missing: pip install {name}")
 
 
 def start_tracker(

@@ -39,9 +39,11 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(trained, weight_decay=weight_decay, fused=True)
     if any(isinstance(parameter, DTensor) for parameter in trained):
-        raise UsageError("--optimizer adamw-8bit: its state cannot be sharded; use adamw")
+        raise UsageError("optimizer: got 'adamw-8bit', whose state cannot be sharded; use adamw")
     if trained[0].device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UsageError("--optimizer adamw-8bit: on a CPU it needs a C++ compiler, such as g++")
+        raise UsageError(
+            "optimizer: got 'adamw-8bit', which on a CPU needs a C++ compiler, such as g++"
+        )
     return _eight_bit(trained, weight_decay)
 
 
@@ -49,7 +51,9 @@ def _eight_bit(parameters: list[nn.Parameter], weight_decay: float) -> torch.opt
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise UsageError("--optimizer adamw-8bit needs torchao: pip install torchao") from error
+        raise UsageError(
+            "optimizer: got 'adamw-8bit', which needs torchao: pip install torchao"
+        ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=0.0, weight_decay=weight_decay)
     return optimizer
 

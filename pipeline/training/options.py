@@ -164,7 +164,10 @@ class TrainOptions:
         default_text="a quarter epoch",
         help="Steps between evaluations.",
     )
-    bf16: bool | Literal["auto"] = "auto"
+    bf16: bool | Literal["auto"] = option(
+        "auto",
+        help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
+    )
     optimizer: OptimizerName = option(
         "adamw",
         choices=get_args(OptimizerName),
@@ -206,8 +209,8 @@ class TrainOptions:
             object.__setattr__(self, "objective", "dpo")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
-                f"batch_size: got {self.batch_size} and batch_tokens {self.batch_tokens}; a batch "
-                f"is counted in pairs or in tokens; give one of them"
+                f"batch_size: got {self.batch_size}, and `batch_tokens` {self.batch_tokens}; a "
+                f"batch is counted in pairs or in tokens; give one of them"
             )
         if (
             self.early_stopping is not None

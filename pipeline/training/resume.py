@@ -9,8 +9,8 @@ from mav.pipeline.training.checkpoint import Checkpoint, TrainState, newest_chec
 from mav.pipeline.training.options import TrainOptions
 
 _STEP: Final = {
-    "pairs_per_step": "pairs in a step (--batch-size x --grad-accum x processes)",
-    "micro_batches_per_step": "micro-batches in a step (--grad-accum x processes)",
+    "pairs_per_step": "pairs in a step (`batch_size` x `grad_accum` x processes)",
+    "micro_batches_per_step": "micro-batches in a step (`grad_accum` x processes)",
 }
 
 _OF_OLDER_RUNS: Final[dict[str, Any]] = {"head_type": "mlp"}
@@ -28,8 +28,8 @@ def checkpoint_to_go_on_from(options: TrainOptions) -> Checkpoint | None:
     occupied = checkpoint is not None or (options.folder / "last").exists()
     if occupied and not options.resume:
         raise UsageError(
-            f"{options.folder}: holds a training run already. Add --resume to go on with it, "
-            f"or name another --output-dir."
+            f"{options.folder}: holds a training run already. Add `resume=True` to go on with "
+            f"it, or name another `output_dir`."
         )
     return checkpoint
 
@@ -47,13 +47,13 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
     """
     before = _OF_OLDER_RUNS | begun.trajectory
     changed = [
-        f"{_STEP.get(name, '--' + name.replace('_', '-'))}: begun with "
+        f"{_STEP.get(name, name)}: begun with "
         f"{before.get(name)!r}, got {now.trajectory.get(name)!r}"
         for name in now.trajectory | before
         if before.get(name) != now.trajectory.get(name)
     ]
     if begun.cache_identity != now.cache_identity:
-        changed.append("--cache: another cache than it was begun with")
+        changed.append("cache: another cache than it was begun with")
     if changed:
         listed = "".join(f"\n  - {line}" for line in changed)
         raise MismatchError(f"{folder}: this run cannot go on with other settings:{listed}")
@@ -77,5 +77,5 @@ def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
     return Interrupted(
         f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "
         f"not kept.",
-        "The same command with --resume goes on from there.",
+        "The same command with `resume=True` goes on from there.",
     )

@@ -25,7 +25,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.addresses import is_remote
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.model import BaseModel, DeviceMap, LoadOptions, load_source
+from mav.pipeline.base.model import BaseModel, load_source
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance
@@ -36,9 +36,11 @@ from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, Dtype, dtype_name
+from mav.pipeline.runtime.compute_dtype import AUTO, TORCH_DTYPES, dtype_name
 from mav.pipeline.runtime.known_places import recall
+from mav.pipeline.runtime.load_options import LoadOptions
 from mav.pipeline.runtime.progress import progress_bar
+from mav.pipeline.verification.options import VerifyOptions
 
 _log = logging.getLogger(__name__)
 
@@ -74,44 +76,25 @@ class BaseComparison:
         }
 
 
-def verify_against_base(
-    location: str | Path,
-    count: int,
-    *,
-    base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    dtype: Dtype = AUTO,
-    device: str = "auto",
-    device_map: DeviceMap | None = None,
-    gguf_cache: bool = True,
-    base: BaseModel | None = None,
-) -> BaseComparison:
+def verify_against_base(options: VerifyOptions, base: BaseModel | None = None) -> BaseComparison:
     """Compare pairs spread over a cache with the live base.
 
     Args:
-        location: The cache.
-        count: Most pairs to run.
-        base_model: Where the base is now; by default where it was.
-        datasets: Where the cache's data sets are now, in its order; by default where they were.
-        dtype: Type the base computes in; `auto` is what the cache was computed in.
-        device: `auto` or a torch device.
-        device_map: How the base is spread over several devices; see `LoadOptions`.
-        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        options: The cache, how many pairs to run, and where base and data are now.
         base: A loaded base to use in place of `base_model`.
 
     Raises:
         MAVError: Cache, base or data are missing, or the base or data are not those of the cache.
     """
-    if count < 1:
-        raise UsageError(f"against_base: got {count}, expected at least 1 pair")
-    reader = CacheReader(location)
+    assert options.against_base is not None
+    reader = CacheReader(options.cache)
     manifest = reader.manifest
     if base is None:
-        asked = manifest.states.compute_dtypes[-1] if dtype == AUTO else dtype
-        placement = LoadOptions(dtype=asked, device=device, device_map=device_map)
-        base = _load(reader, base_model, placement.in_one_dtype(), gguf_cache)
-    wanted = np.unique(np.linspace(0, len(reader.pair_id) - 1, count).round().astype(int))
-    pairs = _tokenize(reader, wanted, datasets, base)
+        base = _load(reader, options)
+    wanted = np.unique(
+        np.linspace(0, len(reader.pair_id) - 1, options.against_base).round().astype(int)
+    )
+    pairs = _tokenize(reader, wanted, options.datasets, base)
     _require_same_tokens(reader, pairs, base)
     cached = CachedBase(reader, torch.device("cpu"), torch.float32)
     tolerance = _tolerance(manifest, base)
@@ -140,10 +123,14 @@ def _near(reader: CacheReader) -> Path | None:
     return None if is_remote(reader.location) else Path(reader.location)
 
 
-def _load(
-    reader: CacheReader, base_model: str | None, placement: LoadOptions, gguf_cache: bool
-) -> BaseModel:
-    record = reader.manifest.base
+def _load(reader: CacheReader, options: VerifyOptions) -> BaseModel:
+    record, base_model = reader.manifest.base, options.base_model
+    own = reader.manifest.states.compute_dtypes[-1]
+    placement = LoadOptions(
+        dtype=own if options.dtype == AUTO else options.dtype,
+        device=options.device,
+        device_map=options.device_map,
+    ).in_one_dtype()
     if base_model is None:
         source = find_base(record, reader.location, near=_near(reader))
     else:
@@ -159,11 +146,11 @@ def _load(
             raise MismatchError(
                 f"{source.id}: its {what} (SHA-256 {found[:12]}…) is not that of the base the "
                 f"cache was extracted from, {record.id} ({stored[:12]}…). Name that base with "
-                f"--base-model."
+                f"`base_model`."
             )
     _log.info(f"Loading {source.id} in {dtype_name(placement.dtype)}")
     quantize = quantize_as(record.quantization, source)
-    source = with_copy(source, gguf_cache=gguf_cache)
+    source = with_copy(source, gguf_cache=options.gguf_cache)
     return load_source(source, dataclasses.replace(placement, quantize=quantize))
 
 
@@ -190,7 +177,8 @@ def _tokenize(
     if len(found) != len(ids):
         raise DataError(
             f"{', '.join(source.name for source in sources)}: of the {len(ids)} pairs that are to "
-            f"be compared {len(found)} are there. Name the data sets of the cache with --dataset."
+            f"be compared {len(found)} are there. Name the data sets of the cache with "
+            f"`datasets`."
         )
     text = reader.manifest.text
     return tokenize_pairs(
@@ -212,7 +200,7 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
     records = reader.manifest.data.sources
     if datasets and len(datasets) != len(records):
         raise UsageError(
-            f"dataset: got {len(datasets)}, but the cache has {len(records)} data sets "
+            f"datasets: got {len(datasets)}, but the cache has {len(records)} data sets "
             f"({', '.join(record.name for record in records)}); name all of them, in this order"
         )
     found = []
@@ -242,7 +230,7 @@ def _find_data(record: SourceRecord, reader: CacheReader) -> str:
         return record.id
     raise DataError(
         f"{record.id}: this data set of {reader.location} is not found here. Name it with "
-        f"--dataset{', and all others' if len(reader.manifest.data.sources) > 1 else ''}."
+        f"`datasets`{', and all others' if len(reader.manifest.data.sources) > 1 else ''}."
     )
 
 
@@ -257,7 +245,7 @@ def _require_same_tokens(reader: CacheReader, pairs: TokenizedPairs, base: BaseM
             f"{base.tokenizer.name_or_path}: its tokenizer is not the one the cache "
             f"{reader.location} was extracted with ({digest[:12]}…, expected "
             f"{reader.manifest.base.tokenizer_digest[:12]}…, or other merges). Name the base of "
-            f"the cache with --base-model."
+            f"the cache with `base_model`."
         )
 
 

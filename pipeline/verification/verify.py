@@ -1,8 +1,6 @@
 """`mav verify`: checks a cache's digests, compares it with the live base, repairs damage."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mav.cache_schema.errors import CacheError
@@ -11,10 +9,9 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport
 from mav.cache_schema.verify import repair as repair_objects
 from mav.cache_schema.verify import verify as verify_objects
-from mav.pipeline.base.model import DeviceMap
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.verification.against_base import BaseComparison, verify_against_base
+from mav.pipeline.verification.options import VerifyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,62 +39,32 @@ class VerificationReport:
         }
 
 
-def verify(
-    cache: str | Path,
-    *,
-    full: bool = True,
-    pairs: int | None = None,
-    base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    repair: bool = False,
-    dtype: Dtype = AUTO,
-    device: str = "auto",
-    device_map: DeviceMap | None = None,
-    gguf_cache: bool = True,
-) -> VerificationReport:
+def verify(options: VerifyOptions) -> VerificationReport:
     """Check that a cache is complete and undamaged, and that it holds what its base computes.
 
     Args:
-        cache: Folder or URL.
-        full: Read everything and compare all digests, rather than sizes alone.
-        pairs: Pairs to run through the live base again; None skips that.
-        base_model: Where the base is now; by default where it was.
-        datasets: Where the cache's data sets are now, in its order; by default where they were.
-        repair: Mark damaged blocks, so that the next extraction computes them again.
-        dtype: Type the base computes in; `auto` is what the cache was computed in.
-        device: Where the base runs.
-        device_map: How it is spread over several devices, in place of `device`.
-        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        options: The cache, and what to check.
 
     Raises:
         MAVError: There is no cache, it cannot be read at all, or it cannot be repaired.
     """
-    objects = open_object_store(cache)
+    objects = open_object_store(options.cache)
     with progress_bar(None, "Verifying", "B") as bar:
 
         def begin(total: int) -> None:
             bar.reset(total=total)
 
-        stored = verify_objects(objects, full=full, begin=begin, progress=bar.update)
-    if repair and (stored.damaged_blocks or stored.damaged_layout):
+        stored = verify_objects(objects, full=options.full, begin=begin, progress=bar.update)
+    if options.repair and stored.problems:
         repair_objects(objects, stored)
     base = None
-    if pairs is not None:
+    if options.against_base is not None:
         if not stored.sound:
             raise CacheError(
-                f"{cache}: damaged or incomplete, so it was not compared with the base:"
+                f"{options.cache}: damaged or incomplete, so it was not compared with the base:"
                 f"{listed(_problems(stored))}"
             )
-        base = verify_against_base(
-            cache,
-            pairs,
-            base_model=base_model,
-            datasets=datasets,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            gguf_cache=gguf_cache,
-        )
+        base = verify_against_base(options)
     return VerificationReport(stored=stored, base=base)
 
 
@@ -112,7 +79,7 @@ def screen(found: VerificationReport) -> str:
     problems = _problems(stored)
     if problems:
         lines.append(f"{len(problems)} problems:{listed(problems)}")
-        if stored.damaged_blocks or stored.damaged_layout:
+        if stored.problems:
             lines.append(
                 "`mav verify --repair` marks what is damaged; the extraction command then writes "
                 "it again."
@@ -133,9 +100,10 @@ def screen(found: VerificationReport) -> str:
 
 
 def _problems(stored: VerifyReport) -> list[str]:
-    problems = [str(problem) for problem in stored.damaged_layout]
-    for block, of_block in stored.damaged_blocks.items():
-        problems += [f"block {block}: {problem}" for problem in of_block]
+    problems = [
+        str(problem) if problem.block is None else f"block {problem.block}: {problem}"
+        for problem in stored.problems
+    ]
     if not stored.damaged_blocks and stored.committed < stored.blocks:
         problems.append(
             f"{stored.blocks - stored.committed} blocks are not written; `mav extract` goes on"

@@ -224,7 +224,7 @@ def test_a_setting_out_of_range_is_refused_where_asked_for(
     wrong: dict[str, Any], head: str, tmp_path: Path
 ) -> None:
     base = with_config(tmp_path, wrong)
-    with pytest.raises(BaseModelError, match=r"generation_config.*leave out --base-generation-con"):
+    with pytest.raises(BaseModelError, match=r"generation_config.*leave out `base_generation_con"):
         asked(head, base)
     MAVInference(head, base, dtype=tiny_base().dtype, device="cpu").close()
 

@@ -23,6 +23,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.verification.against_base import verify_against_base
+from mav.pipeline.verification.options import VerifyOptions
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -73,7 +74,7 @@ def test_a_quantized_base_is_extracted_and_verified_as_such(
     extract(asked)
     reader = CacheReader(asked.output)
     assert reader.manifest.base.quantization == f"bitsandbytes {quantize}"
-    found = verify_against_base(asked.output, 8, device="cpu")
+    found = verify_against_base(VerifyOptions(cache=asked.output, against_base=8, device="cpu"))
     assert found.differing == {}
     # The states are those of the quantized weights and not of the others.
     (tmp_path / "plain").mkdir()
@@ -178,5 +179,5 @@ def test_without_bitsandbytes_it_says_what_to_install(
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=r"--quantize needs bitsandbytes: pip install"):
+    with pytest.raises(UsageError, match=r"`quantize` needs bitsandbytes: pip install"):
         load_base(str(folder), device="cpu", quantize="nf4")

@@ -68,7 +68,7 @@ def test_explicit_indices_come_ascending(selection: str, expected: tuple[int, ..
 @pytest.mark.parametrize(
     ("selection", "wanted", "message"),
     [
-        ("auto", 2, r"num_layers: got 2.*--layer-selection uniform"),
+        ("auto", 2, r"num_layers: got 2.*`layer_selection` uniform"),
         ("uniform", 0, r"num_layers: got 0, expected 1 to 32"),
         ("uniform", 33, r"num_layers: got 33, expected 1 to 32"),
         ("1,33", 3, r"got index 33.*0 \(embeddings\) to 32"),

@@ -24,6 +24,7 @@ from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
 from tests.decoding.test_continuous_batching import alone
 from tests.support.live import assert_equals_live
+from tests.support.profiles import examples
 from tests.support.steered import steered, whole_text_choices
 from tests.support.tiny import ARCHITECTURES, make_cache, save_base, tiny_base
 
@@ -162,14 +163,14 @@ architectures = st.sampled_from(sorted(ARCHITECTURES))
 PATIENT: Final = settings(suppress_health_check=list(HealthCheck), derandomize=True)
 
 
-@settings(PATIENT, max_examples=20)
+@settings(PATIENT, max_examples=examples(0.4))
 @given(architectures, one_changed)
 def test_some(architecture: str, change: tuple[str, Any]) -> None:
     check(architecture, *change)
 
 
 @pytest.mark.slow
-@settings(PATIENT, max_examples=600)
+@settings(PATIENT, max_examples=examples(12))
 @given(architectures, one_changed)
 def test_many(architecture: str, change: tuple[str, Any]) -> None:
     check(architecture, *change)

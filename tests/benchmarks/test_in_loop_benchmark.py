@@ -117,4 +117,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_error_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such file"):
-        in_loop.main(["--base-model", str(tmp_path / "none.gguf"), "--work", str(tmp_path)])
+        in_loop.main(
+            [
+                *("--base-model", str(tmp_path / "none.gguf"), "--work", str(tmp_path)),
+                *("--dataset", str(tmp_path / "pairs.jsonl")),
+            ]
+        )

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mav.cache_schema.array_table import TABLE
 from mav.cache_schema.arrays import (
     INNER_CHUNK_BYTES,
-    TABLE,
     bytes_per_token,
     dimension_sizes,
     element_type,

@@ -11,7 +11,7 @@ from mav.cache_schema.arrays import layouts
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheBusyError, CacheError
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import COMMITS, LAYOUT, commit_key
+from mav.cache_schema.records import COMMITS, STATIC_RECORD, commit_key
 from mav.cache_schema.root import ROOT
 from mav.cache_schema.static_objects import static_objects
 from mav.cache_schema.storage.base import Bytes, ETag, replace
@@ -66,7 +66,7 @@ def test_the_root_is_written_last(tmp_path: Path) -> None:
         begin(Recorded(tmp_path / "cache"), run, manifest, plan)
         there = {key for key in objects.sizes() if key != LOCK}
     written = [key for key in written if key != LOCK]
-    assert written[-2:] == [LAYOUT, ROOT]
+    assert written[-2:] == [STATIC_RECORD, ROOT]
     assert set(written) == there
     assert {f"{path}/zarr.json" for path in layouts(manifest)} < there
 
@@ -111,7 +111,7 @@ def test_blocks_without_their_root_are_refused_and_left_alone(tmp_path: Path, ke
         assert objects.sizes() == before
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'cache'}: it holds blocks of a cache, but zarr.json is")
-    assert "Put it back from a copy, or remove all of it" in message
+    assert "Restore it from a copy, or remove the whole cache" in message
     if kept == commit_key(0):
         (tmp_path / "cache" / ROOT).write_bytes(root)
         read_all(tmp_path / "cache")
@@ -121,7 +121,7 @@ def test_a_cache_that_is_there_is_not_laid_out_again(tmp_path: Path) -> None:
     write(tmp_path / "cache")
     with (
         held(tmp_path / "cache") as (objects, run),
-        pytest.raises(CacheBusyError, match="another run made a cache here in the meantime"),
+        pytest.raises(CacheBusyError, match="another run has created a cache here"),
     ):
         begin(objects, run, *draft())
     read_all(tmp_path / "cache")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
 from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import LAYOUT, commit_key
+from mav.cache_schema.records import STATIC_RECORD, commit_key
 from mav.cache_schema.root import ROOT, encode_root
 from mav.cache_schema.storage.base import replace
 from tests.support.written_caches import (
@@ -198,11 +198,11 @@ def test_a_damaged_commit_record_is_named_with_the_remedy(
     with pytest.raises(CacheError) as caught:
         CacheReader(cache)
     assert f"1 damaged objects:\n  - {commit_key(1)}: damaged (" in str(caught.value)
-    assert "damaged blocks are computed again" in str(caught.value)
+    assert "it computes damaged blocks again" in str(caught.value)
 
 
 def test_any_flipped_bit_of_a_record_is_an_error(cache: Path) -> None:
-    for record, subject in ((cache / commit_key(2), "00000002"), (cache / LAYOUT, "layout")):
+    for record, subject in ((cache / commit_key(2), "00000002"), (cache / STATIC_RECORD, "layout")):
         whole = record.read_bytes()
         for place in range(0, len(whole), 7):
             record.write_bytes(
@@ -223,7 +223,10 @@ def test_the_commit_record_of_another_block_proves_nothing(cache: Path) -> None:
 
 
 def test_a_commit_record_without_shards_proves_nothing(cache: Path) -> None:
-    fields = json.loads((cache / commit_key(1)).read_text()) | {"objects": {}, "seal": UNSEALED}
+    fields = json.loads((cache / commit_key(1)).read_text()) | {
+        "objects": {},
+        "seal": BLANK_CHECKSUM,
+    }
     (cache / commit_key(1)).write_bytes(add_checksum(fields))
     with pytest.raises(CacheError, match=f"{commit_key(1)}: it names 0 objects, expected 3"):
         CacheReader(cache)
@@ -235,10 +238,10 @@ def test_a_commit_record_without_shards_proves_nothing(cache: Path) -> None:
 def test_a_lost_record_of_the_layout_is_named_with_the_remedy(
     cache: Path, damage: Callable[[Path], None]
 ) -> None:
-    damage(cache / LAYOUT)
+    damage(cache / STATIC_RECORD)
     with pytest.raises(CacheError) as caught:
         CacheReader(cache)
-    assert str(caught.value).startswith(f"{cache / LAYOUT}: damaged (")
+    assert str(caught.value).startswith(f"{cache / STATIC_RECORD}: damaged (")
     assert "remove the cache and extract again" in str(caught.value)
     with pytest.raises(CacheError, match="remove the cache and extract again"):
         go_on(cache, has_bias=True)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.errors import CacheIncompleteError, MismatchError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import ClaimRecord, commit_key, encode_record, read_block_record
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from mav.cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
     LOSSES,
     all_same_bits,
@@ -155,7 +156,7 @@ def test_a_cache_goes_on_with_the_same_settings_only() -> None:
     assert "states.dtype: stored 'bfloat16', asked for 'float32'" in message
     assert "states.pooled_size: stored 4, asked for 2" in message
     assert "storage.compression: stored 'none', asked for 'zstd'" in message
-    assert "another --output" in message
+    assert "another `output`" in message
 
 
 @pytest.mark.parametrize(

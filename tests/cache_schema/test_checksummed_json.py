@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum, check_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum, check_checksum
 
 DOCUMENT: dict[str, Any] = {
     "block": 7,
     "share": -1.5e-7,
     "names": {"città/\u2028\U0001f600": [None, True, False, ""], "quoted": 'a "b" \\ \n'},
     "digests": ["ab" * 32, "0f" * 32],
-    "seal": UNSEALED,
+    "seal": BLANK_CHECKSUM,
 }
 SEALED = add_checksum(DOCUMENT)
 
@@ -36,7 +36,7 @@ def without_seal(document: Any) -> Any:
 
 @given(fields=st.dictionaries(st.text().filter(lambda key: key != "seal"), plain_values))
 def test_what_is_sealed_comes_back(fields: dict[str, Any]) -> None:
-    document = check_checksum(add_checksum(fields | {"seal": UNSEALED}))
+    document = check_checksum(add_checksum(fields | {"seal": BLANK_CHECKSUM}))
     assert without_seal(document) == fields
     assert re.fullmatch("[0-9a-f]{64}", document["seal"])
 
@@ -50,13 +50,13 @@ def test_the_seal_is_the_digest_of_the_bytes_with_the_seal_zeroed() -> None:
 
 
 def test_the_seal_may_lie_at_any_depth() -> None:
-    data = add_checksum({"attributes": {"mav": {"x": 1}, "seal": UNSEALED}, "zarr_format": 3})
+    data = add_checksum({"attributes": {"mav": {"x": 1}, "seal": BLANK_CHECKSUM}, "zarr_format": 3})
     assert check_checksum(data)["attributes"]["mav"] == {"x": 1}
 
 
 def test_text_that_looks_like_a_seal_is_text() -> None:
     looks = f'"seal": "{"ab" * 32}"'
-    data = add_checksum({"note": looks, looks: 1, "seal": UNSEALED})
+    data = add_checksum({"note": looks, looks: 1, "seal": BLANK_CHECKSUM})
     assert without_seal(check_checksum(data)) == {"note": looks, looks: 1}
 
 
@@ -113,7 +113,7 @@ def test_other_bytes_of_the_same_meaning_are_an_error(before: bytes, after: byte
 
 def test_a_seal_in_capitals_is_none() -> None:
     digest = json.loads(SEALED)["seal"].encode()
-    with pytest.raises(ValueError, match="it has 0 seals"):
+    with pytest.raises(ValueError, match="it has 0 members"):
         check_checksum(SEALED.replace(digest, digest.upper()))
 
 
@@ -124,12 +124,12 @@ def test_a_seal_in_capitals_is_none() -> None:
         (b"\0" * 100, "Expecting value"),
         (b"{", "Expecting property name"),
         (b"\xff\xfe\xff", "truncated data"),
-        (b"[]", "it has 0 seals"),
-        (b"null", "it has 0 seals"),
-        (b'{"seal": 3}', "it has 0 seals"),
-        (b'{"seal": "abc"}', "it has 0 seals"),
-        (b'{"seal": "%s"}' % (b"0" * 64), "not those that were sealed"),
-        (b'{"a": {"seal": "%s"}, "seal": "%s"}' % (b"0" * 64, b"0" * 64), "it has 2 seals"),
+        (b"[]", "it has 0 members"),
+        (b"null", "it has 0 members"),
+        (b'{"seal": 3}', "it has 0 members"),
+        (b'{"seal": "abc"}', "it has 0 members"),
+        (b'{"seal": "%s"}' % (b"0" * 64), "do not match its checksum"),
+        (b'{"a": {"seal": "%s"}, "seal": "%s"}' % (b"0" * 64, b"0" * 64), "it has 2 members"),
     ],
 )
 def test_what_was_never_sealed_is_an_error(data: bytes, message: str) -> None:

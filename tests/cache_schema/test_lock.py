@@ -87,7 +87,7 @@ def test_a_second_holder_is_refused_and_told_who_has_it(objects: ObjectStore) ->
         with pytest.raises(CacheBusyError) as caught, lock_at_once(objects):
             pass
         message = str(caught.value)
-        assert message.startswith(f"{objects.location}: another run writes to this cache, ")
+        assert message.startswith(f"{objects.location}: another run is writing to this cache, ")
         assert f"process {os.getpid()} on {gethostname()} since {holder.since}" in message
         assert "Wait until it has finished, or stop it" in message
         require_held(objects, run)

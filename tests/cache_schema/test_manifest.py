@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from mav.cache_schema.comparison import differences
 from mav.cache_schema.errors import CacheError, ManifestError
 from mav.cache_schema.manifest import (
     Manifest,
     SourceRecord,
-    differences,
 )
 from tests.support.manifests import changed, llama_7b
 

@@ -11,29 +11,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mav.cache_schema.arrays import shard_key
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
+from mav.cache_schema.commits import (
+    Commits,
+    Problem,
+    commit_problems,
+    lost_blocks,
+    object_problems,
+    read_commits,
+    size_problem,
+)
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.records import (
-    LAYOUT,
+    STATIC_RECORD,
     ClaimRecord,
     CommitRecord,
-    Commits,
-    LayoutRecord,
     ObjectRecord,
-    Problem,
     Record,
+    StaticObjectsRecord,
     commit_key,
-    commit_problems,
     content_digest,
     decode_record,
     encode_record,
-    lost_blocks,
-    object_problem,
     object_record,
     read_block_record,
-    read_commits,
-    read_layout,
+    read_static_record,
 )
 from mav.cache_schema.shards import encode_shard
 from mav.cache_schema.storage.base import ObjectStore
@@ -50,7 +53,7 @@ COMMIT = CommitRecord(
     content="cc" * 32,
     objects={"labels/c.1": ObjectRecord(bytes=64, sha256="dd" * 32, checksums="ee" * 32)},
 )
-FIELDS = dataclasses.asdict(COMMIT) | {"record": "commit", "seal": UNSEALED}
+FIELDS = dataclasses.asdict(COMMIT) | {"record": "commit", "seal": BLANK_CHECKSUM}
 
 texts = st.text(max_size=9)
 object_records = st.builds(
@@ -58,7 +61,7 @@ object_records = st.builds(
 )
 named = st.dictionaries(texts, object_records, max_size=3)
 records = st.one_of(
-    st.builds(LayoutRecord, cache=texts, objects=named),
+    st.builds(StaticObjectsRecord, cache=texts, objects=named),
     st.builds(ClaimRecord, block=st.integers(0), attempt=texts),
     st.builds(
         CommitRecord,
@@ -96,7 +99,7 @@ def test_block_records_have_keys_that_sort_as_their_numbers() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"seal": UNSEALED},
+        {"seal": BLANK_CHECKSUM},
         {name: value for name, value in FIELDS.items() if name != "record"},
         {name: value for name, value in FIELDS.items() if name != "attempt"},
         {name: value for name, value in FIELDS.items() if name != "objects"},
@@ -108,7 +111,7 @@ def test_block_records_have_keys_that_sort_as_their_numbers() -> None:
         FIELDS | {"objects": []},
         FIELDS | {"objects": {"labels/c.1": 3}},
         FIELDS | {"objects": {"labels/c.1": {"bytes": 3}}},
-        {"record": "commit", "inner": {"seal": UNSEALED}},
+        {"record": "commit", "inner": {"seal": BLANK_CHECKSUM}},
     ],
 )
 def test_a_sealed_document_that_is_no_record_is_an_error(fields: dict[str, Any]) -> None:
@@ -174,7 +177,7 @@ def test_a_block_record_is_read(objects: ObjectStore) -> None:
         read_block_record(objects, 3, CACHE)
 
 
-@pytest.mark.parametrize("record", [COMMIT, LayoutRecord(cache=CACHE, objects={})])
+@pytest.mark.parametrize("record", [COMMIT, StaticObjectsRecord(cache=CACHE, objects={})])
 def test_the_record_of_something_else_is_an_error(objects: ObjectStore, record: Record) -> None:
     put(objects, 5, record)
     with pytest.raises(ValueError, match="it is the record of something else"):
@@ -185,9 +188,9 @@ def test_the_record_of_another_cache_is_an_error(objects: ObjectStore) -> None:
     put(objects, 1, COMMIT)
     with pytest.raises(ValueError, match="it is the record of another cache than the root"):
         read_block_record(objects, 1, "another")
-    objects.write(LAYOUT, encode_record(LayoutRecord(cache=CACHE, objects={})), None)
+    objects.write(STATIC_RECORD, encode_record(StaticObjectsRecord(cache=CACHE, objects={})), None)
     with pytest.raises(CacheError, match="it is the record of another cache than the root"):
-        read_layout(objects, "another")
+        read_static_record(objects, "another")
 
 
 def of_blocks(blocks: int) -> Manifest:
@@ -217,7 +220,7 @@ def test_commits_are_told_from_claims_and_damage(objects: ObjectStore) -> None:
 
 def test_a_commit_that_goes_missing_meanwhile_is_no_commit(objects: ObjectStore) -> None:
     commits = read_commits(objects, of_blocks(2), {commit_key(1): 100})
-    assert commits.damaged == {1: Problem("commits/00000001.json", "damaged (missing)")}
+    assert commits.damaged == {1: Problem("commits/00000001.json", "damaged (missing)", 1)}
 
 
 def test_many_commits_are_read(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,36 +245,39 @@ def test_a_layout_that_cannot_be_read_is_named(
     objects: ObjectStore, data: bytes | None, reason: str
 ) -> None:
     if data is not None:
-        objects.write(LAYOUT, data, None)
+        objects.write(STATIC_RECORD, data, None)
     with pytest.raises(CacheError) as caught:
-        read_layout(objects, CACHE)
-    assert str(caught.value).startswith(f"{objects.location}/{LAYOUT}: damaged ({reason}")
+        read_static_record(objects, CACHE)
+    assert str(caught.value).startswith(f"{objects.location}/{STATIC_RECORD}: damaged ({reason}")
     assert "remove the cache and extract again" in str(caught.value)
 
 
 def test_a_layout_is_read(objects: ObjectStore) -> None:
-    record = LayoutRecord(cache=CACHE, objects=COMMIT.objects)
-    objects.write(LAYOUT, encode_record(record), None)
-    assert read_layout(objects, CACHE) == record
+    record = StaticObjectsRecord(cache=CACHE, objects=COMMIT.objects)
+    objects.write(STATIC_RECORD, encode_record(record), None)
+    assert read_static_record(objects, CACHE) == record
 
 
 # What they say against what is there
 
 
 @pytest.mark.parametrize(
-    ("sizes", "problem"),
+    ("size", "problem"),
     [
-        ({"x": 3}, None),
-        ({"x": 2}, Problem("x", "2 bytes, expected 3")),
-        ({"x": 0}, Problem("x", "0 bytes, expected 3")),
-        ({"y": 3}, Problem("x", "missing, expected 3 bytes")),
+        (3, None),
+        (2, "2 bytes, expected 3"),
+        (0, "0 bytes, expected 3"),
+        (None, "missing, expected 3 bytes"),
     ],
 )
 def test_an_object_that_is_missing_or_of_another_size(
-    sizes: dict[str, int], problem: Problem | None
+    size: int | None, problem: str | None
 ) -> None:
     record = ObjectRecord(bytes=3, sha256="", checksums=None)
-    assert object_problem("x", record, sizes) == problem
+    assert size_problem(record, size) == problem
+    expected = [Problem("x", problem, 5)] if problem else []
+    sizes = {} if size is None else {"x": size}
+    assert object_problems({"x": record}, sizes, 5) == expected
 
 
 def test_a_block_that_is_committed_after_the_objects_were_listed_is_not_lost(
@@ -280,7 +286,7 @@ def test_a_block_that_is_committed_after_the_objects_were_listed_is_not_lost(
     arrays = {"labels": of_kind(draft()[0], "block")["labels"]}
     commits = Commits(records={1: COMMIT}, damaged={})
     assert lost_blocks(objects, commits, arrays, {"labels/c.1": 64}) == {}
-    missing = Problem("labels/c.1", "missing, expected 64 bytes")
+    missing = Problem("labels/c.1", "missing, expected 64 bytes", 1)
     assert lost_blocks(objects, commits, arrays, {}) == {1: [missing]}
     objects.write("labels/c.1", bytes(64), None)
     assert lost_blocks(objects, commits, arrays, {}) == {}
@@ -295,7 +301,7 @@ def test_a_commit_names_just_the_shards_of_its_block() -> None:
     sizes = dict.fromkeys(whole.objects, 3)
     assert commit_problems(whole, arrays, sizes) == []
     assert commit_problems(whole, arrays, sizes | {"labels/c.1": 2}) == [
-        Problem("labels/c.1", "2 bytes, expected 3")
+        Problem("labels/c.1", "2 bytes, expected 3", 1)
     ]
     fewer = {key: found for key, found in whole.objects.items() if key != "labels/c.1"}
     for named_objects in ({}, fewer, whole.objects | {"other/c.1": item}):

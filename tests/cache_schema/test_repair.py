@@ -109,7 +109,7 @@ def test_a_cache_that_another_run_writes_to_is_left_alone(cache: Path) -> None:
     damage_shards(cache)
     objects = open_object_store(cache)
     report = verify(objects, full=True)
-    with held(cache), pytest.raises(CacheBusyError, match="another run writes to this cache"):
+    with held(cache), pytest.raises(CacheBusyError, match="another run is writing to this cache"):
         repair(objects, report)
     assert len(commits(cache)) == 4
     assert read_manifest(objects).complete

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
+from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
 from mav.cache_schema.errors import CacheError, ManifestError
 from mav.cache_schema.manifest import FORMAT_VERSION
 from mav.cache_schema.reader import CacheReader
@@ -43,7 +43,7 @@ def test_zarr_sees_the_manifest_as_attributes_of_a_group(tmp_path: Path) -> None
 def test_a_sealed_manifest_that_contradicts_itself_is_refused(cache: Path) -> None:
     root = json.loads((cache / ROOT).read_text())
     root["attributes"]["mav"]["data"]["sources"][0]["rows"] += 1
-    root["attributes"]["seal"] = UNSEALED
+    root["attributes"]["seal"] = BLANK_CHECKSUM
     (cache / ROOT).write_bytes(add_checksum(root))
     with pytest.raises(
         ManifestError, match=r"data\.sources\[0\]\.rows: got 6, expected pairs \+ dropped = 5"
@@ -77,7 +77,7 @@ def test_another_format_version_is_told_however_it_is_sealed(
 ) -> None:
     root = json.loads((cache / "zarr.json").read_text())
     root["attributes"]["mav"]["format_version"] = version
-    root["attributes"]["seal"] = UNSEALED
+    root["attributes"]["seal"] = BLANK_CHECKSUM
     data = add_checksum(root) if sealed else json.dumps(root).encode()
     (cache / "zarr.json").write_bytes(data)
     with pytest.raises(CacheError, match=f"format version {version!r}, but this MAV reads"):

@@ -17,9 +17,10 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from mav.cache_schema.arrays import ArrayLayout, ArraySpec
+from mav.cache_schema.array_table import ArraySpec
+from mav.cache_schema.arrays import ArrayLayout
 from mav.cache_schema.choices import Compression
-from mav.cache_schema.codecs import (
+from mav.cache_schema.encoding.codecs import (
     ChunkCodec,
 )
 from mav.cache_schema.shards import (
@@ -30,6 +31,7 @@ from mav.cache_schema.shards import (
     shard_memory,
 )
 from mav.cache_schema.storage.local import LocalObjectStore
+from tests.support.profiles import examples
 from tests.support.written_caches import random_values, same_bits
 
 LEFT_OUT = 2**64 - 1
@@ -130,7 +132,7 @@ def test_what_is_encoded_is_decoded(case: tuple[ArrayLayout, NDArray[Any]]) -> N
     assert same_bits(decode_shard(layout, shard.data, len(rows), shard.checksums), rows)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(1.2))
 @given(case=layouts_and_rows())
 def test_zarr_reads_what_is_encoded(case: tuple[ArrayLayout, NDArray[Any]]) -> None:
     layout, rows = case
@@ -143,7 +145,7 @@ def test_zarr_reads_what_is_encoded(case: tuple[ArrayLayout, NDArray[Any]]) -> N
     assert not whole[len(rows) :].any()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(1.2))
 @given(case=layouts_and_rows())
 def test_what_zarr_writes_is_decoded(case: tuple[ArrayLayout, NDArray[Any]]) -> None:
     layout, rows = case
@@ -228,7 +230,7 @@ def test_another_number_of_rows_is_an_error_where_it_needs_other_chunks(rows: in
     if rows == 4:  # the same two chunks
         assert len(decode_shard(layout, shard.data, rows, shard.checksums)) == 4
         return
-    with pytest.raises(ValueError, match="does not name just the"):
+    with pytest.raises(ValueError, match="does not hold exactly the"):
         decode_shard(layout, shard.data, rows, shard.checksums)
 
 
@@ -254,10 +256,10 @@ NOTHING = (LEFT_OUT, LEFT_OUT)
 @pytest.mark.parametrize(
     ("message", "index"),
     [
-        ("does not name just the 2", [(0, 16), NOTHING, NOTHING]),
-        ("does not name just the 2", [(0, 16), (16, 16), (16, 16)]),
-        ("does not name just the 2", [(0, 16), (LEFT_OUT, 16), NOTHING]),
-        ("does not name just the 2", [(0, 16), (16, LEFT_OUT), NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), NOTHING, NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), (16, 16), (16, 16)]),
+        ("does not hold exactly the 2", [(0, 16), (LEFT_OUT, 16), NOTHING]),
+        ("does not hold exactly the 2", [(0, 16), (16, LEFT_OUT), NOTHING]),
         ("places chunk 0 outside", [(0, 3), (16, 16), NOTHING]),
         ("chunk 1", [(0, 16), (17, 16), NOTHING]),
         ("places chunk 1 outside", [(0, 16), (21, 16), NOTHING]),
@@ -351,7 +353,7 @@ def test_a_shard_is_decoded_to_memory(case: tuple[ArrayLayout, NDArray[Any]], mo
     assert np.shares_memory(found, memory)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(0.8))
 @given(cases=st.lists(layouts_and_rows(), min_size=2, max_size=4))
 def test_one_memory_does_for_one_shard_after_another(
     place: LocalObjectStore, cases: list[tuple[ArrayLayout, NDArray[Any]]]

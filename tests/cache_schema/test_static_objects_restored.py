@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mav.cache_schema.errors import CacheBusyError, CacheError
-from mav.cache_schema.records import LAYOUT, read_layout
+from mav.cache_schema.records import STATIC_RECORD, read_static_record
 from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
@@ -36,7 +36,7 @@ def restored(cache: Path) -> list[str]:
     manifest, plan = draft(has_bias=True)
     with held(cache) as (objects, run):
         writer = CacheWriter(objects, run)
-        return writer.restore_layout(plan, pair_columns(plan), unembedding(manifest))
+        return writer.restore_static_objects(plan, pair_columns(plan), unembedding(manifest))
 
 
 def contents(cache: Path) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def test_nothing_is_written_where_nothing_is_lost(cache: Path) -> None:
 def test_any_object_comes_back_with_the_bytes_it_had(
     cache: Path, original: Path, damage: Callable[[Path], None]
 ) -> None:
-    known = read_layout(open_object_store(cache), identity(cache)).objects
+    known = read_static_record(open_object_store(cache), identity(cache)).objects
     assert {"labels/zarr.json", "pairs/zarr.json", "unembedding/bias/c.0"} <= set(known)
     for key in known:
         damage(cache / key)
@@ -65,7 +65,7 @@ def test_any_object_comes_back_with_the_bytes_it_had(
 
 
 def test_all_of_it_comes_back_at_once(cache: Path, original: Path) -> None:
-    known = read_layout(open_object_store(cache), identity(cache)).objects
+    known = read_static_record(open_object_store(cache), identity(cache)).objects
     for folder in ("pairs", "unembedding"):
         shutil.rmtree(cache / folder)
     for description in cache.glob("*/zarr.json"):
@@ -94,9 +94,10 @@ def test_what_would_not_be_as_it_was_is_not_written(cache: Path) -> None:
     columns = pair_columns(plan)
     columns["pair_id"] = columns["pair_id"] ^ columns["pair_id"].dtype.type(1)
     with held(cache) as (objects, run), pytest.raises(CacheError) as caught:
-        CacheWriter(objects, run).restore_layout(plan, columns, unembedding(manifest))
-    assert f"{cache}/pairs/pair_id/c.0: lost, and this program makes it with other bytes" in str(
-        caught.value
+        CacheWriter(objects, run).restore_static_objects(plan, columns, unembedding(manifest))
+    assert (
+        f"{cache}/pairs/pair_id/c.0: lost, and this program would write it with other bytes"
+        in str(caught.value)
     )
     assert not (cache / "pairs" / "pair_id" / "c.0").exists()
 
@@ -105,7 +106,7 @@ def test_what_would_not_be_as_it_was_is_not_written(cache: Path) -> None:
 def test_without_the_record_of_the_layout_nothing_is_known(
     cache: Path, damage: Callable[[Path], None]
 ) -> None:
-    damage(cache / LAYOUT)
+    damage(cache / STATIC_RECORD)
     with pytest.raises(CacheError, match="remove the cache and extract again"):
         restored(cache)
 
@@ -117,5 +118,5 @@ def test_only_the_run_that_holds_the_lock_writes(cache: Path) -> None:
         writer = CacheWriter(objects, run)
         objects.delete(LOCK)
         with pytest.raises(CacheBusyError, match="its lock was removed"):
-            writer.restore_layout(plan, pair_columns(plan), unembedding(manifest))
+            writer.restore_static_objects(plan, pair_columns(plan), unembedding(manifest))
     assert not (cache / "labels" / "zarr.json").exists()

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mav.cache_schema.commits import Problem
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import (
-    LAYOUT,
+    STATIC_RECORD,
     ClaimRecord,
     CommitRecord,
-    Problem,
     commit_key,
     encode_record,
     object_record,
@@ -78,7 +78,7 @@ def test_a_sound_cache(tmp_path: Path, compression: str, options: dict[str, str]
         report = check(tmp_path / "cache", full=full)
         assert report.sound
         assert (report.blocks, report.committed, report.complete) == (4, 4, True)
-        assert (report.damaged_blocks, report.damaged_layout, report.unknown) == ({}, [], [])
+        assert (report.damaged_blocks, report.damaged_static, report.unknown) == ({}, [], [])
 
 
 def test_what_is_read_is_counted(cache: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_cache_that_is_being_written_is_not_damaged(tmp_path: Path) -> None:
         report = verify(objects, full=True)
         assert LOCK in objects.sizes()
     assert (report.committed, report.complete, report.sound) == (1, False, False)
-    assert (report.damaged_blocks, report.damaged_layout, report.unknown) == ({}, [], [])
+    assert (report.damaged_blocks, report.damaged_static, report.unknown) == ({}, [], [])
 
 
 # Damage that a look at sizes finds
@@ -143,7 +143,7 @@ def test_damage_to_the_layout_by_size(cache: Path, full: bool) -> None:
     report = check(cache, full=full)
     assert not report.sound
     assert report.damaged_blocks == {}
-    found = sorted(problem.key for problem in report.damaged_layout)
+    found = sorted(problem.key for problem in report.damaged_static)
     assert found == ["labels/zarr.json", "pairs/pair_id/c.0"]
 
 
@@ -156,14 +156,14 @@ def test_damaged_records(cache: Path, full: bool) -> None:
     assert report.committed == 2
     (first,), (second,) = report.damaged_blocks.values()
     assert str(first).startswith(f"{commit_key(0)}: damaged (")
-    assert second == Problem(commit_key(1), "damaged (it is the record of something else)")
+    assert second == Problem(commit_key(1), "damaged (it is the record of something else)", 1)
 
 
 def test_a_record_that_a_complete_cache_has_lost(cache: Path) -> None:
     (cache / commit_key(3)).unlink()
     report = check(cache)
-    assert report.damaged_blocks == {3: [Problem(commit_key(3), "missing, or not a commit")]}
-    assert (report.damaged_layout, report.unknown) == ([], [])
+    assert report.damaged_blocks == {3: [Problem(commit_key(3), "missing, or not a commit", 3)]}
+    assert (report.damaged_static, report.unknown) == ([], [])
     assert (report.committed, report.complete, report.sound) == (3, True, False)
 
 
@@ -197,11 +197,11 @@ def test_changed_bytes_of_a_shard(cache: Path, path: str, kind: str) -> None:
     assert check(cache, full=False).sound
     report = check(cache)
     assert not report.sound
-    (problem,) = report.damaged_blocks.pop(2)
+    assert list(report.damaged_blocks) == [2]
+    (problem,) = report.problems
     assert str(problem) == (
-        f"{file.relative_to(cache)}: its bytes have another SHA-256 than when it was written"
+        f"{file.relative_to(cache)}: its SHA-256 is not the one recorded when it was written"
     )
-    assert report.damaged_blocks == {}
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_changed_bytes_of_the_layout(cache: Path, name: str) -> None:
     report = check(cache)
     assert not report.sound
     assert report.damaged_blocks == {}
-    assert report.to_json()["damaged_layout"] == [
-        f"{name}: its bytes have another SHA-256 than when it was written"
+    assert report.to_json()["damaged_static"] == [
+        f"{name}: its SHA-256 is not the one recorded when it was written"
     ]
 
 
@@ -258,7 +258,7 @@ def test_values_that_the_record_does_not_have_as_its_content(cache: Path) -> Non
     rewrite_record(cache, 0, objects=record.objects | {"labels/c.0": item})
     CacheReader(cache).read_block(0)
     assert check(cache).to_json()["damaged_blocks"] == {
-        0: ["block 0: its values are not those that were committed"]
+        0: ["commits/00000000.json: the block's values are not those that were committed"]
     }
 
 
@@ -280,13 +280,13 @@ def test_every_damage_is_told_at_once(cache: Path) -> None:
     report = check(cache)
     problems = {block: len(found) for block, found in report.damaged_blocks.items()}
     assert problems == {0: 1, 1: 2, 3: 1}
-    assert len(report.damaged_layout) == 1
+    assert len(report.damaged_static) == 1
 
 
 # What nothing can be said of
 
 
-@pytest.mark.parametrize("name", ["zarr.json", LAYOUT])
+@pytest.mark.parametrize("name", ["zarr.json", STATIC_RECORD])
 def test_without_root_or_layout_nothing_can_be_said(cache: Path, name: str) -> None:
     change(cache / name, flipped)
     with pytest.raises(CacheError, match=name):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mav.cache_schema.records import read_commits
+from mav.cache_schema.commits import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from tests.support.commands import Line, done

@@ -16,6 +16,7 @@ from mav.pipeline.decoding.continuous_batching import (
 )
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from tests.support.profiles import examples
 from tests.support.steered import steered
 
 CASES: Final[list[tuple[int, int, Alpha, float, int | None]]] = [
@@ -122,4 +123,4 @@ class Batching(RuleBasedStateMachine):
 
 
 TestBatching = Batching.TestCase
-TestBatching.settings = settings(max_examples=25, stateful_step_count=25)
+TestBatching.settings = settings(max_examples=examples(0.5), stateful_step_count=25)

@@ -313,7 +313,7 @@ def test_repetition_can_be_punished(head: str) -> None:
 
 
 def test_what_changes_nothing_is_told() -> None:
-    assert GenerationOptions(top_p=0.5, seed=3).unused == ("--top-p", "--seed")
+    assert GenerationOptions(top_p=0.5, seed=3).unused == ("top_p", "seed")
     assert GenerationOptions(top_p=0.5, seed=3, temperature=1.0).unused == ()
     assert GenerationOptions().unused == ()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from mav.pipeline.decoding.response_text import ResponseText
+from tests.support.profiles import examples
 
 SPECIAL = ["<eos>", "<bos>"]
 
@@ -100,13 +101,13 @@ def check(name: str, tokens: list[int], stops: list[str], *, strip: bool) -> Non
     assert given_out + text.finish() == want
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(10))
 @given(answers("byte_level"), st.booleans())
 def test_pieces_of_a_byte_level_answer(answer: tuple[list[int], list[str]], strip: bool) -> None:
     check("byte_level", *answer, strip=strip)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(10))
 @given(answers("sentence_piece"), st.booleans())
 def test_pieces_of_a_sentence_piece_answer(
     answer: tuple[list[int], list[str]], strip: bool

@@ -182,5 +182,5 @@ def test_a_head_in_bytes_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=r"--int8-head needs torchao: pip install"):
+    with pytest.raises(UsageError, match=r"`int8_head` needs torchao: pip install"):
         quantize_head(steered().head)

@@ -12,9 +12,9 @@ import torch
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel, load_source
 from mav.pipeline.decoding import inference
-from mav.pipeline.decoding.attach import AttachOptions, check_compatible, new_head
+from mav.pipeline.decoding.attach import check_compatible, new_head
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.runtime.choices import Quantize
 from tests.support.heads import write_head
 from tests.support.steered import plain_generate
@@ -137,7 +137,7 @@ def test_a_base_built_in_memory_stays_when_another_cannot_be_loaded(head: str, b
     ("other", "error", "message"),
     [
         ("vocabulary", MismatchError, r"300 tokens \(memory:.* has 320 \(/.*/vocabulary\)"),
-        ("tokenizer", MismatchError, r"other tokenizers .*--allow-tokenizer-mismatch"),
+        ("tokenizer", MismatchError, r"other tokenizers .*`allow_tokenizer_mismatch=True`"),
         ("nowhere", BaseModelError, "nowhere"),
     ],
 )

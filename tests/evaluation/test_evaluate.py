@@ -18,6 +18,7 @@ from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import DataError, MismatchError
 from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
 from mav.pipeline.evaluation.length_breakdown import by_length, by_longer
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.evaluation.statistics import wilson
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
@@ -77,7 +78,7 @@ def by_brute_force(
 
 @pytest.fixture(scope="module")
 def found(head: str, tiny_cache: Path) -> Evaluation:
-    return evaluate(head, tiny_cache, ALPHAS, device="cpu")
+    return evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=ALPHAS, device="cpu"))
 
 
 @pytest.mark.parametrize("number", range(len(ALPHAS)))
@@ -120,7 +121,9 @@ def test_what_is_counted(found: Evaluation, head: str, tiny_cache: Path) -> None
 
 def test_parts_of_a_cache(head: str, tiny_cache: Path) -> None:
     counted = {
-        which: evaluate(head, tiny_cache, [1.0], which=which, device="cpu")
+        which: evaluate(
+            EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.0], pairs=which, device="cpu")
+        )
         for which in ("held-out", "training", "all")
     }
     assert {which: result.pairs for which, result in counted.items()} == {
@@ -171,7 +174,7 @@ def test_accuracy_by_length_equals_brute_force(
 def test_accuracy_by_length_is_at_the_alpha_nearest_one(
     head: str, tiny_cache: Path, alphas: Sequence[float], nearest: float | None
 ) -> None:
-    found = evaluate(head, tiny_cache, alphas, device="cpu")
+    found = evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=alphas, device="cpu"))
     assert found.length_alpha == nearest
     if nearest is None:
         assert (found.by_length, found.by_longer) == ((), ())
@@ -224,10 +227,14 @@ def test_groups_by_the_longer_answer_hold_every_pair_once(
 def test_results_do_not_depend_on_how_pairs_are_grouped(
     head: str, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
+    whole = evaluate(
+        EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.5], pairs="all", device="cpu")
+    )
     monkeypatch.setattr("mav.pipeline.evaluation.pair_scores._PAIRS_AT_ONCE", 1)
     monkeypatch.setattr("mav.pipeline.evaluation.pair_scores.CHUNK_ELEMENTS", 300 * 7)
-    pieces = evaluate(head, tiny_cache, [1.5], which="all", device="cpu")
+    pieces = evaluate(
+        EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.5], pairs="all", device="cpu")
+    )
     for one, other in zip(whole.results, pieces.results, strict=True):
         for name, value in dataclasses.asdict(one).items():
             assert getattr(other, name) == pytest.approx(value, rel=1e-4, abs=1e-5)
@@ -235,14 +242,17 @@ def test_results_do_not_depend_on_how_pairs_are_grouped(
 
 def test_a_head_that_held_nothing_out_is_measured_on_all(tiny_cache: Path, tmp_path: Path) -> None:
     head = save_random_head(tiny_cache, tmp_path / "head", fraction=0.0)
-    found = evaluate(head, tiny_cache, [1.0], device="cpu")
+    found = evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.0], device="cpu"))
     assert (found.which, found.pairs) == ("all", 40)
 
 
 def test_other_data_is_measured_on_whole(head: str, tmp_path: Path) -> None:
     cache = make_cache(tmp_path, pairs=6)
     # Data of the same name may be the same pairs, as these are.
-    assert evaluate(head, cache, [1.0], device="cpu").which == "held-out"
+    assert (
+        evaluate(EvaluateOptions(head=head, cache=cache, alphas=[1.0], device="cpu")).which
+        == "held-out"
+    )
     data = write_rows(tmp_path / "others.jsonl", 6)
     options = {"pooled_size": HIDDEN, "max_length": 128, "dtype": "float32", "device": "cpu"}
     extract(
@@ -254,14 +264,16 @@ def test_other_data_is_measured_on_whole(head: str, tmp_path: Path) -> None:
         ),
         base=tiny_base(),
     )
-    found = evaluate(head, tmp_path / "other", [1.0], device="cpu")
+    found = evaluate(
+        EvaluateOptions(head=head, cache=tmp_path / "other", alphas=[1.0], device="cpu")
+    )
     assert (found.which, found.pairs) == ("all", 6)
 
 
 def test_an_empty_part_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
     head = save_random_head(tiny_cache, tmp_path / "head", fraction=1e-6)
-    with pytest.raises(DataError, match=r"none of its pairs is held-out.*--pairs"):
-        evaluate(head, tiny_cache, [1.0], device="cpu")
+    with pytest.raises(DataError, match=r"none of its pairs is held-out.*`pairs`"):
+        evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.0], device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -276,13 +288,17 @@ def test_a_cache_of_another_vocabulary_is_refused(
 ) -> None:
     head = save_random_head(tiny_cache, tmp_path / "head", **changes)
     with pytest.raises(MismatchError, match=message):
-        evaluate(head, tiny_cache, [1.0], device="cpu")
+        evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=[1.0], device="cpu"))
 
 
 def test_results_of_a_single_pair_are_json(tiny_cache: Path, tmp_path: Path) -> None:
     """An interval that cannot be told must not be infinite: JSON has no infinity."""
     head = save_random_head(tiny_cache, tmp_path / "head")
-    found = evaluate(head, make_cache(tmp_path / "one", pairs=1), [1.0], device="cpu")
+    found = evaluate(
+        EvaluateOptions(
+            head=head, cache=make_cache(tmp_path / "one", pairs=1), alphas=[1.0], device="cpu"
+        )
+    )
     assert found.pairs == 1
     text = json.dumps(found.to_json(), allow_nan=False)
     assert json.loads(text)["results"][0]["margin"] == found.results[0].margin

@@ -9,6 +9,7 @@ import torch
 from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import MismatchError
 from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.evaluation.pair_scores import score_pairs
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
@@ -59,5 +60,5 @@ def test_scores_are_those_of_the_models_own_formula(
 def test_a_cache_without_last_states_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
     head = save_random_head(tiny_cache, tmp_path / "head", kind="unembedding")
     dense = make_cache(tmp_path, tiny_base(), pairs=6, logits="dense")
-    with pytest.raises(MismatchError, match=r"encoding dense.*--logits factored"):
-        evaluate(head, dense, [1.0], device="cpu")
+    with pytest.raises(MismatchError, match=r"encoding dense.*`logits` factored"):
+        evaluate(EvaluateOptions(head=head, cache=dense, alphas=[1.0], device="cpu"))

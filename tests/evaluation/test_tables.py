@@ -79,9 +79,9 @@ def test_the_plot(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.xyz", r"--plot: got .*a\.xyz, expected an ending such as \.png"),
-        ("nowhere/a.png", r"a\.png: No such file or directory\. Name a file for --plot"),
-        ("folder.png", r"folder\.png: not a file\. Name a file for --plot"),
+        ("a.xyz", r"plot: got .*a\.xyz, expected an ending such as \.png"),
+        ("nowhere/a.png", r"a\.png: No such file or directory\. Name a file for `plot`"),
+        ("folder.png", r"folder\.png: not a file\. Name a file for `plot`"),
     ],
 )
 def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path: Path, name: str, message: str) -> None:

@@ -58,10 +58,10 @@ def pairs_of(*lengths: int) -> TokenizedPairs:
 @pytest.mark.parametrize(
     ("architecture", "settings", "most", "told"),
     [
-        ("gpt2", {"n_positions": 96}, 96, "reads at most 96; use --max-length 96"),
-        ("llama", {"max_position_embeddings": 96}, 96, "reads at most 96; use --max-length 96"),
-        ("phi3", LONGROPE, STEADY, r"rope_type longrope.*use --max-length 64"),
-        ("llama", DYNAMIC, STEADY, "reads at most 64; use --max-length 64"),
+        ("gpt2", {"n_positions": 96}, 96, "reads at most 96; use `max_length` 96"),
+        ("llama", {"max_position_embeddings": 96}, 96, "reads at most 96; use `max_length` 96"),
+        ("phi3", LONGROPE, STEADY, r"rope_type longrope.*use `max_length` 64"),
+        ("llama", DYNAMIC, STEADY, "reads at most 64; use `max_length` 64"),
     ],
 )
 def test_texts_beyond_what_a_base_reads(
@@ -123,7 +123,7 @@ def test_options_that_do_not_fit_are_told_before_data_and_weights_are_read(tmp_p
         ({"prompt_form": "alpaca"}, "prompt_form: got 'alpaca', expected one of hh, chat"),
         ({"quantize": "int4"}, "quantize: got 'int4', expected one of nf4, int8"),
         ({"output": ""}, "output: got nothing, expected a folder or a URL"),
-        ({"data": ()}, "dataset: got none"),
+        ({"data": ()}, "data: got none"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

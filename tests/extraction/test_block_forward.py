@@ -150,7 +150,7 @@ def test_states_that_are_not_finite_stop_it(tmp_path: Path, layer: int) -> None:
     found = work(tmp_path, base)
     weights = [base.model.model.norm, *base.model.model.layers][0 if layer == 4 else layer]
     next(weights.parameters()).data[0] = float("inf")
-    with pytest.raises(BaseModelError, match=r"states are not finite in float32\. Use --dtype"):
+    with pytest.raises(BaseModelError, match=r"states are not finite in float32\. Use `dtype`"):
         rows_of(found)
 
 

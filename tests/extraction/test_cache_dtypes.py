@@ -17,6 +17,7 @@ from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.verification.against_base import verify_against_base
+from mav.pipeline.verification.options import VerifyOptions
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 WRITE = CacheWriter.write_block
@@ -61,7 +62,7 @@ def test_states_are_stored_in_bfloat16_whatever_they_were_computed_in(
     assert states.dtype == "bfloat16"
     assert states.computed_in == (str(dtype).removeprefix("torch."),)
     # One whole answer to both questions: what was stored is what the base computes.
-    found = verify_against_base(options.output, 8)
+    found = verify_against_base(VerifyOptions(cache=options.output, against_base=8))
     assert found.differing == {}
 
 
@@ -90,12 +91,12 @@ def test_to_go_on_in_another_type_has_to_be_asked_for(options: ExtractOptions) -
         extract(other)
     message = str(caught.value)
     assert "computed in float32, but float16 was asked for" in message
-    assert "--allow-dtype-mismatch" in message
+    assert "`allow_dtype_mismatch=True`" in message
     assert computed_in(options) == ("float32",)
     extract(dataclasses.replace(other, allow_dtype_mismatch=True))
     assert computed_in(options) == ("float32", "float16")
     assert CacheReader(options.output).manifest.complete
-    found = verify_against_base(options.output, 16)
+    found = verify_against_base(VerifyOptions(cache=options.output, against_base=16))
     assert (found.differing, found.tolerance) == ({}, 5e-2)
     # Now it is of both, and either goes.
     extract(other)
@@ -123,7 +124,7 @@ def test_a_cache_that_recorded_nothing_was_computed_in_what_it_stores(
         extract(dataclasses.replace(options, dtype="float32"))
     extract(options)
     assert computed_in(options) is None
-    assert verify_against_base(options.output, 8).differing == {}
+    assert verify_against_base(VerifyOptions(cache=options.output, against_base=8)).differing == {}
 
 
 def loud_base() -> BaseModel:
@@ -137,7 +138,7 @@ def loud_base() -> BaseModel:
 @pytest.mark.parametrize("logits", ["factored", "dense"])
 def test_states_too_large_for_float16_are_refused(options: ExtractOptions, logits: Any) -> None:
     asked = dataclasses.replace(options, logits=logits, storage_dtype="float16")
-    with pytest.raises(BaseModelError, match=r"float16 cannot hold.*--storage-dtype bfloat16"):
+    with pytest.raises(BaseModelError, match=r"float16 cannot hold.*`storage_dtype` bfloat16"):
         extract(asked, base=loud_base())
     extract(
         dataclasses.replace(asked, storage_dtype="bfloat16", output=f"{options.output}2"),
@@ -170,7 +171,7 @@ def test_verify_recomputes_in_the_type_that_is_asked_for(
 ) -> None:
     extract(dataclasses.replace(options, dtype="float32", storage_dtype="float32"))
     messages.clear()
-    found = verify_against_base(options.output, 4, dtype=asked)
+    found = verify_against_base(VerifyOptions(cache=options.output, against_base=4, dtype=asked))
     assert found.tolerance == {"float32": 1e-4, "bfloat16": 5e-2}[asked]
     assert found.differing == {}
     assert any(line.endswith(f" in {asked}") for line in messages)

@@ -27,7 +27,7 @@ from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
-from tests.support.commands import done, extract_args, mav
+from tests.support.commands import done, extract_args, mav, tree
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import draft, quick_disk
 
@@ -115,10 +115,6 @@ def interrupt(asked: Asked, monkeypatch: pytest.MonkeyPatch, blocks: int) -> Non
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BlockForward, "run", fails)
         asked.run()
-
-
-def tree(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
@@ -304,7 +300,7 @@ def test_too_little_room_is_refused_before_anything_is_written(
     found = asked.expected()
     assert not found.fits
     assert screen(found).endswith("The disk cannot hold it.")
-    with pytest.raises(CacheError, match=r"--compression blosc, --storage-dtype int8"):
+    with pytest.raises(CacheError, match=r"`compression` blosc, `storage_dtype` int8"):
         asked.run()
     assert not asked.output.exists()
     with_free(monkeypatch, 1.03 * total)

@@ -163,7 +163,9 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
 def test_what_only_the_first_process_meets_ends_all(world: World, tmp_path: Path) -> None:
     with lock_at_once(open_object_store(tmp_path / "cache")):
         code, out, err = finished(start(2, *world.extract(tmp_path / "cache")))
-    message = f"{tmp_path / 'cache'}: another run writes to this cache, process {os.getpid()} on "
+    message = (
+        f"{tmp_path / 'cache'}: another run is writing to this cache, process {os.getpid()} on "
+    )
     assert (code, out) == (1, "")
     # Whoever is the first to end speaks; the launcher may be faster than the others.
     errors = [line for line in err.splitlines() if line.startswith("Error: ")]
@@ -324,7 +326,7 @@ def test_a_second_run_on_one_cache_is_refused(world: World, tmp_path: Path, begu
         assert mav("verify", cache, "--repair").exit_code == 1
     with lock_at_once(open_object_store(cache)):
         told = refused(1, *world.extract(cache))
-        assert told.startswith(f"{cache}: another run writes to this cache, ")
+        assert told.startswith(f"{cache}: another run is writing to this cache, ")
         assert f"process {os.getpid()} on {socket.gethostname()} since " in told
         assert (f"process {os.getpid()} on " in mav("inspect", cache).stdout) == begun
     assert json.loads(done(*world.extract(cache)))["blocks"] == BLOCKS

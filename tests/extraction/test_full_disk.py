@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mav.cache_schema.commits import read_commits
 from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import commit_key, read_commits
+from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from tests.support.full_disk import FullDisk
@@ -112,7 +113,7 @@ def test_extraction_on_a_full_disk_commits_nothing_half_and_goes_on(
         with pytest.raises(CacheIncompleteError):
             CacheReader(root)
         report = verify(open_object_store(root), full=True)
-        assert (report.damaged_blocks, report.damaged_layout, report.unknown) == ({}, [], [])
+        assert (report.damaged_blocks, report.damaged_static, report.unknown) == ({}, [], [])
     else:
         with pytest.raises(CacheError, match="no such cache"):
             CacheReader(root)

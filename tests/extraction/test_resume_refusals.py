@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.errors import CacheError, MismatchError
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.storage.open import open_object_store
@@ -27,6 +28,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
+from tests.support.mutation import changed
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
 from tests.support.written_caches import quick_disk
 
@@ -316,3 +318,10 @@ def test_the_command_line_refuses_another_base(
     result = CliRunner().invoke(main, [*command, "--base-model", str(tmp_path / "base")])
     assert (result.exit_code, named_in(result.stderr)) == (1, {"base.weights_digest"})
     assert files_of(root) == before
+
+
+def test_without_the_comparison_nothing_is_refused(tmp_path: Path) -> None:
+    begun = begin(tmp_path / "here", complete=False)
+    without = changed(require_same, "if different:", "if False:")
+    with without, pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_refused(begun, OTHERS["compression"], tmp_path)

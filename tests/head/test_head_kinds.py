@@ -168,7 +168,7 @@ def test_a_cache_without_last_states_is_refused_with_what_to_do(
 ) -> None:
     more: dict[str, Any] = {"top_k": 8} if encoding == "topk" else {}
     manifest = CacheReader(make_cache(tmp_path, pairs=4, logits=encoding, **more)).manifest
-    with pytest.raises(MismatchError, match=rf"encoding {encoding}.*--logits factored.*mlp"):
+    with pytest.raises(MismatchError, match=rf"encoding {encoding}.*`logits` factored.*mlp"):
         check_kind(sizes_of("unembedding"), manifest, "The cache")
     for kind in ("mlp", "bottleneck"):
         check_kind(sizes_of(kind), manifest, "The cache")

@@ -31,7 +31,7 @@ def test_both_sides_are_told_everywhere(
     evaluate = ["evaluate", "--head", run, "--cache", line.cache, "--device", "cpu"]
     shown = done(*evaluate, "--report", page)
     assert (TOLD in shown) is hardly
-    assert ("--learning-rate or more --num-epochs" in shown) is hardly
+    assert ("higher learning rate or for more epochs" in shown) is hardly
     assert (TOLD in page.read_text()) is hardly
     found = json.loads(done(*evaluate, "--json"))
     assert found["hardly_moved"] is hardly

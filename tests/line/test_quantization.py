@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mav.cache_schema.choices import StatesStorage
-from mav.cache_schema.dtypes import STORED_AS, from_float32, to_float32
-from mav.cache_schema.quantization import (
+from mav.cache_schema.encoding.dtypes import STORED_AS, from_float32, to_float32
+from mav.cache_schema.encoding.quantization import (
     CODES,
     LARGEST,
     PER_CHANNEL,
@@ -222,7 +222,7 @@ def test_restoring_does_not_depend_on_how_much_is_done_at_once(
     found = quantize("x", values, storage)
     whole = back(found, dtype)
     for at_once in (1, 24, 25, 100, 17 * 24):
-        monkeypatch.setattr("mav.cache_schema.quantization._AT_ONCE", at_once)
+        monkeypatch.setattr("mav.cache_schema.encoding.quantization._AT_ONCE", at_once)
         assert np.array_equal(back(found, dtype), whole)
     for start in range(17):
         token = slice(start, start + 1)

@@ -165,7 +165,7 @@ def test_damage_is_found_and_mended(world: World, damaged: ObjectStore) -> None:
     replace(damaged, commit_key(4), b"{}")
     fast = json.loads(unsound("verify", url, "--fast", "--json"))
     assert set(fast["damaged_blocks"]) == {"0", "4"}
-    assert "block 2: labels/c.2: its bytes have another SHA-256" in unsound("verify", url)
+    assert "block 2: labels/c.2: its SHA-256 is not the one recorded" in unsound("verify", url)
     unsound("verify", url, "--repair")
     assert LOCK not in damaged.sizes()
     assert commit_key(2) not in damaged.sizes()
@@ -234,14 +234,14 @@ def commands(world: World, saved: Path, url: str) -> list[list[object]]:
 def test_urls_nobody_understands_are_usage_errors(world: World, saved: Path, place: str) -> None:
     for command in commands(world, saved, place):
         told = refused(2, *command)
-        assert told.startswith(f"{place}: not a place caches can be kept")
+        assert told.startswith(f"{place}: cannot hold a cache")
         assert "such as s3://" in told
 
 
 def test_a_missing_bucket_is_named(world: World, saved: Path) -> None:
     for command in commands(world, saved, "s3://no-such-bucket/cache"):
         told = refused(1, *command)
-        assert told.startswith("s3://no-such-bucket/cache: there is no such bucket. Make it")
+        assert told.startswith("s3://no-such-bucket/cache: the bucket does not exist. Create it")
 
 
 def test_a_missing_cache_is_named(world: World, saved: Path, url: str) -> None:

@@ -45,11 +45,11 @@ def test_an_object_is_read_in_parts(objects: ObjectStore) -> None:
 @pytest.mark.parametrize(
     ("sizes", "full", "message"),
     [
-        ([], 0, "it does not end where it should"),
-        ([3, 3], 2, "it does not end where it should"),
-        ([3, 5], 1, "it ends early"),
-        ([8], 0, "it ends early"),
-        ([7, 1], 1, "it ends early"),
+        ([], 0, "it is longer than expected"),
+        ([3, 3], 2, "it is longer than expected"),
+        ([3, 5], 1, "it is shorter than expected"),
+        ([8], 0, "it is shorter than expected"),
+        ([7, 1], 1, "it is shorter than expected"),
     ],
 )
 def test_an_object_of_another_size_than_its_parts_is_refused(

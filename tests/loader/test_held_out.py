@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mav.cache_schema import CacheReader
-from mav.pipeline.loader.split import PairSubset, Split, in_subset
+from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.transcripts import split_transcript
+from mav.pipeline.runtime.choices import Split
 from tests.support.tiny import rows
 
 FRACTIONS = st.floats(0, 1)

@@ -16,6 +16,7 @@ from mav.pipeline.loader.dataset import _HeldBlocks
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.ops.tensor_storage import from_stored
 from tests.support.limits import EVENT
+from tests.support.profiles import examples
 
 
 class Batches(RuleBasedStateMachine):
@@ -57,11 +58,11 @@ class SlowReader:
     def read_block(self, number: int, memory: BlockMemory) -> Block:
         self.begun[number].set()
         assert self.let[number].wait(EVENT)
-        room = memory.room("x", 64)
-        room[:] = number
+        buffer = memory.buffer("x", 64)
+        buffer[:] = number
         self.done[number].set()
         pairs = self.plan.pairs_of(number)
-        return Block(number=number, pairs=pairs, offsets=np.zeros(1, np.int64), rows={"x": room})
+        return Block(number=number, pairs=pairs, offsets=np.zeros(1, np.int64), rows={"x": buffer})
 
 
 class Blocks(RuleBasedStateMachine):
@@ -119,6 +120,6 @@ class Blocks(RuleBasedStateMachine):
 
 
 TestBatches = Batches.TestCase
-TestBatches.settings = settings(max_examples=40, stateful_step_count=25)
+TestBatches.settings = settings(max_examples=examples(0.8), stateful_step_count=25)
 TestBlocks = Blocks.TestCase
-TestBlocks.settings = settings(max_examples=120, stateful_step_count=12)
+TestBlocks.settings = settings(max_examples=examples(2.4), stateful_step_count=12)

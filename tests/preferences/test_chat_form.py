@@ -19,6 +19,7 @@ from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_transcript
 from mav.pipeline.runtime.known_places import recall
 from mav.pipeline.verification.against_base import verify_against_base
+from mav.pipeline.verification.options import VerifyOptions
 from tests.support.heads import write_head
 from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
 
@@ -73,7 +74,7 @@ def test_what_decoding_reads_is_what_was_extracted(base: BaseModel, cache: Path)
 
 
 def test_a_cache_in_the_chat_template_is_that_of_its_base(base: BaseModel, cache: Path) -> None:
-    found = verify_against_base(cache, 4, base=base)
+    found = verify_against_base(VerifyOptions(cache=cache, against_base=4), base=base)
     assert not found.differing
 
 

@@ -17,6 +17,7 @@ from mav.pipeline.preferences.chat_template import ChatTemplate, parse_date, use
 from mav.pipeline.preferences.prompt_format import PromptFormat
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE
 from mav.pipeline.verification.against_base import verify_against_base
+from mav.pipeline.verification.options import VerifyOptions
 from tests.support.heads import write_head
 from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer
 
@@ -165,7 +166,7 @@ def test_a_cache_keeps_the_date_it_was_begun_with(
     assert CacheReader(cache).manifest.text.template_date == "2024-02-29"
     # On any later day: going on, verifying and decoding all tell the template that date.
     make_cache(tmp_path, base, pairs=8, prompt_form="chat")
-    assert not verify_against_base(cache, 3, base=base).differing
+    assert not verify_against_base(VerifyOptions(cache=cache, against_base=3), base=base).differing
     head = write_head(tmp_path / "head", cache)
     assert "29 Feb 2024" in MAVInference(head, base).joined.form.render("Hi")
     other = MAVInference(head, base, template_date="2025-01-02")

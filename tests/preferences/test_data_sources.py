@@ -37,8 +37,8 @@ def test_what_is_read(text: str, source: DataSource) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "dataset: got '', expected a file, a folder or a hub id"),
-        (",split=test", "dataset: got ',split=test', expected a file"),
+        ("", "data: got '', expected a file, a folder or a hub id"),
+        (",split=test", "data: got ',split=test', expected a file"),
         ("x,splt=test", "got 'splt=test', expected one of data_dir=, split="),
         ("x,limit=0", "limit: got 0"),
         ("x,split=train+test", "split of x: got 'train+test', of which a part is for training"),

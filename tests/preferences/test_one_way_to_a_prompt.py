@@ -23,6 +23,7 @@ from mav.pipeline.runtime.choices import Form
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import prompt_tokens
 from mav.pipeline.serving.requests import CompletionRequest, chat_request, text_request
+from tests.support.profiles import examples
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer
 
@@ -104,7 +105,7 @@ def tiny_joined() -> AttachedModel:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-@settings(max_examples=20)
+@settings(max_examples=examples(0.4))
 @given(messages=conversations(), answers=st.tuples(TEXTS, TEXTS))
 def test_messages(form: PromptFormat, messages: Messages, answers: tuple[str, str]) -> None:
     expected = form.tokens(form.render(messages))
@@ -137,7 +138,7 @@ def rows_of(messages: Messages, answers: Sequence[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-@settings(max_examples=20)
+@settings(max_examples=examples(0.4))
 @given(text=TEXTS, answers=st.tuples(TEXTS, TEXTS))
 def test_a_users_message(form: PromptFormat, text: str, answers: tuple[str, str]) -> None:
     row = {"prompt": text, "chosen": f"a{answers[0]}", "rejected": f"b{answers[1]}"}
@@ -147,7 +148,7 @@ def test_a_users_message(form: PromptFormat, text: str, answers: tuple[str, str]
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-@settings(max_examples=20)
+@settings(max_examples=examples(0.4))
 @given(text=TEXTS)
 def test_a_text_to_go_on_with(form: PromptFormat, text: str) -> None:
     """What the completions of the server read is what a transcript is read as."""

@@ -573,6 +573,7 @@ def test_a_json_file_must_hold_a_list(tmp_path: Path, value: object) -> None:
 def test_data_dir_goes_with_the_hub_only(tmp_path: Path, name: str) -> None:
     SOURCES[name](tmp_path / name, [transcripts(0)])
     with pytest.raises(
-        UsageError, match="data_dir=harmless-base goes with a data set that has subset folders"
+        UsageError,
+        match="data_dir: got 'harmless-base', which goes with a data set that has",
     ):
         read(tmp_path / name, data_dir="harmless-base")

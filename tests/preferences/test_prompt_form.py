@@ -58,7 +58,7 @@ def test_what_is_asked_else_what_the_head_was_trained_in(
 
 @pytest.mark.parametrize(("asked", "template"), [("chat", TEMPLATE), ("auto", CHAT_TEMPLATE)])
 def test_a_base_without_a_chat_template_is_refused(asked: Any, template: str) -> None:
-    with pytest.raises(UsageError, match=r"--prompt-form chat: the base has no chat template"):
+    with pytest.raises(UsageError, match=r"prompt_form: got 'chat', but the base has no chat"):
         choose_prompt_format(asked, template, tiny_tokenizer())
 
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from mav import cli
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.reporting.html import read_log, render, write_report
 from mav.pipeline.reporting.plots import Chart, Point, Series, plots
 from mav.pipeline.runtime.known_places import shown_place
@@ -126,7 +127,7 @@ def found(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     run = tmp_path_factory.mktemp("run")
     write_log(run)
     head = save_random_head(tiny_cache, run / "best")
-    return evaluate(head, tiny_cache, ALPHAS, device="cpu")
+    return evaluate(EvaluateOptions(head=head, cache=tiny_cache, alphas=ALPHAS, device="cpu"))
 
 
 def moved(found: Evaluation, cache: Path, head: Path) -> Evaluation:
@@ -294,14 +295,18 @@ def test_a_name_that_is_no_text(found: Evaluation, tiny_cache: Path, tmp_path: P
 def test_a_single_pair(tiny_cache: Path, tmp_path: Path) -> None:
     head = save_random_head(tiny_cache, tmp_path / "head")
     cache = make_cache(tmp_path / "one", pairs=1)
-    page = assert_stands_alone(render(evaluate(head, cache, [1.0], device="cpu"), NOW))
+    page = assert_stands_alone(
+        render(evaluate(EvaluateOptions(head=head, cache=cache, alphas=[1.0], device="cpu")), NOW)
+    )
     assert "[" not in page.tables[0][1][3]
     assert [row[1] for row in page.tables[1][1:]] == ["1"]
     assert len(page.tables[2]) == 2
 
 
 def test_alpha_zero_alone(found: Evaluation, tiny_cache: Path) -> None:
-    nothing = evaluate(found.head, tiny_cache, [0.0], device="cpu")
+    nothing = evaluate(
+        EvaluateOptions(head=found.head, cache=tiny_cache, alphas=[0.0], device="cpu")
+    )
     page = assert_stands_alone(render(nothing, NOW))
     assert "there is no accuracy to tell by length" in page.text
     assert page.count("svg") == 3 + 4

@@ -87,3 +87,8 @@ def unsound(*args: object) -> str:
     assert result.exit_code == 1, result.output
     assert "Error: " not in result.stderr
     return result.stdout
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    """Every path below a folder, files with their contents."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -23,11 +23,12 @@ from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.ops.tensor_storage import from_stored
 from tests.support.limits import EVENT
+from tests.support.profiles import examples
 
 ALL = PairSubset(split="all")
 # Reading is slow on a busy machine, and shrinking would read for minutes.
 READING = settings(
-    max_examples=15,
+    max_examples=examples(0.3),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 SHAPES = st.builds(

@@ -13,7 +13,7 @@ from mav.cache_schema.arrays import ArrayLayout, layouts
 from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.plan import BlockPlan, plan_blocks
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.records import COMMITS, LAYOUT, CommitRecord, decode_record
+from mav.cache_schema.records import COMMITS, STATIC_RECORD, CommitRecord, decode_record
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import run_lock
@@ -157,7 +157,7 @@ def go_on(root: str | Path, **options: Any) -> list[int]:
     manifest, plan = draft(**options)
     with held(root) as (objects, run):
         writer = CacheWriter(objects, run)
-        writer.restore_layout(plan, pair_columns(plan), unembedding(manifest))
+        writer.restore_static_objects(plan, pair_columns(plan), unembedding(manifest))
         return finish(writer, manifest, plan)
 
 
@@ -213,7 +213,7 @@ def contents(cache: str | Path) -> dict[int, str]:
     objects = open_object_store(cache)
     found = {}
     for key in objects.sizes():
-        if key.startswith(COMMITS) and key != LAYOUT:
+        if key.startswith(COMMITS) and key != STATIC_RECORD:
             record = decode_record(objects.read(key).data)
             if isinstance(record, CommitRecord):
                 found[record.block] = record.content

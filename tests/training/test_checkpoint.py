@@ -29,6 +29,7 @@ from tests.support.checkpoints import (
     undamaged,
 )
 from tests.support.dying_disk import quick_disk
+from tests.support.profiles import examples
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def bits_of(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(2))
 @given(
     values=st.dictionaries(
         st.sampled_from(("head", "optimizer")),

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mav.cache_schema.errors import HeadError
 from tests.support.checkpoints import FILES, flip, newest, place, save
 from tests.support.dying_disk import Disk, Killed, on, quick_disk
+from tests.support.profiles import examples
 
 STRIDES = st.integers(1, 3)
 
@@ -107,4 +108,4 @@ def newest_step(folder: Path) -> int | None:
 
 
 TestRotation = Rotation.TestCase
-TestRotation.settings = settings(max_examples=30, stateful_step_count=15)
+TestRotation.settings = settings(max_examples=examples(0.6), stateful_step_count=15)

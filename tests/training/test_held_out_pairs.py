@@ -8,6 +8,7 @@ import pytest
 from mav.cache_schema import CacheReader
 from mav.cache_schema.errors import DataError, MismatchError
 from mav.pipeline.evaluation.evaluate import evaluate
+from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.split import PairSubset, in_subset
@@ -61,7 +62,11 @@ def test_another_cache_can_be_evaluated_on(
 ) -> None:
     report = run(tiny_cache, tmp_path, eval_cache=small_cache, eval_steps=10)
     assert report.steps == 10  # All 40 pairs are trained on.
-    found = evaluate(str(tmp_path / "last"), small_cache, [1.0], which="all", device="cpu")
+    found = evaluate(
+        EvaluateOptions(
+            head=str(tmp_path / "last"), cache=small_cache, alphas=[1.0], pairs="all", device="cpu"
+        )
+    )
     (result,) = found.results
     assert report.evaluation["eval_rewards/margins"] == pytest.approx(0.1 * result.margin, rel=1e-4)
     assert report.evaluation["eval_rewards/accuracies"] == result.reward_accuracy
@@ -84,5 +89,5 @@ def test_nothing_held_out_makes_the_last_head_the_best(tiny_cache: Path, tmp_pat
 
 
 def test_holding_out_everything_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--eval-fraction 0\.9999 holds out all of its 40 pairs"):
+    with pytest.raises(DataError, match=r"`eval_fraction` 0\.9999 holds out all of its 40 pairs"):
         run(tiny_cache, tmp_path, eval_fraction=0.9999)

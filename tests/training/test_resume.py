@@ -31,7 +31,7 @@ def test_a_run_of_any_kind_goes_on(tiny_cache: Path, tmp_path: Path, kind: HeadK
     with interrupted_after(5):
         run(tiny_cache, tmp_path / "cut", **settings)
     assert checkpoint(tmp_path / "cut").state.trajectory["head_type"] == kind
-    with pytest.raises(MismatchError, match=f"--head-type: begun with '{kind}', got 'mlp'"):
+    with pytest.raises(MismatchError, match=f"head_type: begun with '{kind}', got 'mlp'"):
         run(tiny_cache, tmp_path / "cut", eval_steps=2, resume=True)
     run(tiny_cache, tmp_path / "cut", **settings, resume=True)
     for name in ("best", "last"):
@@ -123,7 +123,7 @@ def best_loss(folder: Path) -> float:
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished: Path, tiny_cache: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds a training run already\. Add --resume"):
+    with pytest.raises(UsageError, match=r"holds a training run already\. Add `resume=True`"):
         run(tiny_cache, finished, num_epochs=2, eval_steps=2)
 
 
@@ -153,8 +153,7 @@ def test_a_run_cannot_go_on_with_other_options(
 ) -> None:
     before = contents(finished)
     changed: dict[str, Any] = {"num_epochs": 2, name: value}
-    flag = "--" + name.replace("_", "-")
-    with pytest.raises(MismatchError, match=rf"other settings:\n  - {flag}: begun with .*{value}"):
+    with pytest.raises(MismatchError, match=rf"other settings:\n  - {name}: begun with .*{value}"):
         run(tiny_cache, finished, resume=True, **changed)
     assert contents(finished) == before
 
@@ -163,7 +162,7 @@ def test_every_changed_option_is_named(finished: Path, tiny_cache: Path) -> None
     with pytest.raises(MismatchError) as caught:
         run(tiny_cache, finished, resume=True, num_epochs=1, seed=3, beta=0.3)
     named = [line.split(":")[0] for line in str(caught.value).splitlines()[1:]]
-    assert named == ["  - --beta", "  - --num-epochs", "  - --seed"]
+    assert named == ["  - beta", "  - num_epochs", "  - seed"]
 
 
 def test_a_run_may_be_moved_and_evaluated_more_often(
@@ -195,7 +194,7 @@ def test_a_run_cannot_go_on_with_another_cache(
     cache = make_cache(tmp_path / "other", **other)
     with interrupted_after(3):
         run(tiny_cache, tmp_path / "run", eval_steps=2)
-    with pytest.raises(MismatchError, match=r"--cache: another cache"):
+    with pytest.raises(MismatchError, match=r"- cache: another cache"):
         run(cache, tmp_path / "run", eval_steps=2, resume=True)
 
 
@@ -204,7 +203,7 @@ def test_a_run_cannot_go_on_with_another_cache(
     [
         ({"batch_size": 4}, r"pairs in a step \(.*\): begun with 4, got 8"),
         ({"grad_accum": 1}, r"pairs in a step \(.*\): begun with 4, got 2"),
-        ({"batch_size": None, "batch_tokens": 64}, r"--batch-tokens: begun with None, got 64"),
+        ({"batch_size": None, "batch_tokens": 64}, r"batch_tokens: begun with None, got 64"),
     ],
     ids=str,
 )
@@ -259,5 +258,5 @@ def test_held_out_pairs_cannot_be_taken_into_training_on_resuming(
     """With a cache of its own to evaluate on, nothing is held out of the training cache."""
     with interrupted_after(3):
         run(tiny_cache, tmp_path, eval_steps=2)
-    with pytest.raises(MismatchError, match=r"--eval-(cache|fraction)"):
+    with pytest.raises(MismatchError, match=r"eval_(cache|fraction)"):
         run(tiny_cache, tmp_path, eval_steps=2, eval_cache=small_cache, resume=True)

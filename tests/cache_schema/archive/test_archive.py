@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from mav.cache_schema.arrays import TABLE, layouts
+from mav.cache_schema.array_table import TABLE
+from mav.cache_schema.arrays import layouts
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify

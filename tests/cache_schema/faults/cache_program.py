@@ -19,6 +19,7 @@ from unittest import mock
 from zarr.core.sync import cleanup_resources
 
 from mav.cache_schema import static_objects
+from mav.cache_schema.comparison import require_same
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
@@ -28,7 +29,7 @@ from mav.cache_schema.records import CommitRecord, decode_record
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from mav.cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.writer import CacheWriter
 from tests.support.written_caches import (
     Rows,
     block_rows,
@@ -174,7 +175,7 @@ def extract(
         writer = CacheWriter(objects, run)
         if stored is not None:
             processes.from_first(
-                lambda: writer.restore_layout(plan, given.columns, given.unembedding)
+                lambda: writer.restore_static_objects(plan, given.columns, given.unembedding)
             )
         missing = processes.from_first(writer.missing)
         for block in missing[processes.rank :: processes.count]:

@@ -18,7 +18,7 @@ import pytest
 from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.manifest import Manifest
-from mav.cache_schema.records import LAYOUT, commit_key
+from mav.cache_schema.records import STATIC_RECORD, commit_key
 from mav.cache_schema.root import ROOT
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, verify
@@ -124,7 +124,7 @@ def check_flips(sound: Sound, flips: list[Flip]) -> None:
 def named(report: VerifyReport) -> str:
     """Return all that a verification complains of, a line each."""
     lines = [str(problem) for problems in report.damaged_blocks.values() for problem in problems]
-    return "\n".join([*map(str, report.damaged_layout), *lines])
+    return "\n".join([*map(str, report.damaged_static), *lines])
 
 
 def _complaint(root: Path) -> str:
@@ -148,7 +148,7 @@ def _ranges(root: Path, manifest: Manifest) -> dict[str, Ranges]:
             else:
                 found[layout.spec.kind].append((key, range((root / key).stat().st_size)))
     known = {key for ranges in found.values() for key, _ in ranges}
-    single = {ROOT: "root", LAYOUT: "layout record"}
+    single = {ROOT: "root", STATIC_RECORD: "layout record"}
     single |= {commit_key(block): "commit record" for block in range(manifest.plan.blocks)}
     for key, size in open_object_store(root).sizes().items():
         if key not in known:
@@ -177,7 +177,7 @@ def small_chunks() -> Iterator[None]:
         patch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", _CHUNK_BYTES)
         patch.setattr("mav.cache_schema.arrays._MOST_CHUNKS", 2)
         # Starting a thread for each record takes longer than to read them all.
-        patch.setattr("mav.cache_schema.records._AT_ONCE", 1)
+        patch.setattr("mav.cache_schema.commits._AT_ONCE", 1)
         yield
 
 

@@ -21,7 +21,7 @@ from mav.cache_schema.arrays import ArrayLayout, layouts, shard_key
 from mav.cache_schema.errors import CacheError, CacheIncompleteError
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import (
-    LAYOUT,
+    STATIC_RECORD,
     ClaimRecord,
     CommitRecord,
     commit_key,
@@ -137,7 +137,7 @@ def make_whole(root: Path, attempt: int = 0) -> list[int]:
     with held(root) as (objects, run):
         there = (root / ROOT).exists()
         writer = CacheWriter(objects, run) if there else begin(objects, run, MANIFEST, PLAN)
-        writer.restore_layout(PLAN, pair_columns(PLAN), unembedding(MANIFEST))
+        writer.restore_static_objects(PLAN, pair_columns(PLAN), unembedding(MANIFEST))
         missing = writer.missing()
         for block in missing:
             writer.write_block(block, len(PLAN.pairs_of(block)), rows_of(block, attempt))
@@ -163,7 +163,7 @@ def check_found_and_never_read(caches: Caches, keys: Mapping[str, int | None]) -
     report = verify(open_object_store(caches.damaged), full=True)
     assert not report.sound
     for key, block in keys.items():
-        found = report.damaged_layout if block is None else report.damaged_blocks.get(block, [])
+        found = report.damaged_static if block is None else report.damaged_blocks.get(block, [])
         assert any(problem.key == key for problem in found), f"{key}: not named in {found}"
     assert set(report.damaged_blocks) == {b for b in keys.values() if b is not None}
     try:
@@ -311,7 +311,7 @@ def check_wrong_encoding_is_found(root: Path) -> None:
             finish(writer, MANIFEST, PLAN)
     report = verify(open_object_store(root), full=True)
     assert set(report.damaged_blocks) == set(range(PLAN.blocks)), report
-    assert "its values are not those" in report.damaged_blocks[0][0].reason
+    assert "values are not those" in report.damaged_blocks[0][0].reason
 
 
 def test_a_shard_that_was_encoded_wrongly_is_found(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_plan_and_unembedding_left_by_an_older_attempt(caches: Caches, path: str
 
 
 @pytest.mark.parametrize("damage", ANY)
-@pytest.mark.parametrize("key", [LAYOUT, ROOT])
+@pytest.mark.parametrize("key", [STATIC_RECORD, ROOT])
 def test_without_layout_record_or_root_nothing_is_read_or_written(
     caches: Caches, key: str, damage: Damage
 ) -> None:
@@ -367,7 +367,7 @@ def test_without_layout_record_or_root_nothing_is_read_or_written(
 def test_the_layout_record_of_another_cache(caches: Caches) -> None:
     other = caches.other.with_name("another plan")
     write(other, **OPTIONS, lengths=((3, 2), (4, 1), (1, 1), (7, 3), (6, 2)))
-    shutil.copy(other / LAYOUT, caches.damaged / LAYOUT)
+    shutil.copy(other / STATIC_RECORD, caches.damaged / STATIC_RECORD)
     key = shard_key(LAYOUTS["pairs/response_length"], 0)
     check_found_and_never_read(caches, {key: None})
 

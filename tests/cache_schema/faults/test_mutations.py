@@ -5,33 +5,31 @@ source, and runs a check of the fault tests, which must then fail; unchanged, th
 """
 
 import contextlib
-import inspect
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any, Final
 
 import pytest
 
-from mav.cache_schema import checksummed_json, records, shards, verify
+from mav.cache_schema import checksummed_json, commits, records, shards, verify
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
 from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from mav.cache_schema.writer import CacheWriter, require_same
+from mav.cache_schema.writer import CacheWriter
+from tests.cache_schema.faults import interleaving as writers
 from tests.cache_schema.faults import test_bit_flips as flips
 from tests.cache_schema.faults import test_damaged_shards as damage
 from tests.cache_schema.faults import test_power_loss as power
-from tests.cache_schema.faults import test_two_writers as writers
 from tests.cache_schema.faults.cache_program import Whole
 from tests.cache_schema.faults.fork_server import ForkServer
 from tests.cache_schema.faults.simulated_disk import Call, Recorder
 from tests.cache_schema.faults.watched_os import watching
+from tests.support.mutation import changed
 from tests.support.written_caches import quick_disk, read_all
 
 Mutation = contextlib.AbstractContextManager[None]
@@ -39,19 +37,6 @@ Check = Callable[[Path], None]
 
 SEVERAL: Final = 11
 """One of so many interruptions is tried."""
-
-
-@contextlib.contextmanager
-def changed(function: object, old: str, new: str) -> Iterator[None]:
-    """Replace a piece of a function's source, for all who call it."""
-    assert isinstance(function, FunctionType)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{function.__qualname__} does not have just one {old!r}"
-    found: dict[str, Any] = {}
-    exec(compile(source.replace(old, new), "<mutation>", "exec"), function.__globals__, found)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(function, "__code__", found[function.__name__].__code__)
-        yield
 
 
 @contextlib.contextmanager
@@ -131,14 +116,6 @@ def on_a_folder(check: Callable[[ObjectStore], None]) -> Check:
     return lambda folder: check(open_object_store(folder / "cache"))
 
 
-def other_settings(folder: Path) -> None:
-    # It loads torch, which the processes that are forked here do without.
-    from tests.extraction import test_resume_refusals as refusals
-
-    begun = refusals.begin(folder / "here", complete=False)
-    refusals.check_refused(begun, refusals.OTHERS["compression"], folder)
-
-
 def written_for_certain(folder: Path) -> None:
     recorder = Recorder(folder)
     with watching(recorder):
@@ -185,20 +162,20 @@ SAFEGUARDS: Final = {
     ),
     "digest of the values": line(
         verify._Checker.block,
-        "content_digest(rows) != record.content",
+        "content_digest(rows) != commit.content",
         "False",
         lambda folder: damage.check_wrong_encoding_is_found(folder / "cache"),
     ),
-    "sizes on opening": line(records.object_problem, "size == record.bytes", "True", damaged(cut)),
-    "seal of the root": line(
+    "sizes on opening": line(commits.size_problem, "size == record.bytes", "True", damaged(cut)),
+    "checksum of the root": line(
         checksummed_json.check_checksum,
-        "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
+        "hashlib.sha256(blank).hexdigest().encode() != members[0][1]",
         "False",
         flipped("root"),
     ),
-    "seal of records": line(
+    "checksum of records": line(
         checksummed_json.check_checksum,
-        "hashlib.sha256(blank).hexdigest().encode() != found[0][1]",
+        "hashlib.sha256(blank).hexdigest().encode() != members[0][1]",
         "False",
         flipped("commit record"),
     ),
@@ -231,7 +208,7 @@ SAFEGUARDS: Final = {
     ),
     "lock looked at": line(
         lock.require_held,
-        "found is None or found.run != run",
+        "holder is None or holder.run != run",
         "False",
         on_a_folder(writers.check_without_the_lock_nothing_is_written),
     ),
@@ -239,7 +216,6 @@ SAFEGUARDS: Final = {
     "a new folder's name": line(
         local_objects._make_folder, "sync_directory(folder.parent)", "pass", written_for_certain
     ),
-    "settings compared": line(require_same, "if found:", "if False:", other_settings),
 }
 
 

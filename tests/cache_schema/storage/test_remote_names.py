@@ -11,6 +11,7 @@ from obstore.store import S3Store
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.open import open_object_store
 from tests.cache_schema.storage.test_addresses import SEGMENTS
+from tests.support.profiles import examples
 from tests.support.s3_server import S3Server, s3_in_environment
 
 NAMES = (
@@ -62,7 +63,7 @@ def test_each_name_is_a_place_of_its_own(server: S3Server) -> None:
     assert {f"names/{name}/c/0" for name in NAMES} <= in_bucket(server)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(0.5), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join))
 def test_any_name_is_written_listed_read_and_removed(server: S3Server, name: str) -> None:
     objects = open_object_store(server.url(f"any/{name}"))

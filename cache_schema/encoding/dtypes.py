@@ -1,7 +1,8 @@
 """How the element types of hidden states and logits are stored.
 
-Zarr (as of zarr-python 3.1) has no bfloat16, so bfloat16 values are stored as their bits in
-uint16, little-endian. The manifest names the true type; readers reinterpret, they never convert.
+Zarr (as of zarr-python 3.1) has no bfloat16, so the bits of bfloat16 values are stored as
+little-endian uint16. The manifest names the true type; readers reinterpret the bits and never
+convert the numbers.
 """
 
 from typing import Any, Final
@@ -14,16 +15,16 @@ STORED_AS: Final[dict[str, str]] = {
     "float16": "float16",
     "float32": "float32",
 }
-"""True element type in the manifest -> NumPy type of the stored array."""
+"""Element type in the manifest -> NumPy type of the stored array."""
 
 
 def itemsize(dtype: str) -> int:
-    """Return the bytes one value of a manifest dtype takes."""
+    """Return the bytes per value of an element type in the manifest."""
     return np.dtype(STORED_AS[dtype]).itemsize
 
 
 def to_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Widen stored values to float32, exactly.
+    """Convert stored values to float32, exactly.
 
     Args:
         values: An array as stored, any shape.
@@ -39,7 +40,7 @@ def to_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Round float32 values to a manifest type, to the nearest, ties to even.
+    """Round float32 values to an element type, to nearest, ties to even.
 
     Args:
         values: float32, any shape.
@@ -54,5 +55,5 @@ def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(
         16
     )
-    # Rounding up could turn a NaN of many bits into an infinity or a zero.
+    # Rounding up could turn the bits of a NaN into those of an infinity or a zero.
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))

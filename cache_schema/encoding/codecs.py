@@ -11,11 +11,11 @@ from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
 
 from mav.cache_schema.choices import Compression
 
-# Measured on states and codes of real pairs: higher levels store no less and write slower.
+# Measured on states and codes of real pairs: higher levels save nothing and are slower.
 _ZSTD_LEVEL: Final = 1
 _BLOSC_LEVEL: Final = 1
 _BLOSC_BLOCK: Final = 1 << 20
-"""Blosc's own choice at this level is so small that half of the gain is lost."""
+"""Blosc's own block size at this level is so small that half of the gain is lost."""
 
 
 class ChunkCodec:
@@ -25,8 +25,7 @@ class ChunkCodec:
         """Choose the codec.
 
         Args:
-            compression: `zstd`; or `blosc`, which is Zstandard after grouping the bytes of all
-                values by their significance; or `none`.
+            compression: `none`; `zstd`; or `blosc`, which is Zstandard after a byte shuffle.
             itemsize: Bytes of one value.
         """
         self._codec: Any = None
@@ -54,28 +53,28 @@ class ChunkCodec:
 
     @property
     def stores_as_is(self) -> bool:
-        """Whether chunks are stored without compression."""
+        """Whether chunks are stored uncompressed."""
         return self._codec is None
 
     @property
     def zarr(self) -> Sequence[BytesBytesCodec]:
-        """The codec as Zarr describes it."""
+        """The codecs that describe this one in Zarr's metadata."""
         return self._zarr
 
     def encode(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a chunk's bytes compressed."""
+        """Return the compressed bytes of a chunk."""
         return np.frombuffer(self._codec.encode(chunk), np.uint8)
 
     def decode(self, stored: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """Decompress into a buffer of the chunk's size.
+        """Decompress a chunk into a buffer of its size.
 
         Raises:
-            ValueError: The bytes are not what `encode` made, or of another size.
+            ValueError: The bytes cannot be decompressed, or not to this size.
         """
         try:
-            found = np.frombuffer(self._codec.decode(stored), np.uint8)
+            chunk = np.frombuffer(self._codec.decode(stored), np.uint8)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"it cannot be decompressed: {error}") from error
-        if len(found) != len(out):
-            raise ValueError(f"it decompresses to {len(found)} bytes, expected {len(out)}")
-        out[:] = found
+        if len(chunk) != len(out):
+            raise ValueError(f"it decompresses to {len(chunk)} bytes, expected {len(out)}")
+        out[:] = chunk

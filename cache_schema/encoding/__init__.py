@@ -1,0 +1,1 @@
+"""How values become bytes: element types, quantized hidden states, lossless compression."""

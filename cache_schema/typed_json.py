@@ -1,0 +1,94 @@
+"""Frozen dataclasses from decoded JSON, with every problem reported at once."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+_T = TypeVar("_T")
+
+
+def build_dataclass(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
+    """Build a dataclass, and the dataclasses in it, from a JSON object.
+
+    Args:
+        cls: The dataclass. Fields with a default may be missing from the object.
+        value: Decoded JSON.
+        path: Path of the value in the document, ending in a dot unless empty.
+        problems: Problems are appended here, one `path: what was got, what was expected` each.
+
+    Returns:
+        The dataclass; meaningful only if `problems` is empty.
+    """
+    if not isinstance(value, Mapping):
+        problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
+        return typing.cast("_T", None)
+    hints = typing.get_type_hints(cls)
+    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
+    optional = {
+        field.name
+        for field in dataclasses.fields(typing.cast("Any", cls))
+        if field.default is not dataclasses.MISSING
+    }
+    fields: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if name not in value:
+            if name in optional:
+                continue
+            problems.append(f"{path}{name}: missing")
+        elif dataclasses.is_dataclass(hint):
+            fields[name] = build_dataclass(
+                typing.cast("type", hint), value[name], f"{path}{name}.", problems
+            )
+        elif (record := _record_of(hint)) and isinstance(value[name], list | tuple):
+            fields[name] = tuple(
+                build_dataclass(record, item, f"{path}{name}[{number}].", problems)
+                for number, item in enumerate(value[name])
+            )
+        else:
+            fields[name] = _convert(hint, value[name])
+            if not _fits(hint, fields[name]):
+                wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else hint
+                problems.append(f"{path}{name}: got {value[name]!r}, expected {wanted}")
+    return cls(**fields) if not problems else typing.cast("_T", None)
+
+
+def _record_of(hint: object) -> type | None:
+    """Return the dataclass in the type hint `tuple[dataclass, ...]`, or None."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    record = typing.get_args(hint)[0]
+    return record if isinstance(record, type) and dataclasses.is_dataclass(record) else None
+
+
+def _convert(hint: object, value: object) -> object:
+    """Turn lists into tuples and integers into floats where the hint asks for them.
+
+    JSON has no tuples, and some programs write the float 1.0 as 1.
+    """
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(member) is tuple for member in members):
+        return tuple(value)
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and float in members and int not in members:
+        return float(typing.cast("int", value))
+    return value
+
+
+def _fits(hint: Any, value: object) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is types.UnionType:
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _fits(arguments[1], _convert(arguments[1], item))
+            for key, item in value.items()
+        )
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
