@@ -196,13 +196,13 @@ class TrainOptions:
         if getattr(self, foreign) is not None:
             kinds = "unembedding and bottleneck" if foreign == "rank" else "mlp"
             raise UsageError(
-                f"{foreign}: got {getattr(self, foreign)} with head_type {self.head_type}, "
+                f"{foreign}: got {getattr(self, foreign)} with `head_type` {self.head_type}, "
                 f"expected none; it is a size of {kinds}"
             )
         for name, objective in (("label_smoothing", "robust"), ("simpo_gamma", "simpo")):
             if getattr(self, name) is not None and self.objective != objective:
                 raise UsageError(
-                    f"{name}: got {getattr(self, name)} with objective {self.objective}, "
+                    f"{name}: got {getattr(self, name)} with `objective` {self.objective}, "
                     f"expected none; it is of {objective}"
                 )
         if self.objective == "sigmoid":
