@@ -15,7 +15,7 @@ from mav.pipeline.base.loaded_weights import require_complete, require_finite
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.base.tokenizer import require_tokenizer, require_vocabulary_files
 from mav.pipeline.base.weight_files import require_whole
-from mav.pipeline.runtime.hub import one_line
+from mav.pipeline.runtime.hub_errors import one_line
 from mav.pipeline.runtime.library_logging import QuietLibraries
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
-from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
@@ -190,7 +189,7 @@ def _checked(
         tokens = len(form.tokens(form.render(line.prompt)))
     except MAVError as error:
         return replace(line, error=str(error)), 0
-    wrong = tokens_beyond(mav.base, tokens, decoding.max_new_tokens)
+    wrong = mav.base.excess(tokens, decoding.max_new_tokens)
     return (line if wrong is None else replace(line, error=wrong)), tokens
 
 

@@ -1,6 +1,10 @@
-"""Samples the next token of each sequence of a batch, by its own options and seed."""
+"""Samples the next token of each sequence of a batch, by its own options and seed.
+
+Shape legend: V vocabulary.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,8 +12,23 @@ from torch import Tensor
 from mav.pipeline.decoding.options import GenerationOptions
 
 
-class RowSampler:
-    """Samples the tokens of one response, independent of other rows.
+@dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
+
+    Attributes:
+        aligned: Of the token, under base and head.
+        base: Of the token, under the base alone.
+        top: The most probable tokens under base and head: id, log-probability.
+    """
+
+    aligned: float
+    base: float
+    top: tuple[tuple[int, float], ...]
+
+
+class SequenceSampler:
+    """Samples the tokens of one response, independent of other sequences.
 
     A seed gives the same response alone and in any company, as far as the logits are the same.
     """
@@ -20,7 +39,7 @@ class RowSampler:
         """Begin a response.
 
         Args:
-            decoding: How its tokens are chosen; beams and seeds of batches are none of it.
+            decoding: How its tokens are chosen; without beams.
             device: Where its logits are.
             prompt: Token ids that repetition is counted from.
         """
@@ -86,10 +105,28 @@ def within_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(outside.scatter(-1, places, outside), 0.0)
 
 
-def choose_each(samplers: Sequence[RowSampler], logits: Tensor) -> list[int]:
-    """Return the next token of each row, for float32 logits [B, V], moved to the CPU at once."""
+def choose_each(samplers: Sequence[SequenceSampler], logits: Tensor) -> list[int]:
+    """Return the next token of each sequence, for float32 logits [B, V], to the CPU at once."""
     chosen = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     tokens: list[int] = torch.stack(chosen).tolist()
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler.came(token)
     return tokens
+
+
+def token_logprobs(token: int, logits_V: Tensor, base_V: Tensor, top: int) -> LogProbs:
+    """Return the log-probabilities of a token that was chosen.
+
+    Args:
+        token: Its id.
+        logits_V: Float32 logits of base and head, [V].
+        base_V: Those of the base alone.
+        top: How many of the most probable tokens are wanted beside it.
+    """
+    aligned = logits_V.log_softmax(-1)
+    largest = aligned.topk(top)
+    return LogProbs(
+        aligned=float(aligned[token]),
+        base=float(base_V.log_softmax(-1)[token]),
+        top=tuple(zip(largest.indices.tolist(), largest.values.tolist(), strict=True)),
+    )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mav.cache_schema.errors import DataError
-from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
@@ -80,7 +79,7 @@ def score_responses(
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     for prompt, response in zip(begun, told, strict=True):
-        wrong = tokens_beyond(joined.base, len(prompt), len(response))
+        wrong = joined.base.excess(len(prompt), len(response))
         if wrong is not None:
             raise DataError(f"The prompt and its answer: {wrong}; shorten one")
     return [

@@ -22,17 +22,10 @@ from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import require_same
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.job import ExtractionJob, load, unembedding_arrays
 from mav.pipeline.extraction.manifest import as_begun
 from mav.pipeline.extraction.options import ExtractOptions, states_storage
-from mav.pipeline.extraction.prepare import (
-    ExtractionJob,
-    choose_dtype,
-    load,
-    prepare,
-    read,
-    require_begun_in,
-    unembedding_arrays,
-)
+from mav.pipeline.extraction.prepare import choose_dtype, prepare, read, require_begun_in
 from mav.pipeline.runtime.choices import StorageDtype
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.progress import progress_bar

@@ -23,18 +23,16 @@ from mav.pipeline.base.quantization import (
 from mav.pipeline.base.source import tokenizer_digest
 from mav.pipeline.extraction.blocks import run_blocks
 from mav.pipeline.extraction.dry_run import require_room
+from mav.pipeline.extraction.job import ExtractionJob, load, unembedding_arrays
 from mav.pipeline.extraction.manifest import as_begun, draft_manifest
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
     ExtractionInputs,
-    ExtractionJob,
     choose_dtype,
-    load,
     prepare,
     read,
     require_begun_in,
-    unembedding_arrays,
 )
 from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import dtype_name

@@ -12,7 +12,7 @@ from mav.pipeline.runtime.choices import Form, Quantize, StorageDtype
 from mav.pipeline.runtime.options import check_options, known, option
 
 if TYPE_CHECKING:
-    from mav.pipeline.base.model import DeviceMap
+    from mav.pipeline.base.loading import DeviceMap
     from mav.pipeline.preferences.sources import DataSource
     from mav.pipeline.runtime.compute_dtype import Dtype
 

@@ -11,7 +11,7 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport
 from mav.cache_schema.verify import repair as repair_objects
 from mav.cache_schema.verify import verify as verify_objects
-from mav.pipeline.base.model import DeviceMap
+from mav.pipeline.base.loading import DeviceMap
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.verification.against_base import BaseComparison, verify_against_base

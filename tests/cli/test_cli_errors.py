@@ -18,7 +18,8 @@ import torch
 
 from mav.cache_schema.checksummed_json import UNSEALED, add_checksum
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import tokenizer_digest
 from tests.support.commands import extract_args, mav, refused
 from tests.support.tiny import VOCAB, make_cache, save_base, tiny_base, write_rows

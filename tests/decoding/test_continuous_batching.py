@@ -11,9 +11,9 @@ import torch
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.continuous_batching import (
+    ActiveSequence,
     ContinuousBatchDecoder,
     Request,
-    Row,
     TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
@@ -45,7 +45,7 @@ class Listener:
     def __init__(self, decoder: ContinuousBatchDecoder) -> None:
         self.decoder = decoder
         self.heard: dict[int, Heard] = {}
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, ActiveSequence] = {}
 
     def add(self, *requests: Request) -> None:
         self._take(self.decoder.add(requests))
@@ -54,7 +54,7 @@ class Listener:
         self._take(self.decoder.step())
 
     def until_done(self) -> None:
-        while self.decoder.rows:
+        while self.decoder.sequences:
             self.step()
 
     def of(self, request: Request) -> Heard:
@@ -62,8 +62,8 @@ class Listener:
 
     def _take(self, news: list[TokenOutput]) -> None:
         for new in news:
-            key = id(new.row.request)
-            self.rows[key] = new.row
+            key = id(new.sequence.request)
+            self.rows[key] = new.sequence
             heard = self.heard.setdefault(key, Heard())
             assert heard.finish is None, "a row that had ended was answered"
             heard.tokens.append(new.token)
@@ -100,7 +100,7 @@ def random_request(chance: random.Random, **decoding: Any) -> Request:
 def in_company(mav: MAVInference, requests: list[Request], chance: random.Random) -> Listener:
     """Let requests join when they like, several at once or one by one."""
     listener, waiting = Listener(decoder_of(mav)), list(requests)
-    while waiting or listener.decoder.rows:
+    while waiting or listener.decoder.sequences:
         if waiting and chance.random() < 0.4:
             count = chance.randint(1, 3)
             listener.add(*waiting[:count])
@@ -255,7 +255,7 @@ def test_a_cancelled_row_leaves_and_the_others_do_not_notice(mav: MAVInference) 
     listener.step()
     cancelled = listener.rows[id(requests[1])]
     listener.decoder.cancel(cancelled)
-    assert cancelled not in listener.decoder.rows
+    assert cancelled not in listener.decoder.sequences
     listener.decoder.cancel(cancelled)
     listener.until_done()
     assert len(listener.of(requests[1]).tokens) == 2

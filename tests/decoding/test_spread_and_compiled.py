@@ -10,7 +10,7 @@ import torch
 from transformers.generation.configuration_utils import CompileConfig
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.model import load_base
+from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import quantize_head

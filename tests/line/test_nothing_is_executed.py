@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import BaseModelError, HeadError, MAVError
-from mav.pipeline.base.model import load_base, preview_base
+from mav.pipeline.base.loading import load_base, preview_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions

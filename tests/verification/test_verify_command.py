@@ -17,8 +17,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
-from tests.extraction.test_dry_run import tree
 from tests.support.commands import done, extract_args, mav, refused, unsound
+from tests.support.dry_runs import tree
 from tests.support.tiny import HIDDEN, rows, save_base, tiny_base, write_rows
 from tests.support.written_caches import contents, quick_disk
 
