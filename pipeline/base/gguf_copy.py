@@ -79,7 +79,7 @@ def _copy(source: BaseSource) -> Path | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / "lock"):
-            # Another process may have made it meanwhile.
+            # Another process may have made it while this one waited.
             if not _is_whole(folder):
                 if lacking := _lacking(folder.parent, int(elements * _FLOAT32 * _ROOM)):
                     _log.warning(f"{path.name} is read as GGUF, which takes longer: {lacking}")

@@ -32,7 +32,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """Element type, device and quantization of a base that is to be loaded.
+    """Element type, device and quantization to load a base with.
 
     Attributes:
         dtype: Element type, or `auto` for what the device multiplies natively; GGUF weights are

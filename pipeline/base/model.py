@@ -56,8 +56,8 @@ class BaseModel:
                 f"bases; if it is one, set that to false in its config.json"
             )
         self.model.eval().requires_grad_(False)
-        # Outputs are read by name, and some architectures pass on what their own parts return;
-        # told to return attentions, some compute them in another way.
+        # Outputs are read by name, and some architectures pass on what their own parts return.
+        # Some compute attention differently when asked to return the weights.
         for config in (self.model.config, self.config):
             config.return_dict = True
             if config.output_attentions:

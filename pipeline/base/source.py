@@ -215,5 +215,5 @@ def _require_a_model(repository: str, folder: Path, gguf_file: str | None) -> No
     )
     for expected, patterns in needed.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
-            told = hub_errors.why_not_there(repository, folder.name, expected, _INSTEAD)
-            raise BaseModelError(f"{repository}: {told}")
+            reason = hub_errors.why_not_there(repository, folder.name, expected, _INSTEAD)
+            raise BaseModelError(f"{repository}: {reason}")

@@ -151,8 +151,8 @@ def _log_differences(
     same_weights = record.weights_digest == trained.base.weights_digest
     if record.quantization != trained.base.quantization:
         _log.warning(
-            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
-            f"was {_told(trained.base.quantization)}: its states differ a little"
+            f"{record.id} is {_precision(record.quantization)}, and the base the head was trained "
+            f"on was {_precision(trained.base.quantization)}: its states differ a little"
         )
     if not same_weights:
         _log.info(
@@ -161,7 +161,7 @@ def _log_differences(
         )
 
 
-def _told(quantization: str | None) -> str:
+def _precision(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 

@@ -38,7 +38,7 @@ class Request:
     Attributes:
         prompt: Token ids.
         alpha: Strengths.
-        decoding: How tokens are chosen; beams are none of it.
+        decoding: How tokens are chosen, without beams.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
         is_turn: Whether the response is the next turn of a conversation: it begins without white
@@ -103,7 +103,7 @@ class ContinuousBatchDecoder:
         """Begin with an empty batch.
 
         Args:
-            joined: Base and head; nothing else may decode with them meanwhile.
+            joined: Base and head; nothing else may decode with them while this exists.
 
         Raises:
             BaseModelError: The base keeps something else of its past than keys and values.

@@ -157,7 +157,7 @@ class MAVInference:
             **given: Fields of `GenerationOptions`.
 
         Raises:
-            UsageError: One is not as it should be.
+            UsageError: One of them is invalid.
         """
         return GenerationOptions(**{**self.joined.settings, **given})
 
@@ -192,8 +192,8 @@ class MAVInference:
             decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
 
         Raises:
-            UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
-            DataError: A prompt is too long for the base, or not as it should be.
+            UsageError: There are more or fewer alphas than prompts, or `prompts` is one prompt.
+            DataError: A prompt is malformed, or too long for the base.
         """
         _require_several(prompts, "prompts", "generate")
         each = for_each(alpha, len(prompts))
@@ -223,7 +223,7 @@ class MAVInference:
             ended: Whether the response ends there, so that the token which says so counts too.
 
         Raises:
-            DataError: Prompt or response is not as it should be, or they are too long for the base.
+            DataError: Prompt or response is malformed, or they are too long for the base.
         """
         return self.score_batch([prompt], [response], alpha, ended=ended)[0]
 

@@ -115,11 +115,11 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
                 remember(kept.fingerprint, given.id)
         if stored is not None:
             options = as_begun(options, stored, data)
-            found = base.fingerprint() if base else _as_stored(stored, inputs, options.quantize)
-            asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
+            record = base.fingerprint() if base else _as_stored(stored, inputs, options.quantize)
+            asked, _ = draft_manifest(options, record, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
-            if told := _moved(stored.base, asked.base):
-                _log.info(told)
+            if moved := _moved(stored.base, asked.base):
+                _log.info(moved)
             _remember_base(inputs, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 _log.info(f"{options.output}: complete already, left as it is")

@@ -86,7 +86,7 @@ def load(
     record = base.fingerprint()
     manifest, plan = draft_manifest(options, record, _logits_record(unembedding), data, dtype)
     if options.pooled_size is None:
-        _log.info(_told_width(manifest))
+        _log.info(_width_line(manifest))
     verdict = check_base(
         base,
         data.pairs,
@@ -128,13 +128,13 @@ def unembedding_arrays(job: ExtractionJob) -> dict[str, NDArray[Any]]:
         return {}
     dtype, what = TORCH_DTYPES[job.manifest.states.dtype], "Weights of the output embedding"
     require_holds(job.unembedding.weight, job.manifest.states.dtype, what)
-    found = {"weight": to_stored(job.unembedding.weight.to(dtype))}
+    arrays = {"weight": to_stored(job.unembedding.weight.to(dtype))}
     if job.unembedding.bias is not None:
-        found["bias"] = to_stored(job.unembedding.bias.to(dtype))
-    return found
+        arrays["bias"] = to_stored(job.unembedding.bias.to(dtype))
+    return arrays
 
 
-def _told_width(manifest: Manifest) -> str:
+def _width_line(manifest: Manifest) -> str:
     width = manifest.states.pooled_size
     if width == PUBLISHED_POOLED_SIZE:
         return f"Layers are pooled to {width}, the published width"

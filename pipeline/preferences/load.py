@@ -111,7 +111,7 @@ def read_data(
                 dropped=dict(sorted(dropped.items())),
             )
         )
-        _log.log(logging.WARNING if dropped else logging.INFO, _told(source, records[-1]))
+        _log.log(logging.WARNING if dropped else logging.INFO, _summary(source, records[-1]))
     end = prompt_format.end_token
     text = TextRecord(
         prompt_template=TEMPLATES[form],
@@ -121,11 +121,11 @@ def read_data(
         template_date=None if date is None else date.isoformat(),
     )
     data = ReadData(pairs=mixed.pairs, text=text, source=mixed.source, sources=tuple(records))
-    _tell_of_limit(data.pairs, max_length)
+    _warn_of_limit(data.pairs, max_length)
     return data
 
 
-def _told(source: DataSource, record: SourceRecord) -> str:
+def _summary(source: DataSource, record: SourceRecord) -> str:
     use = ", for evaluation alone" if record.held_out else ""
     return (
         f"{source.name}: {record.rows} rows, {record.pairs} pairs kept{use}; dropped: "
@@ -137,7 +137,7 @@ def _listed(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"
 
 
-def _tell_of_limit(pairs: TokenizedPairs, max_length: int) -> None:
+def _warn_of_limit(pairs: TokenizedPairs, max_length: int) -> None:
     if pairs.prompts_truncated or pairs.responses_cut:
         _log.warning(
             f"The limit of {max_length} tokens took the beginning of {pairs.prompts_truncated} "

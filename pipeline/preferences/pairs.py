@@ -72,23 +72,25 @@ def to_pair(
     """
     if causes:
         return causes[0]
-    one, other = responses
-    if one.prompt != other.prompt or (one.given and other.given and one.given != other.given):
+    chosen, rejected = responses
+    if chosen.prompt != rejected.prompt or (
+        chosen.given and rejected.given and chosen.given != rejected.given
+    ):
         return "prompts_differ"
-    if not one.response.strip() or not other.response.strip():
+    if not chosen.response.strip() or not rejected.response.strip():
         return "empty_response"
-    if one.response == other.response:
+    if chosen.response == rejected.response:
         return "identical_responses"
     try:
-        (one.prompt + one.response + other.response).encode()
+        (chosen.prompt + chosen.response + rejected.response).encode()
     except UnicodeEncodeError:
         # Half a surrogate pair, which JSON can write but no tokenizer can read.
         return "invalid_unicode"
     return PreferencePair(
-        prompt=one.prompt,
-        given=one.given,
-        chosen=one.response,
-        rejected=other.response,
+        prompt=chosen.prompt,
+        given=chosen.given,
+        chosen=chosen.response,
+        rejected=rejected.response,
         source_row=number,
     )
 

@@ -89,16 +89,16 @@ def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
     for key in _ANSWERS:
         try:
-            found = _answer(row, key)
-            found = found if isinstance(found, str) else _under_system(found, row)
+            response = _answer(row, key)
+            response = response if isinstance(response, str) else _under_system(response, row)
         except UnusableMessageError as error:
-            found = error.cause
+            response = error.cause
         except DataError as error:
             raise _not_a_pair(row, place, str(error)) from error
-        if isinstance(found, str):
-            causes.append(found)
+        if isinstance(response, str):
+            causes.append(response)
         else:
-            responses.append(found)
+            responses.append(response)
     return responses, causes
 
 

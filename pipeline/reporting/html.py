@@ -163,7 +163,7 @@ def _by_length(evaluation: Evaluation) -> str:
     if evaluation.length_alpha is None:
         return """<section>
 <h2>By length</h2>
-<p class="note">At alpha 0 nothing is gained, so there is no accuracy to tell by length.</p>
+<p class="note">At alpha 0 nothing is gained, so there is no accuracy by length.</p>
 </section>"""
     bins = [
         (_range(b.fewest_tokens, b.most_tokens), b.pairs, b.accuracy, b.interval)
@@ -229,9 +229,9 @@ def _subject(evaluation: Evaluation, sizes: HeadConfig, origin: HeadOrigin) -> s
         "steps": f"{origin.steps:,}",
         "held out": f"{origin.held_out_fraction:.3g} of prompts",
         "base": base.id + (f", revision {base.revision}" if base.revision else ""),
-        "trained on": _told(trained.data),
+        "trained on": _data_line(trained.data),
         "cache evaluated": shown_place(evaluation.cache),
-        "its data": _told(cache.data),
+        "its data": _data_line(cache.data),
         "its base": f"{cache.base.id}, logits {cache.logits.encoding}, states "
         f"{cache.states.dtype} ({cache.storage.states})",
         "pairs used": f"{evaluation.pairs:,} ({_PARTS[evaluation.which]}), "
@@ -252,7 +252,7 @@ def _advice(evaluation: Evaluation) -> str:
     return f'<p class="note"><strong>{text(said)}</strong></p>\n' if said else ""
 
 
-def _told(data: DataRecord) -> str:
+def _data_line(data: DataRecord) -> str:
     names = ", ".join(source.name for source in data.sources)
     return f"{names}, {data.pairs:,} pairs, fingerprint {data.fingerprint[:16]}"
 

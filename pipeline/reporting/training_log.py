@@ -71,8 +71,8 @@ head.</p>
 </section>"""
     charts = []
     for name, title, is_share in _CURVES:
-        found = [(label, _curve(log.values, key)) for label, key in _keys(name)]
-        series = [Series(label=label, points=points) for label, points in found if points]
+        curves = [(label, _curve(log.values, key)) for label, key in _keys(name)]
+        series = [Series(label=label, points=points) for label, points in curves if points]
         charts.append(
             Chart(title=title, x_label="step", series=series, is_share=is_share, mark=step)
         )

@@ -87,8 +87,8 @@ def why_not_there(repository: str, commit: str, expected: str, remedies: dict[st
     """
     names = _file_names(repository, "model", commit)
     for ending, remedy in remedies.items():
-        if found := [name for name in names if name.endswith(ending)]:
-            return f"no {expected} in it, but {_listed(found)}: {remedy}"
+        if others := [name for name in names if name.endswith(ending)]:
+            return f"no {expected} in it, but {_listed(others)}: {remedy}"
     held = f"; it has {_listed(names)}" if names else ""
     return f"no {expected} in it{held}. Check the id and the revision."
 
@@ -114,39 +114,39 @@ def _known(
     chain = list(_chain(error))
 
     def first(*types: type[BaseException]) -> Any:
-        return next((one for one in chain if isinstance(one, types)), None)
+        return next((link for link in chain if isinstance(link, types)), None)
 
     noun, endpoint = _NOUNS[repo_type], constants.ENDPOINT
     page = f"{endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"
     login = "log in with `hf auth login`"
-    system = (one for one in chain if isinstance(one, OSError))
-    if full := next((one for one in system if one.errno in _UNWRITABLE), None):
+    system = (link for link in chain if isinstance(link, OSError))
+    if full := next((link for link in system if link.errno in _UNWRITABLE), None):
         return (
             f"it cannot be kept in {constants.HF_HOME}: {os.strerror(full.errno or 0)}. Free some "
             f"space, or name another folder in HF_HOME."
         )
-    if found := first(errors.GatedRepoError):
+    if refusal := first(errors.GatedRepoError):
         return (
-            f"access to this {noun} is restricted (HTTP {found.response.status_code}). Accept its "
-            f"terms at {page}, then {login}."
+            f"access to this {noun} is restricted (HTTP {refusal.response.status_code}). Accept "
+            f"its terms at {page}, then {login}."
         )
     if first(errors.DisabledRepoError):
         return f"the hub has disabled this {noun} (HTTP 403). Take another one."
-    if found := first(errors.RevisionNotFoundError):
+    if refusal := first(errors.RevisionNotFoundError):
         return (
-            f"it has no revision {revision!r} (HTTP {found.response.status_code}). Name a branch, "
-            f"tag or commit that {page} lists."
+            f"it has no revision {revision!r} (HTTP {refusal.response.status_code}). Name a "
+            f"branch, tag or commit that {page} lists."
         )
     if first(errors.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and _is_offline(chain)):
         return (
             "the local cache does not have it whole, and HF_HUB_OFFLINE forbids asking the hub. "
             "Run it once with HF_HUB_OFFLINE=0, or name a folder."
         )
-    if found := first(errors.HFValidationError):
-        return f"{one_line(found)} Name it as owner/name."
-    answers = [one for one in chain if isinstance(one, errors.HfHubHTTPError)]
+    if refusal := first(errors.HFValidationError):
+        return f"{one_line(refusal)} Name it as owner/name."
+    answers = [link for link in chain if isinstance(link, errors.HfHubHTTPError)]
     # Files that a repository may lack are asked for on the way to what went wrong.
-    answers.sort(key=lambda one: isinstance(one, errors.EntryNotFoundError))
+    answers.sort(key=lambda answer: isinstance(answer, errors.EntryNotFoundError))
     if answers:
         return _of_answer(answers[0], noun, page, login)
     if first(errors.FileMetadataError) or _is_no_json(chain):
@@ -161,19 +161,19 @@ def _known(
             f"the transfer from {endpoint} broke off ({one_line(broken)}). Run it again; the files "
             f"that have arrived are kept."
         )
-    short = next((one for one in chain if str(one).startswith("Consistency check failed")), None)
+    short = next((link for link in chain if str(link).startswith("Consistency check failed")), None)
     if short:
-        told = one_line(short).removeprefix("Consistency check failed: ").partition(" (")[0]
+        detail = one_line(short).removeprefix("Consistency check failed: ").partition(" (")[0]
         return (
-            f"a transfer from {endpoint} ended early ({told}). Run it again; the files that have "
+            f"a transfer from {endpoint} ended early ({detail}). Run it again; the files that have "
             f"arrived are kept."
         )
     if _of_type(chain, "TransportError") or first(ConnectionError):
         cause = _of_type(chain, "TransportError")
-        told = f" ({one_line(cause)})" if cause else ""
+        detail = f" ({one_line(cause)})" if cause else ""
         return (
-            f"{endpoint} cannot be reached{told}. Check the network, the proxy and HF_ENDPOINT, or "
-            f"name a folder."
+            f"{endpoint} cannot be reached{detail}. Check the network, the proxy and HF_ENDPOINT, "
+            f"or name a folder."
         )
     return None
 
@@ -184,9 +184,9 @@ _UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 def _of_answer(error: Any, noun: str, page: str, login: str) -> str:
     """Return the line for an answer by which the hub refuses."""
     response = error.response
-    status, told = response.status_code, response.headers.get("X-Error-Message") or ""
+    status, detail = response.status_code, response.headers.get("X-Error-Message") or ""
     file = str(response.request.url).partition("/resolve/")[2].partition("/")[2]
-    if status == 401 and told.startswith(_BAD_TOKEN):
+    if status == 401 and detail.startswith(_BAD_TOKEN):
         return (
             "the hub refuses the token (HTTP 401). Log in again with `hf auth login`, or unset "
             "HF_TOKEN."
@@ -208,21 +208,23 @@ def _of_answer(error: Any, noun: str, page: str, login: str) -> str:
             f"what has arrived is kept."
         )
     return (
-        f"the hub answered HTTP {status} {' '.join(told.split())}".rstrip() + f". Look at {page}."
+        f"the hub answered HTTP {status} {' '.join(detail.split())}".rstrip() + f". Look at {page}."
     )
 
 
 def _is_offline(chain: list[BaseException]) -> bool:
     from huggingface_hub import errors
 
-    return any(isinstance(one, (errors.LocalEntryNotFoundError, ConnectionError)) for one in chain)
+    return any(
+        isinstance(link, (errors.LocalEntryNotFoundError, ConnectionError)) for link in chain
+    )
 
 
 def _is_no_json(chain: list[BaseException]) -> bool:
     """Whether a response of the hub was not JSON; files are parsed elsewhere."""
     import json
 
-    return any(isinstance(one, json.JSONDecodeError) for one in chain[:1])
+    return any(isinstance(link, json.JSONDecodeError) for link in chain[:1])
 
 
 def _of_type(chain: list[BaseException], *names: str) -> BaseException | None:
@@ -238,11 +240,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     waiting = [error]
     while waiting:
-        one = waiting.pop(0)
-        if id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            waiting += [cause for cause in (one.__cause__, one.__context__) if cause]
+        link = waiting.pop(0)
+        if id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            waiting += [cause for cause in (link.__cause__, link.__context__) if cause]
 
 
 def _file_names(repository: str, repo_type: RepoType, revision: str | None) -> list[str]:

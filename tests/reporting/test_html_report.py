@@ -238,7 +238,7 @@ def test_a_single_pair(tiny_cache: Path, tmp_path: Path) -> None:
 def test_alpha_zero_alone(found: Evaluation, tiny_cache: Path) -> None:
     nothing = evaluate(found.head, tiny_cache, [0.0], device="cpu")
     page = assert_stands_alone(render(nothing, NOW))
-    assert "there is no accuracy to tell by length" in page.text
+    assert "there is no accuracy by length" in page.text
     assert page.count("svg") == 3 + 4
 
 
