@@ -3,7 +3,7 @@
 `test_cached_equals_live` and `test_generate` run every variant from end to end.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,23 +15,17 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
-from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.support.architectures import CATALOGUE
-from tests.support.char_tokenizer import tiny_pairs
+from tests.support.char_tokenizer import some_pairs
 from tests.support.heads import random_head
 from tests.support.live import relative
 from tests.support.models_page import PAGE, table, table_in, with_table
 from tests.support.peculiarities import Peculiarity
 from tests.support.steered import LAYER_INDICES
-from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base, tiny_tokenizer
+from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base
 
 ALL_LAYERS = tuple(range(LAYERS + 1))
 MAX_LENGTH = 128
-
-
-@cache
-def some_pairs() -> TokenizedPairs:
-    return tokenize_pairs(tiny_pairs(6), tiny_tokenizer(), MAX_LENGTH)
 
 
 @pytest.mark.parametrize(

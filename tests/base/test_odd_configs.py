@@ -23,7 +23,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.decoding.test_continuous_batching import alone
+from tests.support.listeners import alone
 from tests.support.live import assert_equals_live
 from tests.support.steered import steered, whole_text_choices
 from tests.support.tiny import ARCHITECTURES, make_cache, save_base, tiny_base

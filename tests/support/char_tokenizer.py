@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mav.pipeline.preferences.reader import PreferencePair
+from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.preferences.transcripts import split_transcript
-from tests.support.tiny import rows
+from tests.support.tiny import rows, tiny_tokenizer
 
 EOS, BOS, MERGED = 0, 1, 5000
 
@@ -55,3 +57,9 @@ def tiny_pairs(count: int) -> list[PreferencePair]:
             PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source_row=number)
         )
     return found
+
+
+@cache
+def some_pairs() -> TokenizedPairs:
+    """Six pairs as the tiny tokenizer gives them."""
+    return tokenize_pairs(tiny_pairs(6), tiny_tokenizer(), 128)
