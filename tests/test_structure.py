@@ -93,12 +93,6 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
 
 
-def test_what_tests_share_is_in_support() -> None:
-    shared = re.compile(r"^\s*(?:from|import) tests\.(?:\w+\.)*test_", re.MULTILINE)
-    files = (ROOT / "tests").rglob("*.py")
-    assert [file for file in files if shared.search(file.read_text(encoding="utf-8"))] == []
-
-
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
