@@ -22,9 +22,10 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of_each
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
-from mav.pipeline.decoding.sampling import LogProbs, SequenceSampler, choose_each, token_logprobs
+from mav.pipeline.decoding.sampling import SequenceSampler, choose_each
 
 _GROWING_LAYERS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
 PREFILL_TOKENS: Final = 8192
@@ -185,15 +186,13 @@ class ContinuousBatchDecoder:
             base_BV = _last(aligned.base_logits) if wants else None
         logits_BV = _last(output.logits)
         chosen = choose_each([sequence.sampler for sequence in sequences], logits_BV)
-        outputs = []
-        for at, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
-            top = sequence.request.top_logprobs
-            logprobs = None
-            if top is not None:
-                assert base_BV is not None
-                logprobs = token_logprobs(token, logits_BV[at], base_BV[at], top)
-            outputs.append(self._advance(sequence, token, logprobs))
-        return outputs
+        logprobs = logprobs_of_each(
+            [sequence.request.top_logprobs for sequence in sequences], chosen, logits_BV, base_BV
+        )
+        return [
+            self._advance(sequence, token, probs)
+            for sequence, token, probs in zip(sequences, chosen, logprobs, strict=True)
+        ]
 
     def _advance(
         self, sequence: ActiveSequence, token: int, logprobs: LogProbs | None

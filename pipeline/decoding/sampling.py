@@ -4,27 +4,11 @@ Shape legend: V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mav.pipeline.decoding.options import GenerationOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
-
-    Attributes:
-        aligned: Of the token, under base and head.
-        base: Of the token, under the base alone.
-        top: The most probable tokens under base and head: id, log-probability.
-    """
-
-    aligned: float
-    base: float
-    top: tuple[tuple[int, float], ...]
 
 
 class SequenceSampler:
@@ -112,21 +96,3 @@ def choose_each(samplers: Sequence[SequenceSampler], logits: Tensor) -> list[int
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler.came(token)
     return tokens
-
-
-def token_logprobs(token: int, logits_V: Tensor, base_V: Tensor, top: int) -> LogProbs:
-    """Return the log-probabilities of a token that was chosen.
-
-    Args:
-        token: Its id.
-        logits_V: Float32 logits of base and head, [V].
-        base_V: Those of the base alone.
-        top: How many of the most probable tokens are wanted beside it.
-    """
-    aligned = logits_V.log_softmax(-1)
-    largest = aligned.topk(top)
-    return LogProbs(
-        aligned=float(aligned[token]),
-        base=float(base_V.log_softmax(-1)[token]),
-        top=tuple(zip(largest.indices.tolist(), largest.values.tolist(), strict=True)),
-    )
