@@ -11,7 +11,9 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from click.testing import CliRunner
 
+from mav import cli
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
 from mav.pipeline.reporting import html, training_log
@@ -299,3 +301,15 @@ def test_a_link_is_followed(found: Evaluation, tmp_path: Path) -> None:
 def test_from_python_a_missing_folder_is_refused(found: Evaluation, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file or directory"):
         write_report(found, tmp_path / "nowhere" / "a.html")
+
+
+def test_the_command(found: Evaluation, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    args = ["--head", found.head, "--cache", found.cache, "--alphas", "0,1", "--device", "cpu"]
+    words = ["evaluate", *args, "--json", "--report", str(path)]
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    rows = assert_stands_alone(path.read_text(encoding="utf-8")).tables[1][1:]
+    assert [int(row[1]) for row in rows] == [each["pairs"] for each in told["by_length"]]
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,7 +1,6 @@
 """`mav evaluate --report` and `--plot`: what they write, and what is refused before evaluating."""
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,22 +11,10 @@ from click.testing import CliRunner, Result
 
 from mav import cli
 from mav.pipeline.evaluation.evaluate import Evaluation
-from tests.support.html_page import assert_stands_alone
 
 
 def mav(*args: object) -> Result:
     return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def test_the_command(found: Evaluation, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    args = ["--head", found.head, "--cache", found.cache, "--alphas", "0,1", "--device", "cpu"]
-    result = mav("evaluate", *args, "--json", "--report", path)
-    assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    rows = assert_stands_alone(path.read_text(encoding="utf-8")).tables[1][1:]
-    assert [int(row[1]) for row in rows] == [each["pairs"] for each in told["by_length"]]
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture
