@@ -152,7 +152,7 @@ class Task:
             at = [perf_counter()]
             decoder.add(requests)
             at.append(perf_counter())
-            while decoder.rows:
+            while decoder.sequences:
                 decoder.step()
                 at.append(perf_counter())
         assert len(at) == self.new_tokens + 1, "an answer ended early"

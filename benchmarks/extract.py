@@ -51,7 +51,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.size_estimate import compressed_share
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.extraction.batch_size import CPU_TOKENS
 from mav.pipeline.extraction.extract import extract

@@ -28,7 +28,8 @@ from benchmarks.in_loop_training import InLoopTrainer, PaddedAnswers, pad_answer
 from benchmarks.synthetic import log_to_stderr, machine, new_head, say, timed
 from mav.cache_schema.errors import MAVError
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions

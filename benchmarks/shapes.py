@@ -12,7 +12,8 @@ from transformers import GenerationConfig
 
 from benchmarks.baselines.decoding import weight_bytes
 from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, load_source, preview_base
+from mav.pipeline.base.loading import load_source, preview_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.config import HeadConfig

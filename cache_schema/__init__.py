@@ -5,6 +5,8 @@ here is loaded when it is first used, so that importing an error or a name loads
 """
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,14 +39,14 @@ _FROM = {
             "MismatchError",
             "UsageError",
         ),
-        "errors",
+        "mav.cache_schema.errors",
     ),
-    "Block": "reader",
-    "BlockPlan": "plan",
-    "CacheReader": "reader",
-    "CacheWriter": "writer",
-    "Manifest": "manifest",
-    "plan_blocks": "plan",
+    "Block": "mav.cache_schema.reader",
+    "BlockPlan": "mav.cache_schema.plan",
+    "CacheReader": "mav.cache_schema.reader",
+    "CacheWriter": "mav.cache_schema.writer",
+    "Manifest": "mav.cache_schema.manifest",
+    "plan_blocks": "mav.cache_schema.plan",
 }
 __all__ = [
     "BaseModelError",
@@ -65,7 +67,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FROM:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
+def lazy_names(
+    package: str, modules: Mapping[str, str], originals: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
+    """Return a package's `__getattr__`.
+
+    Args:
+        package: The package's name.
+        modules: Name -> module that has it.
+        originals: Name -> what that module calls it, where it is another name.
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(modules[name]), (originals or {}).get(name, name))
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
+
+
+__getattr__ = lazy_names(__name__, _FROM)

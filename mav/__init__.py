@@ -9,8 +9,9 @@ Example:
     print(mav.generate_response("How do I apologise to a friend?", alpha=1.0))
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mav.cache_schema import lazy_names
 
 if TYPE_CHECKING:
     from mav.cache_schema import CacheReader as FeatureCache
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
         MismatchError,
         UsageError,
     )
-    from mav.pipeline.base.model import BaseModel, load_base
+    from mav.pipeline.base.loading import load_base
+    from mav.pipeline.base.model import BaseModel
     from mav.pipeline.decoding.alpha import AlphaSchedule
     from mav.pipeline.decoding.inference import MAVInference, create_mav
     from mav.pipeline.decoding.options import Generation, GenerationOptions
@@ -119,19 +121,14 @@ _FROM = {
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",
     "extract": "mav.pipeline.extraction.extract",
-    "load_base": "mav.pipeline.base.model",
+    "load_base": "mav.pipeline.base.loading",
     "train": "mav.pipeline.training.train",
     "verify": "mav.pipeline.verification.verify",
 }
 _NAMED_OTHERWISE = {"FeatureCache": "CacheReader"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FROM:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_FROM[name]), _NAMED_OTHERWISE.get(name, name))
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,8 @@ from benchmarks.baselines.results import per_pair, read_result, write_result
 from benchmarks.baselines.scoring import Combine, Scores, final_states, score_pairs, tuned_alone
 from benchmarks.baselines.split import Split, load_split
 from benchmarks.synthetic import log_to_stderr, say
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 
 
 def run_job(job: Job) -> None:

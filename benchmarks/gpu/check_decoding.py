@@ -16,7 +16,11 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Request, Row
+from mav.pipeline.decoding.continuous_batching import (
+    ActiveSequence,
+    ContinuousBatchDecoder,
+    Request,
+)
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 
@@ -122,13 +126,13 @@ def _in_flight(
         )
         for prompt, alpha in zip(prompts, _ALPHAS, strict=False)
     ]
-    rows: dict[int, Row] = {}
+    rows: dict[int, ActiveSequence] = {}
     with mav.exclusive():
         decoder = ContinuousBatchDecoder(mav.joined)
         for number, request in enumerate(requests):
-            rows[number] = decoder.add([request])[0].row
+            rows[number] = decoder.add([request])[0].sequence
             decoder.step()
-        while decoder.rows:
+        while decoder.sequences:
             decoder.step()
     return [rows[number].tokens for number in range(len(requests))]
 

@@ -144,7 +144,7 @@ def _answer(base: BaseModel, aligned: AlignedLM, requests: list[Request]) -> dic
     tokens = len(decoder.add(requests))
     first = perf_counter() - started
     steps: list[float] = []
-    while decoder.rows:
+    while decoder.sequences:
         before = perf_counter()
         tokens += len(decoder.step())
         steps.append(perf_counter() - before)

@@ -63,4 +63,4 @@ def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
 
 def _ends(named: object) -> list[int]:
     each = named if isinstance(named, list | tuple) else [named]
-    return [one for one in each if isinstance(one, int) and not isinstance(one, bool) and one >= 0]
+    return [token for token in each if type(token) is int and token >= 0]

@@ -39,11 +39,11 @@ def convert(source: BaseSource, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=_smallest(model.state_dict()))
         tokenizer.save_pretrained(folder)
     copied = dataclasses.replace(source, converted=folder)
-    for what, direct, found in (
+    for what, direct, reloaded in (
         ("configuration", _described(model.config), _described(read_config(copied))),
         ("tokenizer", _behaviour(tokenizer), _behaviour(load_tokenizer(copied))),
     ):
-        if direct != found:
+        if direct != reloaded:
             raise BaseModelError(
                 f"{source.id}: its {what} would change when it is saved as safetensors. Use "
                 f"`gguf_cache=False`."
@@ -69,8 +69,10 @@ def _narrowed(weight: Tensor) -> Tensor:
 
 
 def _described(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = config.to_dict()
-    return {name: value for name, value in found.items() if name not in ("dtype", "_name_or_path")}
+    settings: dict[str, Any] = config.to_dict()
+    return {
+        name: value for name, value in settings.items() if name not in ("dtype", "_name_or_path")
+    }
 
 
 def _behaviour(tokenizer: Any) -> tuple[Any, ...]:

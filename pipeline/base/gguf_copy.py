@@ -36,7 +36,7 @@ _ROOM: Final = 1.1
 """Disk a copy takes, and memory its making takes, at most: float32 weights and a little more."""
 
 
-def find_base(
+def resolve_with_copy(
     base_model: str,
     gguf_file: str | None = None,
     revision: str | None = None,
@@ -60,7 +60,7 @@ def find_base(
 
 
 def with_copy(source: BaseSource, *, gguf_cache: bool) -> BaseSource:
-    """Return a source that reads the converted copy of its GGUF file; see `find_base`."""
+    """Return a source that reads the converted copy of its GGUF file; see `resolve_with_copy`."""
     if source.gguf_file is None or not gguf_cache:
         return source
     return dataclasses.replace(source, converted=_copy(source))
@@ -79,7 +79,7 @@ def _copy(source: BaseSource) -> Path | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / "lock"):
-            # Another process may have made it meanwhile.
+            # Another process may have made it while this one waited.
             if not _is_whole(folder):
                 if lacking := _lacking(folder.parent, int(elements * _FLOAT32 * _ROOM)):
                     _log.warning(f"{path.name} is read as GGUF, which takes longer: {lacking}")

@@ -65,11 +65,11 @@ def _header(file: IO[bytes]) -> GGUFHeader:
     if file.read(4) != _MAGIC:
         raise ValueError("it does not begin as one")
     _, tensors, values = struct.unpack("<IQQ", file.read(20))
-    found: dict[bytes, int] = {}
+    fields: dict[bytes, int] = {}
     for _ in range(values):
         key, kind = _key(file), _number(file, "<I")
         if key in (_FILE_TYPE, _ALIGNMENT) and kind == _UINT32:
-            found[key] = _number(file, "<I")
+            fields[key] = _number(file, "<I")
         else:
             _skip(file, kind)
     elements, end = {}, 0
@@ -81,10 +81,10 @@ def _header(file: IO[bytes]) -> GGUFHeader:
         elements[name] = prod(_number(file, "<Q") for _ in range(dimensions))
         block, size = _block(name, _number(file, "<I"))
         end = max(end, _number(file, "<Q") + elements[name] // block * size)
-    alignment = found.get(_ALIGNMENT, _USUAL_ALIGNMENT)
+    alignment = fields.get(_ALIGNMENT, _USUAL_ALIGNMENT)
     begins = -(-file.tell() // alignment) * alignment
     return GGUFHeader(
-        file_type=found.get(_FILE_TYPE), elements=elements, least_bytes=begins + end if end else 0
+        file_type=fields.get(_FILE_TYPE), elements=elements, least_bytes=begins + end if end else 0
     )
 
 
@@ -97,8 +97,8 @@ def _block(name: str, kind: int) -> tuple[int, int]:
 
 
 def _number(file: IO[bytes], form: str) -> int:
-    (found,) = struct.unpack(form, file.read(struct.calcsize(form)))
-    return int(found)
+    (number,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    return int(number)
 
 
 def _key(file: IO[bytes]) -> bytes:

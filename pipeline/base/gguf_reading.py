@@ -28,10 +28,10 @@ class _Names(dict[str, str]):
         self._skipped = skipped
 
     def __contains__(self, name: object) -> bool:
-        found = super().__contains__(name)
-        if not found and isinstance(name, str):
+        known = super().__contains__(name)
+        if not known and isinstance(name, str):
             self._skipped.add(name)
-        return found
+        return known
 
 
 @contextmanager
@@ -45,10 +45,10 @@ def gguf_read_once() -> Iterator[set[str]]:
         nonlocal nested
         nested += 1
         try:
-            found: dict[str, str] = mapped(*arguments, **options)
+            tensor_names: dict[str, str] = mapped(*arguments, **options)
         finally:
             nested -= 1
-        return found if nested else _Names(found, skipped)
+        return tensor_names if nested else _Names(tensor_names, skipped)
 
     with (
         _READING,
@@ -75,7 +75,7 @@ def require_none_skipped(skipped: set[str], name: str) -> None:
     if not skipped:
         return
     listed = ", ".join(sorted(skipped)[:5]) + (", …" if len(skipped) > 5 else "")
-    rotary = any(one.startswith("rope_") for one in skipped)
+    rotary = any(name.startswith("rope_") for name in skipped)
     raise BaseModelError(
         f"{name}: {len(skipped)} of its tensors not used, as transformers does not read them from "
         f"GGUF: {listed}."

@@ -22,12 +22,12 @@ _OF_QUANTIZATION: Final = re.compile(
 _OF_KV_CACHE: Final = re.compile(r"\.[kvq](_proj)?(_output)?\.?_?scale$|\.prob(_output)?_scale$")
 
 
-def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None:
+def require_complete(model: Any, report: dict[str, Any], name: str) -> str | None:
     """Check that every tensor of a model came from its checkpoint, and that all of it was used.
 
     Args:
         model: The loaded model.
-        found: What `from_pretrained` returns with `output_loading_info`, and `unconverted`: the
+        report: What `from_pretrained` returns with `output_loading_info`, and `unconverted`: the
             names of tensors that could not be put together from several of the checkpoint.
         name: What the base is called.
 
@@ -38,12 +38,12 @@ def require_complete(model: Any, found: dict[str, Any], name: str) -> str | None
         BaseModelError: Naming tensors that are missing, of another shape, or unused.
     """
     problems = [
-        *_missing(found["missing_keys"]),
-        *_mismatched(found["mismatched_keys"]),
-        *_unconverted(found["unconverted"]),
-        *found["error_msgs"],
+        *_missing(report["missing_keys"]),
+        *_mismatched(report["mismatched_keys"]),
+        *_unconverted(report["unconverted"]),
+        *report["error_msgs"],
     ]
-    aside, unused = _sorted_out(model, found["unexpected_keys"])
+    aside, unused = _sorted_out(model, report["unexpected_keys"])
     if unused:
         problems.append(
             f"{_count(unused, 'tensor')} of the checkpoint not used, as the model has no place for "

@@ -1,24 +1,20 @@
-"""The frozen base model: loading, and access to what extraction and decoding need."""
+"""The frozen base model, and access to what extraction and decoding need of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 
 import torch
-import transformers
 from accelerate.utils import align_module_device
 from torch import nn
 
-from mav.cache_schema.errors import BaseModelError
+from mav.cache_schema.errors import BaseModelError, DataError
 from mav.cache_schema.manifest import BaseModelRecord
-from mav.pipeline.base.generation_defaults import readable_config, tokens_named
-from mav.pipeline.base.gguf_copy import find_base
+from mav.pipeline.base.generation_defaults import tokens_named
 from mav.pipeline.base.hidden_states import HiddenStateHooks
 from mav.pipeline.base.output_forms import closest, possible_forms
-from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
 from mav.pipeline.base.quantization import (
-    loading_options,
     quantization_in,
     quantization_of,
 )
@@ -28,13 +24,8 @@ from mav.pipeline.base.source import (
     tensors_digest,
     tokenizer_digest,
 )
-from mav.pipeline.base.tokenizer import require_tokens_within
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.runtime.choices import Quantize
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
-from mav.pipeline.runtime.devices import pick_device
-from mav.pipeline.runtime.library_logging import QuietLibraries
-from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
 
 IN_MEMORY: Final = "memory:"
 """Begins the id of a base that was not loaded from files."""
@@ -65,8 +56,8 @@ class BaseModel:
                 f"bases; if it is one, set that to false in its config.json"
             )
         self.model.eval().requires_grad_(False)
-        # Outputs are read by name, and some architectures pass on what their own parts return;
-        # told to return attentions, some compute them in another way.
+        # Outputs are read by name, and some architectures pass on what their own parts return.
+        # Some compute attention differently when asked to return the weights.
         for config in (self.model.config, self.config):
             config.return_dict = True
             if config.output_attentions:
@@ -97,7 +88,7 @@ class BaseModel:
     def devices(self) -> list[torch.device]:
         """All devices it computes on; several where it is spread."""
         placed = {parameter.device for parameter in self.model.parameters()}
-        return sorted({self.device, *(one for one in placed if one.type != "meta")}, key=str)
+        return sorted({self.device, *(each for each in placed if each.type != "meta")}, key=str)
 
     @property
     def logits_device(self) -> torch.device:
@@ -137,6 +128,31 @@ class BaseModel:
         """Maximum number of tokens it reads, or None where its configuration gives no limit."""
         named = getattr(self.config, "max_position_embeddings", None)
         return named if isinstance(named, int) and named > 0 else None
+
+    def excess(self, prompt_tokens: int, new_tokens: int) -> str | None:
+        """Return an error message for more tokens than it reads at once, or None."""
+        most = self.context_length
+        if most is None or prompt_tokens + new_tokens <= most:
+            return None
+        return (
+            f"got {prompt_tokens} tokens and {new_tokens} new ones, expected at most {most} "
+            f"together, which the base can read"
+        )
+
+    def require_within(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+        """Refuse a prompt whose response would exceed the context length.
+
+        Args:
+            prompts: Token ids of each.
+            new_tokens: Most tokens of a response.
+
+        Raises:
+            DataError: The first such prompt.
+        """
+        for prompt in prompts:
+            wrong = self.excess(len(prompt), new_tokens)
+            if wrong is not None:
+                raise DataError(f"The prompt: {wrong}; shorten it, or lower `max_new_tokens`")
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -229,107 +245,3 @@ class BaseModel:
             f"{type(self.model).__name__}: no list of {wanted} decoder layers found in it, so its "
             f"hidden states cannot be taken. Please report this architecture."
         )
-
-
-def load_base(
-    base_model: str | Path,
-    *,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    dtype: Dtype = AUTO,
-    device: str = "auto",
-    device_map: DeviceMap | None = None,
-    quantize: Quantize | None = None,
-    gguf_cache: bool = True,
-) -> BaseModel:
-    """Load a base model and its tokenizer, running no code from the checkpoint.
-
-    Args:
-        base_model: Hub id, folder or `.gguf` file.
-        gguf_file: File inside the folder or repository, for weights in GGUF.
-        revision: Branch, tag or commit of a hub repository.
-        dtype: See `LoadOptions`.
-        device: Likewise.
-        device_map: Likewise.
-        quantize: Likewise.
-        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-
-    Raises:
-        BaseModelError: It cannot be found or loaded.
-        UsageError: The device is not there.
-    """
-    source = find_base(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
-    return load_source(
-        source,
-        LoadOptions(
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            quantize=quantize,
-            gguf_cache=gguf_cache,
-        ),
-    )
-
-
-def load_source(
-    source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None
-) -> BaseModel:
-    """Load a base model whose files are found already; see `load_base`.
-
-    Args:
-        source: Its files.
-        placement: In what type and where.
-        tokenizer: Its tokenizer, where that is loaded already.
-    """
-    source.weight_files()
-    spread = placement.device_map
-    placed = pick_device(placement.device) if spread is None else None
-    quantization_of(source, placement.quantize)
-    dtype = resolve_dtype(placement.dtype, placed or "auto", spread=spread is not None)
-    quantizing = loading_options(placement.quantize, dtype)
-    generation, _ = readable_config(source.converted or source.folder)
-    if quantizing and spread is None:
-        # Quantized weights are made where they stay.
-        spread, placed = {"": str(placed)}, None
-    try:
-        model = load_model(
-            source,
-            dtype=dtype,
-            **quantizing,
-            **({} if generation is None else {"generation_config": generation}),
-            **({} if spread is None else {"device_map": spread}),
-        )
-        tokenizer = tokenizer or load_tokenizer(source)
-    except BaseModelError:
-        raise
-    except Exception as error:
-        raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
-    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
-    return BaseModel(
-        model=model if placed is None else model.to(placed),
-        tokenizer=tokenizer,
-        source=source,
-        quantize=placement.quantize,
-    )
-
-
-def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
-    """Return a base without its weights, to check it before they are loaded.
-
-    Args:
-        source: Its files.
-        quantize: How its weights will be quantized.
-
-    Raises:
-        BaseModelError: Its configuration or tokenizer cannot be read.
-    """
-    source.weight_files()
-    try:
-        with QuietLibraries(), torch.device("meta"):
-            config = read_config(source)
-            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        raise BaseModelError(f"{source.id}: is not a causal language model: {error}") from error
-    tokenizer = load_tokenizer(source)
-    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
-    return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

@@ -43,8 +43,8 @@ def closest(candidates: Sequence[Unembedding], states: Tensor, logits: Tensor) -
     wanted = logits.double()
 
     def distance(candidate: Unembedding) -> float:
-        found = float((candidate(states).double() - wanted).norm())
-        return found if math.isfinite(found) else math.inf
+        norm = float((candidate(states).double() - wanted).norm())
+        return norm if math.isfinite(norm) else math.inf
 
     return min(candidates, key=distance)
 

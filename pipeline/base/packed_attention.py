@@ -61,20 +61,22 @@ class PackedSegments:
     def key_places(self) -> Tensor:
         """int64, of each segment the places of all tokens it sees, one segment after the other."""
         parts = []
-        for one in self.segments:
-            parts.append(torch.arange(one.prefix_start, one.prefix_start + one.prefix_length))
-            parts.append(torch.arange(one.start, one.start + one.length))
+        for segment in self.segments:
+            parts.append(
+                torch.arange(segment.prefix_start, segment.prefix_start + segment.prefix_length)
+            )
+            parts.append(torch.arange(segment.start, segment.start + segment.length))
         return torch.cat(parts)
 
     @cached_property
     def query_edges(self) -> Tensor:
         """int32 [segments + 1], where each segment begins, then T."""
-        return _edges([one.length for one in self.segments])
+        return _edges([segment.length for segment in self.segments])
 
     @cached_property
     def key_edges(self) -> Tensor:
         """int32 [segments + 1], the same for `key_places`."""
-        return _edges([one.keys for one in self.segments])
+        return _edges([segment.keys for segment in self.segments])
 
     def placed(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return `key_places`, `query_edges` and `key_edges` on a device; each is copied once."""
@@ -159,16 +161,16 @@ def _attend(
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    for one in layout.segments:
-        own = slice(one.start, one.start + one.length)
+    for segment in layout.segments:
+        own = slice(segment.start, segment.start + segment.length)
         queries, keys, values = query[:, :, own], key[:, :, own], value[:, :, own]
-        if one.prefix_length:
-            before = slice(one.prefix_start, one.prefix_start + one.prefix_length)
+        if segment.prefix_length:
+            before = slice(segment.prefix_start, segment.prefix_start + segment.prefix_length)
             keys = torch.cat([key[:, :, before], keys], dim=2)
             values = torch.cat([value[:, :, before], values], dim=2)
-        mask = layout.mask(one, sliding_window, query.device)
+        mask = layout.mask(segment, sliding_window, query.device)
         if softcap is None and s_aux is None:
-            found = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
@@ -178,8 +180,8 @@ def _attend(
                 enable_gqa=key.shape[1] < query.shape[1],
             )
         else:
-            found = _capped(queries, keys, values, mask, scaling, softcap, s_aux)
-        out[:, own] = found.transpose(1, 2)
+            attended = _capped(queries, keys, values, mask, scaling, softcap, s_aux)
+        out[:, own] = attended.transpose(1, 2)
     return out, None
 
 
@@ -193,19 +195,19 @@ def _varlen(
 ) -> Tensor:
     """Attend in one call of a kernel for texts of many lengths."""
     places, query_edges, key_edges = layout.placed(query.device)
-    found = varlen_attention(
+    attended = varlen_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1)[places],
         value[0].transpose(0, 1)[places],
         (query_edges, key_edges),
         (
-            max(one.length for one in layout.segments),
-            max(one.keys for one in layout.segments),
+            max(segment.length for segment in layout.segments),
+            max(segment.keys for segment in layout.segments),
         ),
         scale=scaling,
         window=window,
     )
-    return found[None]
+    return attended[None]
 
 
 def _capped(

@@ -15,7 +15,7 @@ from mav.pipeline.base.loaded_weights import require_complete, require_finite
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.base.tokenizer import require_tokenizer, require_vocabulary_files
 from mav.pipeline.base.weight_files import require_whole
-from mav.pipeline.runtime.hub import one_line
+from mav.pipeline.runtime.hub_errors import one_line
 from mav.pipeline.runtime.library_logging import QuietLibraries
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def load_model(source: BaseSource, **options: Any) -> Any:
     if source.gguf_file is None:
         require_whole(source.weight_files())
     with QuietLibraries(), gguf_read_once() as skipped, _conversions() as unconverted:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **source.loaded_from,
             trust_remote_code=False,
             output_loading_info=True,
@@ -87,7 +87,7 @@ def load_model(source: BaseSource, **options: Any) -> Any:
             **options,
         )
     require_none_skipped(skipped, source.id)
-    line = require_complete(model, {**found, "unconverted": unconverted}, source.id)
+    line = require_complete(model, {**report, "unconverted": unconverted}, source.id)
     require_finite(model, source.id)
     if line is not None:
         _log.info(line)

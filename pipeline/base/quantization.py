@@ -53,7 +53,7 @@ def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None
     """
     if quantization is None or quantization_of(source, None) == quantization:
         return None
-    return next((one for one in get_args(Quantize) if quantization == f"bitsandbytes {one}"), None)
+    return next((way for way in get_args(Quantize) if quantization == f"bitsandbytes {way}"), None)
 
 
 def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -90,8 +90,10 @@ def quantization_in(config: Any) -> str | None:
     Args:
         config: Its configuration.
     """
-    found = getattr(config, "quantization_config", None)
-    return named(found if found is None or isinstance(found, Mapping) else found.to_dict())
+    settings = getattr(config, "quantization_config", None)
+    return named(
+        settings if settings is None or isinstance(settings, Mapping) else settings.to_dict()
+    )
 
 
 def named(config: Mapping[str, Any] | None) -> str | None:
@@ -118,12 +120,12 @@ def _of_config(path: Path) -> str | None:
 
 def _of_gguf(path: Path) -> str | None:
     """Return a GGUF file's own name for its quantization, such as Q4_K_M."""
-    found = read_gguf_header(path).file_type
-    if found is None:
+    file_type = read_gguf_header(path).file_type
+    if file_type is None:
         return "GGUF"
     try:
-        name = LlamaFileType(found).name
+        name = LlamaFileType(file_type).name
     except ValueError:
-        name = f"type {found}"
+        name = f"type {file_type}"
     name = name.removeprefix("MOSTLY_").removeprefix("ALL_")
     return None if name in _PLAIN else f"GGUF {name}"

@@ -13,7 +13,7 @@ from typing import Any, Final
 from mav.cache_schema.errors import BaseModelError, UsageError
 from mav.cache_schema.portable import portable_name
 from mav.pipeline.base.weight_files import refuse_adapter, safetensors_files
-from mav.pipeline.runtime import hub
+from mav.pipeline.runtime import hub, hub_errors
 
 _HUB_PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_IGNORED: Final = ("original/*", "consolidated*", "*.bin", "*.pth", "*.pt")
@@ -25,7 +25,7 @@ _NOT_COMPUTED: Final = (
     "torch_dtype",
 )
 """Members of a configuration that name its origin, or what the manifest says better."""
-_INSTEAD: Final = {".gguf": "name one with `gguf_file`", **hub.PICKLES_REMEDY}
+_INSTEAD: Final = {".gguf": "name one with `gguf_file`", **hub_errors.PICKLES_REMEDY}
 """What to do with the weights that a repository has in place of those that were expected."""
 _TOKENIZERS: Final = ("*token*", "vocab*", "*.model", "tekken.json")
 _READ_AT_ONCE: Final = 1 << 22
@@ -197,7 +197,7 @@ def _from_hub(repository: str, gguf_file: str | None, revision: str | None) -> B
         folder = hub.download(repository, revision=revision, allow=patterns, ignore=_HUB_IGNORED)
     except Exception as error:
         # The hub's client raises a dozen types: no such repository, gated, offline, time-out.
-        reason = hub.why(error, repository, "model", revision)
+        reason = hub_errors.why(error, repository, "model", revision)
         raise BaseModelError(
             f"{repository}: no such folder here, and the hub did not give it: {reason}"
         ) from error
@@ -215,5 +215,5 @@ def _require_a_model(repository: str, folder: Path, gguf_file: str | None) -> No
     )
     for expected, patterns in needed.items():
         if not any(file for pattern in patterns for file in folder.glob(pattern)):
-            told = hub.why_not_there(repository, folder.name, expected, _INSTEAD)
-            raise BaseModelError(f"{repository}: {told}")
+            reason = hub_errors.why_not_there(repository, folder.name, expected, _INSTEAD)
+            raise BaseModelError(f"{repository}: {reason}")

@@ -69,7 +69,7 @@ def varlen_attention(
             more["enable_gqa"] = True
         else:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    found = varlen_attn(
+    attended = varlen_attn(
         query,
         key,
         value,
@@ -79,8 +79,8 @@ def varlen_attention(
         window_size=(-1 if window is None else window - 1, 0),
         **more,
     )
-    assert isinstance(found, Tensor)
-    return found
+    assert isinstance(attended, Tensor)
+    return attended
 
 
 def _parameters() -> frozenset[str]:

@@ -1,5 +1,5 @@
 """Online decoding: base and head together, alpha chosen at every call.
 
 `inference` has `MAVInference`, `options` says how tokens are chosen, `alpha` how strongly;
-`aligned_lm` steers inside a pass, `continuous_batching` decodes requests that come and go.
+`aligned_lm` steers inside a pass, `continuous_batching` is what a server decodes with.
 """

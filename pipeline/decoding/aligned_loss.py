@@ -36,11 +36,11 @@ def aligned_loss(
     )
     mine, before = (
         model.loss_function(
-            logits=one, labels=passed.arguments["labels"], vocab_size=one.shape[-1], **extra
+            logits=each, labels=passed.arguments["labels"], vocab_size=each.shape[-1], **extra
         )
-        for one in (logits, base_logits)
+        for each in (logits, base_logits)
     )
     # What else is in the loss, such as that which balances experts, is not a function of the
     # logits.
-    found: Tensor = mine + (base_loss - before)
-    return found
+    loss: Tensor = mine + (base_loss - before)
+    return loss

@@ -68,9 +68,8 @@ class AlphaSchedule:
         """Whether every token has the same strength."""
         return len({strength for _, strength in self.points}) == 1
 
-    @property
-    def told(self) -> float | str:
-        """The constant, or the schedule in the form that `parse` reads."""
+    def to_json(self) -> float | str:
+        """Return the constant, or the schedule in the form that `parse` reads."""
         return self.points[0][1] if self.is_constant else str(self)
 
     def __str__(self) -> str:
@@ -120,7 +119,7 @@ def for_each(alpha: Alpha | Sequence[Alpha], count: int) -> list[AlphaSchedule]:
     several = _several(alpha)
     if several is None:
         return [as_schedule(cast("Alpha", alpha))] * count
-    each = [as_schedule(one) for one in several]
+    each = [as_schedule(alpha) for alpha in several]
     if len(each) != count:
         raise UsageError(f"alpha: got {len(each)}, expected one for each of {count}")
     return each
@@ -138,7 +137,7 @@ def as_numbers(alpha: Alpha | Sequence[Alpha]) -> float | list[float]:
     several = _several(alpha)
     if several is None:
         return _as_number(cast("Alpha", alpha))
-    return [_as_number(one) for one in several]
+    return [_as_number(alpha) for alpha in several]
 
 
 def _as_number(alpha: Alpha) -> float:

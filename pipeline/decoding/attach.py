@@ -5,75 +5,28 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from mav.cache_schema.errors import UsageError
-from mav.cache_schema.manifest import BaseModelRecord, StatesRecord
-from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.layer_selection import select_layers
-from mav.pipeline.base.model import BaseModel, load_source, preview_base
-from mav.pipeline.base.source import BaseSource, file_digest, tensors_digest
-from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.base.loading import load_source, preview_base
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.source import BaseSource
+from mav.pipeline.decoding.aligned_lm import AlignedLM, require_linear_output
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
-from mav.pipeline.decoding.linear_output import require_linear_output
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
+from mav.pipeline.decoding.trained_head import TrainedHead
 from mav.pipeline.head.compatibility import check_hidden_size, check_vocabulary, map_layers
-from mav.pipeline.head.config import default_pooled_size, head_config
-from mav.pipeline.head.model import AlignmentHead, is_quantized, quantize_head
-from mav.pipeline.head.pretrained import load_head
-from mav.pipeline.head.storage import recorded_weights, weights_file
+from mav.pipeline.head.model import is_quantized
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
     choose_prompt_format,
 )
-from mav.pipeline.preferences.transcripts import TEMPLATE
-from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedHead:
-    """A loaded head with the record of the base and states it was trained on.
-
-    Attributes:
-        name: Of the head, for messages.
-        head: The head.
-        base: The base it was trained on.
-        states: The states it reads.
-        template: The prompt template it was trained with.
-        template_date: Date this template was given, or None.
-        digest: SHA-256 over its weights.
-        folder: Its folder, or None if it was made in memory.
-    """
-
-    name: str
-    head: AlignmentHead
-    base: BaseModelRecord
-    states: StatesRecord
-    template: str
-    template_date: str | None
-    digest: str
-    folder: Path | None
-
-    def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
-        """Find the base it was trained on.
-
-        Raises:
-            UsageError: That base was never in files.
-            BaseModelError: It is not found.
-        """
-        return find_base(
-            self.base, self.name, near=self.folder, revision=revision, gguf_file=gguf_file
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,87 +80,6 @@ class AttachedModel:
     def close(self) -> None:
         """Remove the hooks from the base."""
         self.aligned.__exit__()
-
-
-def load_trained(
-    head: str, *, int8: bool = False, dtype: torch.dtype = torch.float32
-) -> TrainedHead:
-    """Load a head from a folder, a training output or the hub.
-
-    Args:
-        head: Where it is.
-        int8: Whether its weights are to take a byte each.
-        dtype: Element type it is to compute in.
-
-    Raises:
-        HeadError: There is none, or its files are not a head's.
-        UsageError: What int8 needs is not installed.
-    """
-    stored = load_head(head, dtype=dtype)
-    if int8:
-        quantize_head(stored.head)
-    manifest = stored.origin.manifest
-    return TrainedHead(
-        name=f"The head {head}",
-        head=stored.head,
-        base=manifest.base,
-        states=manifest.states,
-        template=manifest.text.prompt_template,
-        template_date=manifest.text.template_date,
-        digest=file_digest(weights_file(stored.path, recorded_weights(stored.path))),
-        folder=stored.path,
-    )
-
-
-def new_head(
-    base: BaseModel,
-    *,
-    head_type: HeadKind = "mlp",
-    layer_selection: str = "auto",
-    num_layers: int = 3,
-    pooled_size: int | None = None,
-    expansion_size: int | None = None,
-    rank: int | None = None,
-) -> TrainedHead:
-    """Return a new head for a base, which leaves it as it is until trained.
-
-    Sizes that are not given follow base and kind; see `head_config`.
-
-    Raises:
-        UsageError: A size is given that this kind has not, or there is no such kind.
-    """
-    layers = select_layers(layer_selection, num_layers, base.num_hidden_layers)
-    record = base.fingerprint()
-    pooled_size = pooled_size or default_pooled_size(base.hidden_size)
-    try:
-        config = head_config(
-            record,
-            head_type,
-            num_layers=len(layers),
-            pooled_size=pooled_size,
-            expansion_size=expansion_size,
-            rank=rank,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    states = StatesRecord(
-        layer_selection=layer_selection if layer_selection in ("auto", "uniform") else "explicit",
-        layers=layers,
-        pooled_size=pooled_size,
-        stored_width=min(base.hidden_size, pooled_size),
-        dtype="float32",
-    )
-    head = AlignmentHead(config).to(base.dtype).eval()
-    return TrainedHead(
-        name="The new head",
-        head=head,
-        base=record,
-        states=states,
-        template=TEMPLATE,
-        template_date=None,
-        digest=tensors_digest(head.state_dict()),
-        folder=None,
-    )
 
 
 def load_compatible_base(
@@ -265,8 +137,8 @@ def check_compatible(
         )
     if record.quantization != trained.base.quantization:
         warnings.append(
-            f"{record.id} is {_told(record.quantization)}, and the base the head was trained on "
-            f"was {_told(trained.base.quantization)}: its states differ a little"
+            f"{record.id} is {_precision(record.quantization)}, and the base the head was trained "
+            f"on was {_precision(trained.base.quantization)}: its states differ a little"
         )
     if record.weights_digest != trained.base.weights_digest:
         notes.append(
@@ -276,7 +148,7 @@ def check_compatible(
     return layers, Differences(warnings=tuple(warnings), notes=tuple(notes))
 
 
-def _told(quantization: str | None) -> str:
+def _precision(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 

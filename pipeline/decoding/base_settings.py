@@ -39,7 +39,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
         BaseModelError: A value is not one that `GenerationOptions` takes.
     """
     named = _named(config)
-    found: dict[str, Any] = {field: named[field] for field in _CARRIED_OUT if field in named}
+    settings: dict[str, Any] = {field: named[field] for field in _CARRIED_OUT if field in named}
     samples = named.get("do_sample", False)
     if not isinstance(samples, bool):
         raise BaseModelError(
@@ -47,17 +47,17 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
             f"correct it, or leave out `base_generation_config`"
         )
     if samples:
-        found["temperature"] = named.get("temperature", 1.0)
+        settings["temperature"] = named.get("temperature", 1.0)
     if stops := named.get("stop_strings"):
-        found["stop"] = stops
+        settings["stop"] = stops
     try:
-        GenerationOptions(**found)
+        GenerationOptions(**settings)
     except UsageError as error:
         raise BaseModelError(
             f"{name}: its generation_config cannot be carried out: {error}. Mend it, or leave out "
             f"`base_generation_config`."
         ) from error
-    return found
+    return settings
 
 
 def not_carried_out(config: Any) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
-from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
@@ -85,28 +84,30 @@ def generate_file(
     partial = output.with_name(f"{output.name}.partial")
     with partial.open("a+", encoding="utf-8") as file:
         _lock(file, partial)
-        found = _read_partial(partial, made_by)
-        if found is None:
-            found = {}
+        answered = _read_partial(partial, made_by)
+        if answered is None:
+            answered = {}
             _append(file, [made_by])
-        if found:
-            _log.info(f"{partial}: {len(found):,} of {len(lines):,} answers are there; going on")
-        with progress_bar(len(lines), "answering", "prompt", done=len(found)) as bar:
+        if answered:
+            _log.info(f"{partial}: {len(answered):,} of {len(lines):,} answers are there; going on")
+        with progress_bar(len(lines), "answering", "prompt", done=len(answered)) as bar:
             try:
-                for responses in _answer(mav, lines, found, alpha, decoding, batch_size):
+                for responses in _answer(mav, lines, answered, alpha, decoding, batch_size):
                     _append(file, responses)
-                    found |= {response["line"]: response for response in responses}
+                    answered |= {response["line"]: response for response in responses}
                     bar.update(len(responses))
             except KeyboardInterrupt as stop:
                 raise Interrupted(
-                    f"{len(found):,} of {len(lines):,} answers are kept, in {partial}.",
+                    f"{len(answered):,} of {len(lines):,} answers are kept, in {partial}.",
                     "The same command goes on with the rest.",
                 ) from stop
-        ordered = [found[line.number] for line in lines]
+        ordered = [answered[line.number] for line in lines]
         write_file(output, "".join(map(_line, ordered)).encode())
         partial.unlink()
     return BatchReport(
-        output=str(output), lines=len(ordered), failed=sum("error" in one for one in ordered)
+        output=str(output),
+        lines=len(ordered),
+        failed=sum("error" in response for response in ordered),
     )
 
 
@@ -125,7 +126,7 @@ def require_new(output: Path) -> None:
 def _answer(
     mav: MAVInference,
     lines: Sequence[PromptLine],
-    found: dict[int, Any],
+    answered: dict[int, Any],
     alpha: AlphaSchedule,
     decoding: GenerationOptions,
     batch_size: int,
@@ -136,21 +137,21 @@ def _answer(
         checked, tokens = _checked(mav, line, decoding)
         if checked.error is None:
             sized.append((tokens, checked))
-        elif line.number not in found:
+        elif line.number not in answered:
             wrong.append(_line_out(checked, checked.error))
     if wrong:
         yield wrong
     # The longest first: what does not fit into memory shows at once.
-    sized.sort(key=lambda one: (-one[0], one[1].number))
+    sized.sort(key=lambda entry: (-entry[0], entry[1].number))
     for batch, start in enumerate(range(0, len(sized), batch_size)):
         group = [line for _, line in sized[start : start + batch_size]]
-        if all(line.number in found for line in group):
+        if all(line.number in answered for line in group):
             continue
         responses = _decoded(mav, group, alpha, decoding.with_seed_offset(batch))
         yield [
             _line_out(line, response)
             for line, response in zip(group, responses, strict=True)
-            if line.number not in found
+            if line.number not in answered
         ]
 
 
@@ -190,7 +191,7 @@ def _checked(
         tokens = len(form.tokens(form.render(line.prompt)))
     except MAVError as error:
         return replace(line, error=str(error)), 0
-    wrong = tokens_beyond(mav.base, tokens, decoding.max_new_tokens)
+    wrong = mav.base.excess(tokens, decoding.max_new_tokens)
     return (line if wrong is None else replace(line, error=wrong)), tokens
 
 
@@ -263,7 +264,7 @@ def _lock(file: IO[str], path: Path) -> None:
 def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
     """Return the responses an interrupted run left, by line, or None if it left nothing.
 
-    A torn last line is cut off, be it the first one, which says what made the responses.
+    A torn last line is cut off, even if it is the first, which says what made the responses.
 
     Raises:
         DataError: Another run left them, or they are not answers.
@@ -277,7 +278,7 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
         return None
     try:
         header, *responses = [json.loads(line) for line in whole.splitlines()]
-        found = {int(response["line"]): response for response in responses}
+        answered = {int(response["line"]): response for response in responses}
         other = [name for name, value in made_by.items() if header.get(name) != value]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
@@ -290,4 +291,4 @@ def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
             f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
         )
     os.truncate(path, len(whole))
-    return found
+    return answered

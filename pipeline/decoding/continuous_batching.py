@@ -1,10 +1,10 @@
 """Continuous batching: requests join and leave the batch between decoding steps.
 
-`generate()` takes a batch and returns it whole. A server cannot wait for that: here, requests join
-the rows that are being decoded, with a prompt's pass of their own, and leave when they end. Every
-row has its own strength, sampling, seed and limits.
+`generate()` takes a batch and returns it whole. A server cannot wait for that: here, new prompts
+are prefilled in a pass of their own, join the batch, and leave it when their responses end. Every
+sequence has its own strength, sampling, seed and limits.
 
-Shape legend: B rows, S positions of the longest row, V vocabulary.
+Shape legend: B sequences, S positions of the longest one, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,11 +22,12 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of_each
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
-from mav.pipeline.decoding.sampling import RowSampler, choose_each
+from mav.pipeline.decoding.sampling import SequenceSampler, choose_each
 
-_ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
+_GROWING_LAYERS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
 PREFILL_TOKENS: Final = 8192
 """Most tokens, padding included, of the prompts that are read in one pass."""
 
@@ -38,7 +39,7 @@ class Request:
     Attributes:
         prompt: Token ids.
         alpha: Strengths.
-        decoding: How tokens are chosen; beams are none of it.
+        decoding: How tokens are chosen, without beams.
         top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
             for no log-probabilities at all.
         is_turn: Whether the response is the next turn of a conversation: it begins without white
@@ -53,35 +54,20 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
-
-    Attributes:
-        aligned: Of the token, under base and head.
-        base: Of the token, under the base alone.
-        top: The most probable tokens under base and head: id, log-probability.
-    """
-
-    aligned: float
-    base: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenOutput:
     """The output of one step for one sequence.
 
     Attributes:
-        row: The row.
+        sequence: The sequence.
         token: Id of the token.
         text: Text that is certain now; may be empty.
         offset: Where in the response's text the token begins.
         finish: Why the response ends here, or None.
         logprobs: Where they were asked for.
-        seconds: Since the row's token before, or None for its first.
+        seconds: Since the sequence's token before, or None for its first.
     """
 
-    row: "Row"
+    sequence: "ActiveSequence"
     token: int
     text: str
     offset: int
@@ -91,7 +77,7 @@ class TokenOutput:
 
 
 @dataclass(eq=False, kw_only=True)
-class Row:
+class ActiveSequence:
     """A sequence that is being decoded.
 
     Attributes:
@@ -102,7 +88,7 @@ class Row:
 
     request: Request
     text: ResponseText
-    sampler: RowSampler
+    sampler: SequenceSampler
     tokens: list[int] = field(default_factory=list)
     latest: float | None = None
 
@@ -111,26 +97,26 @@ class ContinuousBatchDecoder:
     """Decodes sequences in one batch that they may join and leave; not thread-safe.
 
     Attributes:
-        rows: The rows that are being decoded.
+        sequences: Those that are being decoded.
     """
 
     def __init__(self, joined: AttachedModel) -> None:
-        """Begin without rows.
+        """Begin with an empty batch.
 
         Args:
-            joined: Base and head; nothing else may decode with them meanwhile.
+            joined: Base and head; nothing else may decode with them while this exists.
 
         Raises:
-            BaseModelError: The base keeps of its past something else than keys and values.
+            BaseModelError: The base keeps something else of its past than keys and values.
         """
         layers = DynamicCache(config=joined.base.config).layers
-        if not all(type(layer) in _ROWS_OF_TOKENS for layer in layers):
+        if not all(type(layer) in _GROWING_LAYERS for layer in layers):
             raise BaseModelError(
                 f"{joined.base.config.model_type}: this architecture keeps a running state in "
                 f"place of keys and values, which cannot be decoded in a batch that changes. "
                 f"mav generate can use it."
             )
-        self.rows: list[Row] = []
+        self.sequences: list[ActiveSequence] = []
         self._joined = joined
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.int64, device=joined.base.device)
@@ -139,52 +125,54 @@ class ContinuousBatchDecoder:
     @torch.inference_mode()
     def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
         """Prefill new requests; return the first token of each."""
-        found: list[TokenOutput] = []
+        outputs: list[TokenOutput] = []
         for group in _groups(requests):
-            rows = [self._new_row(request) for request in group]
+            sequences = [self._begin(request) for request in group]
             inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
             ids, mask = (tensor.to(self._joined.base.device) for tensor in inputs.values())
             # Without the base's configuration, layers with a window keep all of the past too, so
-            # that rows of any lengths can be put together; the mask still hides what is outside.
+            # that sequences of any lengths fit together; the mask still hides what is outside.
             cache = DynamicCache()
-            tokens = self._pass(rows, ids, mask, cache)
-            self._append(rows, mask, cache)
-            found += tokens
-        self._drop(token.row for token in found if token.finish)
-        return found
+            tokens = self._pass(sequences, ids, mask, cache)
+            self._append(sequences, mask, cache)
+            outputs += tokens
+        self._evict(output.sequence for output in outputs if output.finish)
+        return outputs
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Return the next token of every sequence; finished ones are removed."""
-        if not self.rows:
+        if not self.sequences:
             return []
         device = self._mask.device
-        last = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
+        last = torch.tensor([[sequence.tokens[-1]] for sequence in self.sequences], device=device)
         self._mask = F.pad(self._mask, (0, 1), value=1)
-        found = self._pass(self.rows, last, self._mask, self._cache)
-        self._drop(token.row for token in found if token.finish)
-        return found
+        outputs = self._pass(self.sequences, last, self._mask, self._cache)
+        self._evict(output.sequence for output in outputs if output.finish)
+        return outputs
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, sequence: ActiveSequence) -> None:
         """Evict a sequence whose response is no longer wanted."""
-        self._drop([row])
+        self._evict([sequence])
 
-    def _new_row(self, request: Request) -> Row:
+    def _begin(self, request: Request) -> ActiveSequence:
         of_form = self._joined.form.stops if request.is_turn else ()
         stops = (*of_form, *request.decoding.stop)
-        return Row(
+        return ActiveSequence(
             request=request,
             text=ResponseText(self._joined.base.tokenizer, stops, strip=request.is_turn),
-            sampler=RowSampler(request.decoding, self._joined.base.device, request.prompt),
+            sampler=SequenceSampler(request.decoding, self._joined.base.device, request.prompt),
         )
 
     def _pass(
-        self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache
+        self, sequences: Sequence[ActiveSequence], ids: Tensor, mask: Tensor, cache: DynamicCache
     ) -> list[TokenOutput]:
         aligned = self._joined.aligned
-        wants = any(row.request.top_logprobs is not None for row in rows)
+        wants = any(sequence.request.top_logprobs is not None for sequence in sequences)
         positions = positions_of(mask, ids.shape[1])
-        with aligned.steering([row.request.alpha.at(len(row.tokens)) for row in rows]):
+        with aligned.steering(
+            [sequence.request.alpha.at(len(sequence.tokens)) for sequence in sequences]
+        ):
             aligned.keep_base_logits = wants
             output = self._joined.base.model(
                 input_ids=ids,
@@ -197,54 +185,60 @@ class ContinuousBatchDecoder:
             )
             base_BV = _last(aligned.base_logits) if wants else None
         logits_BV = _last(output.logits)
-        chosen = choose_each([row.sampler for row in rows], logits_BV)
-        logprobs = _logprobs(rows, chosen, logits_BV, base_BV)
+        chosen = choose_each([sequence.sampler for sequence in sequences], logits_BV)
+        logprobs = logprobs_of_each(
+            [sequence.request.top_logprobs for sequence in sequences], chosen, logits_BV, base_BV
+        )
         return [
-            self._advance(row, token, probs)
-            for row, token, probs in zip(rows, chosen, logprobs, strict=True)
+            self._advance(sequence, token, probs)
+            for sequence, token, probs in zip(sequences, chosen, logprobs, strict=True)
         ]
 
-    def _advance(self, row: Row, token: int, logprobs: LogProbs | None) -> TokenOutput:
-        now, before = perf_counter(), row.latest
-        row.latest = now
-        row.tokens.append(token)
-        text = row.text.push(token)
+    def _advance(
+        self, sequence: ActiveSequence, token: int, logprobs: LogProbs | None
+    ) -> TokenOutput:
+        now, before = perf_counter(), sequence.latest
+        sequence.latest = now
+        sequence.tokens.append(token)
+        text = sequence.text.push(token)
         finish: Literal["stop", "length"] | None = None
-        ends = self._joined.end_tokens if row.request.is_turn else self._joined.base.end_tokens
-        if token in ends or row.text.stopped:
+        ends = self._joined.end_tokens if sequence.request.is_turn else self._joined.base.end_tokens
+        if token in ends or sequence.text.stopped:
             finish = "stop"
-        elif len(row.tokens) >= row.request.decoding.max_new_tokens:
+        elif len(sequence.tokens) >= sequence.request.decoding.max_new_tokens:
             finish = "length"
         if finish:
-            text += row.text.finish()
+            text += sequence.text.finish()
         return TokenOutput(
-            row=row,
+            sequence=sequence,
             token=token,
             text=text,
-            offset=row.text.offset,
+            offset=sequence.text.offset,
             finish=finish,
             logprobs=logprobs,
             seconds=None if before is None else now - before,
         )
 
-    def _append(self, rows: Sequence[Row], mask: Tensor, cache: DynamicCache) -> None:
+    def _append(
+        self, sequences: Sequence[ActiveSequence], mask: Tensor, cache: DynamicCache
+    ) -> None:
         """Append prefilled sequences to the batch, aligned on the right."""
-        if not self.rows:
+        if not self.sequences:
             self._cache, self._mask = cache, mask
         else:
             width = max(mask.shape[1], self._mask.shape[1])
             self._mask = torch.cat([_widened(self._mask, width), _widened(mask, width)])
             for layer, other in zip(self._cache.layers, cache.layers, strict=True):
-                layer.keys = _joined_rows(layer.keys, other.keys, width)
-                layer.values = _joined_rows(layer.values, other.values, width)
-        self.rows += rows
+                layer.keys = _stacked(layer.keys, other.keys, width)
+                layer.values = _stacked(layer.values, other.values, width)
+        self.sequences += sequences
 
-    def _drop(self, rows: Iterable[Row]) -> None:
-        gone = {id(row) for row in rows}
-        kept = [at for at, row in enumerate(self.rows) if id(row) not in gone]
-        if len(kept) == len(self.rows):
+    def _evict(self, sequences: Iterable[ActiveSequence]) -> None:
+        gone = {id(sequence) for sequence in sequences}
+        kept = [at for at, sequence in enumerate(self.sequences) if id(sequence) not in gone]
+        if len(kept) == len(self.sequences):
             return
-        self.rows = [self.rows[at] for at in kept]
+        self.sequences = [self.sequences[at] for at in kept]
         if not kept:
             self._cache, self._mask = DynamicCache(), self._mask[:0, :0]
             return
@@ -278,29 +272,6 @@ def _widened(mask: Tensor, width: int) -> Tensor:
     return F.pad(mask, (width - mask.shape[1], 0))
 
 
-def _joined_rows(above: Tensor, below: Tensor, width: int) -> Tensor:
+def _stacked(above: Tensor, below: Tensor, width: int) -> Tensor:
     """Stack keys or values [B, heads, S, size], widened on the left."""
     return torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (above, below)])
-
-
-def _logprobs(
-    rows: Sequence[Row], chosen: Sequence[int], logits_BV: Tensor, base_BV: Tensor | None
-) -> list[LogProbs | None]:
-    if base_BV is None:
-        return [None] * len(rows)
-    found: list[LogProbs | None] = []
-    for row, token, logits, base in zip(rows, chosen, logits_BV, base_BV, strict=True):
-        wanted = row.request.top_logprobs
-        if wanted is None:
-            found.append(None)
-            continue
-        aligned = logits.log_softmax(-1)
-        top = aligned.topk(wanted)
-        found.append(
-            LogProbs(
-                aligned=float(aligned[token]),
-                base=float(base.log_softmax(-1)[token]),
-                top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-            )
-        )
-    return found

@@ -62,7 +62,7 @@ def decode(
     ):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
-        found: Tensor = base.model.generate(
+        output: Tensor = base.model.generate(
             **{name: tensor.to(base.device) for name, tensor in inputs.items()},
             generation_config=_generation_config(joined, decoding),
             logits_processor=processors,
@@ -71,7 +71,7 @@ def decode(
             ),
             **extra,
         )
-    new: list[list[int]] = found[:, width:].tolist()
+    new: list[list[int]] = output[:, width:].tolist()
     return new
 
 
@@ -103,7 +103,7 @@ def finished(
             break
     return Generation(
         prompt=prompt,
-        alpha=schedule.told,
+        alpha=schedule.to_json(),
         response=(response + text.finish()).rstrip(),
         tokens=tuple(tokens),
         finish="stop" if ended else "length",
@@ -172,8 +172,7 @@ def _stop_texts(
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
     """Stops sequences that contain a stop text, by the rule that cuts their text.
 
-    What was found of a response is kept until its next token, be it a beam's that moves to another
-    row.
+    A response's text is kept until its next token, also where a beam moves to another row.
     """
 
     def __init__(self, begin: Callable[[], ResponseText], prompt_width: int) -> None:

@@ -1,34 +1,19 @@
 """Online decoding: a frozen base and a head together, alpha chosen at each call."""
 
 import dataclasses
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from mav.cache_schema.errors import BaseModelError, UsageError
-from mav.pipeline.base.context import require_within
-from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.model import (
-    BaseModel,
-    load_base,
-    load_source,
-    preview_base,
-)
-from mav.pipeline.base.source import BaseSource, resolve_base
+from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
-from mav.pipeline.decoding.attach import (
-    AttachedModel,
-    TrainedHead,
-    attach_head,
-    check_compatible,
-    load_compatible_base,
-    load_trained,
-    new_head,
-)
+from mav.pipeline.decoding.attach import AttachedModel, load_compatible_base
 from mav.pipeline.decoding.exclusive_use import ExclusiveUse
 from mav.pipeline.decoding.generate import decode, finished
 from mav.pipeline.decoding.options import (
@@ -38,16 +23,15 @@ from mav.pipeline.decoding.options import (
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
-from mav.pipeline.decoding.text_stream import Abandoned, TextStream
+from mav.pipeline.decoding.switching import SwitchableModel
+from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
+from mav.pipeline.decoding.trained_head import load_trained, new_head
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.preferences.prompt_format import (
-    Messages,
-)
+from mav.pipeline.preferences.prompt_format import Messages
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
-from mav.pipeline.runtime.memory import free_memory
 
 Prompt = str | Messages
 
@@ -142,7 +126,7 @@ class MAVInference:
         else:
             placement = options.in_one_dtype()
         dtype = resolve_dtype(placement.dtype, placement.device)
-        trained = load_trained(str(head), int8=options.int8_head, dtype=dtype)
+        trained = load_trained(str(head), dtype, int8=options.int8_head)
         if not isinstance(base, BaseModel):
             source = (
                 trained.source(options.revision, options.gguf_file)
@@ -151,19 +135,8 @@ class MAVInference:
             )
             base = load_compatible_base(source, trained, options, placement)
             remember(source.weights_digest(), source.id)
-        self._begin(base, trained, options, placement)
-
-    def _begin(
-        self,
-        base: BaseModel,
-        trained: TrainedHead,
-        rules: AttachOptions,
-        placement: LoadOptions,
-    ) -> None:
-        self._trained, self._rules, self._placement = trained, rules, placement
         self._in_use = ExclusiveUse()
-        self._joined: AttachedModel | None = attach_head(base, trained, rules)
-        self._joined.differences.log()
+        self._model = SwitchableModel(base, trained, options, placement)
 
     @classmethod
     def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
@@ -176,7 +149,8 @@ class MAVInference:
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(base, new_head(base, **head), AttachOptions(), placement)
+        made._in_use = ExclusiveUse()
+        made._model = SwitchableModel(base, new_head(base, **head), AttachOptions(), placement)
         return made
 
     @property
@@ -187,9 +161,7 @@ class MAVInference:
             BaseModelError: The last switch failed, and the base before it could not be loaded
                 again.
         """
-        if self._joined is None:
-            raise BaseModelError("No base is loaded; switch to one first.")
-        return self._joined
+        return self._model.attached
 
     @property
     def base(self) -> BaseModel:
@@ -204,7 +176,7 @@ class MAVInference:
     @property
     def head_digest(self) -> str:
         """SHA-256 over the head's weights."""
-        return self._trained.digest
+        return self._model.trained.digest
 
     def decoding(self, **given: Any) -> GenerationOptions:
         """Return generation options: as given, else the base's (if asked for) or the defaults.
@@ -213,7 +185,7 @@ class MAVInference:
             **given: Fields of `GenerationOptions`.
 
         Raises:
-            UsageError: One is not as it should be.
+            UsageError: One of them is invalid.
         """
         return GenerationOptions(**{**self.joined.settings, **given})
 
@@ -248,8 +220,8 @@ class MAVInference:
             decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
 
         Raises:
-            UsageError: There are more or fewer alphas than prompts, or the prompts are only one.
-            DataError: A prompt is too long for the base, or not as it should be.
+            UsageError: There are more or fewer alphas than prompts, or `prompts` is one prompt.
+            DataError: A prompt is malformed, or too long for the base.
         """
         _require_several(prompts, "prompts", "generate")
         each = for_each(alpha, len(prompts))
@@ -258,7 +230,7 @@ class MAVInference:
             decoding = decoding or self.decoding()
             texts = [joined.form.render(prompt) for prompt in prompts]
             tokens = [joined.form.tokens(text) for text in texts]
-            require_within(joined.base, tokens, decoding.max_new_tokens)
+            joined.base.require_within(tokens, decoding.max_new_tokens)
             started = perf_counter()
             rows = decode(joined, tokens, each, decoding)
             seconds = perf_counter() - started
@@ -279,7 +251,7 @@ class MAVInference:
             ended: Whether the response ends there, so that the token which says so counts too.
 
         Raises:
-            DataError: Prompt or response is not as it should be, or they are too long for the base.
+            DataError: Prompt or response is malformed, or they are too long for the base.
         """
         return self.score_batch([prompt], [response], alpha, ended=ended)[0]
 
@@ -334,35 +306,17 @@ class MAVInference:
     ) -> Iterator[str]:
         # Once more, as a stream may be listened to long after it was asked for.
         self._in_use.require_not_handed_out()
-        stream, abandoned = TextStream(), threading.Event()
 
-        def run() -> None:
-            try:
-                with self._in_use.acquire():
-                    # Only now: while it waited, the base may have been switched.
-                    joined = self.joined
-                    stream.begin(joined.response_text(decoding))
-                    tokens = [joined.form.tokens(joined.form.render(prompt))]
-                    require_within(joined.base, tokens, decoding.max_new_tokens)
-                    decode(
-                        joined,
-                        tokens,
-                        [alpha],
-                        decoding,
-                        stopping=[Abandoned(abandoned)],
-                        streamer=stream,
-                    )
-            except BaseException as error:
-                stream.fail(error)
+        def run(stream: TextStream, abandoned: Abandoned) -> None:
+            with self._in_use.acquire():
+                # Only now: while it waited, the base may have been switched.
+                joined = self.joined
+                stream.begin(joined.response_text(decoding))
+                tokens = [joined.form.tokens(joined.form.render(prompt))]
+                joined.base.require_within(tokens, decoding.max_new_tokens)
+                decode(joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream)
 
-        thread = threading.Thread(target=run, name="generate", daemon=True)
-        thread.start()
-        try:
-            yield from stream
-        finally:
-            # Also where the caller stops listening: nothing may steer the base any longer.
-            abandoned.set()
-            thread.join()
+        yield from stream_from(run)
 
     @contextmanager
     def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
@@ -410,14 +364,11 @@ class MAVInference:
             UsageError: `steering` or `exclusive` is open.
         """
         with self._in_use.acquire():
-            if isinstance(base_model, BaseModel):
-                joined = attach_head(base_model, self._trained, self._rules)
-                joined.differences.log()
-                if self._joined is not None:
-                    self._joined.close()
-                self._joined = joined
-                return
-            self._load_other(resolve_base(str(base_model), gguf_file, revision))
+            self._model.switch(
+                base_model
+                if isinstance(base_model, BaseModel)
+                else resolve_base(str(base_model), gguf_file, revision)
+            )
 
     def close(self) -> None:
         """Detach the head; the base is as it was before.
@@ -426,32 +377,7 @@ class MAVInference:
             UsageError: `steering` or `exclusive` is open.
         """
         with self._in_use.acquire():
-            if self._joined is not None:
-                self._joined.close()
-                self._joined = None
-
-    def _load_other(self, source: BaseSource) -> None:
-        source = with_copy(source, gguf_cache=self._placement.gguf_cache)
-        check_compatible(preview_base(source), self._trained, self._rules)
-        before = None if self._joined is None else self._joined.base.source
-        # A base built in memory could not be loaded again, so it is kept until the switch has
-        # succeeded.
-        if self._joined is not None and before is not None:
-            self._joined.close()
-            self._joined = None
-            free_memory()
-        try:
-            base = load_source(source, self._placement)
-            joined = attach_head(base, self._trained, self._rules)
-        except BaseException:
-            if before is not None:
-                base = load_source(before, self._placement)
-                self._joined = attach_head(base, self._trained, self._rules)
-            raise
-        joined.differences.log()
-        if self._joined is not None:
-            self._joined.close()
-        self._joined = joined
+            self._model.close()
 
 
 def _require_several(given: object, name: str, single: str) -> None:

@@ -122,7 +122,7 @@ class GenerationOptions:
     def _take_stop(self) -> None:
         given: Any = self.stop
         stops = (given,) if isinstance(given, str) else given
-        if not isinstance(stops, Sequence) or not all(isinstance(one, str) for one in stops):
+        if not isinstance(stops, Sequence) or not all(isinstance(stop, str) for stop in stops):
             raise UsageError(f"stop: got {given!r}, expected a text, or a list of texts")
         if "" in stops:
             raise UsageError("stop: got an empty string, expected text that ends a response")

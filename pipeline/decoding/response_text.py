@@ -35,7 +35,9 @@ class ResponseText:
         self._stops = tuple(stops)
         self._special = special_tokens(tokenizer) if stops else {}
         parsed = [_units(stop, self._special) for stop in self._stops]
-        self._special_stops = [one for one in parsed if any(isinstance(it, int) for it in one)]
+        self._special_stops = [
+            stop for stop in parsed if any(isinstance(unit, int) for unit in stop)
+        ]
         self._strip = strip
         self._tokens: list[int] = []
         # Text of the tokens before `given` is certain, and so are `ahead` characters after it.
@@ -113,31 +115,31 @@ class ResponseText:
     def _first_stop(self, units: Sequence[Unit]) -> int | None:
         """Return where the first stop text begins, or None."""
         text, places = _shown(units), _places(units)
-        found = [places[at] for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        starts = [places[at] for at in (text.find(stop) for stop in self._stops) if at >= 0]
         for stop in self._special_stops:
-            found += [
+            starts += [
                 at
                 for at in range(len(units) - len(stop) + 1)
                 if tuple(units[at : at + len(stop)]) == stop
             ]
-        return min(found, default=None)
+        return min(starts, default=None)
 
     def _first_that_may_begin_a_stop(self, units: Sequence[Unit]) -> int:
         """Return the index from which units may be part of a stop text, or their number."""
         text, places = _shown(units), _places(units)
-        found = [
+        places = [
             places[-length]
             for stop in self._stops
             for length in range(1, len(stop))
             if text.endswith(stop[:length])
         ]
-        found += [
+        places += [
             len(units) - length
             for stop in self._special_stops
             for length in range(1, min(len(stop), len(units) + 1))
             if tuple(units[-length:]) == stop[:length]
         ]
-        return min(found, default=len(units))
+        return min(places, default=len(units))
 
     def _out(self, text: str) -> str:
         if self._strip:
@@ -149,13 +151,13 @@ class ResponseText:
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Return the tokens that decoding leaves out of a text, and how each is written."""
-    found = {
+    texts = {
         int(token): str(added.content)
         for token, added in tokenizer.added_tokens_decoder.items()
         if added.special
     }
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    return found | {int(token): str(text) for token, text in named}
+    return texts | {int(token): str(text) for token, text in named}
 
 
 def _units(stop: str, special: dict[int, str]) -> tuple[Unit, ...]:

@@ -1,4 +1,7 @@
-"""Samples the next token of each sequence of a batch, by its own options and seed."""
+"""Samples the next token of each sequence of a batch, by its own options and seed.
+
+Shape legend: V vocabulary.
+"""
 
 from collections.abc import Sequence
 
@@ -8,8 +11,8 @@ from torch import Tensor
 from mav.pipeline.decoding.options import GenerationOptions
 
 
-class RowSampler:
-    """Samples the tokens of one response, independent of other rows.
+class SequenceSampler:
+    """Samples the tokens of one response, independent of other sequences.
 
     A seed gives the same response alone and in any company, as far as the logits are the same.
     """
@@ -20,7 +23,7 @@ class RowSampler:
         """Begin a response.
 
         Args:
-            decoding: How its tokens are chosen; beams and seeds of batches are none of it.
+            decoding: How its tokens are chosen; without beams.
             device: Where its logits are.
             prompt: Token ids that repetition is counted from.
         """
@@ -86,8 +89,8 @@ def within_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(outside.scatter(-1, places, outside), 0.0)
 
 
-def choose_each(samplers: Sequence[RowSampler], logits: Tensor) -> list[int]:
-    """Return the next token of each row, for float32 logits [B, V], moved to the CPU at once."""
+def choose_each(samplers: Sequence[SequenceSampler], logits: Tensor) -> list[int]:
+    """Return the next token of each sequence, for float32 logits [B, V], to the CPU at once."""
     chosen = [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
     tokens: list[int] = torch.stack(chosen).tolist()
     for sampler, token in zip(samplers, tokens, strict=True):

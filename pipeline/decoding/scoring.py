@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mav.cache_schema.errors import DataError
-from mav.pipeline.base.context import tokens_beyond
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
@@ -70,29 +69,33 @@ def score_responses(
         ended: Whether the token that ends a response counts too.
 
     Raises:
-        DataError: A prompt or response is not as it should be, or they are too long for the base.
+        DataError: A prompt or response is malformed, or they are too long for the base.
     """
     form = joined.form
     texts = [form.render(prompt) for prompt in prompts]
     begun = [form.tokens(text) for text in texts]
-    told = [
+    response_ids = [
         form.response_tokens(prompt, response, ended=ended)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    for prompt, response in zip(begun, told, strict=True):
-        wrong = tokens_beyond(joined.base, len(prompt), len(response))
+    for prompt, response in zip(begun, response_ids, strict=True):
+        wrong = joined.base.excess(len(prompt), len(response))
         if wrong is not None:
             raise DataError(f"The prompt and its answer: {wrong}; shorten one")
     return [
         Score(
             prompt=text,
-            alpha=schedule.told,
+            alpha=schedule.to_json(),
             tokens=tuple(response),
             logprobs=tuple(aligned[-len(response) :]),
             base_logprobs=tuple(base[-len(response) :]),
         )
         for text, schedule, response, aligned, base in zip(
-            texts, schedules, told, *_logprobs(joined, begun, told, schedules), strict=True
+            texts,
+            schedules,
+            response_ids,
+            *_logprobs(joined, begun, response_ids, schedules),
+            strict=True,
         )
     ]
 
@@ -137,5 +140,5 @@ def _of_labels(logits: Tensor, labels: Tensor) -> list[list[float]]:
     """Return the log-probabilities of labels [B, T] under logits [B, T, V]."""
     wide = logits.float()
     chosen = wide.gather(-1, labels[..., None].to(wide.device))[..., 0]
-    found: list[list[float]] = (chosen - wide.logsumexp(-1)).tolist()
-    return found
+    logprobs: list[list[float]] = (chosen - wide.logsumexp(-1)).tolist()
+    return logprobs

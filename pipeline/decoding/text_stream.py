@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
 
 
 class Abandoned(StoppingCriteria):  # type: ignore[misc]
-    """Raised in a generation whose listener has gone, to end it."""
+    """Ends a generation whose listener has gone."""
 
     def __init__(self, event: threading.Event) -> None:
         self._event = event
@@ -67,3 +67,30 @@ class Abandoned(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, _: Any, **__: Any) -> Tensor:
         """Return, for each sequence, whether it is to end."""
         return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
+
+
+def stream_from(run: Callable[[TextStream, Abandoned], None]) -> Iterator[str]:
+    """Yield the text that a generation in a thread of its own writes.
+
+    Args:
+        run: Generates into the stream, until what it is given second says stop.
+
+    Raises:
+        BaseException: What `run` raises.
+    """
+    stream, abandoned = TextStream(), threading.Event()
+
+    def guarded() -> None:
+        try:
+            run(stream, Abandoned(abandoned))
+        except BaseException as error:
+            stream.fail(error)
+
+    thread = threading.Thread(target=guarded, name="generate", daemon=True)
+    thread.start()
+    try:
+        yield from stream
+    finally:
+        # Also where the caller stops listening: nothing may steer the base any longer.
+        abandoned.set()
+        thread.join()

@@ -57,7 +57,7 @@ def measured_budget(
         torch.accelerator.reset_peak_memory_stats(device)
     before = {device: torch.accelerator.memory_allocated(device) for device in devices}
     trial()
-    found = []
+    memory = []
     for device in devices:
         torch.accelerator.synchronize(device)
         free, _ = torch.accelerator.get_memory_info(device)
@@ -66,8 +66,8 @@ def measured_budget(
             device
         )
         taken = torch.accelerator.max_memory_allocated(device) - before[device]
-        found.append(DeviceMemory(free=free + kept, taken=taken))
-    return budget_for(found, tokens)
+        memory.append(DeviceMemory(free=free + kept, taken=taken))
+    return budget_for(memory, tokens)
 
 
 def budget_for(memory: Sequence[DeviceMemory], tokens: int) -> BatchBudget:
@@ -77,5 +77,5 @@ def budget_for(memory: Sequence[DeviceMemory], tokens: int) -> BatchBudget:
         memory: Of each device, what a trial found.
         tokens: Tokens of the trial.
     """
-    fitting = min(_SPARE * one.free * tokens / max(1, one.taken) for one in memory)
+    fitting = min(_SPARE * device.free * tokens / max(1, device.taken) for device in memory)
     return BatchBudget(int(min(max(fitting, _LEAST_TOKENS), _MOST_TOKENS)))

@@ -181,11 +181,11 @@ class BlockForward:
         self,
         rows: dict[str, NDArray[Any]],
         start: int,
-        found: "_BatchRows",
+        batch: "_BatchRows",
         progress: Callable[[int], None],
     ) -> None:
         """Write the rows of a batch to their places among those from `start` on."""
-        arrays = {**found.known, **found.copied.arrays()}
+        arrays = {**batch.known, **batch.copied.arrays()}
         finite, storable = arrays.pop(_FINITE), arrays.pop(_STORABLE)
         if not finite:
             raise BaseModelError(
@@ -195,10 +195,10 @@ class BlockForward:
         if not storable:
             what = f"{self._manifest.base.id}: its hidden states"
             raise BaseModelError(too_large(self._manifest.states.dtype, what))
-        at = self._rows_of(found.pairs, start)
+        at = self._rows_of(batch.pairs, start)
         for path, values in arrays.items():
             rows[path][at] = values
-        progress(len(found.pairs))
+        progress(len(batch.pairs))
 
     def _tokens(self, batch_pairs: Sequence[int]) -> int:
         lengths = self._pairs.shared_length[batch_pairs]

@@ -8,7 +8,7 @@ from typing import Final
 from mav.cache_schema.commits import read_commits
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.writer import CacheWriter
-from mav.pipeline.extraction.prepare import ExtractionJob
+from mav.pipeline.extraction.job import ExtractionJob
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
 

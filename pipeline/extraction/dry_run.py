@@ -22,17 +22,10 @@ from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expec
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.extraction.job import ExtractionJob, load, unembedding_arrays
 from mav.pipeline.extraction.manifest import as_begun
 from mav.pipeline.extraction.options import ExtractOptions, states_storage
-from mav.pipeline.extraction.prepare import (
-    ExtractionJob,
-    choose_dtype,
-    load,
-    prepare,
-    read,
-    require_begun_in,
-    unembedding_arrays,
-)
+from mav.pipeline.extraction.prepare import choose_dtype, prepare, read, require_begun_in
 from mav.pipeline.runtime.choices import StorageDtype
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.progress import progress_bar
@@ -167,30 +160,33 @@ def require_room(
         )
 
 
-def screen(found: DryRunReport) -> str:
+def screen(report: DryRunReport) -> str:
     """Format the report for the terminal."""
-    data, size = found.manifest.data, found.size
+    data, size = report.manifest.data, report.size
     lines = [
-        f"{data.pairs:,} pairs, {found.manifest.plan.tokens:,} response tokens, "
-        f"{found.manifest.plan.blocks:,} blocks",
+        f"{data.pairs:,} pairs, {report.manifest.plan.tokens:,} response tokens, "
+        f"{report.manifest.plan.blocks:,} blocks",
         "",
         *(f"{path:<32} {_bytes(count):>12}" for path, count in size.arrays.items()),
         f"{'together':<32} {_bytes(size.total):>12}  "
-        f"({size.total / found.manifest.plan.tokens:,.0f} bytes per token)",
+        f"({size.total / report.manifest.plan.tokens:,.0f} bytes per token)",
         "",
         *(
             f"{f'with {option}':<32} {_bytes(count):>12}"
-            for option, count in found.alternatives.items()
+            for option, count in report.alternatives.items()
         ),
         "",
         f"{'yet to be written':<32} {_bytes(size.to_write):>12}",
         f"{'free there':<32} "
-        + (f"{'no limit':>12}" if found.free_bytes is None else f"{_bytes(found.free_bytes):>12}"),
+        + (
+            f"{'no limit':>12}" if report.free_bytes is None else f"{_bytes(report.free_bytes):>12}"
+        ),
         "",
-        f"{found.missing_pairs:,} pairs to run at {found.pairs_per_second * found.processes:,.1f} "
-        f"pairs/s (measured on a sample): {_duration(found.hours)}",
+        f"{report.missing_pairs:,} pairs to run at "
+        f"{report.pairs_per_second * report.processes:,.1f} pairs/s (measured on a sample): "
+        f"{_duration(report.hours)}",
     ]
-    if not found.fits:
+    if not report.fits:
         lines.append("The disk cannot hold it.")
     return "\n".join(lines)
 
@@ -224,24 +220,24 @@ def _sample(job: ExtractionJob) -> tuple[Rows, float]:
 def _alternatives(options: ExtractOptions, job: ExtractionJob, rows: Rows) -> dict[str, int]:
     """Return the cache's size with each storage option changed, one at a time."""
     manifest = job.manifest
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     encodings: tuple[LogitsEncoding, ...] = ("factored", "dense", "topk")
     for name in encodings:
         logits = dataclasses.replace(
             manifest.logits, encoding=name, top_k=options.top_k if name == "topk" else None
         )
-        found[f"--logits {name}"] = _total(job, {"logits": logits}, rows)
+        sizes[f"--logits {name}"] = _total(job, {"logits": logits}, rows)
     for storage in get_args(StorageDtype):
         dtype, how = states_storage(storage)
         stored = {
             "states": dataclasses.replace(manifest.states, dtype=dtype),
             "storage": dataclasses.replace(manifest.storage, states=how),
         }
-        found[f"--storage-dtype {storage}"] = _total(job, stored, rows)
+        sizes[f"--storage-dtype {storage}"] = _total(job, stored, rows)
     for compression in get_args(Compression):
         changed = dataclasses.replace(manifest.storage, compression=compression)
-        found[f"--compression {compression}"] = _total(job, {"storage": changed}, rows)
-    return found
+        sizes[f"--compression {compression}"] = _total(job, {"storage": changed}, rows)
+    return sizes
 
 
 def _total(job: ExtractionJob, changes: dict[str, Any], rows: Rows) -> int:

@@ -55,8 +55,8 @@ def vocabulary_rows(
             assert own_NV is not None
             logits_NV = own_NV[piece]
         label = logits_NV.gather(-1, labels_N1[piece])[:, 0]
-        found = {"base_logprobs": label - logits_NV.logsumexp(-1)}
-        if not found["base_logprobs"].isfinite().all():
+        rows = {"base_logprobs": label - logits_NV.logsumexp(-1)}
+        if not rows["base_logprobs"].isfinite().all():
             computed_in = " and ".join(manifest.states.compute_dtypes)
             raise BaseModelError(
                 f"{manifest.base.id}: its log-probabilities are not finite in {computed_in}. Use "
@@ -64,10 +64,10 @@ def vocabulary_rows(
             )
         if manifest.logits.encoding == "dense":
             require_holds(logits_NV, manifest.states.dtype, f"{manifest.base.id}: its logits")
-            found["base_logits"] = logits_NV.to(TORCH_DTYPES[manifest.states.dtype])
+            rows["base_logits"] = logits_NV.to(TORCH_DTYPES[manifest.states.dtype])
         elif manifest.logits.top_k is not None:
-            found |= encode_topk(logits_NV, manifest.logits.top_k)
-        for path, values in found.items():
+            rows |= encode_topk(logits_NV, manifest.logits.top_k)
+        for path, values in rows.items():
             parts.setdefault(path, []).append(to_stored(values))
     return {path: np.concatenate(values) for path, values in parts.items()}
 
@@ -82,9 +82,9 @@ def quantized_rows(
         manifest: The cache's manifest.
         device: Where to compute.
     """
-    found = dict(rows)
+    stored = dict(rows)
     for path in QUANTIZED:
         if path in rows:
             states = from_stored(rows[path], manifest.states.dtype).to(device)
-            found |= quantize(path, states, manifest.storage.states)
-    return found
+            stored |= quantize(path, states, manifest.storage.states)
+    return stored

@@ -24,18 +24,16 @@ from mav.pipeline.base.quantization import (
 from mav.pipeline.base.source import tokenizer_digest
 from mav.pipeline.extraction.blocks import run_blocks
 from mav.pipeline.extraction.dry_run import require_room
+from mav.pipeline.extraction.job import ExtractionJob, load, unembedding_arrays
 from mav.pipeline.extraction.manifest import as_begun, draft_manifest
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
     ExtractionInputs,
-    ExtractionJob,
     choose_dtype,
-    load,
     prepare,
     read,
     require_begun_in,
-    unembedding_arrays,
 )
 from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import dtype_name
@@ -118,11 +116,11 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
                 remember(kept.fingerprint, given.id)
         if stored is not None:
             options = as_begun(options, stored, data)
-            found = base.fingerprint() if base else _as_stored(stored, inputs, options.quantize)
-            asked, _ = draft_manifest(options, found, stored.logits, data, stored.states.dtype)
+            record = base.fingerprint() if base else _as_stored(stored, inputs, options.quantize)
+            asked, _ = draft_manifest(options, record, stored.logits, data, stored.states.dtype)
             require_same(objects.location, stored, asked)
-            if told := _moved(stored.base, asked.base):
-                _log.info(told)
+            if moved := _moved(stored.base, asked.base):
+                _log.info(moved)
             _remember_base(inputs, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
                 _log.info(f"{options.output}: complete already, left as it is")

@@ -61,8 +61,8 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
 
 def _rotary_embeddings(config: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the parameters of rotary embeddings, which may differ by layer type."""
-    found = getattr(config, "rope_parameters", None) or {}
-    if "rope_type" in found:
-        yield found
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in parameters:
+        yield parameters
     else:
-        yield from (own for own in found.values() if isinstance(own, Mapping))
+        yield from (own for own in parameters.values() if isinstance(own, Mapping))

@@ -1,47 +1,31 @@
 """Prepares an extraction or a dry run: reads pairs, loads and checks the base, plans the cache."""
 
-import dataclasses
 import datetime
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from numpy.typing import NDArray
-
 from mav.cache_schema.choices import StoredDtype
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.cache_schema.manifest import (
-    LogitsRecord,
     Manifest,
 )
-from mav.cache_schema.plan import BlockPlan
-from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.base.model import BaseModel, load_source
+from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.pretrained import load_config, load_tokenizer
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.extraction.batch_size import CPU_TOKENS, BatchBudget, measured_budget
-from mav.pipeline.extraction.block_runner import BlockForward
-from mav.pipeline.extraction.limits import require_allowed, require_readable
-from mav.pipeline.extraction.manifest import draft_manifest
-from mav.pipeline.extraction.model_checks import check_base
+from mav.pipeline.extraction.limits import require_allowed
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.extraction.packing import even_batches
-from mav.pipeline.head.config import PUBLISHED_POOLED_SIZE
-from mav.pipeline.ops.base_logits import Unembedding
-from mav.pipeline.ops.tensor_storage import require_holds, to_stored
 from mav.pipeline.preferences.chat_template import parse_date, uses_date
 from mav.pipeline.preferences.load import ReadData, read_data
 from mav.pipeline.runtime.choices import DtypeName
 from mav.pipeline.runtime.compute_dtype import (
     AUTO,
-    TORCH_DTYPES,
     dtype_name,
     pick_dtype,
 )
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.distributed import Processes, launched_here
-from mav.pipeline.runtime.load_options import LoadOptions
 
 _log = logging.getLogger(__name__)
 
@@ -67,25 +51,6 @@ class ExtractionInputs:
     config: Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractionJob:
-    """A prepared extraction: manifest, plan, data and forward pass.
-
-    Attributes:
-        manifest: The manifest of the cache, not yet complete.
-        plan: Its block plan.
-        data: The tokenized pairs.
-        unembedding: The base's output embedding.
-        forward: Computes the rows of any pairs.
-    """
-
-    manifest: Manifest
-    plan: BlockPlan
-    data: ReadData
-    unembedding: Unembedding
-    forward: BlockForward
-
-
 def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs:
     """Find the base and join the other processes.
 
@@ -106,7 +71,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
         device = pick_device(f"{device.type}:{processes.local_rank}")
     source = None
     if base is None:
-        source = find_base(
+        source = resolve_with_copy(
             options.base_model,
             options.gguf_file,
             options.revision,
@@ -233,104 +198,3 @@ def choose_dtype(
     name = dtype_name(pick_dtype(asked, inputs.device, spread=bool(options.device_map)))
     assert name != AUTO
     return name
-
-
-def load(
-    options: ExtractOptions, inputs: ExtractionInputs, data: ReadData, dtype: StoredDtype
-) -> ExtractionJob:
-    """Load the base, check it, and plan the cache.
-
-    Args:
-        options: What is asked for.
-        inputs: What is known before the base is loaded.
-        data: The tokenized pairs.
-        dtype: Type to compute in.
-
-    Raises:
-        MAVError: The base cannot be loaded, or does not behave as extraction needs.
-    """
-    base = inputs.base
-    require_readable(options.base_model, data.pairs, inputs.config)
-    if base is None:
-        assert inputs.source is not None
-        _log.info(f"Loading {inputs.source.id} in {dtype}")
-        base = load_source(
-            inputs.source,
-            LoadOptions(
-                dtype=TORCH_DTYPES[dtype],
-                device=inputs.device,
-                device_map=options.device_map,
-                quantize=options.quantize,
-            ),
-            inputs.tokenizer,
-        )
-    unembedding = base.unembedding()
-    record = base.fingerprint()
-    manifest, plan = draft_manifest(options, record, _logits_record(unembedding), data, dtype)
-    if options.pooled_size is None:
-        _log.info(_told_width(manifest))
-    verdict = check_base(
-        base,
-        data.pairs,
-        manifest.states.layers,
-        options.max_length,
-        must_factor=options.logits == "factored",
-    )
-    manifest = dataclasses.replace(manifest, checks=verdict.errors)
-    forward = BlockForward(
-        base,
-        data.pairs,
-        plan,
-        manifest,
-        unembedding if verdict.factored else None,
-        packing=verdict.packing,
-        budget=BatchBudget(options.batch_tokens or CPU_TOKENS),
-    )
-    devices = base.devices
-    if options.batch_tokens is None and devices[0].type != "cpu":
-        forward.budget = _measured(forward, plan, data, devices)
-        _log.info(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
-    return ExtractionJob(
-        manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward
-    )
-
-
-def _measured(
-    forward: BlockForward, plan: BlockPlan, data: ReadData, devices: list[torch.device]
-) -> BatchBudget:
-    """Measure the batch budget by running one batch of the first block."""
-    first = even_batches(plan.pairs_of(0), data.pairs.shared_length, CPU_TOKENS)[0]
-    tokens = int(data.pairs.shared_length[first.start : first.stop].sum())
-    return measured_budget(devices, tokens, lambda: forward.run(first, lambda _: None))
-
-
-def unembedding_arrays(job: ExtractionJob) -> dict[str, NDArray[Any]]:
-    """Return the arrays of the output embedding, as stored."""
-    if job.manifest.logits.encoding != "factored":
-        return {}
-    dtype, what = TORCH_DTYPES[job.manifest.states.dtype], "Weights of the output embedding"
-    require_holds(job.unembedding.weight, job.manifest.states.dtype, what)
-    found = {"weight": to_stored(job.unembedding.weight.to(dtype))}
-    if job.unembedding.bias is not None:
-        found["bias"] = to_stored(job.unembedding.bias.to(dtype))
-    return found
-
-
-def _told_width(manifest: Manifest) -> str:
-    width = manifest.states.pooled_size
-    if width == PUBLISHED_POOLED_SIZE:
-        return f"Layers are pooled to {width}, the published width"
-    return (
-        f"Layers are pooled to {width}, the base's own width (the published head's is "
-        f"`pooled_size` {PUBLISHED_POOLED_SIZE})"
-    )
-
-
-def _logits_record(unembedding: Unembedding) -> LogitsRecord:
-    return LogitsRecord(
-        encoding="factored",
-        scale=unembedding.scale,
-        softcap=unembedding.softcap,
-        has_bias=unembedding.bias is not None,
-        top_k=None,
-    )

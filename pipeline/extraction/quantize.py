@@ -30,15 +30,15 @@ def quantize(path: str, states: Tensor, storage: StatesStorage) -> dict[str, NDA
         storage: `int8` or `fp8`.
     """
     scaled = states.float()
-    found = {}
+    arrays = {}
     if storage == "int8":
         channel_W = scaled.square().mean(0).sqrt().clamp_min(_LEAST_SCALE)
         scaled = scaled / channel_W
-        found[f"{path}{PER_CHANNEL}"] = to_stored(channel_W[None])
+        arrays[f"{path}{PER_CHANNEL}"] = to_stored(channel_W[None])
     token_N1 = (scaled.abs().amax(-1, keepdim=True) / LARGEST[storage]).clamp_min(_LEAST_SCALE)
     scaled = scaled / token_N1
     if storage == "int8":
         codes = scaled.round_().to(torch.int8)
     else:
         codes = scaled.to(torch.float8_e4m3fn).view(torch.uint8)
-    return found | {path: to_stored(codes), f"{path}{PER_TOKEN}": to_stored(token_N1[..., 0])}
+    return arrays | {path: to_stored(codes), f"{path}{PER_TOKEN}": to_stored(token_N1[..., 0])}

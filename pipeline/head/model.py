@@ -113,11 +113,13 @@ class AlignmentHead(nn.Module):
         """
         folder = find_head(path_or_hub_id)
         config, _ = read_head_config(folder)
-        return head_in(folder, config, dtype=dtype, device=device)
+        return load_from_folder(folder, config, dtype=dtype, device=device)[0]
 
 
-def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str) -> AlignmentHead:
-    """Return the head of a folder, in eval mode.
+def load_from_folder(
+    folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str
+) -> tuple[AlignmentHead, str]:
+    """Return the head of a folder, in eval mode, and the SHA-256 of its weights' file.
 
     Args:
         folder: Its folder.
@@ -130,10 +132,10 @@ def head_in(folder: Path, config: HeadConfig, *, dtype: torch.dtype, device: str
     """
     with torch.device("meta"):
         head = AlignmentHead(config)
-    load_weights(head, folder, device)
+    digest = load_weights(head, folder, device)
     head = head.to(dtype).eval()
     require_finite(head, folder)
-    return head
+    return head, digest
 
 
 def quantize_head(head: AlignmentHead) -> None:

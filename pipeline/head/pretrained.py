@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mav.cache_schema.portable import portable
 from mav.pipeline.head.config import HeadConfig
-from mav.pipeline.head.model import AlignmentHead, head_in
+from mav.pipeline.head.model import AlignmentHead, load_from_folder
 from mav.pipeline.head.storage import (
     CONFIG,
     KIND,
@@ -42,11 +42,13 @@ class StoredHead:
         head: The head, in eval mode.
         origin: What it was trained from.
         path: Its folder.
+        digest: SHA-256 of the file with its weights.
     """
 
     head: AlignmentHead
     origin: HeadOrigin
     path: Path
+    digest: str
 
 
 def save_head(
@@ -132,5 +134,5 @@ def load_head(
     """
     folder = find_head(path_or_hub_id)
     config, origin = read_head_config(folder)
-    head = head_in(folder, config, dtype=dtype, device=device)
-    return StoredHead(head=head, origin=origin, path=folder)
+    head, digest = load_from_folder(folder, config, dtype=dtype, device=device)
+    return StoredHead(head=head, origin=origin, path=folder, digest=digest)

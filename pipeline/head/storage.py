@@ -7,6 +7,7 @@ weights that `config.json` does not name are refused. Nothing in a head is ever 
 come from safetensors, all else from JSON.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from mav.cache_schema.errors import CacheError, HeadError
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import HeadConfig
-from mav.pipeline.runtime import hub
+from mav.pipeline.runtime import hub, hub_errors
 from mav.pipeline.runtime.durable_files import measure
 
 WEIGHTS: Final = "model.safetensors"
@@ -46,13 +47,16 @@ class HeadOrigin:
     steps: int
 
 
-def load_weights(head: nn.Module, folder: Path, device: str) -> None:
+def load_weights(head: nn.Module, folder: Path, device: str) -> str:
     """Give a head on `meta` the weights of its folder.
 
     Args:
         head: The head.
         folder: Its folder.
         device: Where the weights go.
+
+    Returns:
+        SHA-256 of their file.
 
     Raises:
         HeadError: They are missing, damaged, or those of another head.
@@ -69,13 +73,16 @@ def load_weights(head: nn.Module, folder: Path, device: str) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as safetensors: {error}") from error
     _require_all(tensors, head, path)
-    if recorded is not None and (measured := measure(path)) != recorded:
+    digest = hashlib.sha256()
+    measured = measure(path, digest.update)
+    if recorded is not None and measured != recorded:
         raise HeadError(
             f"{path}: got weights of {measured}, expected {recorded}, as {CONFIG} has it. The file "
             f"is damaged or belongs to another {CONFIG}: copy the whole folder again. If you "
             f"changed the weights yourself, remove `weights` from {CONFIG}."
         )
     head.load_state_dict(tensors, assign=True)
+    return digest.hexdigest()
 
 
 def recorded_weights(folder: Path) -> dict[str, int] | None:
@@ -162,13 +169,15 @@ def find_head(path_or_hub_id: str) -> Path:
     try:
         folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
     except Exception as error:
-        reason = hub.why(error, path_or_hub_id, "model")
+        reason = hub_errors.why(error, path_or_hub_id, "model")
         raise HeadError(
             f"{path_or_hub_id}: no such folder here, and the hub did not give it: {reason}"
         ) from error
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            reason = hub.why_not_there(path_or_hub_id, folder.name, name, hub.PICKLES_REMEDY)
+            reason = hub_errors.why_not_there(
+                path_or_hub_id, folder.name, name, hub_errors.PICKLES_REMEDY
+            )
             raise HeadError(f"{path_or_hub_id}: {reason}")
     return folder
 

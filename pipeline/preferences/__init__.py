@@ -1,5 +1,6 @@
 """Preference pairs: from rows of any form to tokens.
 
-`reader` and `rows` read data sets, `messages`, `transcripts`, `chat_template` and `prompt_format`
-make text and tokens of them, `tokenization`, `mixture` and `load` make what extraction runs.
+`reader`, `rows` and `pairs` read data sets, `messages`, `transcripts`, `chat_template` and
+`prompt_format` make text and tokens of them, `tokenization`, `mixture` and `load` make what
+extraction runs.
 """

@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 from mav.cache_schema.errors import DataError
 from mav.cache_schema.manifest import DataRecord, SourceRecord, TextRecord
 from mav.pipeline.preferences.mixture import mix
-from mav.pipeline.preferences.prompt_format import (
-    TEMPLATES,
-    choose_prompt_format,
-)
+from mav.pipeline.preferences.prompt_format import TEMPLATES, choose_prompt_format
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
-from mav.pipeline.preferences.tokenization import TRUNCATION, TokenizedPairs, tokenize_pairs
+from mav.pipeline.preferences.tokenization import TRUNCATION, TokenizedPairs, tokenize_in
 from mav.pipeline.runtime.choices import Form
 from mav.pipeline.runtime.progress import progress_bar
 
@@ -79,13 +76,14 @@ def read_data(
 
     Raises:
         DataError: One cannot be read, or has no usable pair.
+        UsageError: The chat template is wanted and the tokenizer has none.
+        BaseModelError: The tokenizer has no end-of-sequence token.
     """
+    prompt_format = choose_prompt_format(form, TEMPLATES[form], tokenizer, date)
     counts = [ReadCounts() for _ in sources]
     with progress_bar(None, "Tokenizing", "pair") as bar:
         parts = [
-            tokenize_pairs(
-                read_pairs(source, count), tokenizer, max_length, bar.update, form=form, date=date
-            )
+            tokenize_in(prompt_format, read_pairs(source, count), max_length, bar.update)
             for source, count in zip(sources, counts, strict=True)
         ]
     for source, count, part in zip(sources, counts, parts, strict=True):
@@ -113,8 +111,8 @@ def read_data(
                 dropped=dict(sorted(dropped.items())),
             )
         )
-        _log.log(logging.WARNING if dropped else logging.INFO, _told(source, records[-1]))
-    end = choose_prompt_format(form, TEMPLATES[form], tokenizer).end_token
+        _log.log(logging.WARNING if dropped else logging.INFO, _summary(source, records[-1]))
+    end = prompt_format.end_token
     text = TextRecord(
         prompt_template=TEMPLATES[form],
         max_length=max_length,
@@ -123,11 +121,11 @@ def read_data(
         template_date=None if date is None else date.isoformat(),
     )
     data = ReadData(pairs=mixed.pairs, text=text, source=mixed.source, sources=tuple(records))
-    _tell_of_limit(data.pairs, max_length)
+    _warn_of_limit(data.pairs, max_length)
     return data
 
 
-def _told(source: DataSource, record: SourceRecord) -> str:
+def _summary(source: DataSource, record: SourceRecord) -> str:
     use = ", for evaluation alone" if record.held_out else ""
     return (
         f"{source.name}: {record.rows} rows, {record.pairs} pairs kept{use}; dropped: "
@@ -139,7 +137,7 @@ def _listed(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {cause}" for cause, number in sorted(dropped.items())) or "none"
 
 
-def _tell_of_limit(pairs: TokenizedPairs, max_length: int) -> None:
+def _warn_of_limit(pairs: TokenizedPairs, max_length: int) -> None:
     if pairs.prompts_truncated or pairs.responses_cut:
         _log.warning(
             f"The limit of {max_length} tokens took the beginning of {pairs.prompts_truncated} "

@@ -65,7 +65,7 @@ def mix(
     """
     source = np.repeat(np.arange(len(parts), dtype=np.uint16), [len(part) for part in parts])
     pair_id = np.concatenate([part.pair_id for part in parts])
-    for_training = np.array([not one.is_held_out for one in sources])[source]
+    for_training = np.array([not each.is_held_out for each in sources])[source]
     order = np.lexsort((source, for_training, pair_id))
     first = np.ones(len(order), dtype=np.bool_)
     first[1:] = pair_id[order][1:] != pair_id[order][:-1]
@@ -87,7 +87,7 @@ def mix(
 def _within_weights(source: NDArray[np.uint16], sources: Sequence[DataSource]) -> NDArray[np.bool_]:
     """Return which pairs, given in the order of their ids, are kept."""
     keep = np.ones(len(source), dtype=np.bool_)
-    weights = {number: one.weight for number, one in enumerate(sources) if one.weight is not None}
+    weights = {at: each.weight for at, each in enumerate(sources) if each.weight is not None}
     if not weights:
         return keep
     unit = min(int((source == number).sum()) / weight for number, weight in weights.items())
@@ -116,8 +116,8 @@ def _taken(
     begins = np.cumsum([0, *(len(part.tokens) for part in parts)])
 
     def column(name: str) -> NDArray[Any]:
-        found: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])[order]
-        return found
+        column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])[order]
+        return column
 
     moved = [part.bounds + begin for part, begin in zip(parts, begins, strict=False)]
     truncated, cut = column("prompt_is_truncated"), column("response_is_cut")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
-from mav.pipeline.preferences.rows import COLUMNS, prompt_id, read_responses, to_pair
-from mav.pipeline.preferences.rows import PreferencePair as PreferencePair
+from mav.pipeline.preferences.pairs import PreferencePair as PreferencePair
+from mav.pipeline.preferences.pairs import prompt_id, to_pair
+from mav.pipeline.preferences.rows import COLUMNS, read_responses
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
-from mav.pipeline.runtime import hub
+from mav.pipeline.runtime import hub, hub_errors
 
 FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _ENCODING: Final = "utf-8-sig"
@@ -189,9 +190,9 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
     except Exception as error:
         where = "is not a folder of a data set" if is_here else "is not available from the hub"
         reason = (
-            hub.why_no_table(error)
+            hub_errors.why_no_table(error)
             if is_here
-            else hub.why_no_rows(error, source.id, source.data_dir)
+            else hub_errors.why_no_rows(error, source.id, source.data_dir)
         )
         raise DataError(
             f"{source.id}: {where} (data_dir {source.data_dir!r}, split {source.split!r}): {reason}"

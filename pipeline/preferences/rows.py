@@ -11,14 +11,13 @@ A `system` column is the conversation's first turn. Columns that would change wh
 and that MAV cannot give it, such as `tools`, leave their row out; all others are not looked at.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.preferences.messages import Messages, UnusableMessageError, read_messages
+from mav.pipeline.preferences.pairs import Response
 from mav.pipeline.preferences.transcripts import (
     as_response,
     canonical,
@@ -74,56 +73,6 @@ _MARKUP: Final = (
 _EMPTY: Final = ("", "[]", "{}", "null", "none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreferencePair:
-    """A prompt with a chosen and a rejected response.
-
-    Attributes:
-        prompt: The prompt as a transcript that ends in `Assistant:`.
-        chosen: The preferred response.
-        rejected: The other one.
-        source_row: Number of the row.
-        given: The prompt as the row has it where that is not a transcript: a user's message, or
-            messages.
-    """
-
-    prompt: str
-    chosen: str
-    rejected: str
-    source_row: int
-    given: str | Messages | None = field(default=None, compare=False)
-
-    @property
-    def asked(self) -> str | Messages:
-        """The prompt as the row has it, for `PromptFormat`."""
-        return self.prompt if self.given is None else self.given
-
-    @property
-    def pair_id(self) -> int:
-        """64-bit hash of the three texts; the same pair has the same id in every data set."""
-        return _hash64(self.prompt, self.chosen, self.rejected)
-
-    @property
-    def prompt_id(self) -> int:
-        """64-bit hash of the prompt, by which pairs are held out."""
-        return prompt_id(self.prompt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """One response of a row.
-
-    Attributes:
-        prompt: Its prompt, as a transcript.
-        given: Its prompt, as `PreferencePair` has it.
-        response: The response.
-    """
-
-    prompt: str
-    given: str | Messages | None
-    response: str
-
-
 def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     """Return the usable responses of a row, and the reasons the others are not.
 
@@ -140,64 +89,17 @@ def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
     for key in _ANSWERS:
         try:
-            found = _answer(row, key)
-            found = found if isinstance(found, str) else _under_system(found, row)
+            response = _answer(row, key)
+            response = response if isinstance(response, str) else _under_system(response, row)
         except UnusableMessageError as error:
-            found = error.cause
+            response = error.cause
         except DataError as error:
             raise _not_a_pair(row, place, str(error)) from error
-        if isinstance(found, str):
-            causes.append(found)
+        if isinstance(response, str):
+            causes.append(response)
         else:
-            responses.append(found)
+            responses.append(response)
     return responses, causes
-
-
-def to_pair(
-    responses: Sequence[Response], causes: Sequence[str], number: int
-) -> PreferencePair | str:
-    """Return the pair of a row, or the reason it is dropped.
-
-    Args:
-        responses: As `read_responses` returns them.
-        causes: Likewise.
-        number: Number of the row.
-    """
-    if causes:
-        return causes[0]
-    one, other = responses
-    if one.prompt != other.prompt or (one.given and other.given and one.given != other.given):
-        return "prompts_differ"
-    if not one.response.strip() or not other.response.strip():
-        return "empty_response"
-    if one.response == other.response:
-        return "identical_responses"
-    try:
-        (one.prompt + one.response + other.response).encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair, which JSON can write but no tokenizer can read.
-        return "invalid_unicode"
-    return PreferencePair(
-        prompt=one.prompt,
-        given=one.given,
-        chosen=one.response,
-        rejected=other.response,
-        source_row=number,
-    )
-
-
-def prompt_id(prompt: str) -> int:
-    """Return a 64-bit hash of a prompt, independent of white space at the ends of its turns.
-
-    Args:
-        prompt: A transcript that ends in `Assistant:`.
-    """
-    return _hash64(canonical(prompt))
-
-
-def _hash64(*texts: str) -> int:
-    digest = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 def _not_a_pair(row: Any, place: str, reason: str) -> DataError:

@@ -93,7 +93,7 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
         name = f"{name},{fields.pop(0)}"
     if not name:
         raise UsageError(f"data: got {text!r}, expected a file, a folder or a hub id")
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")
         if key not in _FIELDS:
@@ -101,13 +101,13 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
                 f"data: {text}: got {field!r}, expected one of "
                 f"{', '.join(f'{known}=' for known in _FIELDS)}"
             )
-        if key in found:
+        if key in given:
             raise UsageError(f"data: {text}: {key} is there twice")
         try:
-            found[key] = _FIELDS[key](value)
+            given[key] = _FIELDS[key](value)
         except ValueError as error:
             raise UsageError(f"data: {text}: {key}: got {value!r}, {error}") from error
-    return dataclasses.replace(defaults, id=name, **found)
+    return dataclasses.replace(defaults, id=name, **given)
 
 
 def require_weights(sources: Sequence[DataSource]) -> None:

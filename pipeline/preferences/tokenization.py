@@ -129,20 +129,42 @@ def tokenize_pairs(
         UsageError: The chat template is wanted and the tokenizer has none.
         BaseModelError: The tokenizer has no end-of-sequence token.
     """
+    return tokenize_in(
+        choose_prompt_format(form, TEMPLATES[form], tokenizer, date), pairs, max_length, progress
+    )
+
+
+def tokenize_in(
+    form: PromptFormat,
+    pairs: Iterable[PreferencePair],
+    max_length: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> TokenizedPairs:
+    """Tokenize pairs in a prompt format that was chosen; see `tokenize_pairs`.
+
+    Args:
+        form: The prompt format, with its tokenizer.
+        pairs: As `tokenize_pairs` takes them, and all that follows.
+        max_length: Likewise.
+        progress: Likewise.
+
+    Raises:
+        BaseModelError: The tokenizer has no end-of-sequence token.
+    """
+    tokenizer = form.tokenizer
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
             f"tokenizer of {tokenizer.name_or_path}: it has no end-of-sequence token, without "
             f"which a response has no end. Set eos_token in its tokenizer_config.json."
         )
-    seen = choose_prompt_format(form, TEMPLATES[form], tokenizer, date)
     parts: list[NDArray[np.int32]] = []
     lengths: list[tuple[int, int, int]] = []
     ids: list[tuple[int, int, int]] = []
     limited: list[tuple[bool, bool]] = []
     dropped: Counter[str] = Counter()
     for group in _grouped(pairs, _TOKENIZE_AT_ONCE):
-        rendered = _rendered(group, seen, dropped)
-        encoded = _encode([text for _, text in rendered], seen)
+        rendered = _rendered(group, form, dropped)
+        encoded = _encode([text for _, text in rendered], form)
         for (pair, _), (prompt, *responses) in zip(rendered, encoded, strict=True):
             cut = [response[: max_length - 1] for response in responses]
             if cut[0] == cut[1]:

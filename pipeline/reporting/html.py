@@ -4,10 +4,8 @@ Everything drawn is also there as a table. Two reports of the same evaluation di
 alone.
 """
 
-import math
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,19 +28,12 @@ from mav.pipeline.reporting.plots import (
     text,
 )
 from mav.pipeline.reporting.tables import require_place
+from mav.pipeline.reporting.training_log import read_log, training_section
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.known_places import shown_place
 from mav.pipeline.runtime.versions import package_versions
-from mav.pipeline.training.log import METRICS, read_lines
 
 _PACKAGES: Final = ("mav-align", "torch", "numpy", "zarr", "matplotlib")
-_MOST_ROWS: Final = 200
-_CURVES: Final = (
-    ("loss", "Loss", False),
-    ("rewards/accuracies", "Reward accuracy", True),
-    ("rewards/margins", "Reward margin (nats times beta)", False),
-    ("learning_rate", "Learning rate", False),
-)
 _PARTS: Final = {
     "held-out": "held out from training",
     "training": "those trained on",
@@ -55,22 +46,6 @@ _LONGER: Final = {
 }
 # The page may load nothing, whatever text a name in it holds.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-Log = dict[int, dict[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingLog:
-    """The metrics log of a training run.
-
-    Attributes:
-        path: The file.
-        values: Step -> metric -> value; those on held-out pairs begin with `eval_`.
-        unreadable: Lines that are not metrics; a killed run may leave one.
-    """
-
-    path: Path
-    values: Log
-    unreadable: int
 
 
 def require_report(path: Path) -> None:
@@ -128,25 +103,12 @@ def render(evaluation: Evaluation, written: datetime) -> str:
 <main>
 {_by_alpha(evaluation)}
 {_by_length(evaluation)}
-{_training(log, origin.steps)}
+{training_section(log, origin.steps)}
 {_subject(evaluation, sizes, origin)}
 </main>
 </body>
 </html>
 """
-
-
-def read_log(head: Path) -> TrainingLog | None:
-    """Read the log of the run that wrote a head, or None if it is not beside the head's folder."""
-    path = head.resolve().parent / METRICS
-    try:
-        lines, unreadable = read_lines(path)
-    except OSError:
-        return None
-    values: Log = {}
-    for line in lines:
-        values.setdefault(line.step, {}).update(line.values)
-    return TrainingLog(path=path, values=dict(sorted(values.items())), unreadable=unreadable)
 
 
 def _by_alpha(evaluation: Evaluation) -> str:
@@ -201,7 +163,7 @@ def _by_length(evaluation: Evaluation) -> str:
     if evaluation.length_alpha is None:
         return """<section>
 <h2>By length</h2>
-<p class="note">At alpha 0 nothing is gained, so there is no accuracy to tell by length.</p>
+<p class="note">At alpha 0 nothing is gained, so there is no accuracy by length.</p>
 </section>"""
     bins = [
         (_range(b.fewest_tokens, b.most_tokens), b.pairs, b.accuracy, b.interval)
@@ -251,43 +213,6 @@ longer” and “rejected longer” and wrong in the other; one that learned mor
 </section>"""
 
 
-def _training(log: TrainingLog | None, step: int) -> str:
-    if log is None or not log.values:
-        return f"""<section>
-<h2>Training</h2>
-<p class="note">No training curves: there is no {METRICS} with metrics beside the folder of the \
-head.</p>
-</section>"""
-    charts = []
-    for name, title, is_share in _CURVES:
-        found = [(label, _curve(log.values, key)) for label, key in _keys(name)]
-        series = [Series(label=label, points=points) for label, points in found if points]
-        charts.append(
-            Chart(title=title, x_label="step", series=series, is_share=is_share, mark=step)
-        )
-    keys = [(key, f"{title}, {label}") for n, title, _ in _CURVES for label, key in _keys(n)]
-    keys = [(key, head) for key, head in keys if _curve(log.values, key)]
-    every = math.ceil(len(log.values) / _MOST_ROWS)
-    rows = [
-        [f"{at:,}", *(f"{values[key]:.4g}" if key in values else "-" for key, _ in keys)]
-        for number, (at, values) in enumerate(log.values.items())
-        if number % every == 0
-        or number == len(log.values) - 1
-        or any(key.startswith("eval_") for key in values)
-    ]
-    thinned = f", one in {every} of its lines without held-out figures" if every > 1 else ""
-    skipped = f" {log.unreadable} of its lines could not be read." if log.unreadable else ""
-    return f"""<section>
-<h2>Training</h2>
-<p class="note">From <code>{text(log.path.name)}</code>.{skipped} The dashed line is the \
-step of this head, {step:,}.</p>
-{plots(charts, "training")}
-<details><summary>Figures by step</summary>
-{table("Training log" + thinned, ["step", *(head for _, head in keys)], rows)}
-</details>
-</section>"""
-
-
 def _subject(evaluation: Evaluation, config: HeadConfig, origin: HeadOrigin) -> str:
     cache = portable(read_manifest(open_object_store(evaluation.cache)))
     trained = portable(origin.manifest)
@@ -304,9 +229,9 @@ def _subject(evaluation: Evaluation, config: HeadConfig, origin: HeadOrigin) -> 
         "steps": f"{origin.steps:,}",
         "held out": f"{origin.held_out_fraction:.3g} of prompts",
         "base": base.id + (f", revision {base.revision}" if base.revision else ""),
-        "trained on": _told(trained.data),
+        "trained on": _data_line(trained.data),
         "cache evaluated": shown_place(evaluation.cache),
-        "its data": _told(cache.data),
+        "its data": _data_line(cache.data),
         "its base": f"{cache.base.id}, logits {cache.logits.encoding}, states "
         f"{cache.states.dtype} ({cache.storage.states})",
         "pairs used": f"{evaluation.pairs:,} ({_PARTS[evaluation.which]}), "
@@ -327,17 +252,9 @@ def _advice(evaluation: Evaluation) -> str:
     return f'<p class="note"><strong>{text(said)}</strong></p>\n' if said else ""
 
 
-def _told(data: DataRecord) -> str:
+def _data_line(data: DataRecord) -> str:
     names = ", ".join(source.name for source in data.sources)
     return f"{names}, {data.pairs:,} pairs, fingerprint {data.fingerprint[:16]}"
-
-
-def _keys(name: str) -> tuple[tuple[str, str], ...]:
-    return ("training", name), ("held-out", f"eval_{name}")
-
-
-def _curve(log: Log, key: str) -> list[Point]:
-    return [Point(x=step, y=values[key]) for step, values in log.items() if key in values]
 
 
 def _point(

@@ -102,9 +102,9 @@ def _origin(manifest: Manifest) -> dict[str, Any]:
         "computed_in": " and ".join(manifest.states.computed_in or ("not recorded",)),
         "logits": manifest.logits.encoding,
         "data": [
-            f"{one.name}: {one.pairs} of {one.rows} rows"
-            + (", for evaluation alone" if one.held_out else "")
-            for one in data.sources
+            f"{source.name}: {source.pairs} of {source.rows} rows"
+            + (", for evaluation alone" if source.held_out else "")
+            for source in data.sources
         ],
         "pairs": f"{data.pairs} of {data.rows} rows",
         "dropped": data.dropped,

@@ -234,8 +234,8 @@ def _inline(svg: str, title: str, name: str) -> str:
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', svg, count=1)
     # A style inside would hold for the whole page, which has it once for all plots.
-    told = f"<title>{html.escape(title)}</title>"
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", lambda _: told, svg, count=1)
+    title_element = f"<title>{html.escape(title)}</title>"
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", lambda _: title_element, svg, count=1)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
     svg = re.sub(r" id=\"", f' id="{name}-', svg)

@@ -110,11 +110,11 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     accuracy.set(xlabel="alpha", title=f"Accuracy on {evaluation.pairs} pairs")
     accuracy.legend()
     (line,) = divergence.plot(alphas, [r.kl_per_token for r in results], marker="o")
-    told = [(r.alpha, r.kl_interval) for r in results if r.kl_interval is not None]
+    bands = [(r.alpha, r.kl_interval) for r in results if r.kl_interval is not None]
     divergence.fill_between(
-        [alpha for alpha, _ in told],
-        [band[0] for _, band in told],
-        [band[1] for _, band in told],
+        [alpha for alpha, _ in bands],
+        [band[0] for _, band in bands],
+        [band[1] for _, band in bands],
         color=line.get_color(),
         alpha=0.15,
     )

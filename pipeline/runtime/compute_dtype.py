@@ -144,11 +144,11 @@ def _native_to_cuda(device: torch.device, *, spread: bool) -> tuple[torch.dtype,
         return torch.bfloat16, "AMD's cards have it"
     number = torch.cuda.current_device() if device.index is None else device.index
     numbers = range(torch.cuda.device_count()) if spread else [number]
-    least = min(torch.cuda.get_device_capability(one) for one in numbers)
-    told = f"compute capability {least[0]}.{least[1]}"
+    least = min(torch.cuda.get_device_capability(number) for number in numbers)
+    capability = f"compute capability {least[0]}.{least[1]}"
     if least >= (8, 0):
-        return torch.bfloat16, f"the card multiplies it natively ({told})"
-    return torch.float16, f"the card has no bfloat16 products ({told})"
+        return torch.bfloat16, f"the card multiplies it natively ({capability})"
+    return torch.float16, f"the card has no bfloat16 products ({capability})"
 
 
 def _native_to_cpu() -> tuple[torch.dtype, str]:

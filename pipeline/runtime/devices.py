@@ -12,8 +12,8 @@ def pick_device(device: str) -> torch.device:
         UsageError: There is no such device.
     """
     if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if accelerator is None else accelerator
     try:
         # Allocating is the one check that holds for every kind of device.
         return torch.empty(0, device=device).device

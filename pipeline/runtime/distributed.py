@@ -60,18 +60,18 @@ class Processes:
             return make()
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.first:
             try:
-                told[0] = make()
+                outcome[0] = make()
             except Exception as error:
-                told[1] = str(error)
-                broadcast_object_list(told)
+                outcome[1] = str(error)
+                broadcast_object_list(outcome)
                 raise
-        self._together(lambda: broadcast_object_list(told))
-        if told[1] is not None:
-            raise MAVError(f"The first process failed: {told[1]}")
-        result: _T = told[0]
+        self._together(lambda: broadcast_object_list(outcome))
+        if outcome[1] is not None:
+            raise MAVError(f"The first process failed: {outcome[1]}")
+        result: _T = outcome[0]
         return result
 
     def gather(self, value: _T) -> list[_T]:
@@ -80,8 +80,8 @@ class Processes:
             return [value]
         from accelerate.utils import gather_object
 
-        found: list[_T] = self._together(lambda: gather_object([value]))
-        return found
+        gathered: list[_T] = self._together(lambda: gather_object([value]))
+        return gathered
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """Do what all processes do at once; a process that has ended fails it."""

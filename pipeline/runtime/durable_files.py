@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -42,13 +42,19 @@ def sync_parents(path: Path) -> None:
             sync_file(parent)
 
 
-def measure(path: Path) -> dict[str, int]:
-    """Return a file's `size` in bytes and its `crc32c`, reading a piece of it at a time."""
+def measure(path: Path, each: Callable[[bytes], object] = lambda _: None) -> dict[str, int]:
+    """Return a file's `size` in bytes and its `crc32c`, reading a piece of it at a time.
+
+    Args:
+        path: The file.
+        each: Is given each piece as well, to make another digest in the same pass.
+    """
     size = checksum = 0
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE_BYTES):
             size += len(piece)
             checksum = google_crc32c.extend(checksum, piece)
+            each(piece)
     return {"size": size, "crc32c": checksum}
 
 

@@ -11,12 +11,12 @@ def strict_json(text: str | bytes) -> Any:
         ValueError: It is not JSON.
     """
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant)
         # Halves of surrogate pairs can be written in JSON but are not text.
-        json.dumps(found, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    return found
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

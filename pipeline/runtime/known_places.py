@@ -47,7 +47,7 @@ def recall(digest: str) -> Path | None:
 def shown_place(location: str | Path) -> str:
     """Return what to call a place in a report that others read.
 
-    An address, a relative path or a hub id is told as it is, of an absolute path only the name; of
+    An address, a relative path or a hub id is shown as it is, of an absolute path only the name; of
     a head in the output of a training, that folder's name too.
     """
     if is_remote(location) or not Path(location).is_absolute():

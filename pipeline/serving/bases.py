@@ -6,10 +6,11 @@ from pathlib import Path
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.model import preview_base
+from mav.pipeline.base.loading import preview_base
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.attach import check_compatible, load_trained
+from mav.pipeline.decoding.attach import check_compatible
 from mav.pipeline.decoding.options import InferenceOptions
+from mav.pipeline.decoding.trained_head import load_trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class Worker:
     def _running(self) -> set[Job]:
         if self._decoder is None:
             return set()
-        return {_choice(row.request).job for row in self._decoder.rows}
+        return {_choice(sequence.request).job for sequence in self._decoder.sequences}
 
     def _fail(self, jobs: Iterable[Job], error: ApiError) -> None:
         for job in jobs:
@@ -120,10 +120,10 @@ class Worker:
     def _drop_cancelled(self) -> None:
         if self._decoder is None:
             return
-        for row in list(self._decoder.rows):
-            if _choice(row.request).job.cancelled:
-                self._decoder.cancel(row)
-        self._rows = len(self._decoder.rows)
+        for sequence in list(self._decoder.sequences):
+            if _choice(sequence.request).job.cancelled:
+                self._decoder.cancel(sequence)
+        self._rows = len(self._decoder.sequences)
 
     def _switch_if_requested(self) -> None:
         job = self.queue.head()
@@ -217,7 +217,7 @@ class Worker:
     def _pass(
         self, run: Callable[[ContinuousBatchDecoder], Sequence[TokenOutput]], joining: set[Job]
     ) -> None:
-        """Run the base. If that fails, all rows fail, as the cache may be half updated."""
+        """Run the base. If that fails, all sequences fail, as the cache may be half updated."""
         assert self._decoder is not None
         outputs: Sequence[TokenOutput] | None = None
         try:
@@ -230,13 +230,13 @@ class Worker:
             # Not in the except block, as the error's frames hold the memory to be freed.
             self._decoder = ContinuousBatchDecoder(self._mav.joined)
             free_memory()
-        self._rows = len(self._decoder.rows)
+        self._rows = len(self._decoder.sequences)
         self._send(outputs or (), joining)
 
     def _send(self, outputs: Sequence[TokenOutput], joining: set[Job]) -> None:
         events: dict[Job, list[TokenEvent]] = {}
         for output in outputs:
-            choice = _choice(output.row.request)
+            choice = _choice(output.sequence.request)
             events.setdefault(choice.job, []).append(self._event(choice, output))
             if output.seconds is not None:
                 self._metrics.each_token.observe(output.seconds)

@@ -25,7 +25,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.addresses import is_remote
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.gguf_copy import with_copy
-from mav.pipeline.base.model import BaseModel, load_source
+from mav.pipeline.base.loading import load_source
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import quantize_as
 from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.extraction.model_checks import relative_error, reordering_tolerance

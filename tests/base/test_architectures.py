@@ -3,7 +3,7 @@
 `test_cached_equals_live` and `test_generate` run every variant from end to end.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,22 +15,17 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
-from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.extraction.test_packing import tiny_pairs
-from tests.support.architectures import CATALOGUE, PAGE, table, table_in, with_table
+from tests.support.architectures import CATALOGUE
+from tests.support.char_tokenizer import some_pairs
 from tests.support.heads import random_head
 from tests.support.live import relative
+from tests.support.models_page import PAGE, table, table_in, with_table
 from tests.support.peculiarities import Peculiarity
 from tests.support.steered import LAYER_INDICES
-from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base, tiny_tokenizer
+from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base
 
 ALL_LAYERS = tuple(range(LAYERS + 1))
 MAX_LENGTH = 128
-
-
-@cache
-def some_pairs() -> TokenizedPairs:
-    return tokenize_pairs(tiny_pairs(6), tiny_tokenizer(), MAX_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +177,7 @@ def test_the_tests_that_go_over_architectures_go_over_the_catalogue() -> None:
 def test_the_table_of_the_readme_is_the_one_of_the_catalogue() -> None:
     assert table_in(PAGE.read_text(encoding="utf-8")) == table(CATALOGUE.values()), (
         "docs/models.md's table of models is not what the tests cover: "
-        "run `python -m tests.support.architectures --write`"
+        "run `python -m tests.support.models_page --write`"
     )
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mav import cli
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.base.model import load_base
+from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.base_settings import not_carried_out
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.base.model import load_base, preview_base
+from mav.pipeline.base.loading import load_base, preview_base
 from mav.pipeline.base.source import file_digest, resolve_base
 from tests.support.tiny import VOCAB, save_base, tiny_base
 

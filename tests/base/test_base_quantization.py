@@ -12,7 +12,8 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import (
     named,
     quantization_of,

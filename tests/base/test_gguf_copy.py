@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base import gguf_copy
-from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import file_digest
 from mav.pipeline.runtime import known_places
 from tests.support.gguf_files import SIZES, Tensors, write_gguf
@@ -73,12 +74,12 @@ def test_it_is_made_once_and_said_once(
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     messages.clear()
-    first = find_base(str(path))
+    first = resolve_with_copy(str(path))
     assert first.converted == copies(home)[0]
     assert messages == [f"Converting tiny.gguf to safetensors, once: {first.converted}"]
     monkeypatch.setattr(gguf_copy, "convert", lambda *_: pytest.fail("it is there"))
     monkeypatch.setattr(gguf, "GGUFReader", lambda *_: pytest.fail("it was parsed"))
-    assert find_base(str(path)) == first
+    assert resolve_with_copy(str(path)) == first
     assert load_base(str(path), device="cpu").source == first
     assert len(messages) == 1
 
@@ -92,13 +93,13 @@ def test_a_file_is_parsed_once(home: Path, tmp_path: Path, monkeypatch: pytest.M
         return real(name)
 
     monkeypatch.setattr(gguf, "GGUFReader", reader)
-    find_base(str(path))
+    resolve_with_copy(str(path))
     assert len(read) == 1
 
 
 def test_without_it_nothing_is_kept(home: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
-    assert find_base(str(path), gguf_cache=False).converted is None
+    assert resolve_with_copy(str(path), gguf_cache=False).converted is None
     assert not home.exists()
 
 
@@ -141,12 +142,12 @@ def test_a_damaged_copy_is_made_again(
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     whole = load(path, gguf_cache=False)
-    find_base(str(path))
+    resolve_with_copy(str(path))
     (copy,) = copies(home)
     damage(copy)
     gguf_copy._has_checksums.cache_clear()  # as in a new process
     messages.clear()
-    again = find_base(str(path))
+    again = resolve_with_copy(str(path))
     assert len(messages) == 1 and messages[0].startswith("Converting")
     assert again.converted == copy and copies(home) == [copy]
     assert_same(load(path), whole)
@@ -164,23 +165,23 @@ def test_one_that_was_interrupted_leaves_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(gguf_copy, "convert", stopped)
         with pytest.raises(KeyboardInterrupt):
-            find_base(str(path))
+            resolve_with_copy(str(path))
     assert copies(home) == []
     # One that was killed could not tidy up.
-    source = find_base(str(path))
+    source = resolve_with_copy(str(path))
     assert source.converted is not None
     left = source.converted.with_name(f".{source.converted.name}.partial")
     source.converted.rename(left)
-    assert find_base(str(path)).converted == source.converted
+    assert resolve_with_copy(str(path)).converted == source.converted
     assert copies(home) == [source.converted]
 
 
 def test_several_processes_at_once_make_one(home: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     code = (
-        "import logging, sys; from mav.pipeline.base.gguf_copy import find_base; "
+        "import logging, sys; from mav.pipeline.base.gguf_copy import resolve_with_copy; "
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s'); "
-        "print(find_base(sys.argv[1]).converted)"
+        "print(resolve_with_copy(sys.argv[1]).converted)"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
@@ -203,7 +204,7 @@ def test_where_there_is_no_room_the_file_is_read(
     nothing = type("Free", (), {"available": 10, "free": 10})
     monkeypatch.setattr(f"mav.pipeline.base.gguf_copy.{target}", lambda *_: nothing)
     messages.clear()
-    assert find_base(str(path)).converted is None
+    assert resolve_with_copy(str(path)).converted is None
     assert f"of {lacking}, and 0.0 are free" in messages[0]
     assert copies(home) == []
 
@@ -215,7 +216,7 @@ def test_where_nothing_can_be_kept_the_file_is_read(
     monkeypatch.setenv("MAV_CACHE_HOME", str(tmp_path / "file"))
     path = write_gguf(tmp_path / "tiny.gguf")
     messages.clear()
-    source = find_base(str(path))
+    source = resolve_with_copy(str(path))
     assert source.converted is None
     assert "no copy can be kept" in messages[0] and "MAV_CACHE_HOME names another" in messages[0]
 
@@ -232,7 +233,7 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_it_was_made_from_is_told(home: Path, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
-    copy = find_base(str(path)).converted
+    copy = resolve_with_copy(str(path)).converted
     assert copy is not None
     record = json.loads((copy / "copy.json").read_text())
     assert record["origin"]["sha256"] == file_digest(path)

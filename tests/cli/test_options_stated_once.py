@@ -14,7 +14,7 @@ from mav.cli_commands.generate import generate_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
-from mav.pipeline.base.model import load_base
+from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.evaluation.options import EvaluateOptions

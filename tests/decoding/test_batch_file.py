@@ -17,8 +17,8 @@ from mav.pipeline.decoding.batch_file import BatchReport, generate_file
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.prompt_file import read_prompts
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.heads import write_base_and_head
+from tests.support.tiny import save_base, tiny_base
 
 PROMPTS: list[Any] = [
     {"id": "a", "prompt": "Hi"},
@@ -53,10 +53,7 @@ ONE = as_schedule(1.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("answers")
-    save_base(tiny_base(), root / "base")
-    write_head(root / "head", make_cache(root, tiny_base(), pairs=8))
-    return root
+    return write_base_and_head(tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture

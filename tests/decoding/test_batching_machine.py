@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.continuous_batching import (
+    ActiveSequence,
     ContinuousBatchDecoder,
     Request,
-    Row,
     TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
@@ -52,7 +52,7 @@ def alone(number: int) -> Heard:
     """What a request gets in a batch of its own."""
     decoder = ContinuousBatchDecoder(mav().joined)
     outputs = decoder.add([REQUESTS[number]])
-    while decoder.rows:
+    while decoder.sequences:
         outputs += decoder.step()
     return [heard(output) for output in outputs]
 
@@ -67,59 +67,59 @@ class Batching(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.decoder = ContinuousBatchDecoder(mav().joined)
-        self.numbers: dict[Row, int] = {}
-        self.heard: dict[Row, Heard] = {}
-        self.cancelled: set[Row] = set()
+        self.numbers: dict[ActiveSequence, int] = {}
+        self.heard: dict[ActiveSequence, Heard] = {}
+        self.cancelled: set[ActiveSequence] = set()
 
     @rule(numbers=st.lists(st.integers(0, len(REQUESTS) - 1), min_size=1, max_size=3))
-    @precondition(lambda self: len(self.decoder.rows) < 8)
+    @precondition(lambda self: len(self.decoder.sequences) < 8)
     def add(self, numbers: list[int]) -> None:
         requests = [REQUESTS[number] for number in numbers]
         outputs = self.decoder.add(requests)
         for output in outputs:
-            self.numbers[output.row] = REQUESTS.index(output.row.request)
-            self.heard[output.row] = [heard(output)]
-        added = [self.numbers[output.row] for output in outputs]
+            self.numbers[output.sequence] = REQUESTS.index(output.sequence.request)
+            self.heard[output.sequence] = [heard(output)]
+        added = [self.numbers[output.sequence] for output in outputs]
         assert sorted(added) == sorted(numbers)
 
     @rule()
     def step(self) -> None:
-        before = list(self.decoder.rows)
+        before = list(self.decoder.sequences)
         outputs = self.decoder.step()
-        assert [output.row for output in outputs] == before
+        assert [output.sequence for output in outputs] == before
         for output in outputs:
-            self.heard[output.row].append(heard(output))
+            self.heard[output.sequence].append(heard(output))
 
     @rule(data=st.data())
-    @precondition(lambda self: self.decoder.rows)
+    @precondition(lambda self: self.decoder.sequences)
     def cancel(self, data: Any) -> None:
-        at = data.draw(st.integers(0, len(self.decoder.rows) - 1), label="row")
-        row = self.decoder.rows[at]
-        self.decoder.cancel(row)
-        self.cancelled.add(row)
+        at = data.draw(st.integers(0, len(self.decoder.sequences) - 1), label="sequence")
+        sequence = self.decoder.sequences[at]
+        self.decoder.cancel(sequence)
+        self.cancelled.add(sequence)
 
     @invariant()
     def each_is_as_if_alone(self) -> None:
-        for row, tokens in self.heard.items():
-            assert tokens == alone(self.numbers[row])[: len(tokens)]
+        for sequence, tokens in self.heard.items():
+            assert tokens == alone(self.numbers[sequence])[: len(tokens)]
 
     @invariant()
     def those_that_have_not_ended_are_in_the_batch(self) -> None:
         running = [
-            row
-            for row, tokens in self.heard.items()
-            if row not in self.cancelled and tokens[-1][2] is None
+            sequence
+            for sequence, tokens in self.heard.items()
+            if sequence not in self.cancelled and tokens[-1][2] is None
         ]
-        assert set(self.decoder.rows) == set(running)
-        assert len(self.decoder.rows) == len(running) == len(self.decoder._mask)
+        assert set(self.decoder.sequences) == set(running)
+        assert len(self.decoder.sequences) == len(running) == len(self.decoder._mask)
 
     def teardown(self) -> None:
-        while self.decoder.rows:
+        while self.decoder.sequences:
             self.step()
         self.each_is_as_if_alone()
-        for row, tokens in self.heard.items():
-            if row not in self.cancelled:
-                assert len(tokens) == len(alone(self.numbers[row]))
+        for sequence, tokens in self.heard.items():
+            if sequence not in self.cancelled:
+                assert len(tokens) == len(alone(self.numbers[sequence]))
 
 
 TestBatching = Batching.TestCase

@@ -12,16 +12,13 @@ from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.chat import HELP, Chat
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.heads import write_base_and_head
+from tests.support.tiny import save_base, tiny_base
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("chat")
-    save_base(tiny_base(), root / "base")
-    write_head(root / "head", make_cache(root, tiny_base(), pairs=8))
-    return root
+    return write_base_and_head(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture

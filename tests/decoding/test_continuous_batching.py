@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,15 +10,13 @@ import torch
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.continuous_batching import (
-    ContinuousBatchDecoder,
     Request,
-    Row,
-    TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS
+from tests.support.listeners import Listener, alone, decoder_of
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES
 
@@ -27,65 +24,6 @@ NO_KEYS_AND_VALUES = ("qwen3_next", "qwen3_5_text")
 ROWS_OF_TOKENS = [name for name in ARCHITECTURES if name not in NO_KEYS_AND_VALUES]
 
 STRENGTHS: list[Alpha] = [0.0, 12.0, -8.0, AlphaSchedule(((0, 18.0), (6, -9.0)))]
-
-
-@dataclass
-class Heard:
-    """What one request was answered."""
-
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish: str | None = None
-    base: list[float] = field(default_factory=list)
-    aligned: list[float] = field(default_factory=list)
-    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-
-
-class Listener:
-    """Collects what a decoder says, by request."""
-
-    def __init__(self, decoder: ContinuousBatchDecoder) -> None:
-        self.decoder = decoder
-        self.heard: dict[int, Heard] = {}
-        self.rows: dict[int, Row] = {}
-
-    def add(self, *requests: Request) -> None:
-        self._take(self.decoder.add(requests))
-
-    def step(self) -> None:
-        self._take(self.decoder.step())
-
-    def until_done(self) -> None:
-        while self.decoder.rows:
-            self.step()
-
-    def of(self, request: Request) -> Heard:
-        return self.heard[id(request)]
-
-    def _take(self, news: list[TokenOutput]) -> None:
-        for new in news:
-            key = id(new.row.request)
-            self.rows[key] = new.row
-            heard = self.heard.setdefault(key, Heard())
-            assert heard.finish is None, "a row that had ended was answered"
-            heard.tokens.append(new.token)
-            heard.text += new.text
-            heard.finish = new.finish
-            if new.logprobs is not None:
-                heard.base.append(new.logprobs.base)
-                heard.aligned.append(new.logprobs.aligned)
-                heard.top.append(new.logprobs.top)
-
-
-def decoder_of(mav: MAVInference) -> ContinuousBatchDecoder:
-    return ContinuousBatchDecoder(mav.joined)
-
-
-def alone(mav: MAVInference, request: Request) -> Heard:
-    listener = Listener(decoder_of(mav))
-    listener.add(request)
-    listener.until_done()
-    return listener.of(request)
 
 
 def random_request(chance: random.Random, **decoding: Any) -> Request:
@@ -102,7 +40,7 @@ def random_request(chance: random.Random, **decoding: Any) -> Request:
 def in_company(mav: MAVInference, requests: list[Request], chance: random.Random) -> Listener:
     """Let requests join when they like, several at once or one by one."""
     listener, waiting = Listener(decoder_of(mav)), list(requests)
-    while waiting or listener.decoder.rows:
+    while waiting or listener.decoder.sequences:
         if waiting and chance.random() < 0.4:
             count = chance.randint(1, 3)
             listener.add(*waiting[:count])
@@ -257,9 +195,9 @@ def test_a_cancelled_row_leaves_and_the_others_do_not_notice(mav: MAVInference) 
     listener = Listener(decoder_of(mav))
     listener.add(*requests)
     listener.step()
-    cancelled = listener.rows[id(requests[1])]
+    cancelled = listener.sequences[id(requests[1])]
     listener.decoder.cancel(cancelled)
-    assert cancelled not in listener.decoder.rows
+    assert cancelled not in listener.decoder.sequences
     listener.decoder.cancel(cancelled)
     listener.until_done()
     assert len(listener.of(requests[1]).tokens) == 2

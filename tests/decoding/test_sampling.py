@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.sampling import RowSampler, choose_each, less_repeated, within_nucleus
+from mav.pipeline.decoding.sampling import (
+    SequenceSampler,
+    choose_each,
+    less_repeated,
+    within_nucleus,
+)
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 1.5])
@@ -37,7 +42,7 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_p", [0.6, 0.9, 1.0])
 def test_the_distribution(temperature: float, top_p: float) -> None:
-    sampler = RowSampler(GenerationOptions(temperature=temperature, top_p=top_p, seed=7), CPU)
+    sampler = SequenceSampler(GenerationOptions(temperature=temperature, top_p=top_p, seed=7), CPU)
     drawn = torch.stack([sampler.choose(LOGITS) for _ in range(DRAWS)])
     counts = drawn.bincount(minlength=len(LOGITS))
     want = (LOGITS / temperature).softmax(-1)
@@ -67,13 +72,13 @@ def test_the_nucleus_of_the_smallest_top_p_is_one_token() -> None:
 
 
 def test_no_temperature_takes_the_most_probable() -> None:
-    assert RowSampler(GenerationOptions(), CPU).choose(LOGITS) == 0
+    assert SequenceSampler(GenerationOptions(), CPU).choose(LOGITS) == 0
 
 
 def test_each_row_by_its_own_seed() -> None:
     def drawn(seeds: list[int]) -> list[list[int]]:
         samplers = [
-            RowSampler(GenerationOptions(temperature=2.0, seed=seed), CPU) for seed in seeds
+            SequenceSampler(GenerationOptions(temperature=2.0, seed=seed), CPU) for seed in seeds
         ]
         return [choose_each(samplers, LOGITS.repeat(len(seeds), 1)) for _ in range(20)]
 
@@ -88,13 +93,13 @@ def test_each_row_by_its_own_seed() -> None:
 def test_the_random_state_of_others_is_left_alone(seed: int | None) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    RowSampler(GenerationOptions(temperature=1.0, seed=seed), CPU).choose(LOGITS)
+    SequenceSampler(GenerationOptions(temperature=1.0, seed=seed), CPU).choose(LOGITS)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_without_a_seed_answers_differ() -> None:
     def answer() -> tuple[int, ...]:
-        sampler = RowSampler(GenerationOptions(temperature=2.0), CPU)
+        sampler = SequenceSampler(GenerationOptions(temperature=2.0), CPU)
         return tuple(int(sampler.choose(LOGITS)) for _ in range(20))
 
     assert len({answer() for _ in range(4)}) == 4
@@ -112,7 +117,7 @@ def test_without_a_seed_answers_differ() -> None:
     ids=str,
 )
 def test_only_what_the_settings_leave_is_drawn(settings: dict[str, Any], kept: set[int]) -> None:
-    sampler = RowSampler(GenerationOptions(temperature=1.0, seed=3, **settings), CPU)
+    sampler = SequenceSampler(GenerationOptions(temperature=1.0, seed=3, **settings), CPU)
     assert {int(sampler.choose(LOGITS)) for _ in range(DRAWS)} == kept
 
 
@@ -122,7 +127,7 @@ def test_repetition_is_counted_from_the_prompt_on_as_transformers_does() -> None
     there = [2, 0, 0, 6]
     want = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([there]), LOGITS[None].clone())[0]
     assert torch.equal(less_repeated(LOGITS, sorted(set(there)), 1.7), want)
-    sampler = RowSampler(GenerationOptions(repetition_penalty=1e6), CPU, prompt=[0])
+    sampler = SequenceSampler(GenerationOptions(repetition_penalty=1e6), CPU, prompt=[0])
     (first,) = choose_each([sampler], LOGITS[None])
     (second,) = choose_each([sampler], LOGITS[None])
     assert (first, second) == (6, 3)

@@ -21,7 +21,7 @@ from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.runtime.choices import Form, HeadKind
-from tests.preferences.test_chat_form import TEMPLATE_TEXT
+from tests.support.chat_templates import TEMPLATE_TEXT
 from tests.support.heads import KINDS
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows

@@ -10,11 +10,12 @@ import torch
 from transformers.generation.configuration_utils import CompileConfig
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.model import load_base
+from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import is_quantized, quantize_head
 from mav.pipeline.runtime.choices import HeadKind
+from tests.support.device_maps import MAPS, MODULES, placed
 from tests.support.heads import KINDS
 from tests.support.live import relative
 from tests.support.steered import plain_generate, steered
@@ -25,26 +26,6 @@ ALPHA = 6.0
 
 INDUCTOR = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 """What torch says of itself when it first generates code."""
-
-MODULES = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2",
-           "model.layers.3", "model.norm", "model.rotary_emb", "lm_head")  # fmt: skip
-
-
-def placed(at: str, *names: str) -> dict[str, str]:
-    """MODULES of these names elsewhere, all others on the CPU."""
-    return {module: at if module in names else "cpu" for module in MODULES}
-
-
-MAPS: dict[str, Any] = {
-    "auto": "auto",
-    "sequential": "sequential",
-    "all on the cpu": {"": "cpu"},
-    "module by module": placed("cpu"),
-    "layers on disk": placed("disk", "model.layers.1", "model.layers.2"),
-    "output embedding on disk": placed("disk", "lm_head"),
-    "input embedding on disk": placed("disk", "model.embed_tokens"),
-    "everything on disk": {"": "disk"},
-}
 
 
 @pytest.fixture(scope="module")

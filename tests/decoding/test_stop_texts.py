@@ -14,7 +14,7 @@ from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
-from tests.decoding.test_continuous_batching import Listener, decoder_of
+from tests.support.listeners import Listener, decoder_of
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer
 

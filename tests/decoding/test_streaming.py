@@ -77,7 +77,7 @@ def test_who_stops_listening_ends_the_answer(
         if len(passes) >= len(whole) // 3:
             abandoned[-1].wait(EVENT)
 
-    monkeypatch.setattr("mav.pipeline.decoding.inference.Abandoned", Noted)
+    monkeypatch.setattr("mav.pipeline.decoding.text_stream.Abandoned", Noted)
     hook = mav.base.decoder.register_forward_hook(wait_for_the_listener)
     stream = mav.stream_response("Hi", 12.0, max_new_tokens=150)
     for _ in range(heard):

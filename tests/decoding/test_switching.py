@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
-from mav.pipeline.base.model import BaseModel, load_source
-from mav.pipeline.decoding import inference
-from mav.pipeline.decoding.attach import check_compatible, new_head
+from mav.pipeline.base.loading import load_source
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding import switching
+from mav.pipeline.decoding.attach import check_compatible
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
+from mav.pipeline.decoding.trained_head import new_head
 from mav.pipeline.runtime.choices import Quantize
 from tests.support.heads import write_head
 from tests.support.steered import plain_generate
@@ -91,7 +93,7 @@ def test_the_base_in_use_is_freed_before_the_other_is_loaded(
         alive.append(model() is not None or weight() is not None)
         return load_source(*arguments, **options)
 
-    monkeypatch.setattr(inference, "load_source", load)
+    monkeypatch.setattr(switching, "load_source", load)
     gc.disable()  # what frees it is the switch, not luck
     try:
         mav.switch_base_model(str(bases / "weights"))
@@ -151,7 +153,7 @@ def test_a_refused_base_is_never_loaded(
 ) -> None:
     first, base = tokens(mav), mav.base
     monkeypatch.setattr(
-        inference,
+        switching,
         "load_source",
         lambda *_, **__: pytest.fail("it was loaded"),
     )
@@ -166,7 +168,7 @@ def test_a_refused_base_is_never_loaded_at_the_beginning(
     head: str, bases: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     monkeypatch.setattr(
-        "mav.pipeline.decoding.attach.load_source", lambda *_: pytest.fail("it was loaded")
+        "mav.pipeline.decoding.switching.load_source", lambda *_: pytest.fail("it was loaded")
     )
     with pytest.raises(MismatchError):
         MAVInference(head, str(bases / other), **FLOAT32)
@@ -266,12 +268,12 @@ def test_the_same_files_differ_in_what_they_are_loaded_as_alone(
     stored: str | None,
     loaded: Quantize | None,
     told: list[str],
-    messages: list[str],
 ) -> None:
     base = tiny_base()
     head, record = new_head(base), base.fingerprint()
     head = replace(head, base=replace(record, quantization=trained))
     monkeypatch.setattr(BaseModel, "fingerprint", lambda _: replace(record, quantization=stored))
-    check_compatible(replace(base, quantize=loaded), head, AttachOptions())
-    assert len(messages) == len(told)
-    assert all(part in line for part, line in zip(told, messages, strict=True))
+    _, found = check_compatible(replace(base, quantize=loaded), head, AttachOptions())
+    assert found.notes == ()
+    assert len(found.warnings) == len(told)
+    assert all(part in line for part, line in zip(told, found.warnings, strict=True))

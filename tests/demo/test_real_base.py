@@ -18,7 +18,8 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions

@@ -3,8 +3,9 @@
 import json
 
 from mav.pipeline.demo.run import _sample
+from mav.pipeline.preferences.pairs import PreferencePair, to_pair
 from mav.pipeline.preferences.reader import ReadCounts
-from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
+from mav.pipeline.preferences.rows import read_responses
 from mav.pipeline.preferences.transcripts import HUMAN
 
 

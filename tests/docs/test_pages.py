@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from mav.pipeline.decoding.attach import new_head
+from mav.pipeline.decoding.trained_head import new_head
 from tests.docs.pages import LANGUAGES, RUN, Block, blocks_of, differs
 from tests.docs.world import ROOT, World, free_port
 

@@ -12,7 +12,7 @@ from mav.pipeline.extraction import model_checks as base_checks
 from mav.pipeline.extraction.model_checks import ModelCheckReport, check_base
 from mav.pipeline.extraction.packing import ForwardBatch
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.extraction.test_packing import tiny_pairs
+from tests.support.char_tokenizer import tiny_pairs
 from tests.support.tiny import tiny_base, tiny_tokenizer
 
 

@@ -13,9 +13,10 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction import block_runner
 from mav.pipeline.extraction.batch_size import BatchBudget, DeviceMemory, budget_for
 from mav.pipeline.extraction.forward import run_decoder
+from mav.pipeline.extraction.job import ExtractionJob, load
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.extraction.packing import ForwardBatch
-from mav.pipeline.extraction.prepare import ExtractionJob, load, prepare, read
+from mav.pipeline.extraction.prepare import prepare, read
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.memory import is_out_of_memory
 from tests.support.tiny import tiny_base, write_rows

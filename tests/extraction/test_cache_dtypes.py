@@ -12,7 +12,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource

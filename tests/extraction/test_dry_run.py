@@ -1,34 +1,27 @@
 """What an extraction will take is told, and that there is no room for it, before it starts."""
 
 import dataclasses
-import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import layouts
 from mav.cache_schema.choices import Compression, LogitsEncoding
 from mav.cache_schema.errors import CacheError, DataError, MismatchError
 from mav.cache_schema.reader import CacheReader
-from mav.cache_schema.size_estimate import METADATA, ExpectedSize, compressed_share, expected_size
-from mav.cache_schema.storage.local import LocalObjectStore
-from mav.cache_schema.storage.open import open_object_store
+from mav.cache_schema.size_estimate import METADATA, compressed_share, expected_size
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.extraction.block_runner import BlockForward
-from mav.pipeline.extraction.dry_run import DryRunReport, dry_run, screen
-from mav.pipeline.extraction.extract import ExtractReport, extract
-from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.extraction.dry_run import screen
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
 from tests.support.commands import done, extract_args, mav, tree
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.dry_runs import Asked, interrupt, with_free
+from tests.support.tiny import HIDDEN, save_base, write_rows
 from tests.support.written_caches import draft, quick_disk
 
 ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
@@ -46,79 +39,6 @@ JSON_KEYS = {
 def no_waiting_for_the_disk() -> Iterator[None]:
     with quick_disk():
         yield
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseModel:
-    return tiny_base()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl", 24)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """An extraction that may be run, and looked at before."""
-
-    base: BaseModel
-    options: ExtractOptions
-
-    @property
-    def output(self) -> Path:
-        return Path(self.options.output)
-
-    def expected(self) -> DryRunReport:
-        return dry_run(self.options, base=self.base)
-
-    def run(self) -> ExtractReport:
-        return extract(self.options, base=self.base)
-
-    def changed(self, **options: Any) -> "Asked":
-        return Asked(base=self.base, options=dataclasses.replace(self.options, **options))
-
-    def bytes_by_array(self) -> Counter[str]:
-        """The bytes that lie in the cache, under the names of a preflight."""
-        found: Counter[str] = Counter()
-        for key, size in open_object_store(self.output).sizes().items():
-            found[key.rsplit("/", 1)[0] if "/c." in key else METADATA] += size
-        return found
-
-
-@pytest.fixture
-def asked(base: BaseModel, data: Path, tmp_path: Path) -> Asked:
-    options = ExtractOptions(
-        base_model="tiny",
-        data=DataSource(id=str(data)),
-        output=tmp_path / "deep" / "cache",
-        dtype="float32",
-        storage_dtype="float32",
-        device="cpu",
-        pooled_size=HIDDEN,
-        block_tokens=256,
-        max_length=128,
-    )
-    return Asked(base=base, options=options)
-
-
-def interrupt(asked: Asked, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Extract so many blocks, then fail as a machine that is switched off does."""
-    run = BlockForward.run
-    begun = itertools.count()
-
-    def fails(self: BlockForward, *args: Any) -> dict[str, NDArray[Any]]:
-        if next(begun) == blocks:
-            raise KeyboardInterrupt
-        return run(self, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(BlockForward, "run", fails)
-        asked.run()
-
-
-def with_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(LocalObjectStore, "free_bytes", lambda _: int(free))
 
 
 # Sizes
@@ -264,21 +184,7 @@ def test_what_the_extraction_would_refuse_is_refused(asked: Asked, tmp_path: Pat
         asked.changed(output=tmp_path / "other").expected()
 
 
-# Room
-
-
-def test_there_is_room_for_what_is_yet_to_be_written_and_a_little_more(asked: Asked) -> None:
-    found = asked.expected()
-    assert found.free_bytes is not None and found.free_bytes > found.size.total
-
-    def fits(free: int | None, to_write: int) -> bool:
-        size = ExpectedSize(arrays={METADATA: 10 * to_write}, to_write=to_write)
-        return dataclasses.replace(found, free_bytes=free, size=size).fits
-
-    assert fits(None, 10**15)
-    assert fits(1020, 1000)
-    assert not fits(1019, 1000)
-    assert fits(0, 0)
+# Time
 
 
 def test_hours_count_missing_pairs_and_processes(asked: Asked) -> None:
@@ -290,80 +196,6 @@ def test_hours_count_missing_pairs_and_processes(asked: Asked) -> None:
     assert "72,000 pairs to run at 10.0 pairs/s (measured on a sample): 2.0 hours" in screen(found)
     soon = dataclasses.replace(found, missing_pairs=1800)
     assert screen(soon).endswith(": 3.0 minutes")
-
-
-def test_too_little_room_is_refused_before_anything_is_written(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    total = asked.expected().size.total
-    with_free(monkeypatch, total)
-    found = asked.expected()
-    assert not found.fits
-    assert screen(found).endswith("The disk cannot hold it.")
-    with pytest.raises(CacheError, match=r"`compression` blosc, `storage_dtype` int8"):
-        asked.run()
-    assert not asked.output.exists()
-    with_free(monkeypatch, 1.03 * total)
-    assert asked.expected().fits
-    asked.run()
-
-
-def test_the_refusal_names_what_is_needed_and_what_is_free(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gigabytes(*args: Any, **options: Any) -> ExpectedSize:
-        return dataclasses.replace(expected_size(*args, **options), to_write=5_430_000_000)
-
-    monkeypatch.setattr("mav.pipeline.extraction.dry_run.expected_size", gigabytes)
-    with_free(monkeypatch, 3.21e9)
-    with pytest.raises(
-        CacheError, match=r"needs 5\.43 GB more, but only 3\.21 GB are free"
-    ) as told:
-        asked.run()
-    assert str(told.value).startswith(str(asked.output))
-
-
-def test_only_what_is_missing_has_to_fit(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(asked, monkeypatch, 5)
-    found = asked.expected()
-    assert found.size.to_write < 0.6 * found.size.total
-    with_free(monkeypatch, found.size.to_write)
-    kept = tree(asked.output)
-    with pytest.raises(CacheError, match="GB are free"):
-        asked.run()
-    assert tree(asked.output) == kept
-    with_free(monkeypatch, 1.03 * found.size.to_write)
-    assert asked.expected().fits
-    assert asked.run().manifest.complete
-
-
-def test_a_complete_cache_needs_no_room(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked.run()
-    with_free(monkeypatch, 0)
-    assert asked.expected().fits
-    assert asked.run().pairs_done == 0
-
-
-def test_compression_counts_before_refusing(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = asked.expected().size.total
-    smaller = asked.changed(compression="blosc")
-    compressed = smaller.expected().size.total
-    assert 1.1 * compressed < plain
-    with_free(monkeypatch, 1.06 * compressed)
-    with pytest.raises(CacheError, match="GB are free"):
-        asked.run()
-    assert smaller.expected().fits
-    smaller.run()
-
-
-def test_places_without_a_limit_hold_everything(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LocalObjectStore, "free_bytes", lambda _: None)
-    found = asked.expected()
-    assert found.fits
-    assert re.search(r"^free there +no limit$", screen(found), re.MULTILINE)
-    asked.run()
 
 
 # The command

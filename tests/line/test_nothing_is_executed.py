@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import BaseModelError, HeadError, MAVError
-from mav.pipeline.base.model import load_base, preview_base
+from mav.pipeline.base.loading import load_base, preview_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import load_head
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.heads import write_base_and_head
 
 
 class Payload:
@@ -43,10 +42,7 @@ def test_the_payload_works(mark: Path) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("written")
-    save_base(tiny_base(), root / "base")
-    write_head(root / "head", make_cache(root, tiny_base(), pairs=8))
-    return root
+    return write_base_and_head(tmp_path_factory.mktemp("written"))
 
 
 @pytest.fixture

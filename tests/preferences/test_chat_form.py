@@ -20,14 +20,9 @@ from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_
 from mav.pipeline.runtime.known_places import recall
 from mav.pipeline.verification.against_base import verify_against_base
 from mav.pipeline.verification.options import VerifyOptions
+from tests.support.chat_templates import TEMPLATE_TEXT
 from tests.support.heads import write_head
 from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
-
-TEMPLATE_TEXT = (
-    "<bos>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")

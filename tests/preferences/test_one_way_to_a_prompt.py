@@ -13,11 +13,12 @@ from tokenizers.processors import TemplateProcessing
 
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.preferences.messages import Messages
+from mav.pipeline.preferences.pairs import PreferencePair, to_pair
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
     text_tokens,
 )
-from mav.pipeline.preferences.rows import PreferencePair, read_responses, to_pair
+from mav.pipeline.preferences.rows import read_responses
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.runtime.choices import Form
 from mav.pipeline.serving.options import ServeOptions

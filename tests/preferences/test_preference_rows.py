@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mav.cache_schema.errors import DataError
+from mav.pipeline.preferences.pairs import PreferencePair, to_pair
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
-from mav.pipeline.preferences.rows import COLUMNS, PreferencePair, read_responses, to_pair
+from mav.pipeline.preferences.rows import COLUMNS, read_responses
 from mav.pipeline.preferences.sources import DataSource
 
 ROW: Final[dict[str, Any]] = {"prompt": "Hi", "chosen": "Arr", "rejected": "Hello"}

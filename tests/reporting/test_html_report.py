@@ -5,26 +5,25 @@ import errno
 import json
 import os
 import re
-import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mav import cli
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
 from mav.pipeline.evaluation.options import EvaluateOptions
-from mav.pipeline.reporting.html import read_log, render, write_report
+from mav.pipeline.reporting import html, training_log
+from mav.pipeline.reporting.html import render, write_report
 from mav.pipeline.reporting.plots import Chart, Point, Series, plots
+from mav.pipeline.reporting.training_log import read_log
 from mav.pipeline.runtime.known_places import shown_place
 from tests.support.heads import save_random_head
+from tests.support.html_page import Page, assert_stands_alone
 from tests.support.tiny import make_cache
 
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
@@ -35,69 +34,6 @@ LOG = [
     {"step": 20, "loss": 0.6, "rewards/accuracies": 0.625, "learning_rate": 5e-5, "epoch": 1.0},
     {"step": 20, "eval_loss": 0.65, "eval_rewards/margins": 0.0123, "epoch": 1.0},
 ]
-_VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """A page, checked while it is parsed: every element is closed in its turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.attributes: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs)
-        self.attributes.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] in ("td", "th"):
-            self.tables[-1][-1].append(data)
-        if self._open and self._open[-1] not in ("style", "text"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.attributes)
-
-
-def assert_stands_alone(text: str) -> Page:
-    """Parse a page and check that it asks for nothing from elsewhere and that its ids are sound."""
-    page = Page(text)
-    ids = [attrs["id"] for _, attrs in page.attributes if "id" in attrs]
-    assert max(Counter(ids).values(), default=1) == 1
-    wanted = set(re.findall(r"url\(#([^)]*)\)", text))
-    for tag, attrs in page.attributes:
-        assert tag not in ("script", "link", "img", "iframe", "object", "base", "image")
-        assert not [name for name in attrs if name.startswith("on") or name == "src"]
-        if "href" in attrs:
-            target = attrs["href"] or ""
-            assert target.startswith("#")
-            wanted.add(target[1:])
-    assert wanted <= set(ids)
-    assert "@import" not in text
-    assert text.count("url(") == text.count("url(#")
-    return page
 
 
 def write_log(run: Path, *more: str) -> None:
@@ -117,7 +53,8 @@ def drawn_once() -> Iterator[None]:
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mav.pipeline.reporting.html.plots", draw)
+        patch.setattr(html, "plots", draw)
+        patch.setattr(training_log, "plots", draw)
         yield
 
 
@@ -308,14 +245,15 @@ def test_alpha_zero_alone(found: Evaluation, tiny_cache: Path) -> None:
         EvaluateOptions(head=found.head, cache=tiny_cache, alphas=[0.0], device="cpu")
     )
     page = assert_stands_alone(render(nothing, NOW))
-    assert "there is no accuracy to tell by length" in page.text
+    assert "there is no accuracy by length" in page.text
     assert page.count("svg") == 3 + 4
 
 
 def test_two_reports_differ_in_the_date_alone(
     found: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mav.pipeline.reporting.html.plots", plots)
+    monkeypatch.setattr(html, "plots", plots)
+    monkeypatch.setattr(training_log, "plots", plots)
     first = render(found, NOW)
     assert render(found, NOW) == first
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
@@ -365,90 +303,18 @@ def test_a_link_is_followed(found: Evaluation, tmp_path: Path) -> None:
     assert (tmp_path / "to" / "b.html").stat().st_size > 10_000
 
 
-def mav(*args: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+def test_from_python_a_missing_folder_is_refused(found: Evaluation, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file or directory"):
+        write_report(found, tmp_path / "nowhere" / "a.html")
 
 
 def test_the_command(found: Evaluation, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     args = ["--head", found.head, "--cache", found.cache, "--alphas", "0,1", "--device", "cpu"]
-    result = mav("evaluate", *args, "--json", "--report", path)
+    words = ["evaluate", *args, "--json", "--report", str(path)]
+    result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     rows = assert_stands_alone(path.read_text(encoding="utf-8")).tables[1][1:]
     assert [int(row[1]) for row in rows] == [each["pairs"] for each in told["by_length"]]
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.fixture
-def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluated(*_: Any, **__: Any) -> Evaluation:
-        pytest.fail("the evaluation was begun")
-
-    monkeypatch.setattr("mav.pipeline.evaluation.evaluate.evaluate", evaluated)
-
-
-def refused(*args: object) -> str:
-    """Run the command with options that it must refuse at once; return the message."""
-    result = mav("evaluate", "--head", "h", "--cache", "c", *args)
-    assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0].removeprefix("Error: ")
-
-
-@pytest.mark.parametrize("option", ["--report", "--plot"])
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("nowhere/a.svg", "No such file or directory. Name a file for {option} in a folder"),
-        ("file/a.svg", "Not a directory. Name a file for {option} in a folder"),
-        ("folder.svg", "not a file. Name a file for {option}."),
-        ("pipe.svg", "not a file. Name a file for {option}."),
-        ("a" * 300 + ".svg", "File name too long. Name a file for {option}"),
-    ],
-)
-@pytest.mark.usefixtures("no_evaluation")
-def test_a_place_that_takes_no_file_is_refused_at_once(
-    tmp_path: Path, option: str, name: str, told: str
-) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder.svg").mkdir()
-    os.mkfifo(tmp_path / "pipe.svg")
-    before = sorted(tmp_path.rglob("*"))
-    message = refused(option, tmp_path / name)
-    assert message.startswith(f"{tmp_path / name}: {told.format(option=option)}")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.usefixtures("no_evaluation")
-def test_a_folder_that_cannot_be_written_to_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def denied(path: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "touch", denied)
-    path = tmp_path / "a.html"
-    assert refused("--report", path).startswith(f"{path}: Permission denied. Name a file for")
-
-
-@pytest.mark.usefixtures("no_evaluation")
-def test_a_plot_of_no_picture_format_is_refused_at_once(tmp_path: Path) -> None:
-    assert refused("--plot", tmp_path / "a.docx").startswith(f"--plot: got {tmp_path / 'a.docx'}, ")
-
-
-@pytest.mark.parametrize("option", ["--report", "--plot"])
-@pytest.mark.usefixtures("no_evaluation")
-def test_without_matplotlib_it_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    told = f"{option} needs matplotlib: pip install matplotlib"
-    assert refused(option, tmp_path / "a.svg") == told
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_from_python_a_missing_folder_is_refused(found: Evaluation, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file or directory"):
-        write_report(found, tmp_path / "nowhere" / "a.html")

@@ -41,7 +41,7 @@ class Gate:
 
         def passes(decoder: ContinuousBatchDecoder) -> bool:
             starts = len(worker.queue) > 0 and worker.rows < worker.max_rows
-            cancelled = any(cast("Choice", row.request).job.cancelled for row in decoder.rows)
+            cancelled = any(cast("Choice", row.request).job.cancelled for row in decoder.sequences)
             return self.open.is_set() or self.fail is not None or starts or cancelled
 
         def gated(decoder: ContinuousBatchDecoder) -> Any:
@@ -96,7 +96,7 @@ def test_the_prefill_of_others_counts_in_the_time_between_tokens(
 
     def slow(decoder: ContinuousBatchDecoder, requests: Any) -> Any:
         nonlocal passed
-        passed += 0.4 if decoder.rows else 0.0
+        passed += 0.4 if decoder.sequences else 0.0
         return add(decoder, requests)
 
     clock: Any = vars(continuous_batching)["perf_counter"]

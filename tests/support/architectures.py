@@ -1,16 +1,12 @@
-"""The architectures the tests cover, and the table of them in `docs/models.md`.
+"""The architectures the tests cover.
 
 A variant is a tiny configuration with its peculiarities, and a peculiarity is words for the table
-together with what shows it in the model: the table cannot name what no test has seen.
-
-    python -m tests.support.architectures          print the table
-    python -m tests.support.architectures --write  put it into docs/models.md
+in `docs/models.md` together with what shows it in the model: the table cannot name what no test
+has seen.
 """
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from mav.pipeline.extraction.packing import PACKINGS, Packing
@@ -42,10 +38,6 @@ from tests.support.peculiarities import (
 VOCAB: Final = 300
 HIDDEN: Final = 32
 LAYERS: Final = 4
-
-PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
-BEGIN: Final = "<!-- Written by `python -m tests.support.architectures --write`; do not edit. -->"
-END: Final = "<!-- End of what is written. -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,57 +344,3 @@ _ALL: Final = (
 )
 CATALOGUE: Final[dict[str, Variant]] = {variant.name: variant for variant in _ALL}
 assert len(CATALOGUE) == len(_ALL), "two variants have the same name"
-
-
-def table(variants: Iterable[Variant]) -> str:
-    """Return the table, a line for each model type, in the order of the variants."""
-    by_type: dict[str, list[Variant]] = {}
-    for variant in variants:
-        by_type.setdefault(variant.model_type, []).append(variant)
-    lines = [
-        "| `model_type` | such as | its peculiarities | pairs are run |",
-        "| --- | --- | --- | --- |",
-    ]
-    for model_type, kinds in by_type.items():
-        examples = [example for kind in kinds for example in kind.examples]
-        found = [peculiarity for kind in kinds for peculiarity in kind.peculiarities]
-        ways = {
-            packing: [it.words for it in found if it.packing == packing] for packing in PACKINGS
-        }
-        run = "padded" if ways["padded"] else "packed"
-        if ways["apart"]:
-            run = f"each answer apart with {_listed(ways['apart'])}"
-            if any(kind.packing != "apart" for kind in kinds):
-                run = f"{'padded' if ways['padded'] else 'packed'}; {run}"
-        listed = _listed(it.words for it in found)
-        lines.append(f"| `{model_type}` | {', '.join(examples)} | {listed} | {run} |")
-    return "\n".join(lines)
-
-
-def _listed(words: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(words))
-
-
-def table_in(readme: str) -> str:
-    """Return the table a page has between its markers."""
-    return readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
-
-
-def with_table(readme: str, rows: str) -> str:
-    """Return a page with another table between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{PAGE} has no lines {BEGIN} and {END}"
-    return f"{before}{begin}\n\n{rows}\n\n{end}{after}"
-
-
-def _main(arguments: list[str]) -> None:
-    rows = table(CATALOGUE.values())
-    if arguments == ["--write"]:
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
-    else:
-        sys.stdout.write(rows + "\n")
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])

@@ -12,7 +12,7 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.tiny import HIDDEN, VOCAB
+from tests.support.tiny import HIDDEN, VOCAB, make_cache, save_base, tiny_base
 
 SIZES: Final = HeadConfig(
     num_layers=3, pooled_size=32, expansion_size=16, vocab_size=300, dropout=0.25
@@ -84,6 +84,13 @@ def write_head(folder: Path, cache: Path, pooled_size: int = HIDDEN) -> str:
     )
     save_head(random_head(pooled_size), origin, folder)
     return str(folder)
+
+
+def write_base_and_head(root: Path) -> Path:
+    """Save a tiny base and a random head for it as `base` and `head` in a folder; return it."""
+    save_base(tiny_base(), root / "base")
+    write_head(root / "head", make_cache(root, tiny_base(), pairs=8))
+    return root
 
 
 def save_random_head(

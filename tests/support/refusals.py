@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mav.pipeline.base.model import BaseModel, load_base
+from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from tests.support.commands import done
 from tests.support.tiny import VOCAB, make_cache, save_base, tiny_base, write_rows
 

@@ -73,7 +73,8 @@ class Writers(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for _, _, writer in self.writers:
-            writer.kill()
+            if not writer.done:
+                writer.kill()
         self.quick.__exit__(None, None, None)
         shutil.rmtree(self.folder)
 

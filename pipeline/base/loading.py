@@ -1,0 +1,130 @@
+"""Loads a base model with its tokenizer, or without its weights to check it first."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.generation_defaults import readable_config
+from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
+from mav.pipeline.base.quantization import (
+    loading_options,
+    quantization_of,
+)
+from mav.pipeline.base.source import (
+    BaseSource,
+)
+from mav.pipeline.base.tokenizer import require_tokens_within
+from mav.pipeline.runtime.choices import Quantize
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
+from mav.pipeline.runtime.devices import pick_device
+from mav.pipeline.runtime.library_logging import QuietLibraries
+from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
+
+
+def load_base(
+    base_model: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: Dtype = AUTO,
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    quantize: Quantize | None = None,
+    gguf_cache: bool = True,
+) -> BaseModel:
+    """Load a base model and its tokenizer, running no code from the checkpoint.
+
+    Args:
+        base_model: Hub id, folder or `.gguf` file.
+        gguf_file: File inside the folder or repository, for weights in GGUF.
+        revision: Branch, tag or commit of a hub repository.
+        dtype: See `LoadOptions`.
+        device: Likewise.
+        device_map: Likewise.
+        quantize: Likewise.
+        gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+
+    Raises:
+        BaseModelError: It cannot be found or loaded.
+        UsageError: The device is not there.
+    """
+    source = resolve_with_copy(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
+    return load_source(
+        source,
+        LoadOptions(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantize=quantize,
+            gguf_cache=gguf_cache,
+        ),
+    )
+
+
+def load_source(
+    source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None
+) -> BaseModel:
+    """Load a base model whose files are found already; see `load_base`.
+
+    Args:
+        source: Its files.
+        placement: In what type and where.
+        tokenizer: Its tokenizer, where that is loaded already.
+    """
+    source.weight_files()
+    spread = placement.device_map
+    placed = pick_device(placement.device) if spread is None else None
+    quantization_of(source, placement.quantize)
+    dtype = resolve_dtype(placement.dtype, placed or "auto", spread=spread is not None)
+    quantizing = loading_options(placement.quantize, dtype)
+    generation, _ = readable_config(source.converted or source.folder)
+    if quantizing and spread is None:
+        # Quantized weights are made where they stay.
+        spread, placed = {"": str(placed)}, None
+    try:
+        model = load_model(
+            source,
+            dtype=dtype,
+            **quantizing,
+            **({} if generation is None else {"generation_config": generation}),
+            **({} if spread is None else {"device_map": spread}),
+        )
+        tokenizer = tokenizer or load_tokenizer(source)
+    except BaseModelError:
+        raise
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
+    return BaseModel(
+        model=model if placed is None else model.to(placed),
+        tokenizer=tokenizer,
+        source=source,
+        quantize=placement.quantize,
+    )
+
+
+def preview_base(source: BaseSource, quantize: Quantize | None = None) -> BaseModel:
+    """Return a base without its weights, to check it before they are loaded.
+
+    Args:
+        source: Its files.
+        quantize: How its weights will be quantized.
+
+    Raises:
+        BaseModelError: Its configuration or tokenizer cannot be read.
+    """
+    source.weight_files()
+    try:
+        with QuietLibraries(), torch.device("meta"):
+            config = read_config(source)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise BaseModelError(f"{source.id}: is not a causal language model: {error}") from error
+    tokenizer = load_tokenizer(source)
+    require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
+    return BaseModel(model=model, tokenizer=tokenizer, source=source, quantize=quantize)

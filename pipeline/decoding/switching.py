@@ -1,0 +1,95 @@
+"""A head on the base in use, which can be exchanged for another one."""
+
+from mav.cache_schema.errors import BaseModelError
+from mav.pipeline.base.gguf_copy import with_copy
+from mav.pipeline.base.loading import load_source, preview_base
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.source import BaseSource
+from mav.pipeline.decoding.attach import AttachedModel, attach_head, check_compatible
+from mav.pipeline.decoding.options import AttachOptions
+from mav.pipeline.decoding.trained_head import TrainedHead
+from mav.pipeline.runtime.load_options import LoadOptions
+from mav.pipeline.runtime.memory import free_memory
+
+
+class SwitchableModel:
+    """A head attached to one base at a time; not thread-safe.
+
+    Attributes:
+        trained: The head.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        trained: TrainedHead,
+        rules: AttachOptions,
+        placement: LoadOptions,
+    ) -> None:
+        """Attach the head to a first base.
+
+        Args:
+            base: The base.
+            trained: The head.
+            rules: What the user allows and wants, of all bases.
+            placement: In what type and where other bases are loaded.
+
+        Raises:
+            MAVError: Head and base do not belong together.
+        """
+        self.trained, self._rules, self._placement = trained, rules, placement
+        self._attached: AttachedModel | None = attach_head(base, trained, rules)
+        self._attached.differences.log()
+
+    @property
+    def attached(self) -> AttachedModel:
+        """The base in use and the head in it.
+
+        Raises:
+            BaseModelError: There is none: the last switch failed, and the base before it could not
+                be loaded again.
+        """
+        if self._attached is None:
+            raise BaseModelError("No base is loaded; switch to one first.")
+        return self._attached
+
+    def switch(self, base: BaseModel | BaseSource) -> None:
+        """Attach the head to another base; one that is loaded here takes the former's memory.
+
+        Args:
+            base: A loaded base, or the files of one.
+
+        Raises:
+            MAVError: It cannot be loaded or does not belong to the head; the base before it is in
+                use again.
+        """
+        if isinstance(base, BaseModel):
+            attached = attach_head(base, self.trained, self._rules)
+        else:
+            attached = self._load(base)
+        attached.differences.log()
+        self.close()
+        self._attached = attached
+
+    def close(self) -> None:
+        """Detach the head; the base is as it was before."""
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
+
+    def _load(self, source: BaseSource) -> AttachedModel:
+        source = with_copy(source, gguf_cache=self._placement.gguf_cache)
+        check_compatible(preview_base(source), self.trained, self._rules)
+        former = None if self._attached is None else self._attached.base.source
+        # A base built in memory could not be loaded again, so it is kept until the switch has
+        # succeeded.
+        if former is not None:
+            self.close()
+            free_memory()
+        try:
+            return attach_head(load_source(source, self._placement), self.trained, self._rules)
+        except BaseException:
+            if former is not None:
+                base = load_source(former, self._placement)
+                self._attached = attach_head(base, self.trained, self._rules)
+            raise
