@@ -2,9 +2,13 @@
 
 Hooks take the states of the head's layers as they pass, and add alpha * a to the logits the model
 returns; a loss follows them. A head that acts on the state has alpha * f added to what the model's
-own output embedding is given, so that scale, soft-cap and loss are the model's. So all of
-`generate()` works unchanged, with one forward pass per token, and the head is computed only where
-logits are. `docs/decisions/` says why either addition leaves the output embedding in its place.
+own output embedding is given, so that scale, soft-cap and loss are the model's. A state of 16 bits
+has too few digits for the sum; there the product takes alpha * f as rows of its own beside the
+state's, which reads the weight once all the same, and the two products are added in float32.
+
+So all of `generate()` works unchanged, with one forward pass per token, and the head is computed
+only where logits are. `docs/decisions/` says why either addition leaves the output embedding in its
+place.
 
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
@@ -42,7 +46,8 @@ class AlignedLM:
         base_logits: Logits of the latest pass before the head's part, [B, T, vocab], while
             `keep_base_logits` is set.
         keep_base_logits: Whether to keep them; for as long as `steering` is open. For a head that
-            acts on the state the product with the vocabulary then has twice the rows.
+            acts on the state the product with the vocabulary then has twice the rows, as it always
+            has in 16 bits.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class AlignedLM:
         self._handles: list[RemovableHandle] = []
         self._logits_to_keep: int | Tensor = 0
         self._doubled = False
+        self._apart: int | None = None
         self.set_alpha(alpha)
 
     def __enter__(self) -> Self:
@@ -84,6 +90,7 @@ class AlignedLM:
             self._handles = [
                 model.register_forward_pre_hook(self._begin, with_kwargs=True),
                 embedding.register_forward_pre_hook(self._add_to_state),
+                embedding.register_forward_hook(self._add_products),
                 model.register_forward_hook(self._end),
             ]
         else:
@@ -152,18 +159,36 @@ class AlignedLM:
         if self.keep_base_logits and kwargs.get("labels") is not None:
             raise UsageError("labels: got some, expected none while the base's logits are kept")
         self._logits_to_keep = kwargs.get("logits_to_keep", 0)
-        self._doubled = False
+        self._doubled, self._apart = False, None
 
-    def _add_to_state(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _add_to_state(self, embedding: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Put alpha f on the state, or under it where the sum would lose what f has."""
         state: Tensor = args[0]
         added = None if self._off else self._added(self._logits_to_keep, state.shape[1])
         if added is None:
             return None
-        shifted = (state.float() + added.to(state.device)).to(state.dtype)
-        if self.keep_base_logits:
-            # So that the base's logits too are what the model makes of the product.
-            shifted, self._doubled = torch.cat([shifted, state]), True
-        return (shifted, *args[1:])
+        added = added.to(state.device)
+        self._doubled = self.keep_base_logits
+        if state.element_size() >= 4:
+            rows = [state + added, *([state] if self._doubled else [])]
+        else:
+            # Of a state of 16 bits, only what reaches its last place would be left of f.
+            rows, self._apart = [state, added.to(state.dtype)], len(state)
+            if getattr(embedding, "bias", None) is not None:
+                rows.append(torch.zeros_like(state[:1]))
+        return (torch.cat(rows), *args[1:])
+
+    def _add_products(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Add the products of state and alpha f in float32, where they were kept apart."""
+        if self._apart is None:
+            return None
+        base, product, bias = output.float().split(
+            [self._apart, self._apart, len(output) - 2 * self._apart]
+        )
+        aligned = base + product
+        if len(bias):
+            aligned -= bias
+        return torch.cat([aligned, base]) if self._doubled else aligned
 
     def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         self._taps.states.clear()

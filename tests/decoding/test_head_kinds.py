@@ -1,5 +1,6 @@
 """Heads that shift the last state, and heads of PALC's form, on every architecture."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,32 @@ def test_one_product_a_pass_and_twice_the_rows_only_where_the_base_is_asked_for(
 
 
 @torch.no_grad()
-def test_a_strength_of_zero_beside_others_is_exactly_the_base_in_bfloat16() -> None:
-    base = tiny_base(dtype=torch.bfloat16)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2-window", "cohere", "phi"])
+@pytest.mark.parametrize("alpha", [1.0, 0.01])
+def test_in_bfloat16_a_shift_keeps_its_digits(architecture: str, alpha: float) -> None:
+    """By the sum in bfloat16 little would be left of a small one."""
+    base = tiny_base(architecture, dtype=torch.bfloat16)
     head = random_head(HIDDEN, kind="unembedding").bfloat16()
-    plain = base.model(IDS).logits
-    with AlignedLM(base, head, LAYER_INDICES, alpha=ALPHAS):
-        got = base.model(IDS).logits
-    assert torch.equal(got[1], plain[1])
-    assert not torch.equal(got[0], plain[0])
+    plain = base.model(IDS, output_hidden_states=True)
+    state, unembedding = plain.hidden_states[-1], base.unembedding()
+    exact = dataclasses.replace(
+        unembedding,
+        weight=unembedding.weight.float(),
+        bias=None if unembedding.bias is None else unembedding.bias.float(),
+    )
+    shift = alpha * head(states_of(plain)).float()
+    want = exact(state.float() + shift) - exact(state.float())
+    with AlignedLM(base, head, LAYER_INDICES) as aligned:
+        got, before = keeping(aligned, alpha)
+        with aligned.steering([alpha, 0.0, alpha]):
+            mixed = base.model(IDS).logits
+    assert got.dtype == before.dtype == torch.float32
+    assert relative(got - before, want) < 0.03
+    assert relative(before, plain.logits) < 0.01
+    assert relative(mixed[0], got[0]) < 0.01
+    assert relative(mixed[1], plain.logits[1]) < 0.01
+    rounded = exact((state.float() + shift).bfloat16().float()) - exact(state.float())
+    assert alpha == 1 or relative(rounded, want) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["mlp", "unembedding", "bottleneck"])
