@@ -13,7 +13,7 @@ from mav.cache_schema.errors import BaseModelError, DataError
 from mav.cache_schema.manifest import BaseModelRecord
 from mav.pipeline.base.generation_defaults import tokens_named
 from mav.pipeline.base.hidden_states import HiddenStateHooks
-from mav.pipeline.base.output_forms import closest, possible_forms
+from mav.pipeline.base.output_forms import closest, is_linear, possible_forms
 from mav.pipeline.base.quantization import (
     quantization_in,
     quantization_of,
@@ -197,6 +197,30 @@ class BaseModel:
         with self.hidden_state_hooks((last,)) as hooks:
             output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
             return hooks.states[last][0], output.logits[0]
+
+    def require_linear_output(self) -> None:
+        """Refuse a base whose logits are not linear in its last state, inside scale and soft-cap.
+
+        One short text goes through it.
+
+        Raises:
+            BaseModelError: Its output embedding is given something else than the last state, or its
+                logits are something else than the products, scaled and capped.
+        """
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        handle = self.model.get_output_embeddings().register_forward_hook(
+            lambda _, args, product: seen.append((args[0][0], product[0]))
+        )
+        try:
+            state, logits = self._some_logits()
+        finally:
+            handle.remove()
+        if len(seen) != 1 or not is_linear(self.config, state, *seen[0], logits):
+            raise BaseModelError(
+                f"{self.config.model_type}: this model's logits are not its last state times its "
+                f"output embedding, scaled and capped, so a head of kind unembedding cannot steer "
+                f"it exactly. Use a head of kind mlp."
+            )
 
     def fingerprint(self) -> BaseModelRecord:
         """Return what a manifest records of it, with digests of weights, config and tokenizer.

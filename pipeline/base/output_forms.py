@@ -8,11 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
-from mav.pipeline.ops.base_logits import Unembedding
+from mav.pipeline.ops.base_logits import Unembedding, capped
+
+_MOST_APART: Final = 1e-2
+"""Rounding in bfloat16 makes 0.004, another factor or cap than expected far more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,30 @@ def closest(candidates: Sequence[Unembedding], states: Tensor, logits: Tensor) -
         return norm if math.isfinite(norm) else math.inf
 
     return min(candidates, key=distance)
+
+
+def is_linear(config: Any, state: Tensor, given: Tensor, product: Tensor, logits: Tensor) -> bool:
+    """Return whether logits are products with the last state, scaled and capped.
+
+    Args:
+        config: The configuration, for the forms that scale and soft-cap may have.
+        state: Last states, [N, hidden].
+        given: What the output embedding was given.
+        product: What it returned, [N, vocab].
+        logits: What the model returned, likewise.
+    """
+    if given.shape != state.shape:
+        return False
+    forms = possible_forms(config)
+    of_forms = [_apart(capped(product * form.scale, form.softcap), logits) for form in forms]
+    # Written so that what is not a number does not pass.
+    return _apart(given, state) <= _MOST_APART and min(of_forms) <= _MOST_APART
+
+
+def _apart(got: Tensor, expected: Tensor) -> float:
+    """Return ||got - expected|| / ||expected||."""
+    wide = expected.float()
+    return float((got.float().to(wide.device) - wide).norm() / wide.norm().clamp_min(1e-30))
 
 
 def _number(value: object) -> float | None:

@@ -12,7 +12,7 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import load_source, preview_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.aligned_lm import AlignedLM, require_linear_output
+from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
@@ -160,7 +160,7 @@ def attach_head(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> 
     """
     layers, differences = check_compatible(base, trained, rules)
     if trained.head.config.acts_on_state:
-        require_linear_output(base)
+        base.require_linear_output()
     settings = _base_settings(base, rules)
     head = trained.head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.aligned_lm import AlignedLM, require_linear_output
+from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.inference import MAVInference, create_mav
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import random_head, size_option
@@ -159,8 +159,8 @@ def test_sizes_of_another_kind_are_refused(given: dict[str, Any], told: str) -> 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_linear_in_its_last_state(architecture: str) -> None:
-    require_linear_output(tiny_base(architecture))
-    require_linear_output(tiny_base(architecture, dtype=torch.bfloat16))
+    tiny_base(architecture).require_linear_output()
+    tiny_base(architecture, dtype=torch.bfloat16).require_linear_output()
 
 
 def divided_before(base: BaseModel) -> None:
