@@ -126,7 +126,8 @@ def test_in_bfloat16_a_shift_keeps_its_digits(architecture: str, alpha: float) -
         with aligned.steering([alpha, 0.0, alpha]):
             mixed = base.model(IDS).logits
     assert got.dtype == before.dtype == torch.float32
-    assert relative(got - before, want) < 0.03
+    # A bias is in the rounded product, and taken out of it again.
+    assert relative(got - before, want) < (0.03 if unembedding.bias is None else 0.1)
     assert relative(before, plain.logits) < 0.01
     assert relative(mixed[0], got[0]) < 0.01
     assert relative(mixed[1], plain.logits[1]) < 0.01
