@@ -176,12 +176,10 @@ class AlignedLM:
         """Add the products of state and alpha f in float32, where they were kept apart."""
         if self._apart is None:
             return None
-        base, product, bias = output.float().split(
-            [self._apart, self._apart, len(output) - 2 * self._apart]
-        )
-        aligned = base + product
-        if len(bias):
-            aligned -= bias
+        rows, products = self._apart, output.float()
+        base, aligned = products[:rows], products[:rows] + products[rows : 2 * rows]
+        if len(products) > 2 * rows:
+            aligned -= products[2 * rows :]
         return torch.cat([aligned, base]) if self._doubled else aligned
 
     def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
