@@ -22,6 +22,7 @@ from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of_each
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import RowSampler, choose_each
@@ -50,21 +51,6 @@ class Request:
     decoding: GenerationOptions
     top_logprobs: int | None = None
     is_turn: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
-
-    Attributes:
-        aligned: Of the token, under base and head.
-        base: Of the token, under the base alone.
-        top: The most probable tokens under base and head: id, log-probability.
-    """
-
-    aligned: float
-    base: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +184,9 @@ class ContinuousBatchDecoder:
             base_BV = _last(aligned.base_logits) if wants else None
         logits_BV = _last(output.logits)
         chosen = choose_each([row.sampler for row in rows], logits_BV)
-        logprobs = _logprobs(rows, chosen, logits_BV, base_BV)
+        logprobs = logprobs_of_each(
+            [row.request.top_logprobs for row in rows], chosen, logits_BV, base_BV
+        )
         return [
             self._advance(row, token, probs)
             for row, token, probs in zip(rows, chosen, logprobs, strict=True)
@@ -281,26 +269,3 @@ def _widened(mask: Tensor, width: int) -> Tensor:
 def _joined_rows(above: Tensor, below: Tensor, width: int) -> Tensor:
     """Stack keys or values [B, heads, S, size], widened on the left."""
     return torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (above, below)])
-
-
-def _logprobs(
-    rows: Sequence[Row], chosen: Sequence[int], logits_BV: Tensor, base_BV: Tensor | None
-) -> list[LogProbs | None]:
-    if base_BV is None:
-        return [None] * len(rows)
-    found: list[LogProbs | None] = []
-    for row, token, logits, base in zip(rows, chosen, logits_BV, base_BV, strict=True):
-        wanted = row.request.top_logprobs
-        if wanted is None:
-            found.append(None)
-            continue
-        aligned = logits.log_softmax(-1)
-        top = aligned.topk(wanted)
-        found.append(
-            LogProbs(
-                aligned=float(aligned[token]),
-                base=float(base.log_softmax(-1)[token]),
-                top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-            )
-        )
-    return found

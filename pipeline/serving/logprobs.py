@@ -5,7 +5,7 @@ import re
 from functools import cache
 from typing import Any, Final, NotRequired, TypedDict
 
-from mav.pipeline.decoding.continuous_batching import LogProbs
+from mav.pipeline.decoding.logprobs import LogProbs
 
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LOWEST: Final = -9999.0

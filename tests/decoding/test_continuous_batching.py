@@ -37,6 +37,7 @@ class Heard:
     base: list[float] = field(default_factory=list)
     aligned: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
 
 
 class Listener:
@@ -73,6 +74,7 @@ class Listener:
                 heard.base.append(new.logprobs.base)
                 heard.aligned.append(new.logprobs.aligned)
                 heard.top.append(new.logprobs.top)
+                heard.kl.append(new.logprobs.kl)
 
 
 def decoder_of(mav: MAVInference) -> ContinuousBatchDecoder:
@@ -226,7 +228,14 @@ def test_log_probabilities_are_those_of_the_whole_text(
             logprobs = whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
             want = logprobs.gather(-1, chosen)[:, 0]
             torch.testing.assert_close(torch.tensor(got), want, rtol=1e-4, atol=1e-4)
-        top = whole_text_logits(mav, untouched, text, alpha)[after].log_softmax(-1).topk(3)
+        by_alpha, plain = (
+            whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
+            for by in (alpha, torch.zeros_like(alpha))
+        )
+        kl = (by_alpha.exp() * (by_alpha - plain)).sum(-1)
+        torch.testing.assert_close(torch.tensor(heard.kl), kl, rtol=1e-4, atol=1e-4)
+        assert any(heard.kl) == any(strengths)
+        top = by_alpha.topk(3)
         assert [[token for token, _ in one] for one in heard.top] == top.indices.tolist()
         values = torch.tensor([[value for _, value in one] for one in heard.top])
         torch.testing.assert_close(values, top.values, rtol=1e-4, atol=1e-4)
