@@ -21,8 +21,7 @@ from mav.pipeline.serving.options import ServeOptions
 
 _log = logging.getLogger(__name__)
 
-HEAD_AND_BASE = options(
-    click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
+LOADING = options(
     BASE,
     field_of(ServeOptions, "prompt_form"),
     click.option(
@@ -39,12 +38,16 @@ HEAD_AND_BASE = options(
     click.option(
         "--int8-head", is_flag=True, help="Keep the head in a byte per weight; needs torchao."
     ),
+    PLACEMENT,
+)
+HEAD_AND_BASE = options(
+    click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head."),
+    LOADING,
     click.option(
         "--base-generation-config",
         is_flag=True,
         help="Decode as the base's generation_config says, where no option is given.",
     ),
-    PLACEMENT,
 )
 BASE_MODEL = click.option(
     "--base-model",

@@ -66,7 +66,9 @@ class CompareOptions:
     """
 
     prompts: str = field(
-        metadata=known(help="File, or data set as ID,split=…, of prompts; see the page on it.")
+        metadata=known(
+            help="File or data set, as ID,split=…: pairs, prompts, AlpacaEval's or MT-Bench's."
+        )
     )
     output: Path = field(metadata=known(help="Folder for answers, summary and page."))
     head: tuple[str, ...] = option(
@@ -90,7 +92,7 @@ class CompareOptions:
         None, metavar="FILE", help="Phrases that begin a refusal, one per line."
     )
     export: tuple[Export, ...] = option(
-        (), choices=get_args(Export), help="Write answers as this tool reads them, too."
+        (), help="Write answers as this tool reads them, too; may be given again."
     )
 
     def __post_init__(self) -> None:
@@ -111,6 +113,11 @@ class CompareOptions:
                 f"num_beams: got {self.decoding.num_beams}, expected 1, as an answer that beams "
                 f"search for is no sample of the model"
             )
+        for form in self.export:
+            if form not in get_args(Export):
+                raise UsageError(
+                    f"export: got {form!r}, expected one of {', '.join(get_args(Export))}"
+                )
         names = self._names
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:

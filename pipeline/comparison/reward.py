@@ -82,12 +82,7 @@ class RewardModel:
             BaseModelError: It cannot be found or loaded, lacks a tensor, or has not one logit.
             UsageError: The device is not there.
         """
-        source = resolve_base(model, None, revision)
-        if source.gguf_file is not None:
-            raise BaseModelError(
-                f"{model}: got a GGUF file, which has no place for a reward; name the folder or "
-                f"hub id of a reward model in safetensors"
-            )
+        source = _source(model, revision)
         config = _config(source)
         placed = pick_device(device)
         try:
@@ -167,6 +162,18 @@ class RewardModel:
         return found
 
 
+def require_reward_model(model: str) -> None:
+    """Refuse what is no reward model, before the work whose end it is needed at.
+
+    Args:
+        model: Hub id or folder.
+
+    Raises:
+        BaseModelError: It cannot be found, or has not one logit.
+    """
+    _config(_source(model, None))
+
+
 def answer_tokens(
     tokenizer: Any, prompts: Sequence[str | Messages], responses: Sequence[str]
 ) -> list[list[int]]:
@@ -242,6 +249,16 @@ def _padded_with(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[int]:
         yield int(config.pad_token_id)
     finally:
         config.pad_token_id = None
+
+
+def _source(model: str, revision: str | None) -> BaseSource:
+    source = resolve_base(model, None, revision)
+    if source.gguf_file is not None:
+        raise BaseModelError(
+            f"{model}: got a GGUF file, which has no place for a reward; name the folder or hub "
+            f"id of a reward model in safetensors"
+        )
+    return source
 
 
 def _config(source: BaseSource) -> Any:

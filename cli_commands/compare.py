@@ -1,0 +1,101 @@
+"""`mav compare`: measure what heads and other systems write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from mav.cli_commands._answering import BASE_MODEL, LOADING, SAMPLING, decoding_of
+from mav.cli_commands._errors import command, print_result
+from mav.cli_commands._options import JSON, Numbers, OneOnly, field_of, fields_of
+from mav.pipeline.comparison.options import CompareOptions, Export
+from mav.pipeline.decoding.options import GenerationOptions
+
+
+@command(
+    """
+  mav compare --head runs/head --prompts Anthropic/hh-rlhf,split=test --limit 100 \\
+    --reward-model Ray2333/gpt2-large-helpful-reward_model --output runs/compare
+  mav compare --head first=runs/a --head second=runs/b --prompts prompts.jsonl --output runs/two
+  mav compare --with ours=a.jsonl --with theirs=b.json --prompts alpaca_eval.json \\
+    --limit 805 --reward-model runs/reward --output runs/files
+"""
+)
+@field_of(CompareOptions, "head")
+@BASE_MODEL
+@LOADING
+@field_of(CompareOptions, "prompts", cls=OneOnly)
+@field_of(CompareOptions, "limit")
+@click.option(
+    "--alphas",
+    cls=OneOnly,
+    type=Numbers(),
+    default="0,0.5,1,2",
+    help="Strengths each head answers at; 0 is the base.",
+)
+@fields_of(CompareOptions, "samples", "batch_size")
+@SAMPLING
+@field_of(GenerationOptions, "stop")
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Answers of a further system; may be given again.",
+)
+@fields_of(CompareOptions, "reward_model", "reference", "refusals")
+@field_of(CompareOptions, "export", type=click.Choice(get_args(Export)))
+@field_of(CompareOptions, "output", cls=OneOnly, type=click.Path(path_type=Path))
+@JSON
+def compare_command(
+    *,
+    prompts: str,
+    output: Path,
+    head: Sequence[str],
+    alphas: Sequence[float],
+    limit: int,
+    samples: int,
+    batch_size: int,
+    others: Sequence[str],
+    reward_model: Sequence[str],
+    reference: str | None,
+    refusals: str | None,
+    export: Sequence[Any],
+    base_model: str | None,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Answer prompts at several strengths, and measure the answers beside those of others.
+
+    Measured are reward, wins against a reference, KL to the base over the answers' own tokens,
+    length, repetition, diversity, refusals and perplexity. The same command goes on where it was
+    interrupted; what is written under --output is answers, summary.json and page.html.
+    """
+    from mav.pipeline.comparison.run import compare
+    from mav.pipeline.reporting.comparison_page import PAGE, write_comparison
+    from mav.pipeline.reporting.comparison_table import comparison_table
+
+    decoding, _ = decoding_of(more)
+    options = CompareOptions(
+        prompts=prompts,
+        output=output,
+        head=tuple(head),
+        alphas=tuple(alphas),
+        limit=limit,
+        samples=samples,
+        batch_size=batch_size,
+        decoding=decoding,
+        others=tuple(others),
+        reference=reference,
+        reward_model=tuple(reward_model),
+        refusals=None if refusals is None else Path(refusals),
+        export=tuple(export),
+    )
+    found = compare(options, base=base_model, **more)
+    write_comparison(found, output / PAGE)
+    print_result(
+        as_json,
+        found.summary.to_json(),
+        f"{comparison_table(found.summary)}\n\nPage: {output / PAGE}",
+    )
