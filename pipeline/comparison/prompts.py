@@ -18,6 +18,7 @@ from mav.pipeline.runtime.json_input import strict_json
 
 _log = logging.getLogger(__name__)
 
+_NONE: Final[frozenset[str]] = frozenset()
 Kind = Literal["pairs", "prompts", "alpaca-eval", "mt-bench"]
 
 _DATA_SET: Final = (".jsonl.gz", ".json", ".parquet")
@@ -94,32 +95,26 @@ def read_questions(given: str, limit: int | None, *, beyond: bool = False) -> Pr
         raise UsageError(str(error).replace("dataset", "prompts")) from error
     reading = _begin(source)
     kept: dict[str, Question] = {}
-    others: set[str] = set()
     for question in reading.rows:
         if question is None:
             continue
-        key = question.key
-        if key in kept:
+        if kept.setdefault(question.key, question) is not question:
             reading.counts.dropped["repeated_prompt"] += 1
-        elif limit is None or len(kept) < limit:
-            kept[key] = question
-        else:
-            others.add(key)
-        if limit is not None and len(kept) == limit and not beyond:
+        if len(kept) == limit:
             break
+    rows, dropped = reading.counts.rows, dict(sorted(reading.counts.dropped.items()))
     if not kept:
-        listed = ", ".join(f"{n} {cause}" for cause, n in sorted(reading.counts.dropped.items()))
+        listed = ", ".join(f"{count} {cause}" for cause, count in dropped.items())
         raise DataError(
-            f"{reading.source}: no usable prompt among {reading.counts.rows:,} rows (dropped: "
-            f"{listed or 'none'})"
+            f"{reading.source}: no usable prompt among {rows:,} rows (dropped: {listed or 'none'})"
         )
     found = Prompts(
         source=reading.source,
         kind=reading.kind,
         questions=tuple(kept.values()),
-        rows=reading.counts.rows,
-        dropped=dict(sorted(reading.counts.dropped.items())),
-        beyond=frozenset(others),
+        rows=rows,
+        dropped=dropped,
+        beyond=frozenset(one.key for one in reading.rows if one is not None) if beyond else _NONE,
     )
     _log.log(logging.WARNING if found.dropped else logging.INFO, found.told())
     return found

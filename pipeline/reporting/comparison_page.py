@@ -39,8 +39,12 @@ body{max-width:80rem}
 .curves .level{stroke:currentColor;stroke-dasharray:2 3;stroke-opacity:.6}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.5rem 0;padding:0;list-style:none}
 .legend span{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.4em}
+.wide td,.wide th{white-space:nowrap;overflow-wrap:normal}
+@media(max-width:36rem){.curves{font-size:14px}.curves .title{font-size:16px}
+ .curves .point{font-size:13px}}
 form{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center;padding:.75rem 0;
- position:sticky;top:0;background:var(--paper);border-bottom:1px solid var(--line);z-index:1}
+ background:var(--paper);border-bottom:1px solid var(--line);z-index:1}
+@media(min-width:36rem){form{position:sticky;top:0}}
 form input[type=search]{flex:1 1 14rem;min-width:0;font:inherit;padding:.4rem .6rem;
  color:inherit;background:var(--paper);border:1px solid var(--line);border-radius:.4rem}
 fieldset{border:0;margin:0;padding:0;display:flex;flex-wrap:wrap;gap:.25rem .9rem}

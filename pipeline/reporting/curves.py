@@ -94,8 +94,8 @@ class _Axis:
         wide = (high - low) or max(abs(high), 1.0)
         step = _round_step(wide / _TICKS)
         return cls(
-            math.floor(low / step - 1e-9) * step,
-            math.ceil(high / step + 1e-9) * step,
+            math.floor(low / step + 1e-9) * step,
+            math.ceil(high / step - 1e-9) * step,
             first,
             last,
             step,
