@@ -1,15 +1,17 @@
 """`mav compare`: measure what heads and other systems write."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from mav.cli_commands._answering import BASE_MODEL, LOADING, SAMPLING, decoding_of
 from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import JSON, Numbers, OneOnly, field_of, fields_of
-from mav.pipeline.comparison.options import CompareOptions, Export
+from mav.pipeline.comparison.options import CompareOptions, Export, JudgeOptions
 from mav.pipeline.decoding.options import GenerationOptions
 
 
@@ -44,7 +46,14 @@ from mav.pipeline.decoding.options import GenerationOptions
     metavar="NAME=FILE",
     help="Answers of a further system; may be given again.",
 )
-@fields_of(CompareOptions, "reward_model", "reference", "refusals")
+@field_of(CompareOptions, "reward_model")
+@field_of(JudgeOptions, "judge_url", cls=OneOnly, required=False)
+@field_of(JudgeOptions, "judge_model", cls=OneOnly, required=False)
+@fields_of(
+    JudgeOptions,
+    *("judge_prompt", "judge_key", "judge_temperature", "judge_concurrency", "judge_max_calls"),
+)
+@fields_of(CompareOptions, "reference", "refusals")
 @field_of(CompareOptions, "export", type=click.Choice(get_args(Export)))
 @field_of(CompareOptions, "output", cls=OneOnly, type=click.Path(path_type=Path))
 @JSON
@@ -77,6 +86,7 @@ def compare_command(
     from mav.pipeline.reporting.comparison_table import comparison_table
 
     decoding, _ = decoding_of(more)
+    judge = _judge(more)
     options = CompareOptions(
         prompts=prompts,
         output=output,
@@ -89,6 +99,7 @@ def compare_command(
         others=tuple(others),
         reference=reference,
         reward_model=tuple(reward_model),
+        judge=judge,
         refusals=None if refusals is None else Path(refusals),
         export=tuple(export),
     )
@@ -99,3 +110,20 @@ def compare_command(
         found.summary.to_json(),
         f"{comparison_table(found.summary)}\n\nPage: {output / PAGE}",
     )
+
+
+def _judge(more: dict[str, Any]) -> JudgeOptions | None:
+    """Take a judge's options out of a command's; None where there is no judge."""
+    context = click.get_current_context()
+    named = {field.name: more.pop(field.name) for field in fields(JudgeOptions)}
+    given = [
+        name for name in named if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if not given:
+        return None
+    missing = [name for name in ("judge_url", "judge_model") if named[name] is None]
+    if missing:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise click.UsageError(f"a judge needs --judge-url and --judge-model; {flags} is missing")
+    prompt = named.pop("judge_prompt")
+    return JudgeOptions(**named, judge_prompt=None if prompt is None else Path(prompt))

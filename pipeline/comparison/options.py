@@ -45,6 +45,41 @@ class SteeredSystem(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Whom to ask, and how much.
+
+    Attributes:
+        judge_url: Base URL of an OpenAI-compatible server.
+        judge_model: Name of the model there.
+        judge_prompt: File of a judging prompt, with `{conversation}`, `{answer_a}` and `{answer_b}`
+            in it; None for the one that comes with MAV.
+        judge_key: Environment variable that holds the key; a server on this machine needs none.
+        judge_temperature: Temperature; None for the server's own, as some models take none.
+        judge_concurrency: Calls at once.
+        judge_max_calls: Most calls, further tries among them; None for no limit.
+    """
+
+    judge_url: str = field(metadata=known(help="Base URL of an OpenAI-compatible server."))
+    judge_model: str = field(metadata=known(help="Name of the judge there."))
+    judge_prompt: Path | None = option(
+        None, metavar="FILE", help="Judging prompt in place of MAV's own."
+    )
+    judge_key: str = option(
+        "OPENAI_API_KEY", metavar="VARIABLE", help="Environment variable that holds the key."
+    )
+    judge_temperature: float | None = option(
+        None, number=True, at_least=0, default_text="the server's", help="Temperature of the judge."
+    )
+    judge_concurrency: int = option(4, whole=True, at_least=1, help="Calls to the judge at once.")
+    judge_max_calls: int | None = option(
+        None, whole=True, at_least=1, help="Most calls to the judge, further tries among them."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """What `mav compare` is asked for.
 
@@ -61,6 +96,7 @@ class CompareOptions:
         reference: System that the others are measured against; None for the base where it is
             there, else the first.
         reward_model: Folders or hub ids of reward models.
+        judge: Whom to ask which answers are better; None for nobody.
         refusals: File of phrases that refusals begin with; None for those that come with MAV.
         export: Forms of other tools to write answers in too.
     """
@@ -88,6 +124,7 @@ class CompareOptions:
     reward_model: tuple[str, ...] = option(
         (), help="Folder or hub id of a reward model; may be given again."
     )
+    judge: JudgeOptions | None = None
     refusals: Path | None = option(
         None, metavar="FILE", help="Phrases that begin a refusal, one per line."
     )

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,10 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.comparison.answers import read_answers
 from mav.pipeline.comparison.exports import export_answers
 from mav.pipeline.comparison.generation import generate_answers
+from mav.pipeline.comparison.judge import open_judge
+from mav.pipeline.comparison.judged import judge_systems
 from mav.pipeline.comparison.options import CompareOptions, require_one_form
+from mav.pipeline.comparison.perplexity import answer_likelihoods
 from mav.pipeline.comparison.prompts import Prompts, read_questions
 from mav.pipeline.comparison.refusals import load_phrases
 from mav.pipeline.comparison.reward import RewardModel, require_reward_model
@@ -22,7 +26,7 @@ from mav.pipeline.comparison.summary import Summary, summarize_systems
 from mav.pipeline.comparison.systems import System, keys_of
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.head.storage import find_head, read_head_config
-from mav.pipeline.preferences.prompt_format import prompt_format_of
+from mav.pipeline.preferences.prompt_format import PromptFormat, prompt_format_of
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.known_places import shown_place
 from mav.pipeline.runtime.memory import free_memory
@@ -31,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 ANSWERS: Final = "answers"
 """Folder of the answers, a file for each system."""
+VERDICTS: Final = "verdicts.jsonl"
+"""What a judge said."""
 SUMMARY: Final = "summary.json"
 
 
@@ -54,8 +60,9 @@ def compare(
 ) -> Comparison:
     """Answer prompts at several strengths, and measure the answers beside those of other systems.
 
-    Written are `answers/SYSTEM.jsonl`, which the same options go on with, `summary.json`, and what
-    `options.export` names. The base is freed before a reward model is loaded.
+    Written are `answers/SYSTEM.jsonl` and `verdicts.jsonl`, which the same options go on with,
+    `summary.json`, and what `options.export` names. The base is freed before a reward model is
+    loaded.
 
     Args:
         options: What to compare.
@@ -64,7 +71,7 @@ def compare(
         **loading: Further arguments of `MAVInference`; device and dtype are the reward model's too.
 
     Raises:
-        MAVError: A head, base, reward model, file or option is not as it should be.
+        MAVError: A head, base, reward model, judge, file or option is not as it should be.
 
     Example:
         found = compare(
@@ -79,10 +86,17 @@ def compare(
         require_reward_model(model)
     folder = options.output / ANSWERS
     _make_folder(folder)
-    steered, base_name = _generate(options, prompts, folder, base, loading)
-    systems = (*steered, *others)
-    _tell_of_bases(systems)
-    _score(options, prompts, systems, loading)
+    with ExitStack() as held:
+        judge = None
+        if options.judge is not None:
+            judge = held.enter_context(open_judge(options.judge, options.output / VERDICTS))
+        steered, base_name = _with_base(options, prompts, folder, others, base, loading)
+        systems = (*steered, *others)
+        _tell_of_bases(systems)
+        _score(options, prompts, systems, loading)
+        counts = None
+        if judge is not None:
+            counts = judge_systems(judge, prompts, systems, options.reference_name)
     expected = keys_of(prompts, systems)
     summary = Summary(
         source=prompts.source,
@@ -92,7 +106,7 @@ def compare(
         reference=options.reference_name,
         decoding=dataclasses.asdict(options.decoding) if steered else None,
         base=base_name,
-        judge=None,
+        judge=counts,
         systems=summarize_systems(prompts, systems, options.reference_name, expected, phrases),
     )
     write_file(options.output / SUMMARY, f"{json.dumps(summary.to_json(), indent=1)}\n".encode())
@@ -120,27 +134,31 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _generate(
+def _with_base(
     options: CompareOptions,
     prompts: Prompts,
     folder: Path,
+    others: Sequence[System],
     base: str | Path | BaseModel | None,
     loading: dict[str, Any],
-) -> tuple[tuple[System, ...], str | None]:
-    """Return the answers of all heads at all strengths, and what their base is called."""
+) -> tuple[list[System], str | None]:
+    """Do all that the base is needed for.
+
+    Returns:
+        All heads at all strengths, and what their base is called.
+    """
     heads = options.heads
     if not heads:
-        return (), None
-    configs = [read_head_config(find_head(head.place))[1] for head in heads]
+        return [], None
     if loading.get("prompt_form", "auto") == "auto":
+        configs = [read_head_config(find_head(head.place))[1] for head in heads]
         require_one_form(
             [prompt_format_of(config.manifest.text.prompt_template) for config in configs], heads
         )
     systems: list[System] = []
     for number, head in enumerate(heads):
         mav = MAVInference(head.place, base, **loading)
-        base = mav.base
-        digest = base.fingerprint().weights_digest
+        base, form = mav.base, mav.joined.form
         try:
             for name, _, alpha in (one for one in options.systems if one.head == number):
                 answers = generate_answers(
@@ -159,23 +177,46 @@ def _generate(
                         answers={answer.key: answer for answer in answers},
                         head=head.name if alpha else None,
                         alpha=alpha,
-                        base=digest,
+                        base=base.fingerprint().weights_digest,
                     )
                 )
         finally:
             mav.close()
         del mav
-    for system in systems:
-        system.base_nll = {
-            key: -answer.base_logprob / answer.new_tokens
-            for key, answer in system.given().items()
-            if answer.base_logprob is not None and answer.new_tokens
-        }
     assert isinstance(base, BaseModel)
+    _measure_likelihoods(base, form, prompts, [*systems, *others], options.batch_size)
     name = shown_place(base.id)
     del base
     free_memory()
-    return tuple(systems), name
+    return systems, name
+
+
+def _measure_likelihoods(
+    base: BaseModel,
+    form: PromptFormat,
+    prompts: Prompts,
+    systems: Sequence[System],
+    batch_size: int,
+) -> None:
+    """Give the systems how likely the base finds the texts of their answers.
+
+    Their ends are not counted: of a file it is not known how its answers ended.
+    """
+    asked = [(one, key, answer) for one in systems for key, answer in one.given().items()]
+    found = answer_likelihoods(
+        base,
+        form,
+        [one.asked(prompts, key) for one, key, _ in asked],
+        [answer.response for _, _, answer in asked],
+        [False] * len(asked),
+        batch_size=batch_size,
+    )
+    for one in systems:
+        one.base_nll = {
+            key: None if likely is None else -likely.logprob / likely.tokens
+            for (owner, key, _), likely in zip(asked, found, strict=True)
+            if owner is one
+        }
 
 
 def _tell_of_bases(systems: Sequence[System]) -> None:
