@@ -23,10 +23,10 @@ from mav.pipeline.comparison.prompts import Prompts, read_questions
 from mav.pipeline.comparison.refusals import load_phrases
 from mav.pipeline.comparison.reward import RewardModel, require_reward_model
 from mav.pipeline.comparison.summary import Summary, summarize_systems
-from mav.pipeline.comparison.systems import System, keys_of
+from mav.pipeline.comparison.systems import System, keys_of, measure_each
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.head.storage import find_head, read_head_config
-from mav.pipeline.preferences.prompt_format import PromptFormat, prompt_format_of
+from mav.pipeline.preferences.prompt_format import Messages, PromptFormat, prompt_format_of
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.known_places import shown_place
 from mav.pipeline.runtime.memory import free_memory
@@ -202,21 +202,15 @@ def _measure_likelihoods(
 
     Their ends are not counted: of a file it is not known how its answers ended.
     """
-    asked = [(one, key, answer) for one in systems for key, answer in one.given().items()]
-    found = answer_likelihoods(
-        base,
-        form,
-        [one.asked(prompts, key) for one, key, _ in asked],
-        [answer.response for _, _, answer in asked],
-        [False] * len(asked),
-        batch_size=batch_size,
-    )
-    for one in systems:
-        one.base_nll = {
-            key: None if likely is None else -likely.logprob / likely.tokens
-            for (owner, key, _), likely in zip(asked, found, strict=True)
-            if owner is one
-        }
+
+    def measure(asked: Sequence[str | Messages], responses: Sequence[str]) -> list[float | None]:
+        found = answer_likelihoods(
+            base, form, asked, responses, [False] * len(asked), batch_size=batch_size
+        )
+        return [None if one is None else -one.logprob / one.tokens for one in found]
+
+    for system, values in zip(systems, measure_each(prompts, systems, measure), strict=True):
+        system.base_nll = values
 
 
 def _tell_of_bases(systems: Sequence[System]) -> None:
@@ -237,19 +231,12 @@ def _score(
     """Give the systems the rewards of their answers."""
     placed = {name: loading[name] for name in ("device", "dtype") if name in loading}
     names = [shown_place(model) for model in options.reward_model]
-    asked = [(one, key, answer) for one in systems for key, answer in one.given().items()]
     for model, name in zip(options.reward_model, names, strict=True):
         # Two of one name are told apart by where they are.
         told = name if names.count(name) == 1 else model
         scorer = RewardModel.load(model, **placed)
-        rewards = scorer.score(
-            [one.asked(prompts, key) for one, key, _ in asked],
-            [answer.response for _, _, answer in asked],
-        )
+        for system, values in zip(
+            systems, measure_each(prompts, systems, scorer.score), strict=True
+        ):
+            system.rewards[told] = values
         scorer.close()
-        for one in systems:
-            one.rewards[told] = {
-                key: reward
-                for (owner, key, _), reward in zip(asked, rewards, strict=True)
-                if owner is one
-            }

@@ -1,9 +1,10 @@
 """A system's answers with what was measured of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.questions import key_of
 from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.preferences.prompt_format import Messages
 
@@ -90,4 +91,39 @@ def keys_of(prompts: Prompts, systems: Sequence[System]) -> list[AnswerKey]:
         for number, question in enumerate(prompts.questions)
         for sample in range(samples)
         for turn in range(question.turns)
+    ]
+
+
+def measure_each(
+    prompts: Prompts,
+    systems: Sequence[System],
+    measure: Callable[[Sequence[str | Messages], Sequence[str]], Sequence[float | None]],
+) -> list[dict[AnswerKey, float | None]]:
+    """Return what a measure says of every answer of each system.
+
+    The same answer to the same prompt is measured once: in two batches it may come out different
+    in the last digits, and would win or lose where it is a tie.
+
+    Args:
+        prompts: What was asked.
+        systems: The systems.
+        measure: Takes prompts and an answer to each.
+    """
+    places: dict[tuple[str, str], int] = {}
+    asked: list[str | Messages] = []
+    responses: list[str] = []
+    for system in systems:
+        for key, answer in system.given().items():
+            prompt = system.asked(prompts, key)
+            told = key_of(prompt), answer.response
+            if places.setdefault(told, len(places)) == len(asked):
+                asked.append(prompt)
+                responses.append(answer.response)
+    values = measure(asked, responses)
+    return [
+        {
+            key: values[places[key_of(system.asked(prompts, key)), answer.response]]
+            for key, answer in system.given().items()
+        }
+        for system in systems
     ]

@@ -1,16 +1,19 @@
 """Options are stated once: flags, defaults, choices and bounds follow from dataclass fields."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
 from mav.cache_schema.errors import UsageError
+from mav.cli_commands.compare import compare_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
+from mav.pipeline.comparison.options import CompareOptions, JudgeOptions
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
@@ -26,6 +29,8 @@ KINDS: dict[type, tuple[click.Command, dict[str, Any]]] = {
     ),
     GenerationOptions: (generate_command, {}),
     ServeOptions: (serve_command, {"head": "h"}),
+    CompareOptions: (compare_command, {"prompts": "p", "output": Path("o"), "head": ("h",)}),
+    JudgeOptions: (compare_command, {"judge_url": "u", "judge_model": "m"}),
 }
 EVERY = [
     pytest.param(kind, field, rule, id=f"{kind.__name__}.{field.name}")
@@ -43,7 +48,8 @@ def test_a_field_is_an_option_of_its_command(kind: type, field: Any, rule: Optio
     assert param.opts == [f"--{field.name.replace('_', '-')}"]
     assert (param.help or "").startswith(rule.help)
     if field.default is dataclasses.MISSING:
-        assert param.required
+        # A comparison needs no judge, and a judge needs both.
+        assert param.required or kind is JudgeOptions
     elif isinstance(field.default, bool):
         assert param.is_flag
     elif field.default not in (None, ()):
