@@ -13,6 +13,7 @@ import transformers
 
 from mav.cache_schema.errors import BaseModelError, DataError
 from mav.pipeline.comparison.reward import RewardModel, answer_tokens, shortened
+from mav.pipeline.preferences.messages import Messages
 from tests.support.tiny import ARCHITECTURES, save_base, tiny_base, tiny_tokenizer
 
 HUMAN: Final = "\n\nHuman: How do I mend a kite?\n\nAssistant:"
@@ -21,7 +22,7 @@ MESSAGES: Final = [
     {"role": "assistant", "content": "Ho."},
     {"role": "user", "content": "Who would sell two chairs?"},
 ]
-PROMPTS: Final = [HUMAN, "Hi", MESSAGES, "Say nothing.", HUMAN]
+PROMPTS: Final[list[str | Messages]] = [HUMAN, "Hi", MESSAGES, "Say nothing.", HUMAN]
 ANSWERS: Final = ["First look at a kite.", "No. Who?", "You.", "", " Then mend it slowly. " * 4]
 TEMPLATE: Final = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
