@@ -64,7 +64,7 @@ def train(pairs: Sequence[PreferencePair], folder: Path, asked: argparse.Namespa
             **source.loaded_from, num_labels=1, dtype=torch.float32
         )
     if asked.trained_layers is not None:
-        _freeze_all_but(model, asked.trained_layers)
+        freeze_all_but(model, asked.trained_layers)
     prompts = [pair.asked for pair in pairs]
     columns = {
         f"{name}_ids": [
@@ -109,7 +109,7 @@ def train(pairs: Sequence[PreferencePair], folder: Path, asked: argparse.Namespa
     return seconds
 
 
-def _freeze_all_but(model: Any, layers: int) -> None:
+def freeze_all_but(model: Any, layers: int) -> None:
     """Leave the last decoder layers, the final norm and the new linear layer to be trained."""
     decoder = model.get_decoder()
     decoder.requires_grad_(False)
@@ -117,9 +117,8 @@ def _freeze_all_but(model: Any, layers: int) -> None:
         part.requires_grad_(True)
 
 
-def accuracy(folder: Path, pairs: Sequence[PreferencePair], max_length: int) -> dict[str, Any]:
+def accuracy(model: RewardModel, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Return how many pairs a reward model ranks right, with the 95 % interval; ties are half."""
-    model = RewardModel.load(str(folder), max_length=max_length)
     prompts = [pair.asked for pair in pairs]
     chosen, rejected = (
         np.array(model.score(prompts, [getattr(pair, name) for pair in pairs]))
@@ -166,7 +165,8 @@ def main() -> None:
     say(f"{counts.rows:,} rows, {len(training):,} pairs to train on, {len(held_out):,} held out")
     with contextlib.redirect_stdout(sys.stderr):  # libraries print where only the answer belongs
         seconds = train(training, asked.output, asked)
-        found = accuracy(asked.output, held_out, asked.max_length)
+        model = RewardModel.load(str(asked.output), max_length=asked.max_length)
+        found = accuracy(model, held_out)
     found |= {
         "training_pairs": len(training),
         "training_seconds": seconds,

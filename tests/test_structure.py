@@ -16,6 +16,7 @@ MAY_IMPORT: Final[dict[str, str]] = {
     "verification",
     "cli_commands": "cache_schema base comparison decoding demo evaluation extraction preferences reporting "
     "runtime serving training verification",
+    "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
     "serving": "cache_schema base decoding preferences runtime",
     "reporting": "cache_schema comparison evaluation head preferences runtime training",

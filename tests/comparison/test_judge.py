@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mav.cache_schema.errors import DataError, MAVError, UsageError
-from mav.pipeline.comparison import judge as judge_module
 from mav.pipeline.comparison import judge_client
 from mav.pipeline.comparison.judge import Duel, Judged, JudgeOptions, open_judge
 from mav.pipeline.comparison.judge_client import TRIES
+from mav.pipeline.comparison.judge_prompt import read_verdict
 from mav.pipeline.runtime.interruption import Interrupted
 from tests.support.judge_server import JudgeServer, Reply, fails, judging, says
 from tests.support.limits import NEVER
@@ -203,7 +203,8 @@ def test_a_limit_on_calls_counts_every_try(path: Path) -> None:
 
 def test_a_run_that_was_stopped_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with judging(rightly) as server:
-        monkeypatch.setattr(judge_module, "read_verdict", Stopping(judge_module.read_verdict, 6))
+        stopping = Stopping(read_verdict, 6)
+        monkeypatch.setattr("mav.pipeline.comparison.judge.read_verdict", stopping)
         with pytest.raises(Interrupted, match=r"\d replies of the judge are kept"):
             decided(server, path, judge_concurrency=1)
         monkeypatch.undo()

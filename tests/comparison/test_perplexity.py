@@ -38,8 +38,8 @@ def token_by_token(base: BaseModel, prompt: str, answer: str, ended: bool) -> Li
 def test_together_as_token_by_token(architecture: str) -> None:
     base = tiny_base(architecture)
     found = answer_likelihoods(base, form_of(base), PROMPTS, ANSWERS, ENDED, batch_size=3)
-    for one, *given in zip(found, PROMPTS, ANSWERS, ENDED, strict=True):
-        expected = token_by_token(base, *given)
+    for one, prompt, answer, ended in zip(found, PROMPTS, ANSWERS, ENDED, strict=True):
+        expected = token_by_token(base, prompt, answer, ended)
         assert one is not None
         assert one.tokens == expected.tokens
         assert one.logprob == pytest.approx(expected.logprob, rel=1e-4, abs=1e-3)
