@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from mav.pipeline.base.model import BaseModel, load_base
+    from mav.pipeline.comparison.options import CompareOptions, JudgeOptions
+    from mav.pipeline.comparison.run import Comparison, compare
     from mav.pipeline.decoding.alpha import AlphaSchedule
     from mav.pipeline.decoding.inference import MAVInference, create_mav
     from mav.pipeline.decoding.options import Generation, GenerationOptions
@@ -50,6 +52,8 @@ __all__ = [
     "CacheBusyError",
     "CacheError",
     "CacheIncompleteError",
+    "CompareOptions",
+    "Comparison",
     "DataError",
     "DataSource",
     "DryRunReport",
@@ -61,6 +65,7 @@ __all__ = [
     "GenerationOptions",
     "HeadConfig",
     "HeadError",
+    "JudgeOptions",
     "MAVError",
     "MAVInference",
     "Manifest",
@@ -71,6 +76,7 @@ __all__ = [
     "TrainReport",
     "UsageError",
     "VerificationReport",
+    "compare",
     "create_mav",
     "dry_run",
     "evaluate",
@@ -88,6 +94,8 @@ _FROM = {
     "CacheBusyError": "mav.cache_schema.errors",
     "CacheError": "mav.cache_schema.errors",
     "CacheIncompleteError": "mav.cache_schema.errors",
+    "CompareOptions": "mav.pipeline.comparison.options",
+    "Comparison": "mav.pipeline.comparison.run",
     "DataError": "mav.cache_schema.errors",
     "DataSource": "mav.pipeline.preferences.sources",
     "DryRunReport": "mav.pipeline.extraction.dry_run",
@@ -99,6 +107,7 @@ _FROM = {
     "GenerationOptions": "mav.pipeline.decoding.options",
     "HeadConfig": "mav.pipeline.head.config",
     "HeadError": "mav.cache_schema.errors",
+    "JudgeOptions": "mav.pipeline.comparison.options",
     "MAVError": "mav.cache_schema",
     "MAVInference": "mav.pipeline.decoding.inference",
     "Manifest": "mav.cache_schema",
@@ -109,6 +118,7 @@ _FROM = {
     "TrainReport": "mav.pipeline.training.train",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
+    "compare": "mav.pipeline.comparison.run",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",

@@ -124,7 +124,9 @@ def notes(summary: Summary) -> list[str]:
         elif system.missing:
             found.append(f"{system.name}: {system.missing:,} answers are missing")
     if summary.judge:
-        counts = ", ".join(f"{value} {name}" for name, value in summary.judge.items())
+        counts = ", ".join(
+            f"{value:,} {name.replace('_', ' ')}" for name, value in summary.judge.items()
+        )
         found.append(f"Judge: {counts}")
     return found
 

@@ -93,13 +93,9 @@ class _Axis:
         low, high = min(values), max(values)
         wide = (high - low) or max(abs(high), 1.0)
         step = _round_step(wide / _TICKS)
-        return cls(
-            math.floor(low / step + 1e-9) * step,
-            math.ceil(high / step - 1e-9) * step,
-            first,
-            last,
-            step,
-        )
+        begin = math.floor(low / step + 1e-9) * step
+        end = math.ceil(high / step - 1e-9) * step
+        return cls(begin, max(end, begin + step), first, last, step)
 
     def place(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
