@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.synthetic import log_to_stderr, say
 from mav.pipeline.base.gguf_copy import find_base
-from mav.pipeline.comparison.reward import RewardModel, answer_tokens, shortened
+from mav.pipeline.comparison.reward import RewardModel, answer_text, shortened, text_ids
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.evaluation.statistics import wilson
 from mav.pipeline.loader.split import PairSubset, in_subset
@@ -65,11 +65,13 @@ def train(pairs: Sequence[PreferencePair], folder: Path, asked: argparse.Namespa
         )
     if asked.trained_layers is not None:
         freeze_all_but(model, asked.trained_layers)
-    prompts = [pair.asked for pair in pairs]
     columns = {
         f"{name}_ids": [
             shortened(ids, asked.max_length, tokenizer)
-            for ids in answer_tokens(tokenizer, prompts, [getattr(pair, name) for pair in pairs])
+            for ids in text_ids(
+                tokenizer,
+                [answer_text(tokenizer, pair.asked, getattr(pair, name)) for pair in pairs],
+            )
         ]
         for name in ("chosen", "rejected")
     }

@@ -5,6 +5,7 @@ models since; TRL's `RewardTrainer` trains them.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class RewardModel:
         batch_size: Texts that are scored together.
         max_length: Most tokens of a prompt with its answer; None for no limit.
         cut: How many texts that were scored had lost their beginning to the limit.
+        refused: How many the chat template did not take, so that they have no score.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RewardModel:
     batch_size: int = 8
     max_length: int | None = None
     cut: int = field(default=0, init=False)
+    refused: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         _require_one_logit(self.model.config, self.name)
@@ -110,29 +113,37 @@ class RewardModel:
         )
 
     def score(self, prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
-        """Return the reward of each answer to its prompt; NaN where it is not a finite number.
+        """Return the reward of each answer to its prompt; NaN where there is none.
 
-        A text that exceeds `max_length` loses the beginning of its prompt; `cut` counts them.
+        There is none where the chat template does not take a prompt, which `refused` counts, and
+        where the reward is not a finite number. A text that exceeds `max_length` loses the
+        beginning of its prompt; `cut` counts them.
 
         Args:
             prompts: Messages, transcripts, or a user's words.
             responses: An answer to each; it may be empty.
 
         Raises:
-            DataError: The chat template refuses a prompt or answer.
+            DataError: The chat template takes none of them.
         """
-        texts = answer_tokens(self.tokenizer, prompts, responses)
-        kept = [shortened(ids, self.max_length, self.tokenizer) for ids in texts]
-        cut = sum(len(short) < len(ids) for short, ids in zip(kept, texts, strict=True))
-        self.cut += cut
-        if cut:
+        texts, refusals = {}, []
+        for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                texts[place] = answer_text(self.tokenizer, prompt, response)
+            except DataError as error:
+                refusals.append(error)
+        if refusals:
+            if not texts:
+                raise refusals[0]
+            self.refused += len(refusals)
             _log.warning(
-                f"{self.name}: {cut:,} of {len(kept):,} texts exceed {self.max_length:,} tokens "
-                f"and are scored without the beginning of their prompt"
+                f"{self.name}: {len(refusals):,} of {len(prompts):,} answers have no score; the "
+                f"first: {refusals[0]}"
             )
+        kept = dict(zip(texts, self._ids([*texts.values()]), strict=True))
         # The longest first: what does not fit into memory shows at once.
-        order = sorted(range(len(kept)), key=lambda place: -len(kept[place]))
-        rewards = [0.0] * len(kept)
+        order = sorted(kept, key=lambda place: -len(kept[place]))
+        rewards = [math.nan] * len(prompts)
         with progress_bar(len(kept), "Scoring", "answer") as bar:
             for start in range(0, len(order), self.batch_size):
                 places = order[start : start + self.batch_size]
@@ -146,6 +157,19 @@ class RewardModel:
         """Give its memory back; it scores no more."""
         self.model = None
         free_memory()
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts, shortened to the limit."""
+        whole = text_ids(self.tokenizer, texts)
+        kept = [shortened(ids, self.max_length, self.tokenizer) for ids in whole]
+        cut = sum(len(short) < len(ids) for short, ids in zip(kept, whole, strict=True))
+        if cut:
+            self.cut += cut
+            _log.warning(
+                f"{self.name}: {cut:,} of {len(kept):,} texts exceed {self.max_length:,} tokens "
+                f"and are scored without the beginning of their prompt"
+            )
+        return kept
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[Sequence[int]]) -> list[float]:
@@ -174,31 +198,43 @@ def require_reward_model(model: str) -> None:
     _config(_source(model, None))
 
 
-def answer_tokens(
-    tokenizer: Any, prompts: Sequence[str | Messages], responses: Sequence[str]
-) -> list[list[int]]:
-    """Return the ids of prompts with their answers, as reward models read them.
+def answer_text(tokenizer: Any, prompt: str | Messages, response: str) -> str:
+    """Return a prompt with its answer, as a reward model reads them.
 
     In the tokenizer's chat template where it has one; else as a transcript of `Human:` and
-    `Assistant:`, with the special tokens that the tokenizer itself puts around a text.
+    `Assistant:`.
 
     Raises:
-        DataError: The chat template refuses a prompt or answer, or a prompt is none.
+        DataError: The prompt is none, or the chat template does not take it.
     """
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    write = _as_chat if has_template else _as_transcript
-    texts = [
-        write(tokenizer, require_prompt(prompt), response)
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    asked = require_prompt(prompt)
+    if not _has_template(tokenizer):
+        return transcript_of(asked) + (as_response(response) if response else "")
+    messages = [*messages_of(asked), {"role": "assistant", "content": response.strip()}]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise DataError(
+            f"the reward model's chat template does not take a prompt with its answer: "
+            f"{one_line(error)}"
+        ) from error
+    return text
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts as `answer_text` returns them.
+
+    A chat template writes its own special tokens; a transcript gets those that the tokenizer
+    itself puts around a text.
+    """
     if not texts:
         return []
     found: list[list[int]] = tokenizer(
-        texts, add_special_tokens=not has_template, return_attention_mask=False, verbose=False
+        [*texts],
+        add_special_tokens=not _has_template(tokenizer),
+        return_attention_mask=False,
+        verbose=False,
     )["input_ids"]
-    for text, ids in zip(texts, found, strict=True):
-        if not ids:
-            raise DataError(f"the text to score: got {text!r}, which has no token")
     return found
 
 
@@ -216,19 +252,8 @@ def shortened(ids: Sequence[int], max_length: int | None, tokenizer: Any) -> lis
     return [ids[0], *ids[len(ids) - max_length + 1 :]] if begins else [*ids[-max_length:]]
 
 
-def _as_transcript(_: Any, prompt: str | Messages, response: str) -> str:
-    return transcript_of(prompt) + (as_response(response) if response else "")
-
-
-def _as_chat(tokenizer: Any, prompt: str | Messages, response: str) -> str:
-    messages = [*messages_of(prompt), {"role": "assistant", "content": response.strip()}]
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is a program, and raises what it likes
-        raise DataError(
-            f"the reward model's chat template refuses a prompt with its answer: {one_line(error)}"
-        ) from error
-    return text
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 @contextmanager

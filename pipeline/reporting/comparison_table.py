@@ -123,6 +123,11 @@ def notes(summary: Summary) -> list[str]:
             found.append(f"{system.name}: {system.errors:,} prompts could not be answered")
         elif system.missing:
             found.append(f"{system.name}: {system.missing:,} answers are missing")
+        for model, reward in system.rewards.items():
+            # Every answer has words; of what lacks them there is no answer.
+            without = reward.missing - system.words.missing
+            if without > 0:
+                found.append(f"{system.name}: {without:,} prompts without a reward of {model}")
     if summary.judge:
         counts = ", ".join(
             f"{value:,} {name.replace('_', ' ')}" for name, value in summary.judge.items()

@@ -133,7 +133,8 @@ def test_files_alone_are_compared_without_a_base(made: Made, tmp_path: Path) -> 
     found = compared(
         made, tmp_path / "out", head=(), others=files, reference="b", export=("mt-bench",)
     )
-    assert found.summary.base is found.summary.decoding is None
+    assert found.summary.base is None
+    assert found.summary.decoding is None
     assert [one.refusing.value for one in found.summary.systems] == [0.0, 1.0]
     assert [one.kl.value for one in found.summary.systems] == [None, None]
     assert len((tmp_path / "out/mt-bench/model_answer/a.jsonl").read_text().splitlines()) == 3

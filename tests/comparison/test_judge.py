@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +19,9 @@ from mav.pipeline.comparison.judge_client import TRIES
 from mav.pipeline.comparison.judge_prompt import read_verdict
 from mav.pipeline.runtime.interruption import Interrupted
 from tests.support.judge_server import JudgeServer, Reply, fails, judging, says
-from tests.support.limits import NEVER
+from tests.support.limits import EVENT, NEVER, PROCESS
 
+ROOT = Path(__file__).parents[2]
 KEY = "MAV_TEST_JUDGE_KEY"
 DUELS = [
     Duel(prompt=f"Question {n}?", answer=f"worth {worth}", reference="worth 5")
@@ -218,6 +222,36 @@ def test_a_run_that_was_stopped_goes_on(path: Path, monkeypatch: pytest.MonkeyPa
         assert len(server.asked) - before == 8 - (kept - 1)
         assert decided(server, path).results == RIGHT
         assert len(server.asked) - before == 8 - (kept - 1)
+
+
+def test_a_run_that_was_killed_goes_on(path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from mav.pipeline.comparison.judge import Duel, JudgeOptions, open_judge; "
+        "duels = [Duel(prompt='?', answer=f'worth {n}', reference='worth 1') for n in range(2, 8)]"
+        "\nasked = JudgeOptions(judge_url=sys.argv[1], judge_model='tiny', judge_concurrency=2)"
+        "\nwith open_judge(asked, Path(sys.argv[2])) as judge: judge.decide(duels)"
+    )
+    started: list[subprocess.Popen[bytes]] = []
+    begun = threading.Event()
+
+    def answer(asked: str, number: int) -> Reply:
+        if number == 6:
+            begun.wait(EVENT)
+            started[0].kill()
+        return rightly(asked)
+
+    with judging(answer) as server:
+        command = [sys.executable, "-c", code, server.url, str(path)]
+        started.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL))
+        begun.set()
+        assert started[0].wait(PROCESS) == -signal.SIGKILL
+        kept = path.read_bytes().count(b"\n") - 1
+        assert 4 <= kept <= 6  # all but those that were on their way
+        before = len(server.asked)
+        duels = [Duel(prompt="?", answer=f"worth {n}", reference="worth 1") for n in range(2, 8)]
+        assert decided(server, path, duels).results == (1.0,) * 6
+        assert len(server.asked) - before == 12 - kept
 
 
 class Stopping:

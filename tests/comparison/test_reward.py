@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from mav.cache_schema.errors import BaseModelError, DataError
-from mav.pipeline.comparison.reward import RewardModel, answer_tokens, shortened
+from mav.pipeline.comparison.reward import RewardModel, answer_text, shortened, text_ids
 from mav.pipeline.preferences.messages import Messages
 from tests.support.tiny import ARCHITECTURES, save_base, tiny_base, tiny_tokenizer
 
@@ -67,6 +67,11 @@ def chat_tokenizer() -> Any:
     return tokenizer
 
 
+def ids_of(tokenizer: Any, prompts: Sequence[str | Messages] = PROMPTS) -> list[list[int]]:
+    texts = [answer_text(tokenizer, *one) for one in zip(prompts, ANSWERS, strict=False)]
+    return text_ids(tokenizer, texts)
+
+
 def saved(model: Any, folder: Path, tokenizer: Any | None = None) -> Path:
     model.save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
@@ -101,7 +106,7 @@ def test_together_as_one_by_one(
 ) -> None:
     model, words = make().eval(), tokenizer()
     padding = model.config.pad_token_id
-    texts = answer_tokens(words, PROMPTS, ANSWERS)
+    texts = ids_of(words)
     expected = [alone(model, ids) for ids in texts]
     assert len({round(one, 3) for one in expected}) == len(expected)
     scorer = loaded(saved(model, tmp_path / "reward", words), batch_size=3)
@@ -112,7 +117,7 @@ def test_together_as_one_by_one(
 
 def test_plain_texts_are_transcripts() -> None:
     tokenizer = tiny_tokenizer()
-    found = [tokenizer.decode(ids) for ids in answer_tokens(tokenizer, PROMPTS, ANSWERS)]
+    found = [tokenizer.decode(ids) for ids in ids_of(tokenizer)]
     assert found == [
         f"{HUMAN} First look at a kite.",
         "\n\nHuman: Hi\n\nAssistant: No. Who?",
@@ -124,7 +129,7 @@ def test_plain_texts_are_transcripts() -> None:
 
 def test_a_chat_template_is_used_where_there_is_one() -> None:
     tokenizer = chat_tokenizer()
-    found = [tokenizer.decode(ids) for ids in answer_tokens(tokenizer, PROMPTS, ANSWERS)]
+    found = [tokenizer.decode(ids) for ids in ids_of(tokenizer)]
     assert found[0] == (
         "<bos>user: How do I mend a kite?<eos><bos>assistant: First look at a kite.<eos>"
     )
@@ -135,18 +140,27 @@ def test_a_chat_template_is_used_where_there_is_one() -> None:
     # As transformers renders and tokenizes at once.
     whole = [*MESSAGES, {"role": "assistant", "content": "You."}]
     ids = tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
-    assert answer_tokens(tokenizer, [MESSAGES], ["You."]) == [ids]
+    assert text_ids(tokenizer, [answer_text(tokenizer, MESSAGES, "You.")]) == [ids]
 
 
-def test_a_prompt_that_the_template_refuses_is_named() -> None:
-    messages = [{"role": "system", "content": "Be kind."}, *MESSAGES]
-    with pytest.raises(DataError, match=r"chat template refuses a prompt .*no system"):
-        answer_tokens(chat_tokenizer(), [messages], ["Yes."])
+def test_a_prompt_that_the_template_does_not_take_has_no_score(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    system = [{"role": "system", "content": "Be kind."}, *MESSAGES]
+    scorer = loaded(saved(classifier(), tmp_path / "reward", chat_tokenizer()))
+    found = scorer.score([HUMAN, system, "Hi"], ANSWERS[:3])
+    (alone,) = scorer.score(["Hi"], ANSWERS[2:3])
+    assert math.isnan(found[1])
+    assert found[2] == pytest.approx(alone, rel=1e-4)
+    assert scorer.refused == 1
+    assert any("1 of 3 answers have no score; the first: the reward" in one for one in messages)
+    with pytest.raises(DataError, match=r"chat template does not take a prompt .*no system"):
+        scorer.score([system], ["Yes."])
 
 
 def test_long_texts_lose_the_beginning_and_are_counted(tmp_path: Path, messages: list[str]) -> None:
     model = classifier(pad_token_id=None).eval()
-    texts = answer_tokens(tiny_tokenizer(), PROMPTS, ANSWERS)
+    texts = ids_of(tiny_tokenizer())
     limit = sorted(map(len, texts))[2]
     scorer = loaded(saved(model, tmp_path / "reward"), max_length=limit, batch_size=2)
     expected = [alone(model, ids[-limit:]) for ids in texts]
@@ -179,12 +193,8 @@ def test_the_limit_is_what_model_and_tokenizer_can_read(tmp_path: Path) -> None:
 def test_a_reward_that_is_no_number_is_nan(tmp_path: Path) -> None:
     scorer = loaded(saved(classifier(pad_token_id=3), tmp_path / "reward"))
     embedding = scorer.model.get_input_embeddings().weight
-    (first, _) = answer_tokens(tiny_tokenizer(), PROMPTS[:2], ANSWERS[:2])
-    only = next(
-        token
-        for token in first
-        if token not in answer_tokens(tiny_tokenizer(), PROMPTS[1:2], ANSWERS[1:2])[0]
-    )
+    first, second = ids_of(tiny_tokenizer(), PROMPTS[:2])
+    only = next(token for token in first if token not in second)
     embedding[only] = math.inf
     found = scorer.score(PROMPTS[:2], ANSWERS[:2])
     assert [math.isnan(one) for one in found] == [True, False]

@@ -15,7 +15,7 @@ from mav.pipeline.comparison.intervals import Estimate
 from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.comparison.run import Comparison
 from mav.pipeline.comparison.summary import Summary, summarize_systems
-from mav.pipeline.comparison.systems import System, keys_of
+from mav.pipeline.comparison.systems import Measured, System, keys_of
 from mav.pipeline.reporting.comparison_page import render_comparison, write_comparison
 from mav.pipeline.reporting.comparison_table import comparison_table
 from mav.pipeline.reporting.curves import Curve, CurvePoint, draw_curves
@@ -33,7 +33,9 @@ def system(name: str, kl: float | None, *responses: str, **more: Any) -> System:
         AnswerKey(number): Answer(key=AnswerKey(number), response=text, new_tokens=3, kl=kl)
         for number, text in enumerate(responses)
     }
-    rewards = {"rm": {key: float(len(answer.response)) for key, answer in answers.items()}}
+    rewards: dict[str, Measured] = {
+        "rm": {key: float(len(answer.response)) for key, answer in answers.items()}
+    }
     return System(name=name, answers=answers, rewards=rewards, **more)
 
 
