@@ -16,16 +16,20 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError
-from mav.pipeline.comparison.judge_client import CallFailedError, JudgeClient, OutOfCallsError
+from mav.pipeline.comparison.judge_client import (
+    CallFailedError,
+    JudgeClient,
+    JudgeOptions,
+    OutOfCallsError,
+)
 from mav.pipeline.comparison.judge_prompt import Verdict, fill, load_judge_prompt, read_verdict
 from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.runtime.interruption import Interrupted
-from mav.pipeline.runtime.options import check_options, known, option
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import ResumableLines, resumable_lines
 
@@ -36,41 +40,6 @@ _LOST: Final = 8
 _SHOWN: Final = 160
 _HEADER: Final = {"made_by": "mav compare", "lines": "replies of a judge"}
 _POINTS: Final[dict[Verdict, float]] = {"A": 1.0, "tie": 0.5, "B": 0.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
-    """Whom to ask, and how much.
-
-    Attributes:
-        judge_url: Base URL of an OpenAI-compatible server.
-        judge_model: Name of the model there.
-        judge_prompt: File of a judging prompt, with `{conversation}`, `{answer_a}` and `{answer_b}`
-            in it; None for the one that comes with MAV.
-        judge_key: Environment variable that holds the key; a server on this machine needs none.
-        judge_temperature: Temperature; None for the server's own, as some models take none.
-        judge_concurrency: Calls at once.
-        judge_max_calls: Most calls, further tries among them; None for no limit.
-    """
-
-    judge_url: str = field(metadata=known(help="Base URL of an OpenAI-compatible server."))
-    judge_model: str = field(metadata=known(help="Name of the judge there."))
-    judge_prompt: Path | None = option(
-        None, metavar="FILE", help="Judging prompt in place of MAV's own."
-    )
-    judge_key: str = option(
-        "OPENAI_API_KEY", metavar="VARIABLE", help="Environment variable that holds the key."
-    )
-    judge_temperature: float | None = option(
-        None, number=True, at_least=0, default_text="the server's", help="Temperature of the judge."
-    )
-    judge_concurrency: int = option(4, whole=True, at_least=1, help="Calls to the judge at once.")
-    judge_max_calls: int | None = option(
-        None, whole=True, at_least=1, help="Most calls to the judge, further tries among them."
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,14 +239,7 @@ def open_judge(options: JudgeOptions, path: Path) -> Iterator[Judge]:
         UsageError: The URL is none.
     """
     template = load_judge_prompt(options.judge_prompt)
-    temperature = options.judge_temperature
-    client = JudgeClient(
-        options.judge_url,
-        options.judge_model,
-        key_variable=options.judge_key,
-        settings={} if temperature is None else {"temperature": temperature},
-        max_calls=options.judge_max_calls,
-    )
+    client = JudgeClient(options)
     with resumable_lines(path, _HEADER, _key) as kept:
         try:
             yield Judge(options, template, client, kept)

@@ -9,13 +9,15 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.runtime.json_input import strict_json
+from mav.pipeline.runtime.options import check_options, known, option
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,41 @@ _SHOWN: Final = 200
 _PATH: Final = "/chat/completions"
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Whom to ask, and how much.
+
+    Attributes:
+        judge_url: Base URL of an OpenAI-compatible server.
+        judge_model: Name of the model there.
+        judge_prompt: File of a judging prompt, with `{conversation}`, `{answer_a}` and `{answer_b}`
+            in it; None for the one that comes with MAV.
+        judge_key: Environment variable that holds the key; a server on this machine needs none.
+        judge_temperature: Temperature; None for the server's own, as some models take none.
+        judge_concurrency: Calls at once.
+        judge_max_calls: Most calls, further tries among them; None for no limit.
+    """
+
+    judge_url: str = field(metadata=known(help="Base URL of an OpenAI-compatible server."))
+    judge_model: str = field(metadata=known(help="Name of the judge there."))
+    judge_prompt: Path | None = option(
+        None, metavar="FILE", help="Judging prompt in place of MAV's own."
+    )
+    judge_key: str = option(
+        "OPENAI_API_KEY", metavar="VARIABLE", help="Environment variable that holds the key."
+    )
+    judge_temperature: float | None = option(
+        None, number=True, at_least=0, default_text="the server's", help="Temperature of the judge."
+    )
+    judge_concurrency: int = option(4, whole=True, at_least=1, help="Calls to the judge at once.")
+    judge_max_calls: int | None = option(
+        None, whole=True, at_least=1, help="Most calls to the judge, further tries among them."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 class CallFailedError(Exception):
@@ -49,39 +86,20 @@ class JudgeClient:
         calls: Requests that were sent, further tries among them.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        key_variable: str,
-        settings: Mapping[str, Any],
-        max_calls: int | None,
-    ) -> None:
-        """Take the endpoint; nothing is sent yet.
-
-        Args:
-            url: Base URL, such as `http://127.0.0.1:8000/v1`.
-            model: Name of the model there.
-            key_variable: Environment variable that holds the key; none is sent where it is unset.
-            settings: Further fields of a request.
-            max_calls: Most requests; None for no limit.
+    def __init__(self, options: JudgeOptions) -> None:
+        """Take whom to ask; nothing is sent yet.
 
         Raises:
             UsageError: The URL is none, or the key cannot stand in a header.
         """
-        host = _host(url)
-        key = os.environ.get(key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise UsageError(f"{key_variable}: the key in it has characters that no key has")
-        whole = url.rstrip("/")
+        host, whole = _host(options.judge_url), options.judge_url.rstrip("/")
         self.url = whole if whole.endswith(_PATH) else whole + _PATH
         self.calls = 0
-        self._key_variable = key_variable
-        self._has_key = bool(key)
-        self._max_calls = max_calls
-        self._body = {"model": model, **settings}
+        self._options = options
         self._headers = {"Content-Type": "application/json", "User-Agent": "mav-compare"}
+        key = os.environ.get(options.judge_key, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{options.judge_key}: the key in it has characters that no key has")
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         # A server on this machine is not reached through a proxy, whatever the environment says.
@@ -123,12 +141,18 @@ class JudgeClient:
 
     def _count(self) -> None:
         with self._lock:
-            if self._max_calls is not None and self.calls >= self._max_calls:
+            most = self._options.judge_max_calls
+            if most is not None and self.calls >= most:
                 raise OutOfCallsError
             self.calls += 1
 
     def _ask_once(self, text: str) -> str:
-        body = {**self._body, "messages": [{"role": "user", "content": text}]}
+        body: dict[str, Any] = {
+            "model": self._options.judge_model,
+            "messages": [{"role": "user", "content": text}],
+        }
+        if self._options.judge_temperature is not None:
+            body["temperature"] = self._options.judge_temperature
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
             self.url, json.dumps(body).encode(), self._headers, method="POST"
         )
@@ -154,9 +178,9 @@ class JudgeClient:
         told = f"{self.url} answered {error.code}: {_message(error)}"
         if error.code in (401, 403):
             remedy = (
-                f"the key in {self._key_variable} is not taken; set it to another"
-                if self._has_key
-                else f"no key was sent, as {self._key_variable} is not set; set it to your key, or "
+                f"the key in {self._options.judge_key} is not taken; set it to another"
+                if "Authorization" in self._headers
+                else f"no key was sent, as {self._options.judge_key} is not set; set it, or "
                 f"name another variable"
             )
             return UsageError(f"{told}: {remedy}")
