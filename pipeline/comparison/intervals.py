@@ -33,8 +33,7 @@ _AT_ONCE: Final = 1 << 20
 """Most values that are drawn at once, to bound memory."""
 _RIDGE: Final = np.array([1e-6, 1.0])
 """Of the coefficients a and b; see `length_controlled_win_rate`."""
-_MOST_STEPS: Final = 100
-_LARGEST_STEP: Final = 1.0
+_MOST_STEPS: Final = 30
 _CONVERGED: Final = 1e-10
 
 
@@ -135,8 +134,8 @@ def length_controlled_win_rate(wins: Values, length_differences: Values) -> Esti
 def _fit(wins_DN: Floats, lengths_DN: Floats) -> Floats:
     """Return the coefficients a and b of D samples of N prompts, [D, 2].
 
-    Newton's method from zero. Its steps are bounded, for a full one may overshoot where length
-    almost tells who wins.
+    Newton's method from zero, which takes some 20 steps where one side wins throughout and 5
+    elsewhere.
     """
     found_D2 = np.zeros((len(wins_DN), 2))
     design_DN2 = np.stack([np.ones_like(lengths_DN), lengths_DN], axis=-1)
@@ -146,7 +145,7 @@ def _fit(wins_DN: Floats, lengths_DN: Floats) -> Floats:
         gradient_D2 = ((wins_DN - expected_DN)[..., None] * design_DN2).sum(1) - _RIDGE * found_D2
         curvature_D22 = design_DN2.swapaxes(1, 2) @ weighted_DN2 + np.diag(_RIDGE)
         step_D2 = np.linalg.solve(curvature_D22, gradient_D2[..., None])[..., 0]
-        found_D2 += step_D2.clip(-_LARGEST_STEP, _LARGEST_STEP)
+        found_D2 += step_D2
         if float(np.abs(step_D2).max()) < _CONVERGED:
             break
     return found_D2

@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError
-from mav.pipeline.comparison.judge_client import CallFailedError, JudgeClient, OutOfCallsError
+from mav.pipeline.comparison.judge_client import (
+    CallFailedError,
+    JudgeClient,
+    JudgeOptions,
+    OutOfCallsError,
+)
 from mav.pipeline.comparison.judge_prompt import Verdict, fill, load_judge_prompt, read_verdict
-from mav.pipeline.comparison.options import JudgeOptions as JudgeOptions
 from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
@@ -235,14 +239,7 @@ def open_judge(options: JudgeOptions, path: Path) -> Iterator[Judge]:
         UsageError: The URL is none.
     """
     template = load_judge_prompt(options.judge_prompt)
-    temperature = options.judge_temperature
-    client = JudgeClient(
-        options.judge_url,
-        options.judge_model,
-        key_variable=options.judge_key,
-        settings={} if temperature is None else {"temperature": temperature},
-        max_calls=options.judge_max_calls,
-    )
+    client = JudgeClient(options)
     with resumable_lines(path, _HEADER, _key) as kept:
         try:
             yield Judge(options, template, client, kept)

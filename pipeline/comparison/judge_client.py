@@ -9,12 +9,12 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.comparison.options import JudgeOptions as JudgeOptions
 from mav.pipeline.runtime.json_input import strict_json
 
 _log = logging.getLogger(__name__)
@@ -49,39 +49,20 @@ class JudgeClient:
         calls: Requests that were sent, further tries among them.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        key_variable: str,
-        settings: Mapping[str, Any],
-        max_calls: int | None,
-    ) -> None:
-        """Take the endpoint; nothing is sent yet.
-
-        Args:
-            url: Base URL, such as `http://127.0.0.1:8000/v1`.
-            model: Name of the model there.
-            key_variable: Environment variable that holds the key; none is sent where it is unset.
-            settings: Further fields of a request.
-            max_calls: Most requests; None for no limit.
+    def __init__(self, options: JudgeOptions) -> None:
+        """Take whom to ask; nothing is sent yet.
 
         Raises:
             UsageError: The URL is none, or the key cannot stand in a header.
         """
-        host = _host(url)
-        key = os.environ.get(key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise UsageError(f"{key_variable}: the key in it has characters that no key has")
-        whole = url.rstrip("/")
+        host, whole = _host(options.judge_url), options.judge_url.rstrip("/")
         self.url = whole if whole.endswith(_PATH) else whole + _PATH
         self.calls = 0
-        self._key_variable = key_variable
-        self._has_key = bool(key)
-        self._max_calls = max_calls
-        self._body = {"model": model, **settings}
+        self._options = options
         self._headers = {"Content-Type": "application/json", "User-Agent": "mav-compare"}
+        key = os.environ.get(options.judge_key, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{options.judge_key}: the key in it has characters that no key has")
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         # A server on this machine is not reached through a proxy, whatever the environment says.
@@ -123,12 +104,18 @@ class JudgeClient:
 
     def _count(self) -> None:
         with self._lock:
-            if self._max_calls is not None and self.calls >= self._max_calls:
+            most = self._options.judge_max_calls
+            if most is not None and self.calls >= most:
                 raise OutOfCallsError
             self.calls += 1
 
     def _ask_once(self, text: str) -> str:
-        body = {**self._body, "messages": [{"role": "user", "content": text}]}
+        body: dict[str, Any] = {
+            "model": self._options.judge_model,
+            "messages": [{"role": "user", "content": text}],
+        }
+        if self._options.judge_temperature is not None:
+            body["temperature"] = self._options.judge_temperature
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
             self.url, json.dumps(body).encode(), self._headers, method="POST"
         )
@@ -154,9 +141,9 @@ class JudgeClient:
         told = f"{self.url} answered {error.code}: {_message(error)}"
         if error.code in (401, 403):
             remedy = (
-                f"the key in {self._key_variable} is not taken; set it to another"
-                if self._has_key
-                else f"no key was sent, as {self._key_variable} is not set; set it to your key, or "
+                f"the key in {self._options.judge_key} is not taken; set it to another"
+                if "Authorization" in self._headers
+                else f"no key was sent, as {self._options.judge_key} is not set; set it, or "
                 f"name another variable"
             )
             return UsageError(f"{told}: {remedy}")

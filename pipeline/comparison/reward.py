@@ -85,22 +85,20 @@ class RewardModel:
             BaseModelError: It cannot be found or loaded, lacks a tensor, or has not one logit.
             UsageError: The device is not there.
         """
-        source = _source(model, revision)
+        source = resolve_base(model, None, revision)
         config = _config(source)
         placed = pick_device(device)
-        try:
+        with _reading(source, "weights"):
             loaded = load_model(
                 source,
                 auto_class=transformers.AutoModelForSequenceClassification,
                 dtype=resolve_dtype(dtype, placed),
             )
-        except BaseModelError:
-            raise
-        except Exception as error:
-            raise BaseModelError(
-                f"{source.id}: cannot be loaded as a reward model: {one_line(error)}"
-            ) from error
-        tokenizer = _tokenizer(source)
+        require_vocabulary_files(source.folder)
+        with _reading(source, "tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                **source.loaded_from, trust_remote_code=False
+            )
         limits = (max_length, getattr(config, "max_position_embeddings", None))
         known = [limit for limit in (*limits, tokenizer.model_max_length) if limit]
         shortest = min(known, default=_UNLIMITED)
@@ -195,7 +193,7 @@ def require_reward_model(model: str) -> None:
     Raises:
         BaseModelError: It cannot be found, or has not one logit.
     """
-    _config(_source(model, None))
+    _config(resolve_base(model, None, None))
 
 
 def answer_text(tokenizer: Any, prompt: str | Messages, response: str) -> str:
@@ -276,25 +274,22 @@ def _padded_with(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[int]:
         config.pad_token_id = None
 
 
-def _source(model: str, revision: str | None) -> BaseSource:
-    source = resolve_base(model, None, revision)
-    if source.gguf_file is not None:
+@contextmanager
+def _reading(source: BaseSource, what: str) -> Iterator[None]:
+    """Turn what transformers raises into one clear error, and silence it."""
+    try:
+        with QuietLibraries():
+            yield
+    except Exception as error:
         raise BaseModelError(
-            f"{model}: got a GGUF file, which has no place for a reward; name the folder or hub "
-            f"id of a reward model in safetensors"
-        )
-    return source
+            f"{source.id}: its {what} cannot be read: {one_line(error)}"
+        ) from error
 
 
 def _config(source: BaseSource) -> Any:
     """Return a reward model's configuration, or refuse what it says of the model."""
-    try:
-        with QuietLibraries():
-            config = read_config(source)
-    except Exception as error:
-        raise BaseModelError(
-            f"{source.id}: its configuration cannot be read: {one_line(error)}"
-        ) from error
+    with _reading(source, "configuration"):
+        config = read_config(source)
     kinds = getattr(config, "architectures", None) or []
     if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise BaseModelError(
@@ -313,16 +308,3 @@ def _require_one_logit(config: Any, name: str) -> None:
             f"({', '.join(map(str, config.id2label.values()))}), expected one, the reward. Name a "
             f"model that was trained as a reward model (num_labels 1)."
         )
-
-
-def _tokenizer(source: BaseSource) -> Any:
-    require_vocabulary_files(source.folder)
-    try:
-        with QuietLibraries():
-            return transformers.AutoTokenizer.from_pretrained(
-                **source.loaded_from, trust_remote_code=False
-            )
-    except Exception as error:
-        raise BaseModelError(
-            f"{source.id}: its tokenizer cannot be loaded: {one_line(error)}"
-        ) from error

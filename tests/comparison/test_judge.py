@@ -14,8 +14,8 @@ import pytest
 
 from mav.cache_schema.errors import DataError, MAVError, UsageError
 from mav.pipeline.comparison import judge_client
-from mav.pipeline.comparison.judge import Duel, Judged, JudgeOptions, open_judge
-from mav.pipeline.comparison.judge_client import TRIES
+from mav.pipeline.comparison.judge import Duel, Judged, open_judge
+from mav.pipeline.comparison.judge_client import TRIES, JudgeOptions
 from mav.pipeline.comparison.judge_prompt import read_verdict
 from mav.pipeline.runtime.interruption import Interrupted
 from tests.support.judge_server import JudgeServer, Reply, fails, judging, says
@@ -227,7 +227,8 @@ def test_a_run_that_was_stopped_goes_on(path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_run_that_was_killed_goes_on(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from mav.pipeline.comparison.judge import Duel, JudgeOptions, open_judge; "
+        "from mav.pipeline.comparison.judge import Duel, open_judge; "
+        "from mav.pipeline.comparison.judge_client import JudgeOptions; "
         "duels = [Duel(prompt='?', answer=f'worth {n}', reference='worth 1') for n in range(2, 8)]"
         "\nasked = JudgeOptions(judge_url=sys.argv[1], judge_model='tiny', judge_concurrency=2)"
         "\nwith open_judge(asked, Path(sys.argv[2])) as judge: judge.decide(duels)"
@@ -318,6 +319,18 @@ def test_a_server_that_goes_ends_the_run(path: Path) -> None:
     with judging(rightly) as server:
         assert decided(server, path, many).results == (0.0,) * 16
         assert len(server.asked) == 32 - 3
+
+
+def test_failures_between_replies_do_not_end_it(path: Path) -> None:
+    many = [Duel(prompt=f"{n}?", answer="worth 1", reference="worth 2") for n in range(10)]
+
+    def answer(asked: str, number: int) -> Reply:
+        return fails(400, "odd") if number % 2 else rightly(asked)
+
+    with judging(answer) as server:
+        found = decided(server, path, many, judge_concurrency=1)
+    assert found.failed == 10
+    assert found.results == (None,) * 10
 
 
 def test_no_server_at_all(path: Path) -> None:
