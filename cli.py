@@ -3,6 +3,7 @@
 import click
 
 from mav.cli_commands.chat import chat_command
+from mav.cli_commands.compare import compare_command
 from mav.cli_commands.demo import demo_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
@@ -28,6 +29,7 @@ for _command in (
     verify_command,
     train_command,
     evaluate_command,
+    compare_command,
     inspect_command,
     generate_command,
     chat_command,

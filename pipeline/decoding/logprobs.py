@@ -17,11 +17,13 @@ class LogProbs:
         aligned: Of the token, under base and head.
         base: Of the token, under the base alone.
         top: The most probable tokens under base and head: id, log-probability.
+        kl: KL(aligned || base) of the two distributions that the token is one of, in nats.
     """
 
     aligned: float
     base: float
     top: tuple[tuple[int, float], ...]
+    kl: float
 
 
 def logprobs_of_each(
@@ -46,13 +48,23 @@ def logprobs_of_each(
         if most is None:
             each.append(None)
             continue
-        aligned = logits.log_softmax(-1)
+        aligned, plain = logits.log_softmax(-1), base.log_softmax(-1)
         top = aligned.topk(most)
         each.append(
             LogProbs(
                 aligned=float(aligned[token]),
-                base=float(base.log_softmax(-1)[token]),
+                base=float(plain[token]),
                 top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+                kl=float(divergence(aligned, plain)),
             )
         )
     return each
+
+
+def divergence(aligned: Tensor, base: Tensor) -> Tensor:
+    """Return KL(aligned || base) in nats, float32 [], of log-probabilities, float32 [V].
+
+    Where both are the same numbers it is 0 exactly. Tokens that neither can choose count nothing.
+    """
+    share = aligned.exp()
+    return (share * (aligned - base)).masked_fill(share == 0, 0.0).sum()

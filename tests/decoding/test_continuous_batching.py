@@ -164,7 +164,14 @@ def test_log_probabilities_are_those_of_the_whole_text(
             logprobs = whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
             want = logprobs.gather(-1, chosen)[:, 0]
             torch.testing.assert_close(torch.tensor(got), want, rtol=1e-4, atol=1e-4)
-        top = whole_text_logits(mav, untouched, text, alpha)[after].log_softmax(-1).topk(3)
+        by_alpha, plain = (
+            whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
+            for by in (alpha, torch.zeros_like(alpha))
+        )
+        kl = (by_alpha.exp() * (by_alpha - plain)).sum(-1)
+        torch.testing.assert_close(torch.tensor(heard.kl), kl, rtol=1e-4, atol=1e-4)
+        assert any(heard.kl) == any(strengths)
+        top = by_alpha.topk(3)
         assert [[token for token, _ in one] for one in heard.top] == top.indices.tolist()
         values = torch.tensor([[value for _, value in one] for one in heard.top])
         torch.testing.assert_close(values, top.values, rtol=1e-4, atol=1e-4)

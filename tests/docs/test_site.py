@@ -23,6 +23,7 @@ PAGES: Final = {
     "verify": "extracting",
     "train": "training",
     "evaluate": "training",
+    "compare": "compare",
     "generate": "decoding",
     "chat": "decoding",
     "serve": "serving",
