@@ -19,52 +19,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import PROMPT_LOGITS, Request, prefill_groups
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import RowSampler, choose_each
+from mav.pipeline.decoding.token_logprobs import LogProbs, logprobs_of
 
 _ROWS_OF_TOKENS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
-PREFILL_TOKENS: Final = 8192
-"""Most tokens, padding included, of the prompts that are read in one pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt to decode, with its alpha and options.
-
-    Attributes:
-        prompt: Token ids.
-        alpha: Strengths.
-        decoding: How tokens are chosen; beams are none of it.
-        top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
-            for no log-probabilities at all.
-        is_turn: Whether the response is the next turn of a conversation: it begins without white
-            space, and ends where the prompts' form ends turns. Else it is a text that goes on.
-    """
-
-    prompt: tuple[int, ...]
-    alpha: AlphaSchedule
-    decoding: GenerationOptions
-    top_logprobs: int | None = None
-    is_turn: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """Natural logarithms of one token's probabilities, before `GenerationOptions` change them.
-
-    Attributes:
-        aligned: Of the token, under base and head.
-        base: Of the token, under the base alone.
-        top: The most probable tokens under base and head: id, log-probability.
-    """
-
-    aligned: float
-    base: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +59,7 @@ class Row:
     Attributes:
         request: The request.
         tokens: Ids of the new tokens so far.
+        prompt_logprobs: Of the prompt's tokens but the first, where they were asked for.
         latest: When the last of them came, by `perf_counter`, or None.
     """
 
@@ -104,6 +67,7 @@ class Row:
     text: ResponseText
     sampler: RowSampler
     tokens: list[int] = field(default_factory=list)
+    prompt_logprobs: list[LogProbs] = field(default_factory=list)
     latest: float | None = None
 
 
@@ -140,14 +104,15 @@ class ContinuousBatchDecoder:
     def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
         """Prefill new requests; return the first token of each."""
         found: list[TokenOutput] = []
-        for group in _groups(requests):
+        for group in prefill_groups(requests):
             rows = [self._new_row(request) for request in group]
             inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
             ids, mask = (tensor.to(self._joined.base.device) for tensor in inputs.values())
             # Without the base's configuration, layers with a window keep all of the past too, so
             # that rows of any lengths can be put together; the mask still hides what is outside.
             cache = DynamicCache()
-            tokens = self._pass(rows, ids, mask, cache)
+            read = self._read_prompts if group[0].prompt_logprobs else self._pass
+            tokens = read(rows, ids, mask, cache)
             self._append(rows, mask, cache)
             found += tokens
         self._drop(token.row for token in found if token.finish)
@@ -178,9 +143,35 @@ class ContinuousBatchDecoder:
             sampler=RowSampler(request.decoding, self._joined.base.device, request.prompt),
         )
 
-    def _pass(
+    def _read_prompts(
         self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache
     ) -> list[TokenOutput]:
+        """Read prompts [B, S] and the log-probabilities of their tokens; return the first tokens.
+
+        Logits are as many as positions then, so they are read piece by piece.
+        """
+        width = ids.shape[1]
+        size = max(1, PROMPT_LOGITS // (len(rows) * self._joined.base.vocab_size))
+        for begin in range(0, width, size):
+            end = min(begin + size, width)
+            logits, base = self._logits(rows, ids[:, begin:end], mask[:, :end], cache, end - begin)
+            assert base is not None
+            for at, row in enumerate(rows):
+                top = row.request.top_logprobs
+                assert top is not None
+                # A position predicts the next one; what a row is padded with predicts nothing.
+                first = max(begin, width - len(row.request.prompt)) - begin
+                tokens = ids[at, begin + first + 1 : end + 1].tolist()
+                until = first + len(tokens)
+                row.prompt_logprobs += logprobs_of(
+                    tokens, logits[at, first:until], base[at, first:until], top
+                )
+        return self._chosen(rows, logits[:, -1:], None if base is None else base[:, -1:])
+
+    def _logits(
+        self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache, kept: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return float32 logits of the last positions, [B, kept, V], and the base's if wanted."""
         aligned = self._joined.aligned
         wants = any(row.request.top_logprobs is not None for row in rows)
         positions = positions_of(mask, ids.shape[1])
@@ -191,14 +182,24 @@ class ContinuousBatchDecoder:
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=kept,
                 return_dict=True,
                 **({"position_ids": positions} if self._takes_positions else {}),
             )
-            base_BV = _last(aligned.base_logits) if wants else None
-        logits_BV = _last(output.logits)
-        chosen = choose_each([row.sampler for row in rows], logits_BV)
-        logprobs = _logprobs(rows, chosen, logits_BV, base_BV)
+            base = _last(aligned.base_logits, kept) if wants else None
+        return _last(output.logits, kept), base
+
+    def _pass(
+        self, rows: Sequence[Row], ids: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> list[TokenOutput]:
+        return self._chosen(rows, *self._logits(rows, ids, mask, cache, 1))
+
+    def _chosen(
+        self, rows: Sequence[Row], logits: Tensor, base: Tensor | None
+    ) -> list[TokenOutput]:
+        """Choose the next token of each row under logits [B, 1, V]."""
+        chosen = choose_each([row.sampler for row in rows], logits[:, 0])
+        logprobs = _logprobs(rows, chosen, logits, base)
         return [
             self._advance(row, token, probs)
             for row, token, probs in zip(rows, chosen, logprobs, strict=True)
@@ -258,19 +259,8 @@ class ContinuousBatchDecoder:
             layer.values = layer.values[at.to(layer.values.device), :, first:]
 
 
-def _groups(requests: Sequence[Request]) -> list[list[Request]]:
-    """Split requests into groups whose padded prompts fit one prefill pass."""
-    groups: list[list[Request]] = []
-    for request in sorted(requests, key=lambda r: len(r.prompt), reverse=True):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0].prompt) <= PREFILL_TOKENS:
-            groups[-1].append(request)
-        else:
-            groups.append([request])
-    return groups
-
-
-def _last(logits: Any) -> Tensor:
-    last: Tensor = logits[:, -1].float()
+def _last(logits: Any, kept: int) -> Tensor:
+    last: Tensor = logits[:, -kept:].float()
     return last
 
 
@@ -284,23 +274,14 @@ def _joined_rows(above: Tensor, below: Tensor, width: int) -> Tensor:
 
 
 def _logprobs(
-    rows: Sequence[Row], chosen: Sequence[int], logits_BV: Tensor, base_BV: Tensor | None
+    rows: Sequence[Row], chosen: Sequence[int], logits: Tensor, base: Tensor | None
 ) -> list[LogProbs | None]:
-    if base_BV is None:
+    """Return the log-probabilities of new tokens under logits [B, 1, V], where wanted."""
+    if base is None:
         return [None] * len(rows)
-    found: list[LogProbs | None] = []
-    for row, token, logits, base in zip(rows, chosen, logits_BV, base_BV, strict=True):
-        wanted = row.request.top_logprobs
-        if wanted is None:
-            found.append(None)
-            continue
-        aligned = logits.log_softmax(-1)
-        top = aligned.topk(wanted)
-        found.append(
-            LogProbs(
-                aligned=float(aligned[token]),
-                base=float(base.log_softmax(-1)[token]),
-                top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-            )
-        )
-    return found
+    return [
+        None
+        if row.request.top_logprobs is None
+        else logprobs_of([token], logits[at], base[at], row.request.top_logprobs)[0]
+        for at, (row, token) in enumerate(zip(rows, chosen, strict=True))
+    ]

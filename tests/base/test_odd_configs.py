@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from mav.cache_schema.errors import MAVError
 from mav.pipeline.base.model import BaseModel, load_base
 from mav.pipeline.decoding.alpha import as_schedule
-from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.decoding.test_continuous_batching import alone
 from tests.support.live import assert_equals_live
 from tests.support.steered import steered, whole_text_choices

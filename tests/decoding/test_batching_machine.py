@@ -8,14 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
-from mav.pipeline.decoding.continuous_batching import (
-    ContinuousBatchDecoder,
-    Request,
-    Row,
-    TokenOutput,
-)
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Row, TokenOutput
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.support.steered import steered
 
 CASES: Final[list[tuple[int, int, Alpha, float, int | None]]] = [

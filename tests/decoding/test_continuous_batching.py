@@ -10,14 +10,10 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
-from mav.pipeline.decoding.continuous_batching import (
-    ContinuousBatchDecoder,
-    Request,
-    Row,
-    TokenOutput,
-)
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Row, TokenOutput
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES
 
@@ -338,7 +334,7 @@ def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(
 ) -> None:
     chance = random.Random(4)
     requests = [random_request(chance) for _ in range(7)]
-    monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.PREFILL_TOKENS", 26)
+    monkeypatch.setattr("mav.pipeline.decoding.request.PREFILL_TOKENS", 26)
     passes: list[int] = []
     handle = mav.base.model.register_forward_pre_hook(
         lambda _, __, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
