@@ -9,10 +9,12 @@ import pytest
 from mav.cache_schema.errors import UsageError
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
+from mav.cli_commands.harness import harness_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.options import Option, option_of
 from mav.pipeline.serving.options import ServeOptions
@@ -26,6 +28,7 @@ KINDS: dict[type, tuple[click.Command, dict[str, Any]]] = {
     ),
     GenerationOptions: (generate_command, {}),
     ServeOptions: (serve_command, {"head": "h"}),
+    HarnessOptions: (harness_command, {"head": "h", "tasks": ("t",), "loading": {}}),
 }
 EVERY = [
     pytest.param(kind, field, rule, id=f"{kind.__name__}.{field.name}")
