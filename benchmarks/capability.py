@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     right = {alpha: judged(mav, pairs, alpha) for alpha in args.alphas}
     names = [ALL, *dict.fromkeys(pair.phenomenon for pair in pairs)]
     return {
-        **machine(),
+        **machine(mav.base.device),
         "base": mav.base.id,
         "head": args.head,
         "dtype": str(mav.base.dtype).removeprefix("torch."),

@@ -21,8 +21,8 @@ NAMES = [CHOICE, ROLLING, WRITING]
 
 
 @pytest.fixture(autouse=True)
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the thousands of task files that lm-eval brings, which take long to read."""
+def quick_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes long: reading lm-eval's thousands of tasks, asking for this machine."""
     from lm_eval.tasks import TaskManager
 
     init = TaskManager.__init__
@@ -31,6 +31,8 @@ def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
         init(self, *args, **{**kwargs, "include_defaults": False})
 
     monkeypatch.setattr(TaskManager, "__init__", without_defaults)
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    monkeypatch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: None)
 
 
 def answers(model: Any, tasks: Path, **options: Any) -> dict[str, Any]:
