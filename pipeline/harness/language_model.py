@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -31,6 +32,9 @@ _OF_PASSES: Final = (
     "truncation",
 )
 """Arguments of `HFLM` that matter for a model that is loaded already; it ignores the others."""
+
+_UNASKED: Final = "cuda:0"
+"""What lm-eval's command line gives as the device where the user gives none."""
 
 
 @register_model("mav")
@@ -61,7 +65,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             head: Folder of a head or of a training run, or a hub id; or both loaded already.
             alpha: Strength; no schedule, as log-likelihoods count no tokens of an answer.
             base_model: Hub id, folder or `.gguf` file; the base the head was trained on if None.
-            device: `auto` if None, or a torch device.
+            device: `auto` if None, or a torch device; `cuda:0` is `auto` where there is no CUDA.
             **options: Further arguments of `MAVInference`, such as `dtype` and `quantize`, and
                 those of `HFLM` that concern passes rather than loading, such as `batch_size` and
                 `max_length`.
@@ -82,6 +86,8 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         if isinstance(head, MAVInference):
             self._mav = head
         else:
+            if device == _UNASKED and not torch.cuda.is_available():
+                device = None
             self._mav = MAVInference(head, base_model, device=device or "auto", **options)
         self.alpha = float(alpha)
         base = self._mav.base

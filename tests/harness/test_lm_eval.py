@@ -142,7 +142,7 @@ def test_the_plain_command_line_of_lm_eval_knows_the_model(
 
     model = f"head={head},base_model={base},alpha=2,dtype=float32"
     args = ["--model", "mav", "--model_args", model, "--tasks", CHOICE, "--include_path", tasks]
-    monkeypatch.setattr("sys.argv", ["lm_eval", *map(str, args), "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["lm_eval", *map(str, args)])
     main()
     expected = answers(steered_lm(head, base, 2.0), tasks)["results"][CHOICE]["acc,none"]
     assert f"|{expected:.4f}|" in capsys.readouterr().out.replace(" ", "")
