@@ -8,6 +8,7 @@ from mav.cli_commands.demo import demo_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
+from mav.cli_commands.harness import harness_command
 from mav.cli_commands.inspect import inspect_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
@@ -30,6 +31,7 @@ for _command in (
     train_command,
     evaluate_command,
     compare_command,
+    harness_command,
     inspect_command,
     generate_command,
     chat_command,

@@ -14,10 +14,10 @@ from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import (
     ContinuousBatchDecoder,
-    Request,
     TokenOutput,
 )
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
 
 _log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from mav.cli_commands.compare import compare_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
+from mav.cli_commands.harness import harness_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
@@ -22,6 +23,7 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import Option, option_of
@@ -43,6 +45,7 @@ KINDS: dict[type, tuple[click.Command, dict[str, Any]]] = {
     ServeOptions: (serve_command, {"head": "h"}),
     CompareOptions: (compare_command, {"prompts": "p", "output": Path("o"), "head": ("h",)}),
     JudgeOptions: (compare_command, {"judge_url": "u", "judge_model": "m"}),
+    HarnessOptions: (harness_command, {"head": "h", "tasks": ("t",), "loading": {}}),
 }
 FLAGS = {"datasets": "--dataset", "bases": "--base-model"}
 """Of options that are given once for each of several."""

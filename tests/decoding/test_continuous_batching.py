@@ -9,11 +9,9 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
-from mav.pipeline.decoding.continuous_batching import (
-    Request,
-)
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.support.listeners import Listener, alone, decoder_of
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import ARCHITECTURES
@@ -283,7 +281,7 @@ def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(
 ) -> None:
     chance = random.Random(4)
     requests = [random_request(chance) for _ in range(7)]
-    monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.PREFILL_TOKENS", 26)
+    monkeypatch.setattr("mav.pipeline.decoding.request.PREFILL_TOKENS", 26)
     passes: list[int] = []
     handle = mav.base.model.register_forward_pre_hook(
         lambda _, __, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True

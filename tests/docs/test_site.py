@@ -27,6 +27,7 @@ PAGES: Final = {
     "generate": "decoding",
     "chat": "decoding",
     "serve": "serving",
+    "harness": "harness",
     "inspect": "index",
     "demo": "index",
 }

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from mav.pipeline.decoding.continuous_batching import (
     ActiveSequence,
     ContinuousBatchDecoder,
-    Request,
     TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.request import Request
 
 
 @dataclass
