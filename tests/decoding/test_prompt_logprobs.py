@@ -72,7 +72,5 @@ def test_answers_go_on_as_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
         outputs = decoder.add(batch)
         while decoder.sequences:
             outputs += decoder.step()
-        written.append(
-            {output.sequence.request.prompt: output.sequence.tokens for output in outputs}
-        )
+        written.append({each.sequence.request.prompt: each.sequence.tokens for each in outputs})
     assert written[0] == written[1]
