@@ -3,10 +3,12 @@
 import click
 
 from mav.cli_commands.chat import chat_command
+from mav.cli_commands.compare import compare_command
 from mav.cli_commands.demo import demo_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
+from mav.cli_commands.harness import harness_command
 from mav.cli_commands.inspect import inspect_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
@@ -28,6 +30,8 @@ for _command in (
     verify_command,
     train_command,
     evaluate_command,
+    compare_command,
+    harness_command,
     inspect_command,
     generate_command,
     chat_command,

@@ -25,8 +25,9 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
-from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, Request
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from mav.pipeline.preferences.prompt_format import PromptFormat
 
 ALPHA: Final = 1.0

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HEAD_AND_BASE = options(
-    field_of(ServeOptions, "head", cls=OneOnly),
+LOADING = options(
     BASE,
     fields_of(
         InferenceOptions,
         *("prompt_form", "template_date", "allow_tokenizer_mismatch", "int8_head"),
-        "base_generation_config",
     ),
     PLACEMENT,
+)
+HEAD_AND_BASE = options(
+    field_of(ServeOptions, "head", cls=OneOnly),
+    LOADING,
+    fields_of(InferenceOptions, "base_generation_config"),
 )
 BASE_MODEL = click.option(
     "--base-model",

@@ -101,7 +101,7 @@ def _goes_on(ctx: click.Context) -> str | None:
     """Return how a command that was interrupted goes on, if it does."""
     if ctx.info_name == "train":
         return "The same command with --resume goes on from the last checkpoint."
-    if ctx.info_name in ("extract", "demo") or (
+    if ctx.info_name in ("extract", "demo", "compare") or (
         ctx.params.get("prompts_file") and ctx.params.get("output")
     ):
         return "The same command goes on where it was; what was written is kept."

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from mav.pipeline.base.loading import load_base
     from mav.pipeline.base.model import BaseModel
+    from mav.pipeline.comparison.options import CompareOptions, JudgeOptions
+    from mav.pipeline.comparison.run import Comparison, compare
     from mav.pipeline.decoding.alpha import AlphaSchedule
     from mav.pipeline.decoding.inference import MAVInference, create_mav
     from mav.pipeline.decoding.options import Generation, GenerationOptions
@@ -54,6 +56,8 @@ __all__ = [
     "CacheBusyError",
     "CacheError",
     "CacheIncompleteError",
+    "CompareOptions",
+    "Comparison",
     "DataError",
     "DataSource",
     "DryRunReport",
@@ -66,6 +70,7 @@ __all__ = [
     "GenerationOptions",
     "HeadConfig",
     "HeadError",
+    "JudgeOptions",
     "MAVError",
     "MAVInference",
     "Manifest",
@@ -77,6 +82,7 @@ __all__ = [
     "UsageError",
     "VerificationReport",
     "VerifyOptions",
+    "compare",
     "create_mav",
     "dry_run",
     "evaluate",
@@ -94,6 +100,8 @@ _FROM = {
     "CacheBusyError": "mav.cache_schema.errors",
     "CacheError": "mav.cache_schema.errors",
     "CacheIncompleteError": "mav.cache_schema.errors",
+    "CompareOptions": "mav.pipeline.comparison.options",
+    "Comparison": "mav.pipeline.comparison.run",
     "DataError": "mav.cache_schema.errors",
     "DataSource": "mav.pipeline.preferences.sources",
     "DryRunReport": "mav.pipeline.extraction.dry_run",
@@ -106,6 +114,7 @@ _FROM = {
     "GenerationOptions": "mav.pipeline.decoding.options",
     "HeadConfig": "mav.pipeline.head.config",
     "HeadError": "mav.cache_schema.errors",
+    "JudgeOptions": "mav.pipeline.comparison.options",
     "MAVError": "mav.cache_schema",
     "MAVInference": "mav.pipeline.decoding.inference",
     "Manifest": "mav.cache_schema",
@@ -117,6 +126,7 @@ _FROM = {
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
     "VerifyOptions": "mav.pipeline.verification.options",
+    "compare": "mav.pipeline.comparison.run",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",

@@ -62,11 +62,14 @@ def load_tokenizer(source: BaseSource) -> Any:
     return tokenizer
 
 
-def load_model(source: BaseSource, **options: Any) -> Any:
-    """Load the weights of a base model into the class its configuration names.
+def load_model(
+    source: BaseSource, *, auto_class: Any = transformers.AutoModelForCausalLM, **options: Any
+) -> Any:
+    """Load the weights of a model into the class its configuration names.
 
     Args:
         source: Its files.
+        auto_class: What chooses the class: by default, a base's.
         **options: Of `from_pretrained`.
 
     Raises:
@@ -77,7 +80,7 @@ def load_model(source: BaseSource, **options: Any) -> Any:
     if source.gguf_file is None:
         require_whole(source.weight_files())
     with QuietLibraries(), gguf_read_once() as skipped, _conversions() as unconverted:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class.from_pretrained(
             **source.loaded_from,
             trust_remote_code=False,
             output_loading_info=True,

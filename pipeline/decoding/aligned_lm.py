@@ -13,6 +13,7 @@ place.
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -23,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.aligned_loss import aligned_loss
 from mav.pipeline.head.model import AlignmentHead
 
 
@@ -145,7 +145,7 @@ class AlignedLM:
         # In float32: a small alpha must not be rounded away against a large logit.
         logits = output.logits.float() + added.to(output.logits.device)
         if output.get("loss") is not None:
-            output.loss = aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
+            output.loss = _aligned_loss(model, (args, kwargs), output.loss, output.logits, logits)
         output.logits = logits
         return output
 
@@ -253,3 +253,42 @@ def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
             f"all layers, or steer with alpha 0"
         )
     return states[layer]
+
+
+def _aligned_loss(
+    model: Any,
+    given: tuple[Sequence[Any], Mapping[str, Any]],
+    base_loss: Tensor,
+    base_logits: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Return what the model's own loss would have been with other logits.
+
+    Args:
+        model: The transformers model.
+        given: Positional and named arguments of its pass, `labels` among them.
+        base_loss: Its loss.
+        base_logits: What that was computed from, [B, T, vocab].
+        logits: The other logits, likewise.
+    """
+    passed = inspect.signature(model.forward).bind(*given[0], **given[1])
+    passed.apply_defaults()
+    # What a pass has no name for is the loss function's, such as `num_items_in_batch`.
+    extra: dict[str, Any] = next(
+        (
+            passed.arguments[name]
+            for name, parameter in passed.signature.parameters.items()
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD
+        ),
+        {},
+    )
+    mine, before = (
+        model.loss_function(
+            logits=each, labels=passed.arguments["labels"], vocab_size=each.shape[-1], **extra
+        )
+        for each in (logits, base_logits)
+    )
+    # What else is in the loss, such as that which balances experts, is not a function of the
+    # logits.
+    loss: Tensor = mine + (base_loss - before)
+    return loss

@@ -5,15 +5,13 @@ are collected in `OUTPUT.partial` as they come, whose first line says what made 
 there, they are put in the order of the prompts and take the name OUTPUT at once.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
 from mav.pipeline.decoding.alpha import AlphaSchedule
@@ -25,6 +23,7 @@ from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
 from mav.pipeline.runtime.progress import progress_bar
+from mav.pipeline.runtime.resumable_lines import json_line, resumable_lines
 
 _log = logging.getLogger(__name__)
 
@@ -82,19 +81,14 @@ def generate_file(
     lines = read_prompts(prompts)
     made_by = _made_by(mav, lines, alpha, decoding, batch_size)
     partial = output.with_name(f"{output.name}.partial")
-    with partial.open("a+", encoding="utf-8") as file:
-        _lock(file, partial)
-        answered = _read_partial(partial, made_by)
-        if answered is None:
-            answered = {}
-            _append(file, [made_by])
+    with resumable_lines(partial, made_by, lambda response: int(response["line"])) as kept:
+        answered = kept.found
         if answered:
             _log.info(f"{partial}: {len(answered):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(answered)) as bar:
             try:
                 for responses in _answer(mav, lines, answered, alpha, decoding, batch_size):
-                    _append(file, responses)
-                    answered |= {response["line"]: response for response in responses}
+                    kept.append(responses)
                     bar.update(len(responses))
             except KeyboardInterrupt as stop:
                 raise Interrupted(
@@ -102,7 +96,7 @@ def generate_file(
                     "The same command goes on with the rest.",
                 ) from stop
         ordered = [answered[line.number] for line in lines]
-        write_file(output, "".join(map(_line, ordered)).encode())
+        write_file(output, "".join(map(json_line, ordered)).encode())
         partial.unlink()
     return BatchReport(
         output=str(output),
@@ -210,16 +204,6 @@ def _line_out(line: PromptLine, response: Generation | str | None) -> dict[str, 
     }
 
 
-def _append(file: IO[str], values: Sequence[dict[str, Any]]) -> None:
-    file.write("".join(map(_line, values)))
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _line(value: dict[str, Any]) -> str:
-    return f"{json.dumps(value, ensure_ascii=False)}\n"
-
-
 def _made_by(
     mav: MAVInference,
     lines: Sequence[PromptLine],
@@ -245,50 +229,3 @@ def _made_by(
         "batch_size": batch_size,
         **settings,
     }
-
-
-def _lock(file: IO[str], path: Path) -> None:
-    """Lock the output file against other runs.
-
-    Raises:
-        DataError: Another run has them.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(
-            f"{path}: another run is writing answers there; wait for it, or name another `output`"
-        ) from error
-
-
-def _read_partial(path: Path, made_by: dict[str, Any]) -> dict[int, Any] | None:
-    """Return the responses an interrupted run left, by line, or None if it left nothing.
-
-    A torn last line is cut off, even if it is the first, which says what made the responses.
-
-    Raises:
-        DataError: Another run left them, or they are not answers.
-    """
-    raw = path.read_bytes()
-    if not raw:
-        return None
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if not whole and _line(made_by).encode().startswith(raw):
-        os.truncate(path, 0)
-        return None
-    try:
-        header, *responses = [json.loads(line) for line in whole.splitlines()]
-        answered = {int(response["line"]): response for response in responses}
-        other = [name for name, value in made_by.items() if header.get(name) != value]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
-            f"start over, or name another `output`."
-        ) from error
-    if other:
-        shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
-        raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
-        )
-    os.truncate(path, len(whole))
-    return answered

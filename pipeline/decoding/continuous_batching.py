@@ -19,38 +19,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
-from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of_each
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of, logprobs_of_each
+from mav.pipeline.decoding.request import PROMPT_LOGITS, Request, prefill_groups
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import SequenceSampler, choose_each
 
 _GROWING_LAYERS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
-PREFILL_TOKENS: Final = 8192
-"""Most tokens, padding included, of the prompts that are read in one pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt to decode, with its alpha and options.
-
-    Attributes:
-        prompt: Token ids.
-        alpha: Strengths.
-        decoding: How tokens are chosen, without beams.
-        top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
-            for no log-probabilities at all.
-        is_turn: Whether the response is the next turn of a conversation: it begins without white
-            space, and ends where the prompts' form ends turns. Else it is a text that goes on.
-    """
-
-    prompt: tuple[int, ...]
-    alpha: AlphaSchedule
-    decoding: GenerationOptions
-    top_logprobs: int | None = None
-    is_turn: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +59,7 @@ class ActiveSequence:
     Attributes:
         request: The request.
         tokens: Ids of the new tokens so far.
+        prompt_logprobs: Of the prompt's tokens but the first, where they were asked for.
         latest: When the last of them came, by `perf_counter`, or None.
     """
 
@@ -90,6 +67,7 @@ class ActiveSequence:
     text: ResponseText
     sampler: SequenceSampler
     tokens: list[int] = field(default_factory=list)
+    prompt_logprobs: list[LogProbs] = field(default_factory=list)
     latest: float | None = None
 
 
@@ -126,14 +104,15 @@ class ContinuousBatchDecoder:
     def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
         """Prefill new requests; return the first token of each."""
         outputs: list[TokenOutput] = []
-        for group in _groups(requests):
+        for group in prefill_groups(requests):
             sequences = [self._begin(request) for request in group]
             inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
             ids, mask = (tensor.to(self._joined.base.device) for tensor in inputs.values())
             # Without the base's configuration, layers with a window keep all of the past too, so
             # that sequences of any lengths fit together; the mask still hides what is outside.
             cache = DynamicCache()
-            tokens = self._pass(sequences, ids, mask, cache)
+            read = self._read_prompts if group[0].prompt_logprobs else self._pass
+            tokens = read(sequences, ids, mask, cache)
             self._append(sequences, mask, cache)
             outputs += tokens
         self._evict(output.sequence for output in outputs if output.finish)
@@ -164,9 +143,42 @@ class ContinuousBatchDecoder:
             sampler=SequenceSampler(request.decoding, self._joined.base.device, request.prompt),
         )
 
-    def _pass(
+    def _read_prompts(
         self, sequences: Sequence[ActiveSequence], ids: Tensor, mask: Tensor, cache: DynamicCache
     ) -> list[TokenOutput]:
+        """Read prompts [B, S] and the log-probabilities of their tokens; return the first tokens.
+
+        Logits are as many as positions then, so they are read piece by piece.
+        """
+        width = ids.shape[1]
+        size = max(1, PROMPT_LOGITS // (len(sequences) * self._joined.base.vocab_size))
+        for begin in range(0, width, size):
+            end = min(begin + size, width)
+            logits, base = self._logits(
+                sequences, ids[:, begin:end], mask[:, :end], cache, end - begin
+            )
+            assert base is not None
+            for at, sequence in enumerate(sequences):
+                top = sequence.request.top_logprobs
+                assert top is not None
+                # A position predicts the next one; padding predicts nothing.
+                first = max(begin, width - len(sequence.request.prompt)) - begin
+                tokens = ids[at, begin + first + 1 : end + 1].tolist()
+                until = first + len(tokens)
+                sequence.prompt_logprobs += logprobs_of(
+                    tokens, logits[at, first:until], base[at, first:until], top
+                )
+        return self._choose(sequences, logits[:, -1:], None if base is None else base[:, -1:])
+
+    def _logits(
+        self,
+        sequences: Sequence[ActiveSequence],
+        ids: Tensor,
+        mask: Tensor,
+        cache: DynamicCache,
+        kept: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return float32 logits of the last positions, [B, kept, V], and the base's if wanted."""
         aligned = self._joined.aligned
         wants = any(sequence.request.top_logprobs is not None for sequence in sequences)
         positions = positions_of(mask, ids.shape[1])
@@ -179,15 +191,29 @@ class ContinuousBatchDecoder:
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=kept,
                 return_dict=True,
                 **({"position_ids": positions} if self._takes_positions else {}),
             )
-            base_BV = _last(aligned.base_logits) if wants else None
-        logits_BV = _last(output.logits)
+            base = _last(aligned.base_logits, kept) if wants else None
+        return _last(output.logits, kept), base
+
+    def _pass(
+        self, sequences: Sequence[ActiveSequence], ids: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> list[TokenOutput]:
+        return self._choose(sequences, *self._logits(sequences, ids, mask, cache, 1))
+
+    def _choose(
+        self, sequences: Sequence[ActiveSequence], logits: Tensor, base: Tensor | None
+    ) -> list[TokenOutput]:
+        """Choose the next token of each sequence under logits [B, 1, V]."""
+        logits_BV = logits[:, 0]
         chosen = choose_each([sequence.sampler for sequence in sequences], logits_BV)
         logprobs = logprobs_of_each(
-            [sequence.request.top_logprobs for sequence in sequences], chosen, logits_BV, base_BV
+            [sequence.request.top_logprobs for sequence in sequences],
+            chosen,
+            logits_BV,
+            None if base is None else base[:, 0],
         )
         return [
             self._advance(sequence, token, probs)
@@ -252,19 +278,8 @@ class ContinuousBatchDecoder:
             layer.values = layer.values[at.to(layer.values.device), :, first:]
 
 
-def _groups(requests: Sequence[Request]) -> list[list[Request]]:
-    """Split requests into groups whose padded prompts fit one prefill pass."""
-    groups: list[list[Request]] = []
-    for request in sorted(requests, key=lambda r: len(r.prompt), reverse=True):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0].prompt) <= PREFILL_TOKENS:
-            groups[-1].append(request)
-        else:
-            groups.append([request])
-    return groups
-
-
-def _last(logits: Any) -> Tensor:
-    last: Tensor = logits[:, -1].float()
+def _last(logits: Any, kept: int) -> Tensor:
+    last: Tensor = logits[:, -kept:].float()
     return last
 
 

@@ -1,11 +1,12 @@
 """Log-probabilities of tokens that are decoded, under base and head and under the base.
 
-Shape legend: B sequences, V vocabulary.
+Shape legend: B sequences, T tokens of one, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -17,11 +18,13 @@ class LogProbs:
         aligned: Of the token, under base and head.
         base: Of the token, under the base alone.
         top: The most probable tokens under base and head: id, log-probability.
+        kl: KL(aligned || base) of the two distributions that the token is one of, in nats.
     """
 
     aligned: float
     base: float
     top: tuple[tuple[int, float], ...]
+    kl: float
 
 
 def logprobs_of_each(
@@ -41,18 +44,44 @@ def logprobs_of_each(
     """
     if base_BV is None:
         return [None] * len(chosen)
-    each: list[LogProbs | None] = []
-    for most, token, logits, base in zip(wanted, chosen, logits_BV, base_BV, strict=True):
-        if most is None:
-            each.append(None)
-            continue
-        aligned = logits.log_softmax(-1)
-        top = aligned.topk(most)
-        each.append(
-            LogProbs(
-                aligned=float(aligned[token]),
-                base=float(base.log_softmax(-1)[token]),
-                top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-            )
-        )
-    return each
+    return [
+        None if top is None else logprobs_of([token], logits[None], base[None], top)[0]
+        for top, token, logits, base in zip(wanted, chosen, logits_BV, base_BV, strict=True)
+    ]
+
+
+def logprobs_of(
+    tokens: Sequence[int], logits_TV: Tensor, base_TV: Tensor, top: int
+) -> list[LogProbs]:
+    """Return the log-probabilities of tokens of one sequence.
+
+    Args:
+        tokens: Token ids, [T].
+        logits_TV: Logits of base and head that predict them, float32.
+        base_TV: Those of the base alone.
+        top: How many of the most probable tokens to name beside each.
+    """
+    index = torch.tensor(tokens, dtype=torch.int64, device=logits_TV.device)[:, None]
+    aligned, base = logits_TV.log_softmax(-1), base_TV.log_softmax(-1)
+    best = aligned.topk(top)
+    # As lists at once: one copy from the device for all tokens.
+    columns = (
+        aligned.gather(-1, index)[:, 0].tolist(),
+        base.gather(-1, index)[:, 0].tolist(),
+        divergence(aligned, base).tolist(),
+        best.indices.tolist(),
+        best.values.tolist(),
+    )
+    return [
+        LogProbs(aligned=own, base=plain, kl=kl, top=tuple(zip(ids, values, strict=True)))
+        for own, plain, kl, ids, values in zip(*columns, strict=True)
+    ]
+
+
+def divergence(aligned: Tensor, base: Tensor) -> Tensor:
+    """Return KL(aligned || base) in nats, float32 [T], of log-probabilities, float32 [T, V].
+
+    Where both are the same numbers it is 0 exactly. Tokens that neither can choose count nothing.
+    """
+    share = aligned.exp()
+    return (share * (aligned - base)).masked_fill(share == 0, 0.0).sum(-1)

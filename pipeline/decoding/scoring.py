@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mav.cache_schema.errors import DataError
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
@@ -111,33 +112,55 @@ def _logprobs(
     if not prompts:
         return [], []
     base, aligned = joined.base, joined.aligned
-    # A response's last token is predicted and predicts nothing.
-    texts = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
-    inputs = left_padded(texts, base.pad_token)
     longest = max(map(len, responses))
-    if takes_positions(base.model):
-        mask = inputs["attention_mask"]
-        inputs["position_ids"] = positions_of(mask, mask.shape[1])
     strengths = [
         [0.0] * (longest - len(response)) + [schedule.at(token) for token in range(len(response))]
         for schedule, response in zip(schedules, responses, strict=True)
     ]
     with aligned.steering(torch.tensor(strengths)):
         aligned.keep_base_logits = True
-        output = base.model(
-            **{name: tensor.to(base.device) for name, tensor in inputs.items()},
-            use_cache=False,
-            logits_to_keep=longest,
-            return_dict=True,
-        )
+        logits = response_logits(base, prompts, responses)
         plain = aligned.base_logits
     assert plain is not None
+    return label_logprobs(logits, responses), label_logprobs(plain, responses)
+
+
+def response_logits(
+    base: BaseModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the logits that predict the tokens of responses, in one forward pass.
+
+    Args:
+        base: The base, with whatever hooks it has.
+        prompts: Token ids of each prompt.
+        responses: Token ids of each response; none is empty.
+
+    Returns:
+        [B, T, V]; those of shorter responses stand at the end.
+    """
+    # A response's last token is predicted and predicts nothing.
+    texts = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
+    inputs = left_padded(texts, base.pad_token)
+    if takes_positions(base.model):
+        mask = inputs["attention_mask"]
+        inputs["position_ids"] = positions_of(mask, mask.shape[1])
+    logits: Tensor = base.model(
+        **{name: tensor.to(base.device) for name, tensor in inputs.items()},
+        use_cache=False,
+        logits_to_keep=max(map(len, responses)),
+        return_dict=True,
+    ).logits
+    return logits
+
+
+def label_logprobs(logits: Tensor, responses: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of responses under logits as `response_logits` returns them.
+
+    Returns:
+        T of each response; those of a shorter one stand at the end.
+    """
+    longest = max(map(len, responses))
     labels = torch.tensor([[0] * (longest - len(response)) + [*response] for response in responses])
-    return _of_labels(output.logits, labels), _of_labels(plain, labels)
-
-
-def _of_labels(logits: Tensor, labels: Tensor) -> list[list[float]]:
-    """Return the log-probabilities of labels [B, T] under logits [B, T, V]."""
     wide = logits.float()
     chosen = wide.gather(-1, labels[..., None].to(wide.device))[..., 0]
     logprobs: list[list[float]] = (chosen - wide.logsumexp(-1)).tolist()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -17,16 +18,17 @@ class TokenLogprob(TypedDict):
 
     Attributes:
         token: Its text; part of a character is the replacement character.
-        logprob: Natural logarithm of its probability under base and head.
+        logprob: Natural logarithm of its probability under base and head; None for the first token
+            of a prompt, which nothing predicts.
         bytes: Its bytes, or None if the tokenizer does not give them.
-        base_logprob: Natural logarithm of its probability under the base alone.
+        base_logprob: Natural logarithm of its probability under the base alone; None likewise.
         top_logprobs: The most probable tokens in its place, without the last two fields.
     """
 
     token: str
-    logprob: float
+    logprob: float | None
     bytes: list[int] | None
-    base_logprob: NotRequired[float]
+    base_logprob: NotRequired[float | None]
     top_logprobs: NotRequired[list["TokenLogprob"]]
 
 
@@ -37,6 +39,20 @@ def token_logprob(tokenizer: Any, token: int, logprobs: LogProbs) -> TokenLogpro
         "base_logprob": _finite(logprobs.base),
         "top_logprobs": [_described(tokenizer, other, value) for other, value in logprobs.top],
     }
+
+
+def prompt_logprobs(
+    tokenizer: Any, tokens: Sequence[int], logprobs: Sequence[LogProbs]
+) -> tuple[TokenLogprob, ...]:
+    """Describe a prompt's tokens, given the log-probabilities of all but the first."""
+    first: TokenLogprob = {
+        **_described(tokenizer, tokens[0], 0.0),
+        "logprob": None,
+        "base_logprob": None,
+        "top_logprobs": [],
+    }
+    others = zip(tokens[1:], logprobs, strict=True)
+    return (first, *(token_logprob(tokenizer, token, found) for token, found in others))
 
 
 def token_name(token: TokenLogprob) -> str:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.decoding.attach import AttachedModel
-from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.preferences.prompt_format import text_tokens
 from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.queue import Job
 from mav.pipeline.serving.requests import CompletionRequest, Prompt
+
+MAX_PROMPT_LOGPROBS: Final = 65_536
+"""Most log-probabilities of prompts in a response, alternatives included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,10 @@ def job_choices(job: Job, attached: AttachedModel, options: ServeOptions) -> lis
     """
     request = job.request
     choices: list[Choice] = []
-    for prompt in request.prompts:
-        tokens = prompt_tokens(attached, prompt)
+    prompts = [prompt_tokens(attached, prompt) for prompt in request.prompts]
+    if request.echo:
+        _check_number(request, sum(map(len, prompts)))
+    for prompt, tokens in zip(request.prompts, prompts, strict=True):
         length = _max_new_tokens(request, len(tokens), attached, options)
         decoding = _decoding(request, attached, options, length)
         for number in range(request.n):
@@ -55,6 +60,7 @@ def job_choices(job: Job, attached: AttachedModel, options: ServeOptions) -> lis
                     decoding=decoding.with_seed_offset(number),
                     top_logprobs=request.top_logprobs,
                     is_turn=bool(prompt) and isinstance(prompt[0], Mapping),
+                    prompt_logprobs=request.echo and request.top_logprobs is not None,
                     job=job,
                     index=len(choices),
                 )
@@ -99,10 +105,34 @@ def _decoding(
 ) -> GenerationOptions:
     # OpenAI's default temperature is 1.
     defaults = attached.settings if options.base_generation_config else {"temperature": 1.0}
-    fields: dict[str, Any] = {"max_new_tokens": length, "seed": request.seed, **request.sampling}
+    # The pass that reads a prompt gives a first token in any case; that of 0 is not sent.
+    fields: dict[str, Any] = {
+        "max_new_tokens": max(1, length),
+        "seed": request.seed,
+        **request.sampling,
+    }
     if request.stop is not None:
         fields["stop"] = request.stop
     return GenerationOptions(**{**defaults, **fields})
+
+
+def _check_number(request: CompletionRequest, prompt_tokens: int) -> None:
+    """Refuse more log-probabilities of prompts than can be written without a long wait for others.
+
+    Raises:
+        ApiError: They are too many.
+    """
+    if request.top_logprobs is None:
+        return
+    count = prompt_tokens * request.n * (request.top_logprobs + 1)
+    if count > MAX_PROMPT_LOGPROBS:
+        raise ApiError(
+            400,
+            f"logprobs: got {count} log-probabilities of prompts, {request.top_logprobs + 1} for "
+            f"each of {prompt_tokens * request.n} tokens, expected at most {MAX_PROMPT_LOGPROBS}; "
+            f"ask for fewer alternatives, or send fewer prompts at once",
+            param="logprobs",
+        )
 
 
 def _max_new_tokens(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Literal
 
+from mav.pipeline.serving.echo import Echo
 from mav.pipeline.serving.errors import ApiError, shutting_down
 from mav.pipeline.serving.logprobs import TokenLogprob
 from mav.pipeline.serving.requests import CompletionRequest
@@ -23,10 +24,12 @@ class Started:
     Attributes:
         model: Name of the base that generates.
         prompt_tokens: Number of tokens of all prompts.
+        echoes: Each prompt as it is sent back, if that is requested.
     """
 
     model: str
     prompt_tokens: int
+    echoes: tuple[Echo, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,8 @@ class TokenEvent:
         text: Text that became final with it; may be empty.
         offset: Position in the choice's text where the token begins, in characters.
         finish_reason: Why the choice ends with this token, or None.
-        logprob: Its log-probabilities, if requested and it is not an end token.
+        logprob: Its log-probabilities, if requested; of an end token, only with `echo`.
+        prompt: Those of the prompt's tokens, with a choice's first token, if requested.
     """
 
     choice: int
@@ -46,6 +50,7 @@ class TokenEvent:
     offset: int
     finish_reason: Literal["stop", "length"] | None
     logprob: TokenLogprob | None
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 class Job:

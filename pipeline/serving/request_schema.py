@@ -81,6 +81,8 @@ class TextFields(SharedFields):
         | Annotated[list[Annotated[list[int], _TOKENS]], _LIST]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
 
 
 _Neutral = dict[str, tuple[Any, ...]]
@@ -118,7 +120,10 @@ _REQUEST_NEUTRAL: Final[_Neutral] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Fields of OpenAI's and vLLM's API that this server does not support, and their neutral values."""
+"""Fields of OpenAI's and vLLM's API that this server does not support, and their neutral values.
+
+Where an endpoint has one of these fields, it is validated there instead.
+"""
 
 _MESSAGE_NEUTRAL: Final[_Neutral] = {
     "annotations": ([],),
@@ -153,19 +158,20 @@ def validated(schema: type[_F], body: dict[str, Any]) -> _F:
         ApiError: A field is missing, unknown, not supported or invalid.
     """
     try:
-        return schema.model_validate(_without_neutral(body))
+        return schema.model_validate(_without_neutral(body, {*schema.model_fields}))
     except ValidationError as error:
         _refuse(error)
 
 
-def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
+def _without_neutral(body: dict[str, Any], known: set[str]) -> dict[str, Any]:
     kept = _not_null(body)
     if isinstance(kept.get("response_format"), dict):
         kept["response_format"] = _not_null(kept["response_format"])
     if kept.get("best_of") == kept.get("n", 1):
         kept.pop("best_of", None)
     kept = {name: value for name, value in kept.items() if name not in _IGNORED}
-    kept = _without(kept, _REQUEST_NEUTRAL, "")
+    neutral = {name: values for name, values in _REQUEST_NEUTRAL.items() if name not in known}
+    kept = _without(kept, neutral, "")
     if isinstance(kept.get("stream_options"), dict):
         kept["stream_options"] = _not_null(kept["stream_options"])
     if _is_short_list(kept.get("messages")):

@@ -35,7 +35,8 @@ class CompletionRequest:
         model: Name of the base, or None for the one in use.
         prompts: Texts or token ids, or one conversation.
         n: Choices per prompt.
-        max_tokens: Most tokens of a choice, or None for as many as there is room for.
+        max_tokens: Most tokens of a choice, or None for as many as there is room for; 0 only with
+            `echo`.
         alpha: Alpha of each token.
         sampling: Sampling fields of `GenerationOptions` that the request sets.
         seed: Seed of the first choice; each further choice of a prompt has the next one.
@@ -43,6 +44,7 @@ class CompletionRequest:
         top_logprobs: Alternatives per token; None for no log-probabilities.
         stream: Whether to stream the response.
         include_usage: Whether a stream ends with the number of tokens.
+        echo: Whether a choice begins with its prompt, and its log-probabilities with the prompt's.
     """
 
     model: str | None
@@ -56,6 +58,7 @@ class CompletionRequest:
     top_logprobs: int | None
     stream: bool
     include_usage: bool
+    echo: bool
 
     @property
     def choices(self) -> int:
@@ -122,13 +125,26 @@ def chat_request(body: dict[str, Any], options: ServeOptions) -> CompletionReque
 def text_request(body: dict[str, Any], options: ServeOptions) -> CompletionRequest:
     """Read the body of a request to `/v1/completions`; see `chat_request`."""
     fields = validated(TextFields, body)
-    return _request(
+    if fields.max_tokens == 0 and not fields.echo:
+        raise ApiError(
+            400, "max_tokens: got 0, expected at least 1, or echo to be true", param="max_tokens"
+        )
+    request = _request(
         fields,
         options,
         prompts=_prompts(fields.prompt),
         max_tokens=fields.max_tokens,
         top_logprobs=None if fields.logprobs is False else fields.logprobs,
+        echo=bool(fields.echo),
     )
+    if request.echo and request.top_logprobs is not None and not request.alpha.is_constant:
+        raise ApiError(
+            400,
+            f"alpha: got the schedule {request.alpha}, expected a number, as a schedule counts the "
+            f"tokens of a completion and echo with logprobs asks for those of the prompt",
+            param="alpha",
+        )
+    return request
 
 
 def _prompts(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
@@ -147,6 +163,7 @@ def _request(
     prompts: tuple[Prompt, ...],
     max_tokens: int | None,
     top_logprobs: int | None,
+    echo: bool = False,
 ) -> CompletionRequest:
     if max_tokens is not None and max_tokens > options.max_new_tokens:
         raise ApiError(
@@ -169,6 +186,7 @@ def _request(
         top_logprobs=top_logprobs,
         stream=bool(fields.stream),
         include_usage=stream_options.include_usage,
+        echo=echo,
     )
     if request.choices > options.max_rows:
         raise ApiError(

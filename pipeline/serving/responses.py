@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any, Final
 
+from mav.pipeline.serving.echo import Echo
 from mav.pipeline.serving.logprobs import TokenLogprob, token_name
 from mav.pipeline.serving.queue import Started, TokenEvent
 from mav.pipeline.serving.requests import CompletionRequest
@@ -53,7 +54,9 @@ def _text_logprobs(tokens: Sequence[TokenLogprob], offsets: Sequence[int]) -> di
         "token_logprobs": [token["logprob"] for token in tokens],
         "base_logprobs": [token["base_logprob"] for token in tokens],
         "top_logprobs": [
-            {token_name(other): other["logprob"] for other in token["top_logprobs"]}
+            None
+            if token["logprob"] is None
+            else {token_name(other): other["logprob"] for other in token["top_logprobs"]}
             for token in tokens
         ],
         "text_offset": list(offsets),
@@ -84,8 +87,9 @@ TEXT: Final = ResponseSchema(
 
 @dataclass(kw_only=True)
 class _Choice:
-    """What has been generated of one choice: `held` are tokens whose text is not final yet."""
+    """What there is of one choice: `held` are tokens whose text is not final yet."""
 
+    echo: Echo
     text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
@@ -110,7 +114,9 @@ class ResponseWriter:
         self._schema = schema
         self._wants_logprobs = request.top_logprobs is not None
         self._prompt_tokens = started.prompt_tokens
-        self._choices = [_Choice() for _ in range(request.choices)]
+        self._echo, self._generates = request.echo, request.max_tokens != 0
+        echoes = started.echoes or [Echo(text="", offsets=())] * len(request.prompts)
+        self._choices = [_Choice(echo=echo) for echo in echoes for _ in range(request.n)]
         self._id = f"{schema.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time())
         self._model = started.model
@@ -124,20 +130,29 @@ class ResponseWriter:
         """Add a token; return how many log-probabilities became final.
 
         A token's log-probability is final once its text is. The tokens of a stop string have no
-        text, so theirs never is.
+        text, so theirs never is; except after a prompt that is sent back, as its readers leave out
+        the last token by counting.
         """
         choice = self._choices[token.choice]
+        before = len(choice.logprobs)
+        if not choice.tokens:
+            choice.text = choice.echo.text
+        if token.prompt:
+            choice.logprobs += token.prompt
+            choice.offsets += choice.echo.offsets
+        if not self._generates:
+            choice.finish_reason = "length"
+            return len(choice.logprobs) - before
         if token.logprob is not None:
-            choice.held.append((token.logprob, token.offset))
+            choice.held.append((token.logprob, len(choice.echo.text) + token.offset))
         choice.text += token.text
         choice.tokens += 1
         choice.finish_reason = token.finish_reason
-        before = len(choice.logprobs)
-        cut = token.finish_reason == "length"
+        cut = token.finish_reason == "length" or (self._echo and token.finish_reason)
         while choice.held and (choice.held[0][1] < len(choice.text) or cut):
             logprob, offset = choice.held.popleft()
             choice.logprobs.append(logprob)
-            choice.offsets.append(offset)
+            choice.offsets.append(min(offset, len(choice.text)))
         return len(choice.logprobs) - before
 
     def body(self) -> dict[str, Any]:
@@ -162,14 +177,16 @@ class ResponseWriter:
     def chunks(self, token: TokenEvent) -> list[dict[str, Any]]:
         """Add a token; return the chunks to send for it, none if nothing became final."""
         chunks = []
+        choice = self._choices[token.choice]
+        begin = len(choice.text)
         final = self.add(token)
-        if token.text or final:
-            choice = self._choices[token.choice]
+        text = choice.text[begin:]
+        if text or final:
             logprobs = self._logprobs(choice, len(choice.logprobs) - final)
-            chunks.append(self._chunk(token.choice, self._schema.delta(token.text), logprobs))
-        if token.finish_reason:
+            chunks.append(self._chunk(token.choice, self._schema.delta(text), logprobs))
+        if choice.finish_reason:
             closing = self._schema.closing
-            chunks.append(self._chunk(token.choice, closing, finish_reason=token.finish_reason))
+            chunks.append(self._chunk(token.choice, closing, finish_reason=choice.finish_reason))
         return chunks
 
     def usage_chunk(self) -> dict[str, Any]:

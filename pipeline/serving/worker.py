@@ -10,8 +10,9 @@ from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, To
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.runtime.memory import free_memory
 from mav.pipeline.serving.bases import ServedBase
+from mav.pipeline.serving.echo import Echo, echo_of
 from mav.pipeline.serving.errors import ApiError, shutting_down
-from mav.pipeline.serving.logprobs import token_logprob
+from mav.pipeline.serving.logprobs import TokenLogprob, prompt_logprobs, token_logprob
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import Choice, job_choices
@@ -196,6 +197,7 @@ class Worker:
         assert self._base is not None
         try:
             choices = job_choices(job, self._mav.joined, self._options)
+            echoes = self._echoes(job, choices)
         except ApiError as error:
             job.send(error)
             return []
@@ -206,9 +208,19 @@ class Worker:
             return []
         # A prompt's tokens are counted once, however many choices it has.
         count = sum(len(choice.prompt) for choice in choices[:: job.request.n])
-        job.send(Started(model=self._base, prompt_tokens=count))
+        job.send(Started(model=self._base, prompt_tokens=count, echoes=echoes))
         self._metrics.prompt_tokens.inc(count)
         return choices
+
+    def _echoes(self, job: Job, choices: Sequence[Choice]) -> tuple[Echo, ...]:
+        if not job.request.echo:
+            return ()
+        tokenizer = self._mav.joined.base.tokenizer
+        read = [[*choice.prompt] for choice in choices[:: job.request.n]]
+        return tuple(
+            echo_of(tokenizer, prompt, tokens)
+            for prompt, tokens in zip(job.request.prompts, read, strict=True)
+        )
 
     def _step(self) -> None:
         if self._rows:
@@ -240,23 +252,29 @@ class Worker:
             events.setdefault(choice.job, []).append(self._event(choice, output))
             if output.seconds is not None:
                 self._metrics.each_token.observe(output.seconds)
-        self._metrics.generated_tokens.inc(len(outputs))
+        generated = [_choice(one.sequence.request).job.request.max_tokens != 0 for one in outputs]
+        self._metrics.generated_tokens.inc(sum(generated))
         for job, tokens in events.items():
             if job in joining:
                 self._metrics.first_token.observe(perf_counter() - job.received)
             job.send(tokens)
 
     def _event(self, choice: Choice, output: TokenOutput) -> TokenEvent:
-        logprob = None
-        if output.logprobs is not None and output.token not in self._mav.joined.end_tokens:
-            tokenizer = self._mav.joined.base.tokenizer
+        logprob: TokenLogprob | None = None
+        prompt: tuple[TokenLogprob, ...] = ()
+        tokenizer, sequence = self._mav.joined.base.tokenizer, output.sequence
+        is_text = output.token not in self._mav.joined.end_tokens
+        if output.logprobs is not None and (is_text or choice.job.request.echo):
             logprob = token_logprob(tokenizer, output.token, output.logprobs)
+        if choice.prompt_logprobs and len(sequence.tokens) == 1:
+            prompt = prompt_logprobs(tokenizer, choice.prompt, sequence.prompt_logprobs)
         return TokenEvent(
             choice=choice.index,
             text=output.text,
             offset=output.offset,
             finish_reason=output.finish,
             logprob=logprob,
+            prompt=prompt,
         )
 
 

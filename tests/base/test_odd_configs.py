@@ -21,8 +21,8 @@ from mav.cache_schema.errors import MAVError
 from mav.pipeline.base.loading import load_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import as_schedule
-from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.support.listeners import alone
 from tests.support.live import assert_equals_live
 from tests.support.profiles import examples

@@ -2,23 +2,28 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
 from mav.cache_schema.errors import UsageError
+from mav.cli_commands.compare import compare_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
+from mav.cli_commands.harness import harness_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
 from mav.pipeline.base.loading import load_base
+from mav.pipeline.comparison.options import CompareOptions, JudgeOptions
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.extraction.options import ExtractOptions
+from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import Option, option_of
@@ -38,6 +43,9 @@ KINDS: dict[type, tuple[click.Command, dict[str, Any]]] = {
     InferenceOptions: (generate_command, {}),
     GenerationOptions: (generate_command, {}),
     ServeOptions: (serve_command, {"head": "h"}),
+    CompareOptions: (compare_command, {"prompts": "p", "output": Path("o"), "head": ("h",)}),
+    JudgeOptions: (compare_command, {"judge_url": "u", "judge_model": "m"}),
+    HarnessOptions: (harness_command, {"head": "h", "tasks": ("t",), "loading": {}}),
 }
 FLAGS = {"datasets": "--dataset", "bases": "--base-model"}
 """Of options that are given once for each of several."""
@@ -60,7 +68,8 @@ def test_a_field_is_an_option_of_its_command(kind: type, field: Any, rule: Optio
     assert param.opts == [FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")]
     assert (param.help or "").startswith(rule.help)
     if field.default is dataclasses.MISSING:
-        assert param.required
+        # A comparison needs no judge, and a judge needs both.
+        assert param.required or kind is JudgeOptions
     elif isinstance(field.default, bool):
         assert param.is_flag
         assert (param.default is True) is field.default

@@ -11,11 +11,11 @@ from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
 from mav.pipeline.decoding.continuous_batching import (
     ActiveSequence,
     ContinuousBatchDecoder,
-    Request,
     TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from tests.support.profiles import examples
 from tests.support.steered import steered
 

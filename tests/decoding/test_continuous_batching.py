@@ -9,11 +9,9 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
-from mav.pipeline.decoding.continuous_batching import (
-    Request,
-)
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS
 from tests.support.listeners import Listener, alone, decoder_of
@@ -168,7 +166,14 @@ def test_log_probabilities_are_those_of_the_whole_text(
             logprobs = whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
             want = logprobs.gather(-1, chosen)[:, 0]
             torch.testing.assert_close(torch.tensor(got), want, rtol=1e-4, atol=1e-4)
-        top = whole_text_logits(mav, untouched, text, alpha)[after].log_softmax(-1).topk(3)
+        by_alpha, plain = (
+            whole_text_logits(mav, untouched, text, by)[after].log_softmax(-1)
+            for by in (alpha, torch.zeros_like(alpha))
+        )
+        kl = (by_alpha.exp() * (by_alpha - plain)).sum(-1)
+        torch.testing.assert_close(torch.tensor(heard.kl), kl, rtol=1e-4, atol=1e-4)
+        assert any(heard.kl) == any(strengths)
+        top = by_alpha.topk(3)
         assert [[token for token, _ in one] for one in heard.top] == top.indices.tolist()
         values = torch.tensor([[value for _, value in one] for one in heard.top])
         torch.testing.assert_close(values, top.values, rtol=1e-4, atol=1e-4)
@@ -280,7 +285,7 @@ def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(
 ) -> None:
     chance = random.Random(4)
     requests = [random_request(chance) for _ in range(7)]
-    monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.PREFILL_TOKENS", 26)
+    monkeypatch.setattr("mav.pipeline.decoding.request.PREFILL_TOKENS", 26)
     passes: list[int] = []
     handle = mav.base.model.register_forward_pre_hook(
         lambda _, __, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True

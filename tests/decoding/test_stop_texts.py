@@ -10,9 +10,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import as_schedule
-from mav.pipeline.decoding.continuous_batching import Request
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.response_text import ResponseText
 from tests.support.listeners import Listener, decoder_of
 from tests.support.steered import steered

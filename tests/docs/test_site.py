@@ -23,9 +23,11 @@ PAGES: Final = {
     "verify": "extracting",
     "train": "training",
     "evaluate": "training",
+    "compare": "compare",
     "generate": "decoding",
     "chat": "decoding",
     "serve": "serving",
+    "harness": "harness",
     "inspect": "index",
     "demo": "index",
 }

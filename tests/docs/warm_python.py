@@ -70,7 +70,7 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
     """Run a program in this process; return its exit code.
 
     Args:
-        program: `mav`, or `python` with a script.
+        program: `mav`, or `python` with a script or a module.
         args: What follows it.
         defaults: Command of `mav` -> option -> value where none is given.
     """
@@ -79,6 +79,9 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
     try:
         if program == "mav":
             cli.main(args, prog_name="mav", default_map=defaults)
+        elif args[0] == "-m":
+            sys.argv = args[1:]
+            runpy.run_module(args[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = args
             sys.path[0] = str(Path(args[0]).parent)

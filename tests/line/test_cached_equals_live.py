@@ -84,7 +84,7 @@ def test_logits_that_are_no_function_of_the_state_are_refused_or_stored(tmp_path
         return output
 
     base.model.register_forward_hook(shift)
-    with pytest.raises(BaseModelError, match=r"cannot be factored.*--logits dense"):
+    with pytest.raises(BaseModelError, match=r"cannot be factored.*`logits` dense"):
         make_cache(tmp_path / "factored", base, pairs=8)
     assert not (tmp_path / "factored" / "cache").exists()
     assert_equals_live(make_cache(tmp_path / "dense", base, pairs=8, logits="dense"), base)

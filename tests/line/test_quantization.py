@@ -222,7 +222,7 @@ def test_restoring_does_not_depend_on_how_much_is_done_at_once(
     found = quantize("x", values, storage)
     whole = back(found, dtype)
     for at_once in (1, 24, 25, 100, 17 * 24):
-        monkeypatch.setattr("mav.cache_schema.encoding.quantization._AT_ONCE", at_once)
+        monkeypatch.setattr("mav.cache_schema.encoding.quantization._STEP_VALUES", at_once)
         assert np.array_equal(back(found, dtype), whole)
     for start in range(17):
         token = slice(start, start + 1)

@@ -275,7 +275,7 @@ def test_a_server_that_is_down_is_told(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     # So that it is the retries that end it, however slow they are.
-    monkeypatch.setattr(remote_objects, "_GIVE_UP", timedelta(seconds=NEVER))
+    monkeypatch.setattr(remote_objects, "_RETRY_TIMEOUT", timedelta(seconds=NEVER))
     told = refused(1, "verify", world.url)
     assert told.startswith(f"{world.url}/zarr.json: ")
     assert "after 5 retries" in told and "\n" not in told.strip()

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from mav.pipeline.decoding.continuous_batching import (
     ActiveSequence,
     ContinuousBatchDecoder,
-    Request,
     TokenOutput,
 )
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.request import Request
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Heard:
     base: list[float] = field(default_factory=list)
     aligned: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
 
 
 class Listener:
@@ -57,6 +58,7 @@ class Listener:
                 heard.base.append(new.logprobs.base)
                 heard.aligned.append(new.logprobs.aligned)
                 heard.top.append(new.logprobs.top)
+                heard.kl.append(new.logprobs.kl)
 
 
 def decoder_of(mav: MAVInference) -> ContinuousBatchDecoder:

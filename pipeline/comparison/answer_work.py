@@ -1,0 +1,248 @@
+"""Decodes the answers of one system in a batch that they join and leave, turn by turn."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Final
+
+from mav.cache_schema.errors import MAVError
+from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.records import Answer, AnswerKey
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.attach import AttachedModel
+from mav.pipeline.decoding.continuous_batching import (
+    ContinuousBatchDecoder,
+    TokenOutput,
+)
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.request import Request
+from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
+
+_log = logging.getLogger(__name__)
+
+_NO_TURN_BEFORE: Final = "the turn before it has no answer"
+_OUT_OF_MEMORY: Final = "out of memory for this prompt alone; shorten it or lower --max-new-tokens"
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job:
+    """An answer that is being given.
+
+    Attributes:
+        request: What is decoded for it; its identity tells whose a token is.
+    """
+
+    key: AnswerKey
+    request: Request
+    text: str = ""
+    tokens: int = 0
+    kl: float = 0.0
+    base_logprob: float = 0.0
+    seconds: float = 0.0
+
+    def again(self) -> "_Job":
+        """Return the job as it was at first."""
+        return _Job(key=self.key, request=self.request)
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """Jobs whose answers have begun, by the identity of their requests."""
+
+    decoder: ContinuousBatchDecoder
+    jobs: dict[int, _Job] = field(default_factory=dict)
+
+
+class AnswerWork:
+    """Answers that are there and those that are to come.
+
+    Attributes:
+        found: The answers that are there.
+    """
+
+    def __init__(
+        self,
+        joined: AttachedModel,
+        prompts: Prompts,
+        alpha: AlphaSchedule,
+        decoding: GenerationOptions,
+        samples: int,
+        found: dict[AnswerKey, Answer],
+    ) -> None:
+        """Begin with what is there.
+
+        Args:
+            joined: Base and head; nothing else may decode with them meanwhile.
+            prompts: The prompts.
+            alpha: The strength.
+            decoding: How tokens are chosen; see `seed_of`.
+            samples: Answers to each prompt.
+            found: The answers that are there.
+        """
+        self.found = found
+        self._joined = joined
+        self._questions = prompts.questions
+        self._alpha = alpha
+        self._decoding = decoding
+        self._samples = samples
+
+    def run(self, batch_size: int) -> Iterator[list[Answer]]:
+        """Yield missing answers as they come, and those that cannot be given.
+
+        Args:
+            batch_size: Most prompts decoded together; fewer where memory does not suffice.
+        """
+        waiting, wrong = self._first()
+        if wrong:
+            yield wrong
+        running = _Running(decoder=ContinuousBatchDecoder(self._joined))
+        while waiting or running.jobs:
+            new = waiting[: batch_size - len(running.jobs)]
+            try:
+                ended = _step(running, new)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                begun = [*running.jobs.values(), *new]
+            else:
+                del waiting[: len(new)]
+                answers, following = self._finish(ended)
+                waiting += following
+                if answers:
+                    yield answers
+                continue
+            del running
+            free_memory()
+            running = _Running(decoder=ContinuousBatchDecoder(self._joined))
+            waiting = [job for job in waiting if job not in begun]
+            if batch_size == 1:
+                yield self._failed(begun[0].key, _OUT_OF_MEMORY)
+                continue
+            waiting = [*(job.again() for job in begun), *waiting]
+            batch_size = max(1, len(begun) // 2)
+            _log.info(f"Out of memory; going on with {batch_size} prompts together")
+
+    def _first(self) -> tuple[list[_Job], list[Answer]]:
+        """Return what is to be decoded first, the longest prompts before others, and failures."""
+        jobs, wrong = [], []
+        for number in range(len(self._questions)):
+            for sample in range(self._samples):
+                turn = self._turns_there(number, sample)
+                if turn == self._questions[number].turns:
+                    continue
+                begun = self._begin(AnswerKey(number, sample, turn))
+                if isinstance(begun, _Job):
+                    jobs.append(begun)
+                else:
+                    wrong += begun
+        # What does not fit into memory shows at once.
+        jobs.sort(key=lambda job: (-len(job.request.prompt), job.key))
+        return jobs, wrong
+
+    def _turns_there(self, number: int, sample: int) -> int:
+        turn = 0
+        while AnswerKey(number, sample, turn) in self.found:
+            turn += 1
+        return turn
+
+    def _begin(self, key: AnswerKey) -> _Job | list[Answer]:
+        """Return the job of an answer, or why it and those that follow it cannot be."""
+        before = [self.found[key._replace(turn=turn)] for turn in range(key.turn)]
+        if any(answer.error is not None for answer in before):
+            return self._failed(key, _NO_TURN_BEFORE)
+        question, form = self._questions[key.question], self._joined.form
+        try:
+            asked = question.asked([answer.response for answer in before])
+            tokens = tuple(form.tokens(form.render(asked)))
+        except MAVError as error:
+            return self._failed(key, str(error))
+        wrong = self._joined.base.excess(len(tokens), self._decoding.max_new_tokens)
+        if wrong is not None:
+            return self._failed(key, wrong)
+        decoding = replace(self._decoding, seed=seed_of(self._decoding.seed, key))
+        return _Job(
+            key=key,
+            request=Request(prompt=tokens, alpha=self._alpha, decoding=decoding, top_logprobs=0),
+        )
+
+    def _finish(self, ended: Sequence[tuple[_Job, str]]) -> tuple[list[Answer], list[_Job]]:
+        """Return the answers of jobs that have ended, and the jobs of the turns after them."""
+        answers, following = [], []
+        for job, finish in ended:
+            answers.append(self._answer(job, finish))
+            after = job.key._replace(turn=job.key.turn + 1)
+            if after.turn == self._questions[after.question].turns:
+                continue
+            begun = self._begin(after)
+            if isinstance(begun, _Job):
+                following.append(begun)
+            else:
+                answers += begun
+        return answers, following
+
+    def _answer(self, job: _Job, finish: str) -> Answer:
+        answer = Answer(
+            key=job.key,
+            response=job.text.rstrip(),
+            new_tokens=job.tokens,
+            finish=finish,
+            kl=job.kl,
+            base_logprob=job.base_logprob,
+            seconds=job.seconds,
+        )
+        self.found[job.key] = answer
+        return answer
+
+    def _failed(self, key: AnswerKey, error: str) -> list[Answer]:
+        """Return, of an answer and those to the turns after it, why there is none."""
+        turns = range(key.turn, self._questions[key.question].turns)
+        failed = [
+            Answer(
+                key=key._replace(turn=turn),
+                error=error if turn == key.turn else _NO_TURN_BEFORE,
+            )
+            for turn in turns
+        ]
+        self.found |= {answer.key: answer for answer in failed}
+        return failed
+
+
+def _step(running: _Running, new: Sequence[_Job]) -> list[tuple[_Job, str]]:
+    """Decode one token of new jobs, or of those that run; return those that have ended, and why."""
+    started = perf_counter()
+    if new:
+        outputs = running.decoder.add([job.request for job in new])
+        running.jobs |= {id(job.request): job for job in new}
+    else:
+        outputs = running.decoder.step()
+    share = (perf_counter() - started) / len(outputs)
+    ended: list[tuple[_Job, str]] = []
+    for output in outputs:
+        job = running.jobs[id(output.sequence.request)]
+        _take(job, output, share)
+        if output.finish:
+            del running.jobs[id(job.request)]
+            ended.append((job, output.finish))
+    return ended
+
+
+def _take(job: _Job, output: TokenOutput, seconds: float) -> None:
+    assert output.logprobs is not None
+    job.text += output.text
+    job.tokens += 1
+    job.kl += output.logprobs.kl
+    job.base_logprob += output.logprobs.base
+    job.seconds += seconds
+
+
+def seed_of(seed: int | None, key: AnswerKey) -> int:
+    """Return the seed of an answer, from 0 to 2^62 - 1.
+
+    Args:
+        seed: Of all answers.
+        key: Which answer it is.
+    """
+    told = f"{seed or 0}/{key.question}/{key.sample}/{key.turn}".encode()
+    return int.from_bytes(hashlib.sha256(told).digest()[:8], "little") % 2**62

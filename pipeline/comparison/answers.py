@@ -1,0 +1,128 @@
+"""Answers of a system that was not run here, read from a file and matched to the prompts."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from mav.cache_schema.errors import DataError
+from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.questions import json_rows, key_of, shown
+from mav.pipeline.comparison.records import Answer, AnswerKey, measured
+from mav.pipeline.preferences.prompt_format import require_prompt
+
+_log = logging.getLogger(__name__)
+
+_HEADER: Final = {"prompts", "base", "form", "alpha"}
+"""Fields of the first line of a file that `generate_answers` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAnswers:
+    """The answers of a file.
+
+    Attributes:
+        answers: By prompt, sample and turn.
+        base: Digest of the base's weights that KL and log-probabilities are to; None where not
+            known.
+        beyond: Answers to prompts that a limit has left out.
+    """
+
+    answers: tuple[Answer, ...]
+    base: str | None
+    beyond: int
+
+
+def read_answers(name: str, path: Path, prompts: Prompts) -> ReadAnswers:
+    """Read a system's answers to the prompts.
+
+    A file is JSON lines or, with the ending `.json`, a list. Each row has the `prompt` (or
+    `messages`) and `response`, as `mav generate --output` and a comparison write them, or
+    `instruction` and `output`, as AlpacaEval does. Several answers to a prompt are samples. Answers
+    to later turns of a conversation have a `turn`, counted from 0.
+
+    Args:
+        name: The system, for messages.
+        path: The file.
+        prompts: What was asked, with what a limit has left out.
+
+    Raises:
+        DataError: It cannot be read, or has answers to other prompts, or to none of these.
+    """
+    numbers = {question.key: number for number, question in enumerate(prompts.questions)}
+    found: dict[AnswerKey, Answer] = {}
+    others: list[str] = []
+    rows = beyond = 0
+    base = None
+    samples: dict[tuple[int, int], int] = {}
+    for place, row in _rows(path):
+        if not rows and not samples and isinstance(row, Mapping) and row.keys() >= _HEADER:
+            base = str(row["base"])
+            continue
+        rows += 1
+        key, turn, answer = _parse(row, place)
+        number = numbers.get(key)
+        if number is None or turn >= prompts.questions[number].turns:
+            if key in prompts.beyond:
+                beyond += 1
+            else:
+                others.append(key)
+            continue
+        sample = samples[number, turn] = samples.get((number, turn), -1) + 1
+        place_of = AnswerKey(number, sample, turn)
+        found[place_of] = replace(answer, key=place_of)
+    if others or not found:
+        raise _for_other_prompts(path, others, rows, prompts)
+    if beyond:
+        _log.info(f"{name}: {beyond:,} answers are to prompts beyond --limit, and are not used")
+    return ReadAnswers(answers=tuple(found[key] for key in sorted(found)), base=base, beyond=beyond)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; name one with the answers of a system")
+    return json_rows(path)
+
+
+def _parse(row: Any, place: str) -> tuple[str, int, Answer]:
+    """Return a row's prompt, its turn, and what it says of the answer."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{place}: got {shown(row)}, expected an object with prompt and response")
+    prompt = row.get("prompt", row.get("messages", row.get("instruction")))
+    response = row.get("response", row.get("output"))
+    error = row.get("error")
+    if prompt is None or not (isinstance(response, str) or isinstance(error, str)):
+        raise DataError(
+            f"{place}: got {sorted(row)}, expected 'prompt' and 'response', or 'instruction' and "
+            f"'output', the answer a text"
+        )
+    if "instruction" in row and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    try:
+        key = key_of(require_prompt(prompt))
+        turn = int(row.get("turn", 0))
+        told = measured(row)
+    except (DataError, TypeError, ValueError) as problem:
+        raise DataError(f"{place}: {problem}") from problem
+    failed = error if isinstance(error, str) else None
+    text = response if isinstance(response, str) and failed is None else ""
+    return key, turn, Answer(key=AnswerKey(0), response=text, error=failed, **told)
+
+
+def _for_other_prompts(path: Path, others: list[str], rows: int, prompts: Prompts) -> DataError:
+    if not rows:
+        return DataError(f"{path}: no answer in it")
+    first = others[0] if others else ""
+    told = " ".join(first.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:").split())
+    example = f", such as {told[:60]!r}" if told else ""
+    if not others:
+        return DataError(
+            f"{path}: none of its {rows:,} answers is to one of the {len(prompts.questions):,} "
+            f"prompts of {prompts.source} within --limit; raise it"
+        )
+    return DataError(
+        f"{path}: {len(others):,} of its {rows:,} answers are to other prompts{example}; expected "
+        f"answers to the prompts of {prompts.source}. Give the --prompts they were made for, or "
+        f"leave them out of the file."
+    )

@@ -1,0 +1,111 @@
+r"""Answers of base and head at one strength, with their exact distance from the base.
+
+The KL of an answer is the sum over its tokens of KL(pi_alpha || pi_base) of the two distributions
+that the token is one of, both of them softmaxes of logits as the models give them, whatever
+temperature or nucleus tokens are chosen by. Where tokens are sampled from pi_alpha itself
+(temperature 1, nothing left out) its mean over answers is the KL between the two models' answers,
+
+    E_{y ~ pi_alpha} log pi_alpha(y) / pi_base(y) = E sum_t KL(pi_alpha(.|y_<t) || pi_base(.|y_<t)),
+
+with less variance than the log-ratio of the tokens has. Where decoding is greedy it is the same sum
+along the one answer that is taken. It costs no pass of the base: the logits that the head is added
+to are the base's own for the same tokens.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mav.pipeline.base.failures import explain_failures
+from mav.pipeline.comparison.answer_work import AnswerWork
+from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.records import Answer, answer_of
+from mav.pipeline.decoding.alpha import as_schedule
+from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.head.model import is_quantized
+from mav.pipeline.runtime.interruption import Interrupted
+from mav.pipeline.runtime.progress import progress_bar
+from mav.pipeline.runtime.resumable_lines import resumable_lines
+
+_log = logging.getLogger(__name__)
+
+
+def generate_answers(
+    mav: MAVInference,
+    name: str,
+    prompts: Prompts,
+    alpha: float,
+    path: Path,
+    *,
+    decoding: GenerationOptions,
+    samples: int = 1,
+    batch_size: int = 8,
+) -> list[Answer]:
+    """Answer every prompt at one strength; go on with what an interrupted run has left.
+
+    Args:
+        mav: Head and base.
+        name: What to call head and strength.
+        prompts: The prompts.
+        alpha: The strength.
+        path: JSON lines, the first of which says what made the others.
+        decoding: How tokens are chosen. Each answer has a seed of its own, which follows from this
+            one (0 if None), its prompt's number, turn and sample: no answer depends on which
+            others it is decoded with, nor on the strength.
+        samples: Answers to each prompt.
+        batch_size: Most prompts decoded together; fewer where memory does not suffice.
+
+    Returns:
+        The answers by prompt, sample and turn; those that could not be given say why.
+
+    Raises:
+        DataError: The file has answers of another run.
+        BaseModelError: The base cannot be decoded in batches that change.
+    """
+    made_by = _made_by(mav, prompts, alpha, decoding, samples)
+    total = samples * sum(question.turns for question in prompts.questions)
+    with resumable_lines(path, made_by, lambda line: answer_of(line).key) as kept:
+        found = {key: answer_of(line) for key, line in kept.found.items()}
+        if 0 < len(found) < total:
+            _log.info(f"{path}: {len(found):,} of {total:,} answers are there; going on")
+        with progress_bar(total, f"answering, {name}", "answer", done=len(found)) as bar:
+            try:
+                work = AnswerWork(mav.joined, prompts, as_schedule(alpha), decoding, samples, found)
+                with mav.exclusive(), explain_failures(mav.base):
+                    for answers in work.run(batch_size):
+                        kept.append(
+                            [a.to_json(prompts.questions[a.key.question].prompt) for a in answers]
+                        )
+                        bar.update(len(answers))
+            except KeyboardInterrupt as stop:
+                raise Interrupted(
+                    f"{len(kept.found):,} of {total:,} answers of {name} are kept, in {path}.",
+                    "The same command goes on with the rest.",
+                ) from stop
+    return [work.found[key] for key in sorted(work.found)]
+
+
+def _made_by(
+    mav: MAVInference, prompts: Prompts, alpha: float, decoding: GenerationOptions, samples: int
+) -> dict[str, Any]:
+    """Return all that the answers depend on."""
+    base = mav.base.fingerprint()
+    chosen = asdict(decoding)
+    for name in ("num_beams", "cache_implementation", "compile"):
+        del chosen[name]
+    return {
+        "prompts": prompts.digest,
+        "head": mav.head_digest if alpha else None,
+        "base": base.weights_digest,
+        "form": mav.joined.form.name,
+        "dtype": str(mav.base.dtype).removeprefix("torch."),
+        "quantization": base.quantization,
+        "int8_head": bool(alpha) and is_quantized(mav.head),
+        "alpha": alpha,
+        "samples": samples,
+        **chosen,
+        "seed": decoding.seed or 0,
+        "stop": list(decoding.stop),
+    }

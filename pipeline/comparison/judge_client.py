@@ -1,0 +1,230 @@
+"""Asks a model behind an OpenAI-compatible `/chat/completions` endpoint, again where that helps."""
+
+import http.client
+import json
+import logging
+import math
+import os
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.comparison.options import JudgeOptions as JudgeOptions
+from mav.pipeline.runtime.json_input import strict_json
+
+_log = logging.getLogger(__name__)
+
+ANSWER_SECONDS: Final = 180.0
+"""How long the server may be silent before a call counts as failed."""
+TRIES: Final = 6
+_LONGEST_WAIT: Final = 600.0
+_MOST_BYTES: Final = 1 << 24
+_SHOWN: Final = 200
+_PATH: Final = "/chat/completions"
+_WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class CallFailedError(Exception):
+    """A call that gave no reply, whose text says why; others may."""
+
+
+class OutOfCallsError(Exception):
+    """The limit on calls is reached."""
+
+
+class StoppedError(Exception):
+    """The client was stopped while it waited to try again."""
+
+
+class JudgeClient:
+    """A client that several threads may use at once.
+
+    Attributes:
+        calls: Requests that were sent, further tries among them.
+    """
+
+    def __init__(self, options: JudgeOptions) -> None:
+        """Take whom to ask; nothing is sent yet.
+
+        Raises:
+            UsageError: The URL is none, or the key cannot stand in a header.
+        """
+        host, whole = _host(options.judge_url), options.judge_url.rstrip("/")
+        self.url = whole if whole.endswith(_PATH) else whole + _PATH
+        self.calls = 0
+        self._options = options
+        self._headers = {"Content-Type": "application/json", "User-Agent": "mav-compare"}
+        key = os.environ.get(options.judge_key, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{options.judge_key}: the key in it has characters that no key has")
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        # A server on this machine is not reached through a proxy, whatever the environment says.
+        proxies = [urllib.request.ProxyHandler({})] if host in _LOOPBACK else []
+        self._opener = urllib.request.build_opener(*proxies)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Have no call try again."""
+        self._stopped.set()
+
+    def ask(self, text: str) -> str:
+        """Return the model's reply to a message.
+
+        Requests that time out, cannot be sent, or meet a server that is busy or broken (408, 409,
+        425, 429 and 5xx) are tried again, after 1, 2, 4, … seconds or what `Retry-After` says.
+
+        Raises:
+            CallFailedError: There is none.
+            OutOfCallsError: There may be no further call.
+            StoppedError: `stop` was called.
+            UsageError: The server wants a key, or another one.
+            DataError: There is no such endpoint or model.
+        """
+        for number in range(1, TRIES + 1):
+            if self._stopped.is_set():
+                raise StoppedError
+            self._count()
+            try:
+                return self._ask_once(text)
+            except _RetryError as error:
+                if number == TRIES:
+                    raise CallFailedError(f"{error.reason}, {TRIES} times") from error
+                seconds = max(float(2 ** (number - 1)), error.seconds)
+                _log.warning(f"The judge: {error.reason}; trying again in {seconds:.0f} s")
+                pause(self._stopped, seconds)
+        raise AssertionError("the last try returns or raises")
+
+    def _count(self) -> None:
+        with self._lock:
+            most = self._options.judge_max_calls
+            if most is not None and self.calls >= most:
+                raise OutOfCallsError
+            self.calls += 1
+
+    def _ask_once(self, text: str) -> str:
+        body: dict[str, Any] = {
+            "model": self._options.judge_model,
+            "messages": [{"role": "user", "content": text}],
+        }
+        if self._options.judge_temperature is not None:
+            body["temperature"] = self._options.judge_temperature
+        request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+            self.url, json.dumps(body).encode(), self._headers, method="POST"
+        )
+        try:
+            with self._opener.open(request, timeout=ANSWER_SECONDS) as response:
+                raw: bytes = response.read(_MOST_BYTES)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._meaning(error) from error
+        except TimeoutError as error:
+            raise _RetryError(f"no answer within {ANSWER_SECONDS:g} s") from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise _RetryError(f"no answer within {ANSWER_SECONDS:g} s") from error
+            raise _RetryError(f"{self.url} cannot be reached: {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            told = f"{type(error).__name__} {error}".strip()
+            raise _RetryError(f"the connection broke: {told}") from error
+        return _reply(raw)
+
+    def _meaning(self, error: urllib.error.HTTPError) -> Exception:
+        """Return what to raise for an answer with an error's status."""
+        told = f"{self.url} answered {error.code}: {_message(error)}"
+        if error.code in (401, 403):
+            remedy = (
+                f"the key in {self._options.judge_key} is not taken; set it to another"
+                if "Authorization" in self._headers
+                else f"no key was sent, as {self._options.judge_key} is not set; set it, or "
+                f"name another variable"
+            )
+            return UsageError(f"{told}: {remedy}")
+        if error.code in (404, 405):
+            return DataError(f"{told}: check --judge-url and --judge-model")
+        if error.code in _WORTH_ANOTHER_TRY:
+            return _RetryError(told, _retry_after(error.headers.get("Retry-After")))
+        return CallFailedError(told)
+
+
+def pause(stopped: threading.Event, seconds: float) -> None:
+    """Wait before another try, or until the client is stopped."""
+    stopped.wait(seconds)
+
+
+class _RetryError(Exception):
+    """A call that may succeed later.
+
+    Attributes:
+        reason: What was wrong.
+        seconds: Least time until then, as the server has it.
+    """
+
+    def __init__(self, reason: str, seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.seconds = seconds
+
+
+def _host(url: str) -> str:
+    """Return the host of a base URL, or refuse it."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.port != 0 and url.isprintable()
+    except ValueError:
+        sound = False
+    if not sound or not parts.hostname or " " in url:
+        raise UsageError(
+            f"judge_url: got {url!r}, expected a base URL such as https://api.openai.com/v1"
+        )
+    return parts.hostname
+
+
+def _reply(raw: bytes) -> str:
+    """Return the text of a chat completion."""
+    try:
+        content = strict_json(raw)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CallFailedError(f"got {_shown(raw)}, expected a chat completion") from error
+    if not isinstance(content, str):
+        raise CallFailedError(f"got a chat completion without text: {_shown(raw)}")
+    return content
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    """Return what the body of an error says, or its status in words."""
+    try:
+        raw = error.read(_MOST_BYTES)
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)
+    try:
+        said = strict_json(raw)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return _shown(raw) if raw.strip() else str(error.reason)
+    return _shown(str(said).encode()).strip("'\"")
+
+
+def _shown(raw: bytes) -> str:
+    text = " ".join(raw.decode("utf-8", "replace").split())
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds of a `Retry-After` header, which may name a date; 0 for none."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else 0.0

@@ -1,0 +1,129 @@
+"""A system's answers with what was measured of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.questions import key_of
+from mav.pipeline.comparison.records import Answer, AnswerKey
+from mav.pipeline.preferences.prompt_format import Messages
+
+Measured = Mapping[AnswerKey, float | None]
+"""A number for each answer; None where there is none."""
+
+
+@dataclass(kw_only=True)
+class System:
+    """A system and its answers.
+
+    Attributes:
+        name: What tables call it.
+        answers: Its answers by which they are; those that could not be given say why.
+        head: The head's name, or None for the base and for files.
+        alpha: Its strength, or None for files.
+        file: Name of the file the answers were read from, or None.
+        base: Digest of the weights of the base its KL is to, or None where not known.
+        rewards: Rewards of its answers, by reward model.
+        base_nll: Mean negative log-probability of a token under the base, in nats.
+        verdicts: Results of a judge, 1 where the answer is better than the reference's, 0 where
+            it is worse and 0.5 for a tie.
+    """
+
+    name: str
+    answers: Mapping[AnswerKey, Answer]
+    head: str | None = None
+    alpha: float | None = None
+    file: str | None = None
+    base: str | None = None
+    rewards: dict[str, Measured] = field(default_factory=dict)
+    base_nll: Measured = field(default_factory=dict)
+    verdicts: Measured = field(default_factory=dict)
+
+    def given(self) -> dict[AnswerKey, Answer]:
+        """Return the answers there are, without those that could not be given."""
+        return {key: answer for key, answer in self.answers.items() if answer.error is None}
+
+    def asked(self, prompts: Prompts, key: AnswerKey) -> str | Messages:
+        """Return the prompt an answer is to, with the system's own answers to earlier turns."""
+        before = [self.answers.get(key._replace(turn=turn)) for turn in range(key.turn)]
+        texts = ["" if answer is None else answer.response for answer in before]
+        return prompts.questions[key.question].asked(texts)
+
+
+def by_prompt(values: Measured, prompts: int) -> list[float | None]:
+    """Return the mean over each prompt's answers, None where it has none.
+
+    Samples and turns of one prompt depend on each other, so prompts are what intervals count.
+
+    Args:
+        values: A number for each answer.
+        prompts: How many prompts there are.
+    """
+    several: list[list[float]] = [[] for _ in range(prompts)]
+    for key, value in values.items():
+        if value is not None:
+            several[key.question].append(value)
+    return [sum(found) / len(found) if found else None for found in several]
+
+
+def results(values: Measured, reference: Measured) -> dict[AnswerKey, float | None]:
+    """Return 1 for each answer whose value exceeds that of the reference's, 0.5 for equal ones.
+
+    Args:
+        values: Of a system.
+        reference: Of the reference; a sample is compared with the sample of the same number.
+    """
+    return {key: _result(values.get(key), reference.get(key)) for key in values}
+
+
+def _result(value: float | None, against: float | None) -> float | None:
+    # NaN is neither more nor less than another number, and no tie.
+    if value is None or against is None or value != value or against != against:
+        return None
+    return (value > against) + 0.5 * (value == against)
+
+
+def keys_of(prompts: Prompts, systems: Sequence[System]) -> list[AnswerKey]:
+    """Return every answer that is expected of the systems, the samples as many as the most has."""
+    samples = 1 + max((key.sample for one in systems for key in one.answers), default=0)
+    return [
+        AnswerKey(number, sample, turn)
+        for number, question in enumerate(prompts.questions)
+        for sample in range(samples)
+        for turn in range(question.turns)
+    ]
+
+
+def measure_each(
+    prompts: Prompts,
+    systems: Sequence[System],
+    measure: Callable[[Sequence[str | Messages], Sequence[str]], Sequence[float | None]],
+) -> list[dict[AnswerKey, float | None]]:
+    """Return what a measure says of every answer of each system.
+
+    The same answer to the same prompt is measured once: in two batches it may come out different
+    in the last digits, and would win or lose where it is a tie.
+
+    Args:
+        prompts: What was asked.
+        systems: The systems.
+        measure: Takes prompts and an answer to each.
+    """
+    places: dict[tuple[str, str], int] = {}
+    asked: list[str | Messages] = []
+    responses: list[str] = []
+    for system in systems:
+        for key, answer in system.given().items():
+            prompt = system.asked(prompts, key)
+            told = key_of(prompt), answer.response
+            if places.setdefault(told, len(places)) == len(asked):
+                asked.append(prompt)
+                responses.append(answer.response)
+    values = measure(asked, responses)
+    return [
+        {
+            key: values[places[key_of(system.asked(prompts, key)), answer.response]]
+            for key, answer in system.given().items()
+        }
+        for system in systems
+    ]

@@ -1,0 +1,55 @@
+"""What continuous batching decodes: requests, and which of them are read in one pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mav.pipeline.decoding.alpha import AlphaSchedule
+from mav.pipeline.decoding.options import GenerationOptions
+
+PREFILL_TOKENS: Final = 8192
+"""Most tokens, padding included, of the prompts that are read in one pass."""
+PROMPT_LOGITS: Final = 1 << 25
+"""Most logits of prompts that are held at once, of base and head, and again of the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt to decode, with its alpha and options.
+
+    Attributes:
+        prompt: Token ids.
+        alpha: Strengths.
+        decoding: How tokens are chosen, without beams.
+        top_logprobs: Tokens whose log-probabilities are wanted beside each chosen one's, or None
+            for no log-probabilities at all.
+        is_turn: Whether the response is the next turn of a conversation: it begins without white
+            space, and ends where the prompts' form ends turns. Else it is a text that goes on.
+        prompt_logprobs: Whether log-probabilities of the prompt's own tokens are wanted too, at
+            the first token's strength; `top_logprobs` is not None then.
+    """
+
+    prompt: tuple[int, ...]
+    alpha: AlphaSchedule
+    decoding: GenerationOptions
+    top_logprobs: int | None = None
+    is_turn: bool = True
+    prompt_logprobs: bool = False
+
+
+def prefill_groups(requests: Sequence[Request]) -> list[list[Request]]:
+    """Split requests into groups whose padded prompts fit one prefill pass.
+
+    Those that want log-probabilities of their prompts are read by themselves.
+    """
+    groups: list[list[Request]] = []
+    for request in sorted(requests, key=lambda r: (r.prompt_logprobs, len(r.prompt)), reverse=True):
+        if (
+            groups
+            and groups[-1][0].prompt_logprobs == request.prompt_logprobs
+            and (len(groups[-1]) + 1) * len(groups[-1][0].prompt) <= PREFILL_TOKENS
+        ):
+            groups[-1].append(request)
+        else:
+            groups.append([request])
+    return groups

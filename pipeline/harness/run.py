@@ -1,0 +1,154 @@
+"""Runs tasks of lm-eval at several alphas, base and head loaded once."""
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.harness.installed import require_lm_eval
+from mav.pipeline.harness.options import HarnessOptions
+from mav.pipeline.harness.report import HarnessReport, figures_of
+
+_log = logging.getLogger(__name__)
+_SEED: Final = 1234
+"""lm-eval's own, of the choice of examples and of sampled answers."""
+
+
+def run_harness(options: HarnessOptions) -> HarnessReport:
+    """Run tasks at each alpha.
+
+    Raises:
+        UsageError: lm-eval is not installed, or there is no such task.
+        DataError: A task's file or its documents cannot be read, or it cannot be run here.
+        MAVError: Base or head cannot be loaded, or they do not belong together.
+    """
+    require_lm_eval()
+    import torch
+    from lm_eval.evaluator import evaluate
+
+    from mav.pipeline.decoding.inference import MAVInference
+    from mav.pipeline.harness.language_model import SteeredLM
+
+    with _quiet_lm_eval():
+        # Before the base, which may take long to load.
+        manager, names, loaded = _find(options.tasks, options.include_path)
+        mav = MAVInference(options.head, options.base_model, **options.loading)
+        model = SteeredLM(mav, batch_size=options.batch_size)
+        by_alpha: dict[float, Any] = {}
+        for number, alpha in enumerate(options.alphas, 1):
+            _log.info(f"alpha {alpha:g} ({number} of {len(options.alphas)})")
+            model.alpha = alpha
+            _prepare(loaded["tasks"], options.num_fewshot)
+            torch.manual_seed(_SEED)
+            try:
+                by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
+            except ValueError as error:
+                # Tasks that run code of the model's, or show pictures.
+                raise DataError(f"{', '.join(names)}: {error}") from error
+            # Requests and answers stay in the tasks, so each alpha has tasks of its own.
+            loaded = _load(manager, names) if number < len(options.alphas) else loaded
+    return HarnessReport(
+        head=options.head,
+        base=mav.base.id,
+        lm_eval=version("lm_eval"),
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        tasks={name: str(task.VERSION) for name, task in loaded["tasks"].items()},
+        figures=figures_of(by_alpha),
+    )
+
+
+def _find(tasks: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str], Any]:
+    """Return a task manager, the names that tasks stand for in it, and these tasks loaded.
+
+    Raises:
+        UsageError: There is none of a name.
+        DataError: One cannot be loaded.
+    """
+    if folders:
+        # Reading the thousands of files that lm-eval brings takes longer than many a task.
+        with contextlib.suppress(UsageError, DataError):
+            own = _task_manager(folders, include_defaults=False)
+            names = _known(tasks, own)
+            return own, names, _load(own, names)
+    manager = _task_manager(folders, include_defaults=True)
+    names = _known(tasks, manager)
+    return manager, names, _load(manager, names)
+
+
+def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    try:
+        return TaskManager(include_path=[*folders], include_defaults=include_defaults)
+    except Exception as error:
+        where = ", ".join(map(str, folders))
+        raise DataError(
+            f"include_path: {where} has task files that are no tasks: {error}"
+        ) from error
+
+
+def _known(tasks: Sequence[str], manager: Any) -> list[str]:
+    """Return the names that tasks stand for.
+
+    Raises:
+        UsageError: There is none of a name.
+    """
+    found: dict[str, None] = {}
+    for task in tasks:
+        names = [task] if Path(task).is_file() else manager.match_tasks([task])
+        if not names:
+            near = difflib.get_close_matches(task, manager.all_tasks, n=1)
+            like = f"; there is {near[0]}" if near else ""
+            raise UsageError(
+                f"tasks: got {task}, expected a task of lm-eval, or of a folder given as "
+                f"include_path{like}"
+            )
+        found |= dict.fromkeys(names)
+    return [*found]
+
+
+def _load(manager: Any, names: Sequence[str]) -> Any:
+    """Return tasks with their documents.
+
+    Raises:
+        DataError: One cannot be loaded.
+    """
+    try:
+        return manager.load([*names])
+    except Exception as error:
+        # Tasks read files and data sets, and run code of their own: anything may be raised.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{', '.join(names)}: the task or its documents cannot be read: {reason}"
+        ) from error
+
+
+def _prepare(tasks: dict[str, Any], num_fewshot: int | None) -> None:
+    """Set the examples of each task, as lm-eval's `simple_evaluate` does before it runs them.
+
+    A task that sets their number to 0 keeps it, as its prompts have no room for any.
+    """
+    for name, task in tasks.items():
+        own = task.get_config("num_fewshot")
+        if num_fewshot is not None and own == 0 and num_fewshot:
+            _log.warning(f"{name} takes no examples: it runs with none, not {num_fewshot}")
+        if own is None or (own and num_fewshot is not None):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=_SEED)
+
+
+@contextlib.contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """Leave out lm-eval's warnings about how it is called, which are not the user's."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

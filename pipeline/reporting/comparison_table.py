@@ -1,0 +1,148 @@
+"""A comparison as two tables on the terminal: what is won at which distance, and what is said."""
+
+from collections.abc import Sequence
+
+from mav.pipeline.comparison.intervals import Estimate
+from mav.pipeline.comparison.summary import Summary, SystemSummary
+
+
+def comparison_table(summary: Summary) -> str:
+    """Return the measures of a comparison as tables, one line for each system."""
+    return "\n".join(
+        [
+            heading(summary),
+            "",
+            *_aligned([gain_head(summary), *(gain_row(summary, s) for s in summary.systems)]),
+            "",
+            *_aligned([text_head(), *(text_row(s) for s in summary.systems)]),
+            *(["", *said] if (said := notes(summary)) else []),
+        ]
+    )
+
+
+def heading(summary: Summary) -> str:
+    """Return what was asked of whom, and how the figures are to be read."""
+    several = f", {summary.samples} answers each" if summary.samples > 1 else ""
+    under = f"; base {summary.base}, {how_decoded(summary)}" if summary.base else ""
+    return (
+        f"{summary.prompts:,} prompts of {summary.source}{several}{under}; 95 % intervals over "
+        f"prompts in brackets, against {summary.reference}"
+    )
+
+
+def how_decoded(summary: Summary) -> str:
+    """Return how tokens were chosen."""
+    chosen = summary.decoding
+    if chosen is None:
+        return "nothing decoded"
+    temperature = chosen["temperature"]
+    how = f"temperature {temperature:g}" if temperature else "greedy"
+    return f"{how}, at most {chosen['max_new_tokens']} new tokens"
+
+
+def gain_head(summary: Summary) -> list[str]:
+    """Return the headings of what is won and at which distance."""
+    head = ["system", "answers"]
+    for model in _models(summary):
+        head += [f"reward {model}", "gain"]
+    for name in _judges(summary):
+        head += [f"win % {name}", "length-controlled"]
+    return [*head, "KL (nats)", "perplexity", "tokens/s"]
+
+
+def gain_row(summary: Summary, system: SystemSummary) -> list[str]:
+    """Return a system's line of what is won and at which distance."""
+    missing = f" (-{system.missing:,})" if system.missing else ""
+    row = [system.name, f"{system.answers:,}{missing}"]
+    for model in _models(summary):
+        gain = system.reward_gains[model]
+        is_reference = system.name == summary.reference
+        row += [number(system.rewards[model], 2), "-" if is_reference else number(gain, 2)]
+    for name in _judges(summary):
+        wins = system.wins.get(name)
+        row += ["-", "-"] if wins is None else [share(wins.rate), share(wins.length_controlled)]
+    speed = "-" if system.tokens_per_second is None else f"{system.tokens_per_second:.1f}"
+    return [*row, number(system.kl, 2), number(system.perplexity, 1), speed]
+
+
+def text_head() -> list[str]:
+    """Return the headings of what is written."""
+    return [
+        *("system", "tokens", "words", "rep-2 %", "rep-3 %", "rep-4 %", "diversity"),
+        *("distinct-1", "distinct-2", "empty %", "cut %", "refusing %"),
+    ]
+
+
+def text_row(system: SystemSummary) -> list[str]:
+    """Return a system's line of what is written; the page and `summary.json` have all intervals."""
+    return [
+        system.name,
+        number(system.tokens, 1, interval=False),
+        number(system.words, 1, interval=False),
+        *(share(system.repetition[n], interval=False) for n in (2, 3, 4)),
+        number(system.diversity, 3),
+        *("-" if value is None else f"{value:.3f}" for value in system.distinct.values()),
+        *(share(one, interval=False) for one in (system.empty, system.cut, system.refusing)),
+    ]
+
+
+def number(estimate: Estimate, digits: int, *, interval: bool = True) -> str:
+    """Return a figure with its interval."""
+    if estimate.value is None:
+        return "-"
+    told = f"{estimate.value:.{digits}f}"
+    if not interval or estimate.low is None or estimate.high is None:
+        return told
+    return f"{told} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def share(estimate: Estimate, *, interval: bool = True) -> str:
+    """Return a share in per cent with its interval."""
+    value, low, high = (
+        None if one is None else 100 * one for one in (estimate.value, estimate.low, estimate.high)
+    )
+    return number(Estimate(value, low, high, estimate.n), 1, interval=interval)
+
+
+def _models(summary: Summary) -> list[str]:
+    return [*summary.systems[0].rewards]
+
+
+def _judges(summary: Summary) -> list[str]:
+    return [*dict.fromkeys(name for system in summary.systems for name in system.wins)]
+
+
+def notes(summary: Summary) -> list[str]:
+    """Return a line for all that was left out or failed."""
+    found = []
+    if summary.dropped:
+        listed = ", ".join(f"{count} {cause}" for cause, count in summary.dropped.items())
+        found.append(f"Rows of {summary.source} that are no prompts: {listed}")
+    for system in summary.systems:
+        if system.errors:
+            found.append(f"{system.name}: {system.errors:,} prompts could not be answered")
+        elif system.missing:
+            found.append(f"{system.name}: {system.missing:,} answers are missing")
+        for model, reward in system.rewards.items():
+            # Every answer has words; of what lacks them there is no answer.
+            without = reward.missing - system.words.missing
+            if without > 0:
+                found.append(f"{system.name}: {without:,} prompts without a reward of {model}")
+    if summary.judge:
+        counts = ", ".join(
+            f"{value:,} {name.replace('_', ' ')}" for name, value in summary.judge.items()
+        )
+        found.append(f"Judge: {counts}")
+    return found
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows with their columns below each other, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,113 @@
+"""JSON lines that an interrupted run leaves whole, and that the same run goes on with.
+
+The first line says what made the others. A line is forced to the disk before the next is computed,
+and a torn last one is cut off.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from mav.cache_schema.errors import DataError
+
+K = TypeVar("K", bound=Hashable)
+
+
+class ResumableLines(Generic[K]):
+    """Lines of a file that is open, by their keys.
+
+    Attributes:
+        found: The lines, those of earlier runs among them.
+    """
+
+    def __init__(
+        self, file: IO[str], key: Callable[[dict[str, Any]], K], found: dict[K, Any]
+    ) -> None:
+        """Begin with what earlier runs left; see `resumable_lines`."""
+        self.found = found
+        self._file = file
+        self._key = key
+
+    def append(self, values: Sequence[dict[str, Any]]) -> None:
+        """Write lines and force them to the disk."""
+        _append(self._file, values)
+        self.found |= {self._key(value): value for value in values}
+
+
+@contextmanager
+def resumable_lines(
+    path: Path, made_by: Mapping[str, Any], key: Callable[[dict[str, Any]], K]
+) -> Iterator[ResumableLines[K]]:
+    """Open a file for lines that a run makes, and lock it until the context is left.
+
+    Args:
+        path: The file, made if it is not there.
+        made_by: All that determines the lines, of JSON values.
+        key: What tells one line from another.
+
+    Raises:
+        DataError: Another run is writing it or has left other lines, or they are not answers.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        _lock(file, path)
+        found = _read(path, made_by, key)
+        if found is None:
+            found = {}
+            _append(file, [dict(made_by)])
+        yield ResumableLines(file, key, found)
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """Return an object as a line of a file."""
+    return f"{json.dumps(value, ensure_ascii=False)}\n"
+
+
+def _append(file: IO[str], values: Sequence[Mapping[str, Any]]) -> None:
+    file.write("".join(map(json_line, values)))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            f"{path}: another run is writing answers there; wait for it, or name another `output`"
+        ) from error
+
+
+def _read(
+    path: Path, made_by: Mapping[str, Any], key: Callable[[dict[str, Any]], K]
+) -> dict[K, Any] | None:
+    """Return the lines of earlier runs by their keys, or None if there are none.
+
+    A torn last line is cut off, be it the first one, which says what made the others.
+    """
+    raw = path.read_bytes()
+    if not raw:
+        return None
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if not whole and json_line(made_by).encode().startswith(raw):
+        os.truncate(path, 0)
+        return None
+    try:
+        header, *lines = [json.loads(line) for line in whole.splitlines()]
+        found = {key(line): line for line in lines}
+        other = [name for name, value in made_by.items() if header.get(name) != value]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not the answers of an interrupted run, or damaged: {error}. Remove it to "
+            f"start over, or name another `output`."
+        ) from error
+    if other:
+        shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
+        raise DataError(
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
+        )
+    os.truncate(path, len(whole))
+    return found

@@ -1,0 +1,48 @@
+"""Prompts, systems and reward models for comparisons, all small."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from mav.pipeline.comparison.prompts import Prompts
+from mav.pipeline.comparison.questions import Question
+from mav.pipeline.comparison.records import Answer, AnswerKey
+from mav.pipeline.comparison.systems import System
+from tests.support.tiny import ARCHITECTURES, tiny_tokenizer
+
+
+def prompts_of(*questions: Question | str) -> Prompts:
+    """Prompts that come from no file."""
+    made = tuple(
+        Question(prompt=q, id=n) if isinstance(q, str) else q for n, q in enumerate(questions)
+    )
+    return Prompts(source="here", kind="prompts", questions=made, rows=len(made), dropped={})
+
+
+def system_of(name: str, *responses: str | None, **more: object) -> System:
+    """A system with an answer to each prompt; None is one that could not be given."""
+    answers = {
+        AnswerKey(number): Answer(
+            key=AnswerKey(number),
+            response=response or "",
+            error="it broke" if response is None else None,
+        )
+        for number, response in enumerate(responses)
+    }
+    return System(name=name, answers=answers, **more)  # type: ignore[arg-type]
+
+
+def save_reward_model(folder: Path, *, labels: int = 1, seed: int = 0) -> Path:
+    """Write a random sequence classifier as TRL's `RewardTrainer` would."""
+    config = transformers.AutoConfig.for_model(
+        **{**ARCHITECTURES["llama"], "num_labels": labels, "pad_token_id": 1}
+    )
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
