@@ -4,7 +4,8 @@
                                        -> Linear E, ReLU -> Linear V (zero at first)     alignment
     unembedding  fusion as above -> [Linear r, ReLU] -> Linear H (zero at first), the shift f of the
                  base's last state, so that its logits become W_U (h + alpha f)
-    bottleneck   last state, pooled to W -> Linear r, ReLU -> Linear V (zero at first), no biases
+    bottleneck   the last of the states, pooled to W -> Linear r, ReLU -> Linear V (zero at first),
+                 no biases
 
 With the default sizes (K 3, W 4096, E 16384) and LLaMA's vocabulary of 32,000 the alignment
 network of an `mlp` has 591,445,248 parameters, and 641,780,992 with the fusion layer; an
