@@ -1,6 +1,6 @@
 """Trains a reward model on preference pairs, and says how often it ranks held-out ones right.
 
-    python -m benchmarks.reward_model --output FOLDER --json
+    python -m benchmarks.reward_model --pairs FILE --output FOLDER --json
 
 TRL's `RewardTrainer` trains the base and a new linear layer of one logit, by
 -log sigmoid(r(chosen) - r(rejected)). The pairs held out are those that `mav train` holds out, and
@@ -145,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the reward model")
     parser.add_argument("--base-model", default=None, help="by default the installed SmolLM2-135M")
-    parser.add_argument("--pairs", default="../shared/hh-rlhf/harmless-base-dev.jsonl.gz")
+    parser.add_argument("--pairs", required=True, help="file of preference pairs")
     parser.add_argument("--limit", type=int, default=None, help="train on this many, at random")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and answer")
     parser.add_argument("--eval-fraction", type=float, default=0.29)

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mav.cache_schema.errors import DataError, UsageError
+from mav.cache_schema.errors import DataError
 from mav.pipeline.comparison.questions import Question, json_rows, of_alpaca_eval, of_mt_bench
 from mav.pipeline.decoding.prompt_file import read_prompts
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
@@ -89,10 +89,7 @@ def read_questions(given: str, limit: int | None, *, beyond: bool = False) -> Pr
         DataError: It cannot be read, or has no prompt.
         UsageError: What follows its name is not as it should be.
     """
-    try:
-        source = parse_source(given, DataSource(id=""))
-    except UsageError as error:
-        raise UsageError(str(error).replace("dataset", "prompts")) from error
+    source = parse_source(given, DataSource(id=""), option="prompts")
     reading = _begin(source)
     kept: dict[str, Question] = {}
     for question in reading.rows:

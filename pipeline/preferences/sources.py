@@ -77,12 +77,13 @@ class DataSource:
         return source_name(self.id, self.data_dir, self.split)
 
 
-def parse_source(text: str, defaults: DataSource) -> DataSource:
+def parse_source(text: str, defaults: DataSource, option: str = "data") -> DataSource:
     """Read `ID` or `ID,data_dir=…,split=…,limit=…,weight=…,held_out=true`.
 
     Args:
         text: What was given.
         defaults: What holds for fields that it does not name.
+        option: The option it was given as, for errors.
 
     Raises:
         UsageError: A field has a value that it cannot have, or is there twice.
@@ -92,21 +93,21 @@ def parse_source(text: str, defaults: DataSource) -> DataSource:
     while fields and not _LIKE_A_FIELD.match(fields[0]):
         name = f"{name},{fields.pop(0)}"
     if not name:
-        raise UsageError(f"data: got {text!r}, expected a file, a folder or a hub id")
+        raise UsageError(f"{option}: got {text!r}, expected a file, a folder or a hub id")
     given: dict[str, Any] = {}
     for field in fields:
         key, _, value = field.partition("=")
         if key not in _FIELDS:
             raise UsageError(
-                f"data: {text}: got {field!r}, expected one of "
+                f"{option}: {text}: got {field!r}, expected one of "
                 f"{', '.join(f'{known}=' for known in _FIELDS)}"
             )
         if key in given:
-            raise UsageError(f"data: {text}: {key} is there twice")
+            raise UsageError(f"{option}: {text}: {key} is there twice")
         try:
             given[key] = _FIELDS[key](value)
         except ValueError as error:
-            raise UsageError(f"data: {text}: {key}: got {value!r}, {error}") from error
+            raise UsageError(f"{option}: {text}: {key}: got {value!r}, {error}") from error
     return dataclasses.replace(defaults, id=name, **given)
 
 

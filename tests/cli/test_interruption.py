@@ -55,7 +55,7 @@ def stopped(self, number, *args):
 Trainer.step = stopped
 """
 IN_ANSWERS = """
-from mav.pipeline.decoding import batch_file as answers
+from mav.pipeline.runtime import resumable_lines as answers
 append, times = answers._append, []
 def stopped(file, values):
     times.append(values)

@@ -212,7 +212,7 @@ def test_where_memory_runs_out_fewer_are_decoded_together(
     step = ContinuousBatchDecoder.step
 
     def tight(self: Any) -> Any:
-        if len(self.rows) > 1:
+        if len(self.sequences) > 1:
             raise MemoryError
         return step(self)
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, value: Any, told
 
 
 def test_what_follows_a_name_is_told_as_of_prompts() -> None:
-    with pytest.raises(UsageError, match=r"^--prompts x,splat=y: got 'splat=y', expected one of"):
+    with pytest.raises(UsageError, match=r"^prompts: x,splat=y: got 'splat=y', expected one of"):
         read_questions("x,splat=y", None)
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file or folder"):
         read_questions("nowhere.jsonl", None)
