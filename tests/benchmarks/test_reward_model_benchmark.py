@@ -76,7 +76,10 @@ def test_the_last_layers_are_trained_alone() -> None:
 
 def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.reward_model", "--output", tmp_path],
+        [
+            *(sys.executable, "-m", "benchmarks.reward_model"),
+            *("--pairs", tmp_path / "pairs.jsonl", "--output", tmp_path),
+        ],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

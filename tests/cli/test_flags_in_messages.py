@@ -71,7 +71,8 @@ AT_A_SHELL: dict[str, set[str] | None] = {
     "reporting/plots.py": None,  # variables of CSS look like flags
     "demo/switching.py": {"--demo-switching"},
     "extraction/dry_run.py": {"--logits", "--storage-dtype", "--compression", "--dry-run"},
-    "harness/__main__.py": {"--model", "--tasks"},  # of lm_eval
+    "harness/__main__.py": {"--model", "--tasks"},  # of lm_eval, here and in the next
+    "harness/language_model.py": {"--model", "--tasks"},
     "head/storage.py": {"--output-dir"},
     "verification/verify.py": {"--repair"},
     "extraction/options.py": {"--logits", "--dtype"},  # --help
