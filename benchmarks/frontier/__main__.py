@@ -17,7 +17,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.frontier.methods import METHODS, methods_named
 from benchmarks.frontier.picture import draw
@@ -25,7 +25,7 @@ from benchmarks.frontier.results import Results
 from benchmarks.frontier.settings import Place, Sizes
 from benchmarks.frontier.summary import summary, table
 from benchmarks.synthetic import log_to_stderr
-from mav.cache_schema.errors import MAVError
+from mav.cache_schema.errors import MAVError, UsageError
 from mav.pipeline.demo.run import installed_base
 
 RESULTS: Final = Path(__file__).with_name("results.jsonl")
@@ -38,21 +38,25 @@ def main() -> None:
     log_to_stderr()
     try:
         _run(asked)
-    except (MAVError, ValueError) as error:
+    except MAVError as error:
         print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+        raise SystemExit(error.exit_code) from None
 
 
 def _run(asked: argparse.Namespace) -> None:
     base_model = asked.base_model or str(installed_base())
-    chosen = {field.name: getattr(asked, field.name, None) for field in dataclasses.fields(Sizes)}
-    sizes = Sizes(**{**chosen, "base": Path(base_model).name})
+    chosen: dict[str, Any] = {
+        field.name: getattr(asked, field.name)
+        for field in dataclasses.fields(Sizes)
+        if field.name != "base"
+    }
+    sizes = Sizes(base=Path(base_model).name, **chosen)
     methods = methods_named(asked.methods)
     seeds = _seeds(asked.seeds)
     results = Results(asked.results)
     if not asked.table:
         if asked.work is None:
-            raise ValueError("--work: got none; name a folder for pairs, caches and models")
+            raise UsageError("--work: got none; name a folder for pairs, caches and models")
         from benchmarks.frontier.experiment import run_all
 
         place = Place(work=asked.work)
@@ -70,7 +74,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
     except ValueError:
-        raise ValueError(f"--seeds: got {text!r}, expected numbers such as 0,1,2") from None
+        raise UsageError(f"--seeds: got {text!r}, expected numbers such as 0,1,2") from None
 
 
 def _parser() -> argparse.ArgumentParser:

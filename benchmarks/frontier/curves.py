@@ -128,7 +128,8 @@ def best_of_n_reward(rewards: Values, n: int) -> Values:
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Return Spearman's rank correlation; tied values share their mean rank."""
     ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (xs, ys)]
-    return float(np.corrcoef(ranks)[0, 1])
+    matrix: Values = np.asarray(np.corrcoef(ranks))
+    return float(matrix[0, 1])
 
 
 def _ranks(values: Values) -> Values:

@@ -87,13 +87,13 @@ def distil(tokens: Shifted, config: HeadConfig, epochs: int, seed: int) -> Align
             optimizer.step()
             schedule.step()
             bar.update(len(some))
-            bar.set_postfix(kl=f"{float(loss):.4f}")
+            bar.set_postfix(kl=f"{float(loss.detach()):.4f}")
     return head.eval()
 
 
 def _batches(total: int, epochs: int) -> Iterator[Tensor]:
     for _ in range(epochs):
-        yield from torch.randperm(total).split(_TOKENS)
+        yield from torch.split(torch.randperm(total), _TOKENS)
 
 
 def _kl(target: Tensor, log: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _kl(target: Tensor, log: Tensor) -> Tensor:
 def shifts(tokens: Shifted, head: AlignmentHead) -> tuple[float, float]:
     """Return the mean KL(dpo || base) and KL(dpo || base + head) of tokens, in nats."""
     sums = torch.zeros(2, dtype=torch.float64)
-    for some in torch.arange(len(tokens)).split(_TOKENS):
+    for some in torch.split(torch.arange(len(tokens)), _TOKENS):
         base, target = tokens.logprobs(some)
         vector = head(tokens.states[some]).float()
         for place, logits in enumerate((base, base + vector)):

@@ -24,6 +24,7 @@ from benchmarks.frontier.trained import (
     train_mav,
 )
 from benchmarks.frontier.vectors import train_bipo, train_mean_difference
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
 
 Open = Callable[[World, BaseModel, Path], AbstractContextManager[AtStrength]]
@@ -181,10 +182,10 @@ def methods_named(names: str) -> list[Method]:
     """Return methods by their names, with commas between them.
 
     Raises:
-        ValueError: A name is not known.
+        UsageError: A name is not known.
     """
     known = {method.name: method for method in METHODS}
     wanted = names.split(",")
     if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"--methods: got {', '.join(unknown)}; known: {', '.join(known)}")
+        raise UsageError(f"--methods: got {', '.join(unknown)}; known: {', '.join(known)}")
     return [method for method in METHODS if method.name in wanted]

@@ -72,7 +72,7 @@ class Reader:
         for model, weight, cache in self._parts:
             # An index rather than a slice: a slice is no whole tensor, and the product with the
             # vocabulary would be made once for each sequence, with a copy of the embedding.
-            logits = model(
+            logits: Tensor = model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,

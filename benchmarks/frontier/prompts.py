@@ -8,6 +8,8 @@ the model's own choice.
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from mav.cache_schema.errors import UsageError
+
 Part = Literal["training", "tuning", "held-out"]
 
 _KINDS: Final[tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = (
@@ -157,7 +159,7 @@ def prompts_of(part: Part, count: int | None = None) -> Sequence[str]:
         count: The first so many of them; all if None.
 
     Raises:
-        ValueError: There are not so many.
+        UsageError: There are not so many.
     """
     columns = [
         [
@@ -171,7 +173,7 @@ def prompts_of(part: Part, count: int | None = None) -> Sequence[str]:
     total = len(columns[0])
     ordered = [column[(number * 17) % total] for number in range(total) for column in columns]
     if count is not None and not 0 < count <= len(ordered):
-        raise ValueError(f"{part} prompts: got {count}, expected 1 to {len(ordered)}")
+        raise UsageError(f"{part} prompts: got {count}, expected 1 to {len(ordered)}")
     return ordered[:count]
 
 

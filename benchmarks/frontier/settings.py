@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frontier.prompts import Part
+from mav.cache_schema.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,12 @@ class Sizes:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if name not in ("base", "scale") and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+                raise UsageError(f"{name}: got {value}, expected at least 1")
         if self.answers % 2:
-            raise ValueError(f"answers: got {self.answers}, expected an even number")
+            raise UsageError(f"answers: got {self.answers}, expected an even number")
         for name in ("kl_prompts", "ranking_prompts", "of_n_prompts"):
             if getattr(self, name) > self.held_out_prompts:
-                raise ValueError(
+                raise UsageError(
                     f"{name}: got {getattr(self, name)}, expected at most the "
                     f"{self.held_out_prompts} held-out prompts"
                 )
@@ -81,7 +82,7 @@ class Place:
         """Make the folder, for these sizes alone.
 
         Raises:
-            ValueError: It holds what other sizes made.
+            UsageError: It holds what other sizes made.
         """
         wanted = dataclasses.asdict(sizes)
         file = self.work / "sizes.json"
@@ -89,7 +90,7 @@ class Place:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if found != wanted:
                 differing = sorted(name for name in wanted if found.get(name) != wanted[name])
-                raise ValueError(
+                raise UsageError(
                     f"{self.work}: was made with other sizes ({', '.join(differing)}); name "
                     f"another --work folder, or delete this one"
                 )

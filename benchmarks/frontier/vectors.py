@@ -49,7 +49,8 @@ _BIPO: Final = LoraSettings(
 
 def load_vector(folder: Path) -> Tensor:
     """Return a stored vector, float32 [hidden]."""
-    return load_file(str(folder / "vector.safetensors"))["vector"]
+    vector: Tensor = load_file(str(folder / "vector.safetensors"))["vector"]
+    return vector
 
 
 def _save(vector: Tensor, folder: Path) -> None:
@@ -68,7 +69,8 @@ def difference_of_means(batch: Batch, place: int) -> Tensor:
     answer = torch.repeat_interleave(torch.arange(2 * batch.pairs), batch.offsets.diff())
     is_chosen = answer % 2 == 0
     vector = states[is_chosen].mean(0) - states[~is_chosen].mean(0)
-    return vector / vector.norm() * states.norm(dim=-1).median()
+    length: Tensor = states.norm(dim=-1).median() / vector.norm()
+    return length * vector
 
 
 def all_pairs(cache: Path) -> Batch:
@@ -126,6 +128,6 @@ def train_bipo(world: World, rate: float | None, seed: int, folder: Path) -> dic
             optimizer.step()
             optimizer.zero_grad()
             bar.update(len(some))
-            bar.set_postfix(loss=f"{float(loss) * len(some) / len(micro):.4f}")
+            bar.set_postfix(loss=f"{float(loss.detach()) * len(some) / len(micro):.4f}")
     _save(vector, folder)
     return {"cpu_seconds": process_time() - started, "parameters": vector.numel()}

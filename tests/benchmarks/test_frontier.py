@@ -27,6 +27,7 @@ from benchmarks.frontier.prompts import prompts_of
 from benchmarks.frontier.rewards import draw_pairs, vader
 from benchmarks.frontier.sampling import answer_logprobs, sample, sequence_kl
 from benchmarks.frontier.vectors import all_pairs, difference_of_means
+from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.head.config import HeadConfig
@@ -77,7 +78,7 @@ def test_prompts_of_different_parts_share_no_topic() -> None:
     assert len({prompt for part in parts for prompt in part}) == 540 + 108 + 216
     assert prompts_of("held-out", 7) == prompts_of("held-out")[:7]
     assert not any("kettle" in prompt for prompt in [*parts[1], *parts[2]])
-    with pytest.raises(ValueError, match="got 109, expected 1 to 108"):
+    with pytest.raises(UsageError, match="got 109, expected 1 to 108"):
         prompts_of("tuning", 109)
 
 
@@ -107,7 +108,7 @@ def test_the_probability_of_an_answer_is_that_of_its_tokens(tiny: Tiny) -> None:
 
 
 def test_a_text_read_in_pieces_has_the_logits_of_the_whole(tiny: Tiny) -> None:
-    other = tiny_base(seed=1)
+    other = tiny_base("gpt2", seed=1)  # whose positions are counted, and not only compared
     policy = Policy(models=[(tiny.base.model, 1.0), (other.model, 0.5)], form=tiny.form)
     ids, mask = padded([[5, 9, 77], [40]], left=True)
     more = torch.tensor([[12], [90]])
@@ -199,7 +200,7 @@ def test_without_the_reward_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(rewards_module.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(SystemExit, match="pip install vaderSentiment"):
         vader()
 

@@ -29,6 +29,7 @@ from benchmarks.frontier.results import Results, Run
 from benchmarks.frontier.settings import Place, Sizes
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.summary import chosen_setting, ranking_predicts, rows_of, summary, table
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.preferences.prompt_format import PromptFormat
 from tests.support.tiny import HIDDEN, tiny_base
@@ -73,10 +74,9 @@ def test_an_interpolated_reward_has_an_interval_where_the_curve_surely_reaches()
     low, high = found[1]
     assert low < found[0] < high and high - low < 0.2
     barely = float(points[-1].kl.mean()) - 0.01
-    assert reward_with_interval(barely, points) == (
-        pytest.approx(points[-1].reward.mean(), abs=0.01),
-        None,
-    )
+    surely_not = reward_with_interval(barely, points)
+    assert surely_not is not None and surely_not[1] is None
+    assert surely_not[0] == pytest.approx(points[-1].reward.mean(), abs=0.01)
     assert reward_with_interval(10, points) is None
 
 
@@ -221,7 +221,7 @@ def test_a_folder_is_for_one_choice_of_sizes(tmp_path: Path) -> None:
     place = Place(work=tmp_path / "work")
     place.claim(SIZES)
     place.claim(SIZES)
-    with pytest.raises(ValueError, match=r"made with other sizes \(base, .*another --work"):
+    with pytest.raises(UsageError, match=r"made with other sizes \(base, .*another --work"):
         place.claim(Sizes(base="other"))
 
 
