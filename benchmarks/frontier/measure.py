@@ -76,29 +76,28 @@ def _run_curve(
         return
     folder = _folder(world, method, setting, seed)
     prompts = world.prompts(part)
-    answers = {}
-    with method.open(world, world.base, folder) as at:
+    measured = min(world.sizes.kl_prompts, len(prompts))
+    with (
+        method.open(world, world.base, folder) as native,
+        method.open(world, world.wide, folder) as wide,
+    ):
         for run in missing:
             say(f"{method.name}, {method.means or 'strength'} {run.strength:g}, {part}")
-            answers[run] = sample(
-                at(run.strength), prompts, world.sizes.new_tokens, _SAMPLING_SEED + seed
-            )
-    measured = min(world.sizes.kl_prompts, len(prompts))
-    with method.open(world, world.wide, folder) as at:
-        for run in missing:
+            policy = native(run.strength)
+            answers = sample(policy, prompts, world.sizes.new_tokens, _SAMPLING_SEED + seed)
             kl = torch.zeros(measured, dtype=torch.float64)
             if method is not BASE:
                 kl = sequence_kl(
-                    at(run.strength),
+                    wide(run.strength),
                     plain(world.wide, world.form),
                     prompts[:measured],
-                    answers[run][:measured],
+                    answers[:measured],
                 )
-            rewards = [world.reward(text) for text in world.texts(answers[run])]
+            rewards = [world.reward(text) for text in world.texts(answers)]
             found = {
                 "reward": [round(value, _DIGITS) for value in rewards],
                 "kl": [round(value, _DIGITS) for value in kl.tolist()],
-                "tokens": [len(answer) for answer in answers[run]],
+                "tokens": [len(answer) for answer in answers],
                 **_trained(world, method, setting, seed),
             }
             results.add(run, found)
