@@ -1,4 +1,4 @@
-"""Gold reward against KL, of MAV and of what people use instead, on one base and the same pairs.
+r"""Gold reward against KL, of MAV and of what people use instead, on one base and the same pairs.
 
     python -m benchmarks.frontier --work FOLDER --json
 
@@ -7,7 +7,8 @@ stopped goes on where it was; what --work holds (pairs, caches, models) may be d
 Without --tune every rate is the default of its method. A reduced table, about an hour on two idle
 cores:
 
-    python -m benchmarks.frontier --work FOLDER --kl-prompts 64 --of-n-prompts 64
+    python -m benchmarks.frontier --work FOLDER --training-prompts 240 --answers 4 \
+        --new-tokens 32 --kl-prompts 48 --ranking-prompts 64 --of-n-prompts 48
 
 The table alone, from a file: --table.
 """
@@ -27,6 +28,7 @@ from benchmarks.frontier.summary import summary, table
 from benchmarks.synthetic import log_to_stderr
 from mav.cache_schema.errors import MAVError, UsageError
 from mav.pipeline.demo.run import installed_base
+from mav.pipeline.runtime.options import option_of
 
 RESULTS: Final = Path(__file__).with_name("results.jsonl")
 """The file that is committed."""
@@ -96,10 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true")
     sizes = parser.add_argument_group("sizes; results of other sizes are another table")
     for field in dataclasses.fields(Sizes):
-        if field.name != "base":
-            option = f"--{field.name.replace('_', '-')}"
-            kind = float if field.name == "scale" else int
-            sizes.add_argument(option, type=kind, default=field.default, metavar="N")
+        if (known := option_of(field)) is not None:
+            sizes.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=int if known.whole else float,
+                default=field.default,
+                metavar="N",
+                help=f"{known.help} (default {field.default})",
+            )
     return parser
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.frontier.prompts import Part
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.options import check_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +33,36 @@ class Sizes:
     """
 
     base: str
-    training_prompts: int = 320
-    tuning_prompts: int = 64
-    held_out_prompts: int = 200
-    kl_prompts: int = 200
-    ranking_prompts: int = 100
-    answers: int = 4
-    new_tokens: int = 40
-    scale: float = 5.0
-    expansion_size: int = 512
-    epochs: int = 3
-    lora_epochs: int = 1
-    of_n: int = 20
-    of_n_prompts: int = 200
+    training_prompts: int = option(
+        540, whole=True, at_least=1, help="prompts whose answers become training pairs"
+    )
+    tuning_prompts: int = option(
+        64, whole=True, at_least=1, help="prompts that settings are chosen on"
+    )
+    held_out_prompts: int = option(200, whole=True, at_least=1, help="prompts that are reported")
+    kl_prompts: int = option(
+        200, whole=True, at_least=1, help="the first so many of these have their KL measured"
+    )
+    ranking_prompts: int = option(
+        100, whole=True, at_least=1, help="the first so many have pairs that are ranked"
+    )
+    answers: int = option(
+        8, whole=True, at_least=2, help="answers to each prompt that pairs are made of"
+    )
+    new_tokens: int = option(40, whole=True, at_least=1, help="most tokens of an answer")
+    scale: float = option(5.0, number=True, at_least=0, help="of rewards in the Bradley-Terry draw")
+    expansion_size: int = option(512, whole=True, at_least=1, help="E of heads")
+    epochs: int = option(3, whole=True, at_least=1, help="passes of heads and vectors")
+    lora_epochs: int = option(1, whole=True, at_least=1, help="passes of adapters")
+    of_n: int = option(
+        20, whole=True, at_least=2, help="answers to each prompt that the best is taken of"
+    )
+    of_n_prompts: int = option(
+        200, whole=True, at_least=1, help="the first so many held-out prompts get them"
+    )
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if name not in ("base", "scale") and value < 1:
-                raise UsageError(f"{name}: got {value}, expected at least 1")
+        check_options(self)
         if self.answers % 2:
             raise UsageError(f"answers: got {self.answers}, expected an even number")
         for name in ("kl_prompts", "ranking_prompts", "of_n_prompts"):

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import importlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
@@ -31,11 +30,10 @@ AtStrength = Callable[[float], Policy]
 def ensure_trained(
     world: World, name: str, train_it: Train, setting: float | None, seed: int
 ) -> tuple[Path, dict[str, Any]]:
-    """Train unless that was done; return the folder and what training took."""
+    """Train unless that was done, or go on; return the folder and what training took."""
     folder = world.place.model(name, setting, seed)
     done = folder / "trained.json"
     if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
         took = train_it(world, setting, seed, folder)
         done.write_text(json.dumps(took) + "\n", encoding="utf-8")
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
@@ -57,6 +55,7 @@ def train_mav(world: World, rate: float | None, seed: int, folder: Path) -> dict
             learning_rate=rate,
             report_to="none",
             seed=seed,
+            resume=True,
         )
     )
     found = {"cpu_seconds": process_time() - started, "parameters": report.total_parameters}
