@@ -92,7 +92,7 @@ def train_genarm(
                 loss = 0.0
                 for at in range(0, len(chosen), settings.micro_pairs):
                     micro = chosen[at : at + settings.micro_pairs]
-                    chosen_logp, rejected_logp = _logprobs(
+                    chosen_logp, rejected_logp = answer_logprobs(
                         base, unembedding, split.pairs, micro, settings.multiple
                     )
                     losses = reward_losses(chosen_logp, rejected_logp, settings.beta)
@@ -129,7 +129,7 @@ def cosine_rate(step: int, steps: int, settings: LoraSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _logprobs(
+def answer_logprobs(
     base: BaseModel,
     unembedding: Unembedding,
     pairs: TokenizedPairs,

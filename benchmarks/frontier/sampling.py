@@ -1,0 +1,120 @@
+"""Samples answers at temperature 1, and measures how far they are from the base.
+
+The KL of an answer y to a prompt x is the sum over its own tokens, the one that ends it included,
+
+    sum_t KL(pi(. | x, y_<t) || pi_base(. | x, y_<t)),
+
+over the whole vocabulary. Its mean over answers that the policy samples is the KL of the policy's
+sequences: an exact sum in place of the noisy log-ratio of what happened to be sampled.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from benchmarks.frontier.policies import Policy, Reader, padded, positions_of
+from mav.pipeline.runtime.progress import progress_bar
+
+Tokens = list[int]
+_AT_ONCE: Final = 200
+_KL_AT_ONCE: Final = 8
+
+
+@torch.inference_mode()
+def sample(policy: Policy, prompts: Sequence[str], new_tokens: int, seed: int) -> list[Tokens]:
+    """Return the tokens of one answer to each prompt, the one that ended it included.
+
+    Batches draw from one generator in the same order, so that policies with the same seed share
+    their noise as long as they agree.
+
+    Args:
+        policy: The policy.
+        prompts: The prompts; a prompt may be there several times.
+        new_tokens: Most tokens of an answer.
+        seed: Seed of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    answers: list[Tokens] = []
+    with policy.active(), progress_bar(len(prompts), "Sampling", "answer") as bar:
+        for first in range(0, len(prompts), _AT_ONCE):
+            rows = [policy.tokens(prompt) for prompt in prompts[first : first + _AT_ONCE]]
+            answers += _sample_batch(policy, rows, new_tokens, generator)
+            bar.update(len(rows))
+    return answers
+
+
+def _sample_batch(
+    policy: Policy, rows: list[Tokens], new_tokens: int, generator: torch.Generator
+) -> list[Tokens]:
+    reader = policy.reader(keeps_cache=True)
+    ids, mask = padded(rows, left=True)
+    positions = positions_of(mask)
+    end = policy.form.end_token
+    drawn: list[Tensor] = []
+    running = torch.ones(len(rows), dtype=torch.bool)
+    for _ in range(new_tokens):
+        keep = torch.tensor([ids.shape[1] - 1])
+        probabilities = reader(ids, mask, positions, keep)[:, -1].softmax(-1)
+        ids = torch.multinomial(probabilities, 1, generator=generator)
+        drawn.append(ids[:, 0])
+        running &= ids[:, 0] != end
+        if not running.any():
+            break
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        positions = positions[:, -1:] + 1
+    return [_until(end, row) for row in torch.stack(drawn, dim=1).tolist()]
+
+
+def _until(end: int, row: Tokens) -> Tokens:
+    return row[: row.index(end) + 1] if end in row else row
+
+
+@torch.inference_mode()
+def sequence_kl(
+    policy: Policy, base: Policy, prompts: Sequence[str], answers: Sequence[Tokens]
+) -> Tensor:
+    """Return the KL of each answer in nats, float64 [answers]; see above."""
+    found: list[Tensor] = []
+    with progress_bar(len(prompts), "Measuring KL", "answer") as bar:
+        for first in range(0, len(prompts), _KL_AT_ONCE):
+            some = slice(first, first + _KL_AT_ONCE)
+            logs = []
+            for one in (policy, base):
+                with one.active():
+                    logs.append(_forced(one, prompts[some], answers[some]))
+            (log_BTV, mask_BT), (base_BTV, _) = logs
+            kl_BT = (log_BTV.exp() * (log_BTV - base_BTV)).sum(-1, dtype=torch.float64)
+            found.append((kl_BT * mask_BT).sum(-1))
+            bar.update(len(answers[some]))
+    return torch.cat(found)
+
+
+def _forced(
+    policy: Policy, prompts: Sequence[str], answers: Sequence[Tokens]
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities [B, T, V] at an answer's tokens, and which of T there are."""
+    before, before_mask = padded([policy.tokens(prompt) for prompt in prompts], left=True)
+    behind, behind_mask = padded(answers, left=False)
+    ids = torch.cat([before, behind], dim=1)[:, :-1]
+    mask = torch.cat([before_mask, behind_mask], dim=1)[:, :-1]
+    keep = torch.arange(before.shape[1] - 1, ids.shape[1])
+    reader: Reader = policy.reader(keeps_cache=False)
+    logits = reader(ids, mask, positions_of(mask), keep)
+    return logits.log_softmax(-1), behind_mask
+
+
+@torch.inference_mode()
+def answer_logprobs(policy: Policy, prompts: Sequence[str], answers: Sequence[Tokens]) -> Tensor:
+    """Return the log-probability of each answer, float64 [answers]."""
+    found: list[Tensor] = []
+    with policy.active(), progress_bar(len(prompts), "Ranking", "answer") as bar:
+        for first in range(0, len(prompts), _KL_AT_ONCE):
+            some = slice(first, first + _KL_AT_ONCE)
+            log_BTV, mask_BT = _forced(policy, prompts[some], answers[some])
+            labels, _ = padded(answers[some], left=False)
+            log_BT = log_BTV.gather(-1, labels[..., None])[..., 0].double()
+            found.append((log_BT * mask_BT).sum(-1))
+            bar.update(len(answers[some]))
+    return torch.cat(found)
