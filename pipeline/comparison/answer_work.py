@@ -23,7 +23,7 @@ from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
 _log = logging.getLogger(__name__)
 
 _NO_TURN_BEFORE: Final = "the turn before it has no answer"
-_OUT_OF_MEMORY: Final = "out of memory for this prompt alone; shorten it or lower --max-new-tokens"
+_OUT_OF_MEMORY: Final = "out of memory for this prompt alone; shorten it or lower `max_new_tokens`"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -75,7 +75,7 @@ def read_answers(name: str, path: Path, prompts: Prompts) -> ReadAnswers:
     if others or not found:
         raise _for_other_prompts(path, others, rows, prompts)
     if beyond:
-        _log.info(f"{name}: {beyond:,} answers are to prompts beyond --limit, and are not used")
+        _log.info(f"{name}: {beyond:,} answers are to prompts beyond `limit`, and are not used")
     return ReadAnswers(answers=tuple(found[key] for key in sorted(found)), base=base, beyond=beyond)
 
 
@@ -119,10 +119,10 @@ def _for_other_prompts(path: Path, others: list[str], rows: int, prompts: Prompt
     if not others:
         return DataError(
             f"{path}: none of its {rows:,} answers is to one of the {len(prompts.questions):,} "
-            f"prompts of {prompts.source} within --limit; raise it"
+            f"prompts of {prompts.source} within `limit`; raise it"
         )
     return DataError(
         f"{path}: {len(others):,} of its {rows:,} answers are to other prompts{example}; expected "
-        f"answers to the prompts of {prompts.source}. Give the --prompts they were made for, or "
+        f"answers to the prompts of {prompts.source}. Give the `prompts` they were made for, or "
         f"leave them out of the file."
     )

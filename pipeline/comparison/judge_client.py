@@ -148,7 +148,7 @@ class JudgeClient:
             )
             return UsageError(f"{told}: {remedy}")
         if error.code in (404, 405):
-            return DataError(f"{told}: check --judge-url and --judge-model")
+            return DataError(f"{told}: check `judge_url` and `judge_model`")
         if error.code in _WORTH_ANOTHER_TRY:
             return _RetryError(told, _retry_after(error.headers.get("Retry-After")))
         return CallFailedError(told)

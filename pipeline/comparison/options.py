@@ -143,7 +143,7 @@ class CompareOptions:
         if self.samples > 1 and self.head and not self.decoding.samples:
             raise UsageError(
                 f"samples: got {self.samples} without temperature, at which all answers to a "
-                f"prompt are the same; give --temperature 1"
+                f"prompt are the same; give `temperature` 1"
             )
         if self.decoding.num_beams > 1:
             raise UsageError(
@@ -172,7 +172,7 @@ class CompareOptions:
         if len(set(names)) < len(names):
             raise UsageError(
                 f"head: got {', '.join(names)}, which are not all different; name them, as in "
-                f"--head first={found[0].place}"
+                f"`head` first={found[0].place}"
             )
         return found
 
@@ -195,7 +195,7 @@ class CompareOptions:
             name, equals, place = text.partition("=")
             if not (equals and place and _NAME.fullmatch(name)):
                 raise UsageError(
-                    f"--with: got {text!r}, expected NAME=FILE, the name of letters, digits, "
+                    f"others: got {text!r}, expected NAME=FILE, the name of letters, digits, "
                     f"'.', '+', '-' and '_'"
                 )
             found.append(Named(name, place))
@@ -232,5 +232,5 @@ def require_one_form(forms: Sequence[str], heads: Sequence[Named]) -> None:
         told = ", ".join(f"{head.name} {form}" for head, form in zip(heads, forms, strict=True))
         raise UsageError(
             f"prompt_form: the heads were trained in different ones ({told}), and are compared "
-            f"with one base; choose one with --prompt-form"
+            f"with one base; choose one with `prompt_form`"
         )

@@ -153,7 +153,7 @@ def _of_prompt_file(source: DataSource, path: Path) -> _Reading:
             if line.alpha is not None:
                 raise DataError(
                     f"{path}, line {line.number}: got an alpha of its own; leave it out, as every "
-                    f"prompt is answered at each of --alphas"
+                    f"prompt is answered at each of `alphas`"
                 )
             yield Question(prompt=line.prompt, id=line.number)
 

@@ -130,7 +130,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder}: {error.strerror}; name an --output that is a folder, or can become one"
+            f"{folder}: {error.strerror}; name an `output` that is a folder, or can become one"
         ) from error
 
 

@@ -177,7 +177,7 @@ def test_what_is_wrong_is_told_before_anything_is_decoded(
         ({"others": (f"x={other}",)}, DataError, "1 of its 1 answers are to other prompts"),
         ({"refusals": tmp_path / "gone.txt"}, DataError, "gone.txt"),
         ({"prompts": str(tmp_path / "gone.jsonl")}, DataError, "no such file"),
-        ({"output": pairs}, DataError, "name an --output that is a folder"),
+        ({"output": pairs}, DataError, "name an `output` that is a folder"),
     ):
         settings: dict[str, Any] = {"output": tmp_path / "out", "alphas": alphas, **more}
         with pytest.raises(kind, match=told):

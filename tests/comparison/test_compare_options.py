@@ -57,9 +57,9 @@ def test_the_reference_is_the_base_or_the_first_unless_named() -> None:
         ),
         ({"head": ("a", "x/a")}, "head: got a, a, which are not all different; name them"),
         ({"others": ("x=f", "x=g")}, "x: two systems have this name"),
-        ({"others": ("f.jsonl",)}, "--with: got 'f.jsonl', expected NAME=FILE"),
-        ({"others": ("a/b=f.jsonl",)}, "--with: got 'a/b=f.jsonl', expected NAME=FILE"),
-        ({"others": ("x=",)}, "--with: got 'x=', expected NAME=FILE"),
+        ({"others": ("f.jsonl",)}, "others: got 'f.jsonl', expected NAME=FILE"),
+        ({"others": ("a/b=f.jsonl",)}, "others: got 'a/b=f.jsonl', expected NAME=FILE"),
+        ({"others": ("x=",)}, "others: got 'x=', expected NAME=FILE"),
         ({"head": ("a",), "export": ("csv",)}, "export: got 'csv', expected one of alpaca-eval"),
         (
             {"head": ("a",), "reference": "alpha=3"},

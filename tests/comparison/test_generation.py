@@ -227,4 +227,4 @@ def test_where_memory_runs_out_fewer_are_decoded_together(
     monkeypatch.setattr(ContinuousBatchDecoder, "step", none)
     (tmp_path / "none").mkdir()
     told = {answer.error for answer in answers(mav, tmp_path / "none")}
-    assert told == {"out of memory for this prompt alone; shorten it or lower --max-new-tokens"}
+    assert told == {"out of memory for this prompt alone; shorten it or lower `max_new_tokens`"}

@@ -358,7 +358,7 @@ def test_a_key_that_is_wanted(path: Path, monkeypatch: pytest.MonkeyPatch, key: 
 def test_an_endpoint_that_is_not_there(path: Path) -> None:
     with (
         judging(rightly) as server,
-        pytest.raises(DataError, match=r"answered 404: no: check --judge-url"),
+        pytest.raises(DataError, match=r"answered 404: no: check `judge_url`"),
     ):
         decided(server, path, judge_url=server.url + "/nowhere")
 
