@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema
 
@@ -35,10 +36,10 @@ demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
+	$(PYTEST) -m "not slow and not gpu and not browser"
 
 test-format: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(FORMAT_TESTS)
+	$(PYTEST) -m "not slow and not gpu" $(FORMAT_TESTS)
 
 # Needs Chromium: apt-get install chromium, or CHROMIUM=/path/to/it.
 test-browser: $(INSTALLED)
@@ -49,8 +50,7 @@ test-all: $(INSTALLED) $(BASE)
 
 # Branches, subprocesses' too; slower than the tests alone.
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser" \
-	    --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not gpu and not browser" --cov --cov-report=term:skip-covered
 
 check: lint types test
 

@@ -294,7 +294,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what figures were measured on and with."""
     return {
         "device": device.type,
-        "device_name": _device_name(device),
+        "device_name": device_name(device),
         "native_dtype": plain_name(native_dtype(device)),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -303,7 +303,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a card or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     described = Path("/proc/cpuinfo")

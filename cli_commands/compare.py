@@ -1,7 +1,7 @@
 """`mav compare`: measure what heads and other systems write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -101,8 +101,8 @@ def compare_command(
         refusals=None if refusals is None else Path(refusals),
         export=tuple(export),
     )
-    loading = {field.name for field in fields(InferenceOptions)} & more.keys()
-    comparison = compare(options, base=base_model, **{name: more[name] for name in loading})
+    loading = asdict(made_of(InferenceOptions, more))
+    comparison = compare(options, base=base_model, **loading)
     write_comparison(comparison, output / PAGE)
     print_result(
         as_json,

@@ -7,8 +7,10 @@ import click
 
 from mav.cli_commands._answering import BASE_MODEL
 from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import BASE, JSON, PLACEMENT, Numbers, OneOnly, fields_of
+from mav.cli_commands._options import BASE, JSON, PLACEMENT, Numbers, OneOnly, field_of, fields_of
+from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.harness.options import HarnessOptions
+from mav.pipeline.serving.options import ServeOptions
 
 
 @command(
@@ -17,7 +19,7 @@ from mav.pipeline.harness.options import HarnessOptions
   mav harness --head runs/head --tasks my_task --include-path tasks --limit 200 --json
 """
 )
-@click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head.")
+@field_of(ServeOptions, "head", cls=OneOnly)
 @BASE_MODEL
 @click.option("--alphas", cls=OneOnly, type=Numbers(), default="0,1,2", help="Strengths.")
 @click.option(
@@ -37,11 +39,7 @@ from mav.pipeline.harness.options import HarnessOptions
     "--output", type=click.Path(path_type=Path), help="Write the result as JSON to a file too."
 )
 @BASE
-@click.option(
-    "--allow-tokenizer-mismatch",
-    is_flag=True,
-    help="Take a base whose tokenizer is another one of the same size.",
-)
+@field_of(InferenceOptions, "allow_tokenizer_mismatch")
 @PLACEMENT
 @JSON
 def harness_command(
@@ -77,7 +75,7 @@ def harness_command(
         loading=loading,
     )
     if output is not None:
-        require_place(output, "--output")
+        require_place(output, "output")
 
     from mav.pipeline.harness.report import table
     from mav.pipeline.harness.run import run_harness

@@ -140,8 +140,3 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor
         ids[number, place] = torch.tensor(row, dtype=torch.int64)
         mask[number, place] = 1
     return ids, mask
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Return the position of every token [B, S], counted without the padding."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -8,7 +8,6 @@ and machines; a line that was cut off by a crash is told and left out.
 import dataclasses
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 from benchmarks.frontier.prompts import Part
 from benchmarks.frontier.settings import Sizes
-from benchmarks.synthetic import say
+from benchmarks.synthetic import device_name, say
 from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
 
 Kind = Literal["curve", "ranking", "time", "share"]
@@ -100,18 +99,9 @@ def _key(run: Mapping[str, Any]) -> str:
 def machine() -> dict[str, str]:
     """Return what the figures depend on but the sizes do not say."""
     return {
-        "processor": _processor(),
+        "processor": device_name(torch.device("cpu")),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "sampled_in": plain_name(native_dtype(torch.device("cpu"))),
         "kl_in": "float32",
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -14,7 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from benchmarks.frontier.policies import Policy, Reader, padded, positions_of
+from benchmarks.frontier.policies import Policy, Reader, padded
+from mav.pipeline.decoding.generate import positions_of
 from mav.pipeline.runtime.progress import progress_bar
 
 Tokens = list[int]
@@ -50,7 +51,7 @@ def _sample_batch(
 ) -> list[Tokens]:
     reader = policy.reader(keeps_cache=True)
     ids, mask = padded(rows, left=True)
-    positions = positions_of(mask)
+    positions = positions_of(mask, mask.shape[1])
     end = policy.form.end_token
     drawn: list[Tensor] = []
     running = torch.ones(len(rows), dtype=torch.bool)
@@ -101,7 +102,7 @@ def _forced(
     mask = torch.cat([before_mask, behind_mask], dim=1)[:, :-1]
     keep = torch.arange(before.shape[1] - 1, ids.shape[1])
     reader: Reader = policy.reader(keeps_cache=False)
-    logits = reader(ids, mask, positions_of(mask), keep)
+    logits = reader(ids, mask, positions_of(mask, mask.shape[1]), keep)
     return logits.log_softmax(-1), behind_mask
 
 

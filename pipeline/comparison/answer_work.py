@@ -18,12 +18,11 @@ from mav.pipeline.decoding.continuous_batching import (
 )
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
-from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
+from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
 _NO_TURN_BEFORE: Final = "the turn before it has no answer"
-_OUT_OF_MEMORY: Final = "out of memory for this prompt alone; shorten it or lower `max_new_tokens`"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -118,7 +117,7 @@ class AnswerWork:
             running = _Running(decoder=ContinuousBatchDecoder(self._joined))
             waiting = [job for job in waiting if job not in begun]
             if batch_size == 1:
-                yield self._failed(begun[0].key, _OUT_OF_MEMORY)
+                yield self._failed(begun[0].key, PROMPT_OUT_OF_MEMORY)
                 continue
             waiting = [*(job.again() for job in begun), *waiting]
             batch_size = max(1, len(begun) // 2)
@@ -164,7 +163,9 @@ class AnswerWork:
         decoding = replace(self._decoding, seed=seed_of(self._decoding.seed, key))
         return _Job(
             key=key,
-            request=Request(prompt=tokens, alpha=self._alpha, decoding=decoding, top_logprobs=0),
+            request=Request(
+                prompt=tokens, alpha=self._alpha, decoding=decoding, top_logprobs=0, kl=True
+            ),
         )
 
     def _finish(self, ended: Sequence[tuple[_Job, str]]) -> tuple[list[Answer], list[_Job]]:
@@ -230,6 +231,7 @@ def _step(running: _Running, new: Sequence[_Job]) -> list[tuple[_Job, str]]:
 
 def _take(job: _Job, output: TokenOutput, seconds: float) -> None:
     assert output.logprobs is not None
+    assert output.logprobs.kl is not None
     job.text += output.text
     job.tokens += 1
     job.kl += output.logprobs.kl

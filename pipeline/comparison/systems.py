@@ -112,18 +112,15 @@ def measure_each(
     places: dict[tuple[str, str], int] = {}
     asked: list[str | Messages] = []
     responses: list[str] = []
+    placed: list[dict[AnswerKey, int]] = []
     for system in systems:
+        placed.append({})
         for key, answer in system.given().items():
             prompt = system.asked(prompts, key)
-            told = key_of(prompt), answer.response
-            if places.setdefault(told, len(places)) == len(asked):
+            place = places.setdefault((key_of(prompt), answer.response), len(places))
+            if place == len(asked):
                 asked.append(prompt)
                 responses.append(answer.response)
+            placed[-1][key] = place
     values = measure(asked, responses)
-    return [
-        {
-            key: values[places[key_of(system.asked(prompts, key)), answer.response]]
-            for key, answer in system.given().items()
-        }
-        for system in systems
-    ]
+    return [{key: values[place] for key, place in of_system.items()} for of_system in placed]

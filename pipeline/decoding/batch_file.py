@@ -21,7 +21,7 @@ from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
 from mav.pipeline.head.model import is_quantized
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.interruption import Interrupted
-from mav.pipeline.runtime.memory import free_memory, is_out_of_memory
+from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import json_line, resumable_lines
 
@@ -167,7 +167,7 @@ def _decoded(
             raise
     free_memory()
     if len(group) == 1:
-        return ["out of memory for this prompt alone; shorten it or lower `max_new_tokens`"]
+        return [PROMPT_OUT_OF_MEMORY]
     half = len(group) // 2
     return _decoded(mav, group[:half], alpha, decoding) + _decoded(
         mav, group[half:], alpha, decoding

@@ -210,7 +210,7 @@ class ContinuousBatchDecoder:
         logits_BV = logits[:, 0]
         chosen = choose_each([sequence.sampler for sequence in sequences], logits_BV)
         logprobs = logprobs_of_each(
-            [sequence.request.top_logprobs for sequence in sequences],
+            [sequence.request for sequence in sequences],
             chosen,
             logits_BV,
             None if base is None else base[:, 0],

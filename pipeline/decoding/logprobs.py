@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mav.pipeline.decoding.request import Request
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogProbs:
@@ -18,26 +20,26 @@ class LogProbs:
         aligned: Of the token, under base and head.
         base: Of the token, under the base alone.
         top: The most probable tokens under base and head: id, log-probability.
-        kl: KL(aligned || base) of the two distributions that the token is one of, in nats.
+        kl: KL(aligned || base) of the two distributions that the token is one of, in nats; None
+            where it was not asked for.
     """
 
     aligned: float
     base: float
     top: tuple[tuple[int, float], ...]
-    kl: float
+    kl: float | None
 
 
 def logprobs_of_each(
-    wanted: Sequence[int | None],
+    requests: Sequence[Request],
     chosen: Sequence[int],
     logits_BV: Tensor,
     base_BV: Tensor | None,
 ) -> list[LogProbs | None]:
-    """Return the log-probabilities of the token each sequence has chosen.
+    """Return the log-probabilities of the token each sequence has chosen, where it wants them.
 
     Args:
-        wanted: How many of the most probable tokens are wanted, or None for nothing at all, of
-            each sequence.
+        requests: What is wanted of each sequence.
         chosen: Ids.
         logits_BV: Logits of base and head, float32.
         base_BV: Logits of the base alone, float32; None where no sequence wants anything.
@@ -45,13 +47,22 @@ def logprobs_of_each(
     if base_BV is None:
         return [None] * len(chosen)
     return [
-        None if top is None else logprobs_of([token], logits[None], base[None], top)[0]
-        for top, token, logits, base in zip(wanted, chosen, logits_BV, base_BV, strict=True)
+        None
+        if request.top_logprobs is None
+        else logprobs_of(
+            [token], logits[None], base[None], request.top_logprobs, with_kl=request.kl
+        )[0]
+        for request, token, logits, base in zip(requests, chosen, logits_BV, base_BV, strict=True)
     ]
 
 
 def logprobs_of(
-    tokens: Sequence[int], logits_TV: Tensor, base_TV: Tensor, top: int
+    tokens: Sequence[int],
+    logits_TV: Tensor,
+    base_TV: Tensor,
+    top: int,
+    *,
+    with_kl: bool = False,
 ) -> list[LogProbs]:
     """Return the log-probabilities of tokens of one sequence.
 
@@ -60,6 +71,7 @@ def logprobs_of(
         logits_TV: Logits of base and head that predict them, float32.
         base_TV: Those of the base alone.
         top: How many of the most probable tokens to name beside each.
+        with_kl: Whether to compute the KL, which takes a third as long as all the rest.
     """
     index = torch.tensor(tokens, dtype=torch.int64, device=logits_TV.device)[:, None]
     aligned, base = logits_TV.log_softmax(-1), base_TV.log_softmax(-1)
@@ -68,7 +80,7 @@ def logprobs_of(
     columns = (
         aligned.gather(-1, index)[:, 0].tolist(),
         base.gather(-1, index)[:, 0].tolist(),
-        divergence(aligned, base).tolist(),
+        divergence(aligned, base).tolist() if with_kl else [None] * len(tokens),
         best.indices.tolist(),
         best.values.tolist(),
     )

@@ -27,6 +27,7 @@ class Request:
             space, and ends where the prompts' form ends turns. Else it is a text that goes on.
         prompt_logprobs: Whether log-probabilities of the prompt's own tokens are wanted too, at
             the first token's strength; `top_logprobs` is not None then.
+        kl: Whether the KL at each new token is wanted too; `top_logprobs` is not None then.
     """
 
     prompt: tuple[int, ...]
@@ -35,6 +36,7 @@ class Request:
     top_logprobs: int | None = None
     is_turn: bool = True
     prompt_logprobs: bool = False
+    kl: bool = False
 
 
 def prefill_groups(requests: Sequence[Request]) -> list[list[Request]]:

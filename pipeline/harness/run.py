@@ -12,6 +12,7 @@ from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.harness.installed import require_lm_eval
 from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.harness.report import HarnessReport, figures_of
+from mav.pipeline.runtime.hub_errors import one_line
 
 _log = logging.getLogger(__name__)
 _SEED: Final = 1234
@@ -122,9 +123,8 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
         return manager.load([*names])
     except Exception as error:
         # Tasks read files and data sets, and run code of their own: anything may be raised.
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{', '.join(names)}: the task or its documents cannot be read: {reason}"
+            f"{', '.join(names)}: the task or its documents cannot be read: {one_line(error)}"
         ) from error
 
 

@@ -25,8 +25,8 @@ from mav.pipeline.reporting.comparison_table import (
     text_row,
 )
 from mav.pipeline.reporting.curves import Curve, CurvePoint, draw_curves
-from mav.pipeline.reporting.plots import STYLE, table, text
-from mav.pipeline.runtime.durable_files import write_file
+from mav.pipeline.reporting.page import html_page, write_page
+from mav.pipeline.reporting.plots import table, text
 
 PAGE: Final = "page.html"
 _MORE_STYLE: Final = """
@@ -108,9 +108,7 @@ _POLICY: Final = (
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write a comparison's page, whole or not at all."""
-    page = render_comparison(comparison, datetime.now(UTC))
-    # Names of files need not be text.
-    write_file(path, page.encode("utf-8", "backslashreplace"))
+    write_page(path, render_comparison(comparison, datetime.now(UTC)))
 
 
 def render_comparison(comparison: Comparison, written: datetime) -> str:
@@ -121,31 +119,16 @@ def render_comparison(comparison: Comparison, written: datetime) -> str:
         written: The time that the page bears, in UTC.
     """
     summary = comparison.summary
-    title = f"MAV comparison: {summary.source}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{text(title)}</title>
-<style>{STYLE}{_MORE_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>What is written</h1>
-<p>{text(heading(summary))} · <time datetime="{written:%Y-%m-%dT%H:%MZ}">\
-{written:%Y-%m-%d %H:%M} UTC</time></p>
-</header>
-<main>
-{_curves(summary)}
-{_figures(summary)}
-{_answers(comparison)}
-</main>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+    return html_page(
+        title=f"MAV comparison: {summary.source}",
+        heading="What is written",
+        subject=text(heading(summary)),
+        written=written,
+        sections=(_curves(summary), _figures(summary), _answers(comparison)),
+        policy=_POLICY,
+        style=_MORE_STYLE,
+        script=_SCRIPT,
+    )
 
 
 def _curves(summary: Summary) -> str:

@@ -17,8 +17,8 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.evaluation.evaluate import AlphaResult, Evaluation
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.storage import HeadOrigin, find_head, read_head_config
+from mav.pipeline.reporting.page import html_page, write_page
 from mav.pipeline.reporting.plots import (
-    STYLE,
     Chart,
     Point,
     Series,
@@ -29,7 +29,6 @@ from mav.pipeline.reporting.plots import (
 )
 from mav.pipeline.reporting.tables import require_place
 from mav.pipeline.reporting.training_log import read_log, training_section
-from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.known_places import shown_place
 from mav.pipeline.runtime.versions import package_versions
 
@@ -66,9 +65,7 @@ def write_report(evaluation: Evaluation, path: Path) -> None:
         MAVError: The head or the cache have gone since they were evaluated.
     """
     require_report(path)
-    page = render(evaluation, datetime.now(UTC))
-    # Names of files need not be text.
-    write_file(path, page.encode("utf-8", "backslashreplace"))
+    write_page(path, render(evaluation, datetime.now(UTC)))
 
 
 def render(evaluation: Evaluation, written: datetime) -> str:
@@ -84,31 +81,19 @@ def render(evaluation: Evaluation, written: datetime) -> str:
     folder, name = find_head(evaluation.head), shown_place(evaluation.head)
     sizes, origin = read_head_config(folder)
     log = read_log(folder)
-    title = f"MAV evaluation: {name}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{text(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>Evaluation of an alignment head</h1>
-<p><code>{text(name)}</code> · <time datetime="{written:%Y-%m-%dT%H:%MZ}">\
-{written:%Y-%m-%d %H:%M} UTC</time></p>
-</header>
-<main>
-{_by_alpha(evaluation)}
-{_by_length(evaluation)}
-{training_section(log, origin.steps)}
-{_subject(evaluation, sizes, origin)}
-</main>
-</body>
-</html>
-"""
+    return html_page(
+        title=f"MAV evaluation: {name}",
+        heading="Evaluation of an alignment head",
+        subject=f"<code>{text(name)}</code>",
+        written=written,
+        sections=(
+            _by_alpha(evaluation),
+            _by_length(evaluation),
+            training_section(log, origin.steps),
+            _subject(evaluation, sizes, origin),
+        ),
+        policy=_POLICY,
+    )
 
 
 def _by_alpha(evaluation: Evaluation) -> str:

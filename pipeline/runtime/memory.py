@@ -7,6 +7,9 @@ import torch
 
 from mav.cache_schema.errors import BaseModelError
 
+PROMPT_OUT_OF_MEMORY: Final = (
+    "out of memory for this prompt alone; shorten it or lower `max_new_tokens`"
+)
 _SAID: Final = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",

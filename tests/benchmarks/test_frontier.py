@@ -19,7 +19,6 @@ from benchmarks.frontier.policies import (
     adding,
     padded,
     plain,
-    positions_of,
     set_adapter_scale,
     steered,
 )
@@ -30,6 +29,7 @@ from benchmarks.frontier.vectors import all_pairs, difference_of_means
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.decoding.generate import positions_of
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.preferences.prompt_format import PromptFormat
@@ -113,7 +113,7 @@ def test_a_text_read_in_pieces_has_the_logits_of_the_whole(tiny: Tiny) -> None:
     ids, mask = padded([[5, 9, 77], [40]], left=True)
     more = torch.tensor([[12], [90]])
     whole_ids, whole_mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
-    places = positions_of(whole_mask)
+    places = positions_of(whole_mask, whole_mask.shape[1])
     with torch.inference_mode():
         reader = policy.reader(keeps_cache=True)
         reader(ids, mask, places[:, :-1], torch.tensor([2]))

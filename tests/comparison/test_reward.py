@@ -14,7 +14,8 @@ import transformers
 from mav.cache_schema.errors import BaseModelError, DataError
 from mav.pipeline.comparison.reward import RewardModel, answer_text, shortened, text_ids
 from mav.pipeline.preferences.messages import Messages
-from tests.support.tiny import ARCHITECTURES, save_base, tiny_base, tiny_tokenizer
+from tests.support.comparisons import classifier
+from tests.support.tiny import save_base, tiny_base, tiny_tokenizer
 
 HUMAN: Final = "\n\nHuman: How do I mend a kite?\n\nAssistant:"
 MESSAGES: Final = [
@@ -28,19 +29,6 @@ TEMPLATE: Final = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
     "{% endif %}<bos>{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
 )
-
-
-def classifier(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
-    """A random sequence classifier of a variant, with one logit unless told otherwise."""
-    config = transformers.AutoConfig.for_model(
-        **{**ARCHITECTURES[kind], "num_labels": 1, **changes}
-    )
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForSequenceClassification.from_config(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def encoder() -> Any:

@@ -151,6 +151,7 @@ def test_log_probabilities_are_those_of_the_whole_text(
                 max_new_tokens=7, temperature=temperature, seed=4, top_p=0.9
             ),
             top_logprobs=3,
+            kl=True,
         )
         for length, alpha in ((4, 0.0), (9, 2.0), (17, STRENGTHS[3]))
     ]

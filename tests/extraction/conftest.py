@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.preferences.sources import DataSource
 from tests.support.dry_runs import Asked
-from tests.support.tiny import HIDDEN, tiny_base, write_rows
+from tests.support.tiny import tiny_base, tiny_extraction, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +21,5 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asked(base: BaseModel, data: Path, tmp_path: Path) -> Asked:
-    options = ExtractOptions(
-        base_model="tiny",
-        data=DataSource(id=str(data)),
-        output=tmp_path / "deep" / "cache",
-        dtype="float32",
-        storage_dtype="float32",
-        device="cpu",
-        pooled_size=HIDDEN,
-        block_tokens=256,
-        max_length=128,
-    )
+    options = tiny_extraction(data, tmp_path / "deep" / "cache")
     return Asked(base=base, options=options)

@@ -29,7 +29,7 @@ from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from tests.support.mutation import changed
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.tiny import save_base, tiny_base, tiny_extraction, write_rows
 from tests.support.written_caches import quick_disk
 
 PAIRS: Final = 12
@@ -86,21 +86,8 @@ def begin(folder: Path, *, complete: bool, base: BaseModel | None = None, **chan
     """Extract a small cache, or as much of it as one block."""
     base = base or the_base()
     folder.mkdir()
-    settings: dict[str, Any] = {
-        "dtype": "float32",
-        "storage_dtype": "float32",
-        "device": "cpu",
-        "pooled_size": HIDDEN,
-        "block_tokens": 256,
-        "max_length": 128,
-        **changes,
-    }
-    options = ExtractOptions(
-        base_model="tiny",
-        data=DataSource(id=str(write_rows(folder / "pairs.jsonl", PAIRS))),
-        output=folder / "cache",
-        **settings,
-    )
+    data = write_rows(folder / "pairs.jsonl", PAIRS)
+    options = tiny_extraction(data, folder / "cache", **{"storage_dtype": "float32", **changes})
     if complete:
         extract(options, base=base)
         return Begun(options=options, complete=True)

@@ -24,10 +24,8 @@ from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.extraction.extract import ExtractReport, extract
-from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
-from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from tests.support.commands import done, refused, unsound
@@ -35,7 +33,7 @@ from tests.support.limits import NEVER
 from tests.support.runs import assert_same, weights
 from tests.support.s3_server import S3Server
 from tests.support.streams import assert_same_batches, stream
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.tiny import save_base, tiny_base, tiny_extraction, write_rows
 from tests.support.written_caches import contents
 
 
@@ -53,18 +51,7 @@ class World:
         return self.folder / "pairs.jsonl"
 
     def extract(self, output: str | Path) -> ExtractReport:
-        options = ExtractOptions(
-            base_model="tiny",
-            data=DataSource(id=str(self.data)),
-            output=output,
-            dtype="float32",
-            storage_dtype="float32",
-            device="cpu",
-            pooled_size=HIDDEN,
-            block_tokens=256,
-            max_length=128,
-        )
-        return extract(options, base=self.base)
+        return extract(tiny_extraction(self.data, output), base=self.base)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Prompts, systems and reward models for comparisons, all small."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,16 +34,22 @@ def system_of(name: str, *responses: str | None, **more: object) -> System:
     return System(name=name, answers=answers, **more)  # type: ignore[arg-type]
 
 
-def save_reward_model(folder: Path, *, labels: int = 1, seed: int = 0) -> Path:
-    """Write a random sequence classifier as TRL's `RewardTrainer` would."""
+def classifier(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """A random sequence classifier of a variant, with one logit unless told otherwise."""
     config = transformers.AutoConfig.for_model(
-        **{**ARCHITECTURES["llama"], "num_labels": labels, "pad_token_id": 1}
+        **{**ARCHITECTURES[kind], "num_labels": 1, **changes}
     )
     torch.manual_seed(seed)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def save_reward_model(folder: Path, *, labels: int = 1, seed: int = 0) -> Path:
+    """Write a random sequence classifier as TRL's `RewardTrainer` would."""
+    model = classifier(num_labels=labels, pad_token_id=1, seed=seed)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

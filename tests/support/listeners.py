@@ -58,7 +58,8 @@ class Listener:
                 heard.base.append(new.logprobs.base)
                 heard.aligned.append(new.logprobs.aligned)
                 heard.top.append(new.logprobs.top)
-                heard.kl.append(new.logprobs.kl)
+                if new.logprobs.kl is not None:
+                    heard.kl.append(new.logprobs.kl)
 
 
 def decoder_of(mav: MAVInference) -> ContinuousBatchDecoder:

@@ -94,11 +94,8 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-def make_cache(
-    folder: Path, base: BaseModel | None = None, *, pairs: int = 40, **options: Any
-) -> Path:
-    """Extract a small cache of several blocks under a folder; return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+def tiny_extraction(data: Path, output: str | Path, **options: Any) -> ExtractOptions:
+    """What extracts a small cache of several blocks; states are stored as they are computed."""
     settings: dict[str, Any] = {
         "dtype": "float32",
         "device": "cpu",
@@ -107,15 +104,19 @@ def make_cache(
         "max_length": 128,
         **options,
     }
-    # States as they were computed, unless a test says otherwise.
     settings.setdefault("storage_dtype", settings["dtype"])
-    extract(
-        ExtractOptions(
-            base_model="tiny",
-            data=DataSource(id=str(write_rows(folder / "pairs.jsonl", pairs))),
-            output=folder / "cache",
-            **settings,
-        ),
-        base=base or tiny_base(dtype=TORCH_DTYPES[settings["dtype"]]),
+    return ExtractOptions(
+        base_model="tiny", data=DataSource(id=str(data)), output=output, **settings
     )
+
+
+def make_cache(
+    folder: Path, base: BaseModel | None = None, *, pairs: int = 40, **options: Any
+) -> Path:
+    """Extract a small cache of several blocks under a folder; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = write_rows(folder / "pairs.jsonl", pairs)
+    asked = tiny_extraction(data, folder / "cache", **options)
+    dtype = TORCH_DTYPES[options.get("dtype", "float32")]
+    extract(asked, base=base or tiny_base(dtype=dtype))
     return folder / "cache"
