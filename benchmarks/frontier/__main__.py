@@ -64,7 +64,15 @@ def _run(asked: argparse.Namespace) -> None:
         place = Place(work=asked.work)
         place.claim(sizes)
         run_all(
-            sizes, place, base_model, results, methods, seeds, tune=asked.tune, share=asked.share
+            sizes,
+            place,
+            base_model,
+            results,
+            methods,
+            seeds,
+            tune=asked.tune or asked.tune_only,
+            report=not asked.tune_only,
+            share=asked.share,
         )
     told = summary(results, sizes)
     if asked.picture is not None:
@@ -92,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", default=names, help=f"some of {names}")
     parser.add_argument("--seeds", default="0", help="of training, such as 0,1,2")
     parser.add_argument("--tune", action="store_true", help="run each grid on tuning prompts")
+    parser.add_argument(
+        "--tune-only", action="store_true", help="run grids, and nothing on held-out prompts"
+    )
     parser.add_argument("--share", action="store_true", help="distil DPO's model into a head")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the curves as SVG")

@@ -22,6 +22,7 @@ def run_all(
     seeds: Sequence[int],
     *,
     tune: bool,
+    report: bool,
     share: bool,
 ) -> None:
     """Run what is missing in a file of results.
@@ -34,13 +35,15 @@ def run_all(
         methods: What to run.
         seeds: Seeds; a whole comparison with the first of them comes first.
         tune: Whether to run grids on the tuning prompts.
+        report: Whether to run anything on the held-out prompts.
         share: Whether to measure what a head expresses of LoRA-DPO's shift.
     """
     world = World(sizes, place, base_model)
     for seed in seeds:
         for number, method in enumerate(methods):
             say(f"[{number + 1}/{len(methods)}] {method.name}, seed {seed}")
-            run_method(world, results, method, seed, tune=tune and seed == seeds[0])
+            tunes = tune and seed == seeds[0]
+            run_method(world, results, method, seed, tune=tunes, report=report)
     if share:
         _run_share(world, results, seeds[0])
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.frontier.curves import best_of_n_kl, best_of_n_reward
-from benchmarks.frontier.methods import BASE, BEST_OF_N, RATES, Method
+from benchmarks.frontier.methods import BASE, BEST_OF_N, Method
 from benchmarks.frontier.policies import Policy, plain
 from benchmarks.frontier.prompts import Part
 from benchmarks.frontier.results import Results, Run
@@ -26,7 +26,15 @@ _TIMED_TOKENS: Final = 12
 _DIGITS: Final = 4
 
 
-def run_method(world: World, results: Results, method: Method, seed: int, *, tune: bool) -> None:
+def run_method(
+    world: World,
+    results: Results,
+    method: Method,
+    seed: int,
+    *,
+    tune: bool,
+    report: bool = True,
+) -> None:
     """Run what is missing of a method: settings on tuning prompts if asked, then the rest.
 
     Args:
@@ -35,13 +43,17 @@ def run_method(world: World, results: Results, method: Method, seed: int, *, tun
         method: The method.
         seed: Seed of training and sampling.
         tune: Whether to run its whole grid on the tuning prompts first.
+        report: Whether to run anything on the held-out prompts.
     """
     if method is BEST_OF_N:
-        _run_best_of_n(world, results, seed)
+        if report:
+            _run_best_of_n(world, results, seed)
         return
     if tune:
-        for setting in RATES if method.learns else (None,):
+        for setting in method.rates if method.learns else (None,):
             _run_curve(world, results, method, setting, seed, "tuning")
+    if not report:
+        return
     setting = chosen_setting(results, world.sizes, method)
     _run_curve(world, results, method, setting, seed, "held-out")
     if method.ranks_at is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.frontier.heads import HEADS, VARIANTS, HeadChoice
 from benchmarks.frontier.policies import plain
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.trained import (
@@ -54,6 +55,7 @@ class Method:
         trained: Name of its training run, which several methods may share; None without one.
         train: Its training.
         default: Its setting where none was tuned; None if it has none to tune.
+        rates: The grid of its setting.
         ranks_at: Strength its ranking accuracy is taken at; None to leave it out.
     """
 
@@ -66,6 +68,7 @@ class Method:
     trained: str | None = None
     train: Train | None = None
     default: float | None = None
+    rates: tuple[float, ...] = RATES
     ranks_at: float | None = None
 
     @property
@@ -94,24 +97,25 @@ BEST_OF_N: Final = Method(
 )
 
 
-def _mav(which: str) -> Method:
-    return Method(
-        name=f"mav-{which}",
-        label=f"MAV, `{which}`",
-        strengths=(1, 2, 4, 8),
-        means="alpha",
-        open=functools.partial(open_head, which),
-        trained="mav",
-        train=train_mav,
-        default=1e-3,
-        ranks_at=1,
-    )
+def _mav(head: HeadChoice, rates: tuple[float, ...] = RATES) -> Iterator[Method]:
+    for which in ("last", "best"):
+        yield Method(
+            name=f"{head.name}-{which}",
+            label=f"MAV {head.label}, `{which}`",
+            strengths=(1, 2, 4, 8),
+            means="alpha",
+            open=functools.partial(open_head, which),
+            trained=head.name,
+            train=functools.partial(train_mav, head),
+            default=1e-3,
+            rates=rates,
+            ranks_at=1,
+        )
 
 
 METHODS: Final[Sequence[Method]] = (
     BASE,
-    _mav("last"),
-    _mav("best"),
+    *(method for head in HEADS for method in _mav(head)),
     BEST_OF_N,
     Method(
         name="system-prompt",
@@ -176,6 +180,10 @@ METHODS: Final[Sequence[Method]] = (
     ),
 )
 """In the order they are run."""
+SEARCHED: Final[Sequence[Method]] = tuple(
+    method for head in VARIANTS for method in _mav(head, (1e-3,))
+)
+"""Run only when they are named, and in the table only if they were run on held-out prompts."""
 
 
 def methods_named(names: str) -> list[Method]:
@@ -184,8 +192,8 @@ def methods_named(names: str) -> list[Method]:
     Raises:
         UsageError: A name is not known.
     """
-    known = {method.name: method for method in METHODS}
+    every = {method.name: method for method in (*METHODS, *SEARCHED)}
     wanted = names.split(",")
-    if unknown := [name for name in wanted if name not in known]:
-        raise UsageError(f"--methods: got {', '.join(unknown)}; known: {', '.join(known)}")
-    return [method for method in METHODS if method.name in wanted]
+    if unknown := [name for name in wanted if name not in every]:
+        raise UsageError(f"--methods: got {', '.join(unknown)}; known: {', '.join(every)}")
+    return [method for name, method in every.items() if name in wanted]

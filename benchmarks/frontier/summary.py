@@ -13,7 +13,7 @@ from benchmarks.frontier.curves import (
     reward_with_interval,
     spearman,
 )
-from benchmarks.frontier.methods import BASE, BEST_OF_N, METHODS, RATES, Method
+from benchmarks.frontier.methods import BASE, BEST_OF_N, METHODS, RATES, SEARCHED, Method
 from benchmarks.frontier.prompts import Part
 from benchmarks.frontier.results import Results
 from benchmarks.frontier.settings import Sizes
@@ -45,7 +45,7 @@ def chosen_setting(results: Results, sizes: Sizes, method: Method) -> float | No
         return None
     base = points_of(results, sizes, BASE.name, None, "tuning")
     scores = {}
-    for setting in RATES:
+    for setting in method.rates:
         points = points_of(results, sizes, method.name, setting, "tuning")
         if points:
             scores[setting] = _score([*base, *points])
@@ -63,7 +63,7 @@ def rows_of(results: Results, sizes: Sizes) -> list[dict[str, Any]]:
     """Return the table's rows, of the methods there are lines of."""
     base = points_of(results, sizes, BASE.name, None, "held-out")
     rows = []
-    for method in METHODS:
+    for method in (*METHODS, *SEARCHED):
         setting = chosen_setting(results, sizes, method)
         points = points_of(results, sizes, method.name, setting, "held-out")
         if points:

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.baselines.dpo import DPO, train_dpo
 from benchmarks.baselines.genarm import GENARM, train_genarm
 from benchmarks.baselines.lora import LoraSettings, Trained, merged
+from benchmarks.frontier.heads import HeadChoice
 from benchmarks.frontier.policies import Policy, plain, set_adapter_scale, steered
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.vectors import load_vector
@@ -45,7 +46,9 @@ def ensure_trained(
     return folder, found
 
 
-def train_mav(world: World, rate: float | None, seed: int, folder: Path) -> dict[str, float]:
+def train_mav(
+    head: HeadChoice, world: World, rate: float | None, seed: int, folder: Path
+) -> dict[str, float]:
     """Train a head as `mav train` does, `best` by its loss on the tuning prompts' pairs."""
     assert rate is not None
     caches = world.cache("training"), world.cache("tuning")
@@ -55,8 +58,13 @@ def train_mav(world: World, rate: float | None, seed: int, folder: Path) -> dict
             cache=caches[0],
             eval_cache=caches[1],
             output_dir=folder,
-            expansion_size=world.sizes.expansion_size,
-            num_epochs=world.sizes.epochs,
+            head_type=head.kind,
+            expansion_size=world.sizes.expansion_size if head.kind == "mlp" else None,
+            rank=head.rank,
+            dropout=head.dropout,
+            objective=head.objective,
+            lambda_l2=head.lambda_l2,
+            num_epochs=head.epochs or world.sizes.epochs,
             learning_rate=rate,
             report_to="none",
             seed=seed,

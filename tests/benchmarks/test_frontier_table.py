@@ -158,13 +158,13 @@ def test_the_table_says_what_it_stands_on(tmp_path: Path) -> None:
     assert [found["reward"] for found in ranking["runs"]] == pytest.approx([0.3, 0.4])
     assert ranking["spearman"] is None
     told = table(summary(results, SIZES))
-    assert "| MAV, `last` | 0.001, not tuned | 2, 3 (2) | 0.35" in told
+    assert "| MAV mlp, `last` | 0.001, not tuned | 2, 3 (2) | 0.35" in told
     assert "not reached | not reached | 4.0, 0.60" in told and "not told of so few" in told
     draw(rows_of(results, SIZES), tmp_path / "a.svg")
     draw(rows_of(results, SIZES), tmp_path / "b.svg")
     picture = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert picture == (tmp_path / "b.svg").read_text(encoding="utf-8")
-    assert "MAV, `last`" in picture and "gold reward" in picture
+    assert "MAV mlp, `last`" in picture and "gold reward" in picture
 
 
 @pytest.fixture
