@@ -14,6 +14,9 @@ from mav.pipeline.runtime.choices import HeadKind, ObjectiveName
 _LAMBDA_L2: Final = 0.001
 _RANK: Final = 64
 _BOTTLENECK_RANK: Final = 256
+_ALPHAS: Final = (1, 2, 4, 8)
+_LARGE_ALPHAS: Final = (32, 64, 128)
+"""Of heads that the penalty holds near the base: a shift of the state changes every logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class HeadChoice:
         lambda_l2: Penalty on what it adds.
         dropout: Dropout; the kind's own if None.
         epochs: Passes over the pairs; those of the experiment if None.
+        alphas: Strengths of the last head's curve, chosen by the KL that they have alone.
     """
 
     name: str
@@ -39,15 +43,19 @@ class HeadChoice:
     lambda_l2: float = _LAMBDA_L2
     dropout: float | None = None
     epochs: int | None = None
+    alphas: tuple[float, ...] = _ALPHAS
 
 
 MLP: Final = HeadChoice(name="mav", label="mlp")
-UNEMBEDDING: Final = HeadChoice(name="mav-unembedding", label="unembedding", kind="unembedding")
+UNEMBEDDING: Final = HeadChoice(
+    name="mav-unembedding", label="unembedding", kind="unembedding", alphas=_LARGE_ALPHAS
+)
 NARROW: Final = HeadChoice(
     name=f"mav-unembedding-{_RANK}",
     label=f"unembedding, rank {_RANK}",
     kind="unembedding",
     rank=_RANK,
+    alphas=_LARGE_ALPHAS,
 )
 BOTTLENECK: Final = HeadChoice(
     name="mav-bottleneck",
@@ -65,7 +73,7 @@ def _variant(name: str, label: str, **changes: object) -> HeadChoice:
 
 VARIANTS: Final[Sequence[HeadChoice]] = (
     _variant("one-epoch", "one epoch", epochs=1),
-    _variant("no-penalty", "no penalty", lambda_l2=0.0),
+    _variant("no-penalty", "no penalty", lambda_l2=0.0, alphas=_ALPHAS),
     _variant("more-penalty", "tenfold penalty", lambda_l2=10 * _LAMBDA_L2),
     _variant("per-token", "`sigmoid_norm`", objective="sigmoid_norm"),
     _variant("half-dropped", "dropout 0.5", dropout=0.5),

@@ -97,12 +97,16 @@ BEST_OF_N: Final = Method(
 )
 
 
+_ALPHAS_OF_BEST: Final = (1, 4, 16, 64, 128)
+"""It may be a head of few steps, which moves the base as far only at large alphas."""
+
+
 def _mav(head: HeadChoice, rates: tuple[float, ...] = RATES) -> Iterator[Method]:
-    for which in ("last", "best"):
+    for which, alphas in (("last", head.alphas), ("best", _ALPHAS_OF_BEST)):
         yield Method(
             name=f"{head.name}-{which}",
             label=f"MAV {head.label}, `{which}`",
-            strengths=(1, 2, 4, 8),
+            strengths=alphas,
             means="alpha",
             open=functools.partial(open_head, which),
             trained=head.name,
