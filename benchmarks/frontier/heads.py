@@ -15,6 +15,7 @@ _LAMBDA_L2: Final = 0.001
 _RANK: Final = 64
 _BOTTLENECK_RANK: Final = 256
 _ALPHAS: Final = (1, 2, 4, 8)
+_SMALL_ALPHAS: Final = (0.25, 0.5, 1, 2)
 _LARGE_ALPHAS: Final = (32, 64, 128)
 """Of heads that the penalty holds near the base: a shift of the state changes every logit."""
 
@@ -73,7 +74,7 @@ def _variant(name: str, label: str, **changes: object) -> HeadChoice:
 
 VARIANTS: Final[Sequence[HeadChoice]] = (
     _variant("one-epoch", "one epoch", epochs=1),
-    _variant("no-penalty", "no penalty", lambda_l2=0.0, alphas=_ALPHAS),
+    _variant("no-penalty", "no penalty", lambda_l2=0.0, alphas=_SMALL_ALPHAS),
     _variant("more-penalty", "tenfold penalty", lambda_l2=10 * _LAMBDA_L2),
     _variant("per-token", "`sigmoid_norm`", objective="sigmoid_norm"),
     _variant("half-dropped", "dropout 0.5", dropout=0.5),
