@@ -62,7 +62,7 @@ def build_dataclass(cls: type[_T], value: object, path: str, problems: list[str]
     if not isinstance(value, Mapping):
         problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
         return typing.cast("_T", None)
-    known = _fields_of(cls)
+    known = _fields_of(typing.cast("type", cls))
     problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(known))]
     fields: dict[str, Any] = {}
     for name, field in known.items():
