@@ -152,13 +152,14 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
 
 def _child(connection: socket.socket) -> None:
     """Run what a connection asks for; does not return."""
-    end = os._exit
+    end, program = os._exit, os.getpid()
 
     def answer_and_end(status: int) -> NoReturn:
-        connection.sendall(bytes([status]))
+        if os.getpid() == program:
+            connection.sendall(bytes([status]))
         end(status)
 
-    # Some commands end so of themselves.
+    # Some commands end so of themselves, and so do processes that they fork.
     os._exit = answer_and_end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
