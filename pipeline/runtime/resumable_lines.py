@@ -107,7 +107,8 @@ def _read(
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over, or "
+            f"name another `output`."
         )
     os.truncate(path, len(whole))
     return found
