@@ -3,12 +3,13 @@
 import contextlib
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from mav.cache_schema.errors import DataError, MAVError, UsageError
 from mav.pipeline.harness.installed import require_lm_eval
@@ -51,7 +52,8 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
             torch.manual_seed(_SEED)
             said.forget()
             try:
-                by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
+                with _ended_bars():
+                    by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
             except MAVError:
                 raise
             except Exception as error:
@@ -150,6 +152,18 @@ def _load(manager: Any, names: Sequence[str], said: LibraryLog) -> Any:
         raise DataError(
             f"{', '.join(names)}: the task or its documents cannot be read: {why}"
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_bars() -> Iterator[None]:
+    """End the progress bars that an error has left, or it is told at the end of their line."""
+    before = {*tqdm._instances}
+    try:
+        yield
+    except BaseException:
+        for bar in {*tqdm._instances} - before:
+            bar.close()
+        raise
 
 
 def _not_run(names: Sequence[str], error: Exception) -> DataError:

@@ -34,8 +34,9 @@ class ResumableLines(Generic[K]):
 
     def append(self, values: Sequence[dict[str, Any]]) -> None:
         """Write lines and force them to the disk."""
-        _append(self._file, values)
+        # First, as an interruption meanwhile leaves them in the file.
         self.found |= {self._key(value): value for value in values}
+        _append(self._file, values)
 
 
 @contextmanager
