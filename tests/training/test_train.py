@@ -20,7 +20,15 @@ from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
 from tests.support.heads import FRACTION, KINDS, sizes_of
-from tests.support.runs import METRICS, assert_same, checkpoint, metrics, run, weights
+from tests.support.runs import (
+    METRICS,
+    OF_EVALUATIONS,
+    assert_same,
+    checkpoint,
+    metrics,
+    run,
+    weights,
+)
 from tests.support.tiny import make_cache
 
 
@@ -47,7 +55,7 @@ def test_the_log_has_the_names_of_trl(finished: Path) -> None:
     for line in training:
         assert line.keys() == METRICS | {"step", "epoch", "learning_rate", "grad_norm"}
     for line in held_out:
-        assert line.keys() == {f"eval_{name}" for name in METRICS} | {"step", "epoch"}
+        assert line.keys() == {f"eval_{name}" for name in OF_EVALUATIONS} | {"step", "epoch"}
         assert line["epoch"] == line["step"] / 8
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
