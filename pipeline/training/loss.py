@@ -53,9 +53,8 @@ class Scores:
         logps = self.chosen_logps, self.rejected_logps
         ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
         if objective.ld_alpha is not None:
-            kept = _length_weights(batch, objective.ld_alpha)
-            logps = batch.response_sums(kept * self.token_logps)
-            ref_logps = batch.response_sums(kept * self.ref_token_logps)
+            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
+            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
         loss = objective.pair_losses(logps, ref_logps, lengths).sum()
         loss = loss + objective.lambda_l2 * _means(self.squared_norm, batch).sum()
         if objective.lambda_kl:
@@ -91,13 +90,16 @@ def _means(values: Tensor, batch: Batch) -> Tensor:
     return sums / tokens.to(sums.dtype)
 
 
-def _length_weights(batch: Batch, ld_alpha: float) -> Tensor:
-    """Return 1 for tokens within the length of a pair's shorter response, else `ld_alpha`, [N]."""
-    lengths, count = batch.offsets.diff(), len(batch.labels)
+def _desensitized(values: Tensor, batch: Batch, ld_alpha: float) -> tuple[Tensor, Tensor]:
+    """Sum per-token values [N] over responses; return chosen and rejected, [P] both.
+
+    Those behind the length of the pair's shorter response count `ld_alpha` times.
+    """
+    lengths, count = batch.offsets.diff(), len(values)
     both = torch.minimum(*batch.response_lengths).repeat_interleave(2)
     ends = (batch.offsets[:-1] + both).repeat_interleave(lengths, output_size=count)
     inside = torch.arange(count, device=ends.device) < ends
-    return torch.where(inside, 1.0, ld_alpha)
+    return batch.response_sums(torch.where(inside, values, ld_alpha * values))
 
 
 def last_layer(head: AlignmentHead, *, bf16: bool, accumulates_grad: bool = False) -> Projection:
