@@ -223,7 +223,8 @@ def _refuse(error: ValidationError) -> NoReturn:
     errors = error.errors(include_url=False, include_context=False)
     # If a field may have several types, the error of the type it has says more than the others.
     same_field = [other for other in errors if other["loc"][:1] == errors[0]["loc"][:1]]
-    first = next((e for e in same_field if not e["type"].endswith("_type")), same_field[0])
+    deepest = max(same_field, key=lambda error: len(error["loc"]))
+    first = next((e for e in same_field if not e["type"].endswith("_type")), deepest)
     # After the last field's name, pydantic gives the names of the types it tried.
     place = [
         str(part)

@@ -8,9 +8,12 @@ import pytest
 
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.options import AttachOptions
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.named_values import heads_of
 from tests.support.heads import save_random_head
+from tests.support.several import made_head
 from tests.support.tiny import HIDDEN, make_cache, save_base, tiny_base
 
 MADE = {"dtype": "float32", "device": "cpu"}
@@ -67,24 +70,22 @@ def test_two_of_different_bases_go_on_one_that_is_named(cache: Path, tmp_path: P
 
 
 def test_two_that_read_different_layers_name_each_other(cache: Path, tmp_path: Path) -> None:
-    other = make_cache(tmp_path, tiny_base(), pairs=6, layer_selection="uniform", num_layers=3)
+    other = make_cache(tmp_path, tiny_base(), pairs=6, layer_selection="1,3,4")
     heads = both(cache, tmp_path) | {"harmless": save_random_head(other, tmp_path / "third")}
     told = r"head .*first needs the layers \[1, 2, 4\] and the head .*third \["
     with pytest.raises(MismatchError, match=told):
         MAVInference(heads, tiny_base())
 
 
-def test_two_of_different_last_states_name_each_other(cache: Path, tmp_path: Path) -> None:
+def test_two_of_different_last_states_name_each_other() -> None:
     wide = tiny_base(hidden_size=2 * HIDDEN, intermediate_size=64)
-    other = make_cache(tmp_path, wide, pairs=6)
-    heads = {
-        "helpful": save_random_head(cache, tmp_path / "first", kind="unembedding"),
-        "harmless": save_random_head(
-            other, tmp_path / "second", kind="unembedding", hidden_size=2 * HIDDEN
-        ),
-    }
-    with pytest.raises(MismatchError, match=r"first needs last states of 32 and .*second 64"):
-        MAVInference(heads, tiny_base())
+    parts = tuple(
+        dataclasses.replace(made_head(base, "unembedding", 1), name=f"The head {name}")
+        for name, base in (("a", tiny_base()), ("b", wide))
+    )
+    trained = TrainedHeads(parts=parts, names=("a", "b"))
+    with pytest.raises(MismatchError, match=r"head a needs last states of 32 and the head b 64"):
+        trained.require_together(AttachOptions())
 
 
 def test_two_of_different_forms_need_a_choice(cache: Path, tmp_path: Path) -> None:
