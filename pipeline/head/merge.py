@@ -106,7 +106,8 @@ def _merged(parts: Sequence[tuple[float, AlignmentHead]]) -> AlignmentHead:
     if kind == "bottleneck":
         weights["expand.weight"] = torch.cat([_expand(head)[0] for head in heads])
     elif inner:
-        weights["expand.weight"] = torch.block_diag(*(_expand(head)[0] for head in heads))
+        blocks = [_expand(head)[0] for head in heads]
+        weights["expand.weight"] = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
         weights["expand.bias"] = torch.cat([_expand(head)[1] for head in heads])
     weights["project.weight"] = torch.cat([a * head.project.weight for a, head in parts], dim=1)
     if made.project.bias is not None:
