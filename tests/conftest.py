@@ -57,6 +57,16 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def warm_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of programs `mav` and `python` that start in a moment; for all processes."""
+    from tests.support.once import is_one_of_several, made_once
+    from tests.support.warm_python import start
+
+    ends_with = os.getppid() if is_one_of_several() else os.getpid()
+    return made_once(tmp_path_factory, "warm", lambda folder: start(folder, ends_with))
+
+
+@pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete bfloat16 factored cache of random bits, with a bias, four blocks; read only."""
     root = tmp_path_factory.mktemp("original") / "cache"

@@ -61,7 +61,7 @@ def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
 def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: HeadKind) -> None:
     mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     chance = random.Random(3)
-    requests = [random_request(chance) for _ in range(9)]
+    requests = [random_request(chance) for _ in range(5)]
     listener = in_company(mav, requests, chance)
     for request in requests:
         heard, single = listener.of(request), alone(mav, request)
@@ -76,7 +76,7 @@ def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: Hea
         alpha = torch.tensor([0.0] * (len(request.prompt) - 1) + strengths)
         logits = whole_text_logits(mav, untouched, text, alpha)[len(request.prompt) - 1 :]
         assert heard.tokens == logits.argmax(-1).tolist()
-    assert len({tuple(listener.of(request).tokens) for request in requests}) > 4
+    assert len({tuple(listener.of(request).tokens) for request in requests}) > 3
 
 
 @pytest.mark.parametrize("architecture", NO_KEYS_AND_VALUES)
