@@ -209,7 +209,7 @@ def test_wrong_gradients_are_found(place: Place, monkeypatch: pytest.MonkeyPatch
 def test_wrong_vectors_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = AlignedLM.vector
 
-    def off(self: AlignedLM, states: Tensor) -> Tensor:
+    def off(self: AlignedLM, states: Tensor, _: int = 0) -> Tensor:
         found = plain(self, states)
         return -found if self.head.dtype == torch.bfloat16 else found
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
+from mav.pipeline.decoding.steering.strengths import Alpha
 from tests.support.steered import (
     plain_generate,
     steered,

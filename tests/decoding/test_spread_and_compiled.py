@@ -20,6 +20,7 @@ from mav.pipeline.runtime.choices import HeadKind
 from tests.support.device_maps import MAPS, MODULES, placed
 from tests.support.heads import KINDS
 from tests.support.live import relative
+from tests.support.several import steered_by
 from tests.support.steered import plain_generate, steered
 from tests.support.tiny import save_base, tiny_base
 
@@ -138,6 +139,29 @@ def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None, kind: Head
     check_compiled(kind)
 
 
+def test_a_traced_base_under_several_heads(
+    fresh_compiler: None, without_code_generation: list[int]
+) -> None:
+    mav, eager = (steered_by(tiny_base(), "mlp", "unembedding") for _ in range(2))
+    alphas: list[Any] = [{"a": 9, "b": -6}, 0, {"a": "0:9,4:0", "b": 2}, {"a": 0, "b": 5}]
+    for alpha in alphas:
+        want = eager.generate("Hi there", alpha, STATIC).tokens
+        assert mav.generate("Hi there", alpha, COMPILED).tokens == want, alpha
+    assert without_code_generation, "nothing was compiled, so this test shows nothing"
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_spread_base_under_several_heads(folder: str, name: str) -> None:
+    base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
+    spread, whole = (
+        steered_by(one, "mlp", "unembedding", "bottleneck") for one in (base, tiny_base())
+    )
+    alpha = {"a": 6.0, "b": -3.0, "c": 2.0}
+    decoding = GenerationOptions(max_new_tokens=NEW)
+    want = whole.generate("Hi there", alpha, decoding).tokens
+    assert spread.generate("Hi there", alpha, decoding).tokens == want
+
+
 def test_another_head_in_a_base_that_was_traced_before(
     fresh_compiler: None, without_code_generation: list[int]
 ) -> None:
@@ -165,6 +189,19 @@ def test_a_head_in_bytes_is_nearly_the_same(kind: HeadKind) -> None:
     assert 0 < relative(got, want) < 0.02
     assert (got.argmax(-1) == want.argmax(-1)).float().mean() > 0.95
     assert is_quantized(small) and not is_quantized(mav.head)
+
+
+@pytest.mark.slow
+@INDUCTOR
+def test_several_heads_in_bytes_are_nearly_the_same() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mav = steered_by(tiny_base(), "mlp", "unembedding", "bottleneck")
+    with torch.no_grad(), mav.steering({"a": 1.0, "b": -2.0, "c": 0.5}) as model:
+        want = model(ids).logits
+        for head in mav.heads.values():
+            quantize_head(head)
+        got = model(ids).logits
+    assert 0 < relative(got, want) < 0.02
 
 
 def test_a_head_in_bytes_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
