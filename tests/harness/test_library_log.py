@@ -35,7 +35,7 @@ def test_what_was_forgotten_is_not_told(caplog: pytest.LogCaptureFixture) -> Non
         assert said.last_error == "it broke"
         said.forget()
         said.tell()
-        assert said.last_error is None
+        assert not said.last_error
     assert not caplog.records
 
 
