@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.options import GenerationOptions, Heads
 from mav.pipeline.decoding.steering.strengths import HeadAlphas
-from mav.pipeline.decoding.steering.trained_heads import Heads
 from mav.pipeline.runtime.named_values import NAME, split_name
 from mav.pipeline.runtime.options import check_options, known, option
 

@@ -18,6 +18,7 @@ from mav.pipeline.decoding.options import (
     AttachOptions,
     Generation,
     GenerationOptions,
+    Heads,
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
@@ -28,7 +29,6 @@ from mav.pipeline.decoding.steering.strengths import (
     constant_strengths,
     strength_for_each,
 )
-from mav.pipeline.decoding.steering.trained_heads import Heads
 from mav.pipeline.decoding.switching import SwitchableModel
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
 from mav.pipeline.decoding.trained_head import new_head

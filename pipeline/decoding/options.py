@@ -1,8 +1,9 @@
 """Options of decoding, and its results."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
@@ -10,6 +11,9 @@ from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
+
+Heads = str | Path | Mapping[str, str | Path]
+"""Where a head is, or where several are, by name."""
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
