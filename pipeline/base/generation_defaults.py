@@ -44,7 +44,7 @@ def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
     path = folder / FILE
     if not path.is_file():
         return None, None
-    named: object = None
+    named: Any = None
     try:
         named = json.loads(path.read_text(encoding="utf-8"))
         GenerationConfig.from_dict(named)

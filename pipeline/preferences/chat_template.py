@@ -97,7 +97,7 @@ class ChatTemplate:
         Raises:
             BaseModelError: With what is wrong with it.
         """
-        assert self._ending
+        _ = self._ending
 
     @cached_property
     def _ending(self) -> tuple[str, str, int]:

@@ -46,12 +46,12 @@ def why_no_rows(error: BaseException, repository: str, data_dir: str | None) -> 
         repository: The id that was asked for.
         data_dir: The folder in it.
     """
-    import datasets
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi
 
     if known := _known(error, repository, "dataset", None):
         return known
-    if isinstance(error, (datasets.exceptions.DatasetNotFoundError, ConnectionError)):
+    if isinstance(error, (DatasetNotFoundError, ConnectionError)):
         try:
             HfApi().auth_check(repository, repo_type="dataset")
         except Exception as answer:

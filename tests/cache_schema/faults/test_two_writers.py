@@ -10,7 +10,6 @@ conflict with its own write. However it goes, one attempt is committed, and all 
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from tests.cache_schema.faults.interleaving import (
+from tests.support.faults.interleaving import (
     RECORD,
     SAME_RUN,
     SHARDS,
@@ -46,13 +45,9 @@ from tests.cache_schema.faults.interleaving import (
     takes_stock,
 )
 from tests.support.memory_objects import MemoryObjectStore
-from tests.support.written_caches import Rows, quick_disk
+from tests.support.written_caches import Rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_waits_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 @pytest.fixture(params=["folder", "tags of writes", "tags of contents"])
