@@ -1,4 +1,4 @@
-"""What is kept of each answer: one JSON line."""
+"""The record of an answer: one JSON line."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class AnswerKey(NamedTuple):
-    """Which answer one is.
+    """Identifies an answer.
 
     Attributes:
         question: Number of the prompt, from 0.
@@ -25,16 +25,16 @@ class Answer:
     """An answer to a prompt, or the reason there is none.
 
     Attributes:
-        key: Which it is.
-        response: Its text; empty where there is an error.
-        new_tokens: How many tokens it has, the one that ended it included; None where not known.
-        finish: `stop` where the base ended it or a stop text came, `length` where it was cut at
-            the most new tokens; None where not known.
-        kl: KL(pi_alpha || pi_base) in nats, summed over its tokens; None where not known. See
+        key: Identifies it.
+        response: Its text; empty if there is an error.
+        new_tokens: Number of tokens, including the one that ended it; None if unknown.
+        finish: `stop` if the base or a stop text ended it, `length` if it reached the most new
+            tokens; None if unknown.
+        kl: KL(pi_alpha || pi_base) in nats, summed over its tokens; None if unknown. See
             `generation`.
-        base_logprob: Log-probability of its tokens under the base alone; None where not known.
-        seconds: Its share of the time its batch took; None where not known.
-        error: What is wrong, or None.
+        base_logprob: Log-probability of its tokens under the base alone; None if unknown.
+        seconds: Its share of the time its batch took; None if unknown.
+        error: Why there is no answer, or None.
     """
 
     key: AnswerKey
@@ -47,19 +47,19 @@ class Answer:
     error: str | None = None
 
     def to_json(self, prompt: Any) -> dict[str, Any]:
-        """Return the object of its line.
+        """Return its line as a JSON object.
 
         Args:
             prompt: The prompt of its first turn.
         """
-        told = {
+        fields = {
             name: value
             for name, value in dataclasses.asdict(self).items()
             if name != "key" and value is not None
         }
         if self.error is not None:
-            del told["response"]
-        return {"prompt": prompt, **self.key._asdict(), **told}
+            del fields["response"]
+        return {"prompt": prompt, **self.key._asdict(), **fields}
 
 
 MEASURED = {
@@ -69,25 +69,25 @@ MEASURED = {
     "base_logprob": float,
     "seconds": float,
 }
-"""What a line may say of an answer beside its text, and of which type it is."""
+"""Optional fields of a line, and their types."""
 
 
 def answer_of(line: Mapping[str, Any]) -> Answer:
     """Return the answer of a line that `to_json` made.
 
     Raises:
-        KeyError: A field is not there.
-        TypeError: One has another type.
-        ValueError: One has a value that cannot be.
+        KeyError: A field is missing.
+        TypeError: A field has the wrong type.
+        ValueError: A field has an impossible value.
     """
     key = AnswerKey(*(int(line[name]) for name in AnswerKey._fields))
     error = line.get("error")
     response = "" if error is not None else line["response"]
     if not isinstance(response, str):
-        raise TypeError(f"response: got {type(response).__name__}, expected a text")
+        raise TypeError(f"response: got {type(response).__name__}, expected text")
     return Answer(key=key, response=response, error=error, **measured(line))
 
 
 def measured(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line says of its answer beside the text, each of its type."""
+    """Return the optional fields of a line, converted to their types."""
     return {name: kind(line[name]) for name, kind in MEASURED.items() if line.get(name) is not None}

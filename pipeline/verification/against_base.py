@@ -146,17 +146,17 @@ def _compare(
         label_N1 = ids[len(prompt) :, None]
         logprobs_N = logits_NV.log_softmax(-1).gather(-1, label_N1)[:, 0]
         same_labels = torch.equal(batch.labels[part].long(), label_N1[:, 0])
-        found = {
+        by_part = {
             "labels": 0.0 if same_labels else float("inf"),
             **_by_layer(manifest, batch.states[part], states_NKW),
         }
         if batch.base_logprobs is not None:
-            found["base_logprobs"] = relative_error(batch.base_logprobs[part], logprobs_N)
+            by_part["base_logprobs"] = relative_error(batch.base_logprobs[part], logprobs_N)
         # Of a few largest logits only those can be compared, and the log-probabilities are.
         if manifest.logits.encoding != "topk":
             kept_NV = cached.logits(batch).chunk(part.start, part.stop)
-            found["logits"] = relative_error(kept_NV, logits_NV)
-        for name, error in found.items():
+            by_part["logits"] = relative_error(kept_NV, logits_NV)
+        for name, error in by_part.items():
             # A NaN is neither larger nor smaller than anything.
             worst = float("inf") if math.isnan(error) else error
             errors[name] = max(errors.get(name, 0.0), worst)

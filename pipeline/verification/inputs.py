@@ -90,21 +90,21 @@ def tokenize_sampled(
         DataError: A data set, or one of the pairs, is not found.
     """
     ids = set(reader.pair_id[pairs].tolist())
-    found: dict[int, PreferencePair] = {}
+    by_id: dict[int, PreferencePair] = {}
     sources = _sources(reader, datasets)
     for source in sources:
         for pair in read_pairs(source, ReadCounts()):
             if pair.pair_id in ids:
-                found.setdefault(pair.pair_id, pair)
-    if len(found) != len(ids):
+                by_id.setdefault(pair.pair_id, pair)
+    if len(by_id) != len(ids):
         raise DataError(
             f"{', '.join(source.name for source in sources)}: of the {len(ids)} pairs that are to "
-            f"be compared {len(found)} are there. Name the data sets of the cache with "
+            f"be compared {len(by_id)} are there. Name the data sets of the cache with "
             f"`datasets`."
         )
     text = reader.manifest.text
     return tokenize_pairs(
-        found.values(),
+        by_id.values(),
         base.tokenizer,
         text.max_length,
         form=prompt_format_of(text.prompt_template),
@@ -125,11 +125,11 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
             f"datasets: got {len(datasets)}, but the cache has {len(records)} data sets "
             f"({', '.join(record.name for record in records)}); name all of them, in this order"
         )
-    found = []
+    sources = []
     places = datasets or [_find_data(record, reader) for record in records]
     for record, place in zip(records, places, strict=True):
         is_file = Path(place).is_file()
-        found.append(
+        sources.append(
             DataSource(
                 id=place,
                 data_dir=None if is_file else record.data_dir,
@@ -138,7 +138,7 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
                 limit=None if datasets and place != record.id else record.limit,
             )
         )
-    return found
+    return sources
 
 
 def _find_data(record: SourceRecord, reader: CacheReader) -> str:

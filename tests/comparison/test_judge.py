@@ -300,7 +300,7 @@ def test_another_judge_is_asked_anew(path: Path, tmp_path: Path, change: dict[st
 def test_what_gives_no_verdict_is_no_judge(path: Path, answer: Reply, said: str) -> None:
     many = [Duel(prompt="?", answer=f"worth {n}", reference=f"worth {n + 1}") for n in range(9)]
     with judging(lambda *_: answer) as server:
-        with pytest.raises(DataError, match=r"tiny at http\S+ is no judge: 8 calls") as error:
+        with pytest.raises(DataError, match=r"tiny at http\S+ is not a judge: 8 calls") as error:
             decided(server, path, many)
         assert said in str(error.value)
     assert len(server.asked) <= 8 + 3  # those that were on their way
@@ -336,14 +336,16 @@ def test_failures_between_replies_do_not_end_it(path: Path) -> None:
 def test_no_server_at_all(path: Path) -> None:
     with judging(rightly) as server:
         pass
-    with pytest.raises(DataError, match=r"is no judge: 2 calls .*cannot be reached: .*refused"):
+    with pytest.raises(DataError, match=r"is not a judge: 2 calls .*cannot be reached: .*refused"):
         decided(server, path, DUELS[:1])
 
 
 @pytest.mark.parametrize("key", ["", "secret"])
 def test_a_key_that_is_wanted(path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv(KEY, key)
-    remedy = f"the key in {KEY} is not taken" if key else f"no key was sent, as {KEY} is not set"
+    remedy = (
+        f"the key in {KEY} was rejected" if key else f"no key was sent because {KEY} is not set"
+    )
     with (
         judging(lambda *_: fails(401, "who are you")) as server,
         pytest.raises(UsageError, match=f"answered 401: who are you: {remedy}") as error,

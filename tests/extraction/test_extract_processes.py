@@ -154,7 +154,7 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
     assert mav("verify", cache, "--repair").exit_code == 1
     code, out, err = finished(start(3, *world.extract(cache)))
     assert code == 0, err
-    assert f"Going on where it stopped: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
+    assert f"Resuming: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
     assert json.loads(out)["pairs_done"] < 400
     assert contents(cache) == contents(world.cache)
 
