@@ -131,8 +131,8 @@ def generate_command(
                 click.echo()
                 continue
             answer = mav.generate(one, strength, decoding)
-            told = {**lines[number].fields, "line": lines[number].number} if lines else {}
-            click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
+            given = {**lines[number].fields, "line": lines[number].number} if lines else {}
+            click.echo(json.dumps({**given, **answer.to_json()}) if as_json else answer.response)
 
 
 def _shown(prompt: Any) -> str:

@@ -33,7 +33,7 @@ def tokens_named(config: Any) -> list[int]:
 
 
 def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
-    """Return a generation_config to load a base with in place of one that cannot be read.
+    """Return a generation_config to load a base with instead of one that cannot be read.
 
     Args:
         folder: Of the base's files.
@@ -52,7 +52,7 @@ def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
         # A value of the wrong type makes transformers' checks raise exceptions of many types.
         wrong = " ".join(str(error).split())
         problem = (
-            f"{path}: is left out but for the tokens that end answers, as it cannot be read: "
+            f"{path}: ignored, except for the tokens that end answers, because it cannot be read: "
             f"{type(error).__name__}: {wrong}"
         )
     else:

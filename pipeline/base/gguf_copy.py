@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _RECORD: Final = "copy.json"
 _LAYOUT: Final = 1
-"""Goes up when copies are written otherwise, so that older ones are not used."""
+"""Increased when the way copies are written changes, so that older ones are not used."""
 _MADE_BY: Final = ("transformers", "gguf", "tokenizers")
 _FLOAT32: Final = 4
 _ROOM: Final = 1.1

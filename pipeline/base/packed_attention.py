@@ -2,7 +2,7 @@
 
 Every layer of a model is given the whole packed sequence, so that its products are as large as they
 can be; only attention knows where one text ends and the next begins, and that a rejected response
-goes on from its prompt and not from the chosen response before it. It stands in for the model's own
+continues its prompt and not the chosen response before it. It stands in for the model's own
 attention through transformers' `AttentionInterface`, takes what models pass to that (scaling,
 sliding windows, soft-caps, sinks), and is compared with the model's own before it is trusted.
 

@@ -26,7 +26,7 @@ _NOT_COMPUTED: Final = (
 )
 """Members of a configuration that name its origin, or what the manifest says better."""
 _INSTEAD: Final = {".gguf": "name one with `gguf_file`", **hub_errors.PICKLES_REMEDY}
-"""What to do with the weights that a repository has in place of those that were expected."""
+"""What to do with the weights that a repository has instead of those that were expected."""
 _TOKENIZERS: Final = ("*token*", "vocab*", "*.model", "tekken.json")
 _READ_AT_ONCE: Final = 1 << 22
 _SHA256: Final = re.compile("[0-9a-f]{64}")

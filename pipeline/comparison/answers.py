@@ -104,20 +104,20 @@ def _parse(row: Any, place: str) -> tuple[str, int, Answer]:
     try:
         key = key_of(require_prompt(prompt))
         turn = int(row.get("turn", 0))
-        told = measured(row)
+        measures = measured(row)
     except (DataError, TypeError, ValueError) as problem:
         raise DataError(f"{place}: {problem}") from problem
     failed = error if isinstance(error, str) else None
     text = response if isinstance(response, str) and failed is None else ""
-    return key, turn, Answer(key=AnswerKey(0), response=text, error=failed, **told)
+    return key, turn, Answer(key=AnswerKey(0), response=text, error=failed, **measures)
 
 
 def _for_other_prompts(path: Path, others: list[str], rows: int, prompts: Prompts) -> DataError:
     if not rows:
         return DataError(f"{path}: no answer in it")
     first = others[0] if others else ""
-    told = " ".join(first.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:").split())
-    example = f", such as {told[:60]!r}" if told else ""
+    start = " ".join(first.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:").split())
+    example = f", such as {start[:60]!r}" if start else ""
     if not others:
         return DataError(
             f"{path}: none of its {rows:,} answers belongs to one of the "

@@ -67,7 +67,7 @@ class JudgeClient:
             )
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        # A server on this machine is not reached through a proxy, whatever the environment says.
+        # A server on this machine is never reached through a proxy.
         proxies = [urllib.request.ProxyHandler({})] if host in _LOOPBACK else []
         self._opener = urllib.request.build_opener(*proxies)
         self._lock = threading.Lock()

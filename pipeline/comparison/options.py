@@ -62,7 +62,7 @@ class JudgeOptions:
     judge_url: str = field(metadata=known(help="Base URL of an OpenAI-compatible server."))
     judge_model: str = field(metadata=known(help="Name of the judge there."))
     judge_prompt: Path | None = option(
-        None, metavar="FILE", help="Judging prompt in place of MAV's own."
+        None, metavar="FILE", help="Judging prompt instead of MAV's own."
     )
     judge_key: str = option(
         "OPENAI_API_KEY", metavar="VARIABLE", help="Environment variable that holds the key."

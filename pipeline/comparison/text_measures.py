@@ -1,8 +1,8 @@
 """Length, repetition and diversity of answers, from their words alone.
 
 Words are separated by white space, and keep case and punctuation, as in the papers' code. So
-figures are comparable within one language, and mean little for one written without spaces. An n-gram
-is n consecutive words of one answer.
+figures are comparable within one language, and mean little for one written without spaces. An
+n-gram is n consecutive words of one answer.
 
 Sources: rep-n and diversity from Su et al. 2022, "A Contrastive Framework for Neural Text
 Generation", as Khanov et al. 2024 (ARGS) report them; distinct-n from Li et al. 2016, "A

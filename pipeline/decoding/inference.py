@@ -340,7 +340,7 @@ class MAVInference:
 
     @contextmanager
     def exclusive(self) -> Iterator[AlignedLM]:
-        """Yield base and head for a decoder of one's own, while nothing else decodes."""
+        """Yield base and head for your own decoder, while nothing else decodes."""
         with self._in_use.hand_out():
             yield self.joined.aligned
 

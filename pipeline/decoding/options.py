@@ -102,7 +102,7 @@ class GenerationOptions:
         None, whole=True, at_least=-_LARGEST_SEED, at_most=_LARGEST_SEED, help="Of the sampling."
     )
     num_beams: int = option(1, whole=True, at_least=1, help="Beams to search with.")
-    stop: tuple[str, ...] = option((), help="Text that ends a response; may be given again.")
+    stop: tuple[str, ...] = option((), help="Text that ends a response; may be repeated.")
     cache_implementation: CacheImplementation = option(
         "dynamic",
         choices=get_args(CacheImplementation),

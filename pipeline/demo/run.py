@@ -1,4 +1,4 @@
-"""The whole line on a shipped sample: extract, train, evaluate, decode."""
+"""The whole pipeline on a shipped sample: extract, train, evaluate, decode."""
 
 import hashlib
 import importlib.metadata
@@ -44,7 +44,7 @@ class DemoPaths:
     """Where the demo writes.
 
     Attributes:
-        folder: The folder of it all.
+        folder: The parent folder of everything.
     """
 
     folder: Path
@@ -143,7 +143,7 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
         write("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
     write(
         f"\nA head of {mav.head.config.total_parameters:,} parameters on "
-        f"{len(_sample('train'))} pairs shows that the line works, not what it "
+        f"{len(_sample('train'))} pairs shows that the pipeline works, not what it "
         f"can do: see the README for a real run."
     )
     write(f"Written to {folder.resolve()}:")

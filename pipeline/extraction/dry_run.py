@@ -98,7 +98,7 @@ def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRun
 
     Args:
         options: What would be extracted.
-        base: A loaded base to use in place of `options.base_model`.
+        base: A loaded base to use instead of `options.base_model`.
 
     Raises:
         MAVError: An input is invalid, as it would be for the extraction.

@@ -89,7 +89,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
 
     Args:
         options: What to extract.
-        base: A loaded base to use in place of `options.base_model`.
+        base: A loaded base to use instead of `options.base_model`.
 
     Raises:
         MAVError: An input is invalid; see its subclasses.

@@ -266,7 +266,7 @@ def _alone_states(
 def window_fits(base: BaseModel, max_length: int) -> bool:
     """Return whether a model attends to all of a text of the maximum length.
 
-    The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
+    The mask of a padded sequence replaces the model's sliding window, so
     the longest text must fit in one. GPT-Neo also counts its window in the padded sequence,
     which must fit as a whole.
     """

@@ -1,4 +1,4 @@
-"""What tasks gave at each alpha, and how far that is from alpha 0 on the same documents."""
+"""Results of tasks at each alpha, and their difference from alpha 0 on the same documents."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Figure:
         stderr: Its standard error, or None where lm-eval gives none.
         documents: Documents of the task; of all its tasks for a group.
         difference: Mean over the documents of this value less the one at alpha 0, or None at
-            alpha 0, without it, and for metrics that are no mean over documents.
+            alpha 0, without it, and for metrics that are not a mean over documents.
         difference_stderr: Standard error of that mean, paired; None for a single document too.
     """
 
@@ -60,7 +60,7 @@ class HarnessReport:
     figures: tuple[Figure, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; what is no finite number is null."""
+        """Return plain JSON values; numbers that are not finite are null."""
         plain = asdict(self) | {"tasks": dict(self.tasks)}
         plain["figures"] = [
             {

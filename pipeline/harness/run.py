@@ -16,7 +16,7 @@ from mav.pipeline.runtime.hub_errors import one_line
 
 _log = logging.getLogger(__name__)
 _SEED: Final = 1234
-"""lm-eval's own, of the choice of examples and of sampled answers."""
+"""lm-eval's own seed, for the choice of examples and for sampled answers."""
 
 
 def run_harness(options: HarnessOptions) -> HarnessReport:
@@ -35,7 +35,7 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
     from mav.pipeline.harness.language_model import SteeredLM
 
     with _quiet_lm_eval():
-        # Before the base, which may take long to load.
+        # Before loading the base, which may take long.
         manager, names, loaded = _find(options.tasks, options.include_path)
         mav = MAVInference(options.head, options.base_model, **options.loading)
         model = SteeredLM(mav, batch_size=options.batch_size)
@@ -48,7 +48,7 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
             try:
                 by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
             except ValueError as error:
-                # Tasks that run code of the model's, or show pictures.
+                # Tasks that run code written by the model, or use images.
                 raise DataError(f"{', '.join(names)}: {error}") from error
             # Requests and answers stay in the tasks, so each alpha has tasks of its own.
             loaded = _load(manager, names) if number < len(options.alphas) else loaded
@@ -67,8 +67,8 @@ def _find(tasks: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]
     """Return a task manager, the names that tasks stand for in it, and these tasks loaded.
 
     Raises:
-        UsageError: There is none of a name.
-        DataError: One cannot be loaded.
+        UsageError: A name is unknown.
+        DataError: A task cannot be loaded.
     """
     if folders:
         # Reading the thousands of files that lm-eval brings takes longer than many a task.
@@ -88,16 +88,14 @@ def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> Any:
         return TaskManager(include_path=[*folders], include_defaults=include_defaults)
     except Exception as error:
         where = ", ".join(map(str, folders))
-        raise DataError(
-            f"include_path: {where} has task files that are no tasks: {error}"
-        ) from error
+        raise DataError(f"include_path: {where} has invalid task files: {error}") from error
 
 
 def _known(tasks: Sequence[str], manager: Any) -> list[str]:
     """Return the names that tasks stand for.
 
     Raises:
-        UsageError: There is none of a name.
+        UsageError: A name is unknown.
     """
     known: dict[str, None] = {}
     for task in tasks:
@@ -117,7 +115,7 @@ def _load(manager: Any, names: Sequence[str]) -> Any:
     """Return tasks with their documents.
 
     Raises:
-        DataError: One cannot be loaded.
+        DataError: A task cannot be loaded.
     """
     try:
         return manager.load([*names])

@@ -4,7 +4,7 @@ For features x, projection W, b and base logits z, per token t with label y:
 
     a_t = W x_t + b,    logp_t = log softmax(c(z_t + a_t))[y_t],    n_t = ||a_t||^2
 
-Here c(z) = z, or cap * tanh(z / cap) where the vector is added inside of the base's soft-cap.
+Here c(z) = z, or cap * tanh(z / cap) where the vector is added inside the base's soft-cap.
 
 Work goes tile by tile, a tile being some tokens times some of the vocabulary. Forward keeps each
 token's running log-sum-exp; backward computes a tile again, now knowing the whole sum, and from it

@@ -41,7 +41,7 @@ body{max-width:80rem}
 @media(max-width:36rem){.curves{font-size:14px}.curves .title{font-size:16px}
  .curves .point{font-size:13px}}
 """
-# The page may load nothing and run nothing else, whatever text an answer holds.
+# The page may load nothing and run no other script, whatever an answer contains.
 _HASH: Final = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 _POLICY: Final = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; "
@@ -59,7 +59,7 @@ def render_comparison(comparison: Comparison, written: datetime) -> str:
 
     Args:
         comparison: What to show.
-        written: The time that the page bears, in UTC.
+        written: Time shown on the page, in UTC.
     """
     summary = comparison.summary
     return html_page(
@@ -118,11 +118,11 @@ answers whose KL to the base is known.</p>"""
 
 
 _TIE: Final = Estimate(0.5, None, None, 0)
-"""Of a system against itself."""
+"""A system's win rate against itself."""
 
 
 def _series(summary: Summary, values: Sequence[Estimate]) -> list[Curve]:
-    """Return a curve for each head, the base at its beginning, and points for other systems."""
+    """Return a curve for each head, beginning at the base, and points for other systems."""
     points = [
         (system, CurvePoint(x=system.kl, y=value, label=system.name))
         for system, value in zip(summary.systems, values, strict=True)

@@ -74,7 +74,7 @@ def pick_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False
     dtype, placed, reason = _resolve(asked, device, spread=spread)
     if asked == AUTO:
         _log.info(f"Computing in {plain_name(dtype)}: {reason}")
-    # float32 is native on every CPU, and whoever asks for it there wants its precision.
+    # float32 is native on every CPU; a user who asks for it there wants its precision.
     elif dtype in TORCH_DTYPES.values() and (dtype, placed.type) != (torch.float32, "cpu"):
         native, _ = _native(placed, spread=spread)
         if dtype != native:
@@ -166,7 +166,7 @@ def _native_to_cpu() -> tuple[torch.dtype, str]:
 
 
 def _cpu_has_bfloat16() -> bool | None:
-    """Tell whether the processor has bfloat16 products that torch uses; None if torch cannot."""
+    """Return whether the processor has bfloat16 products that torch uses; None if unknown."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     if platform.machine().lower() in ("aarch64", "arm64"):

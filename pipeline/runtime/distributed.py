@@ -90,7 +90,7 @@ class Processes:
         except RuntimeError as error:
             raise MAVError(
                 f"Another process of this run has failed ({str(error).splitlines()[0]}). Run the "
-                f"same command again; it goes on where it stopped."
+                f"same command again; it resumes where it stopped."
             ) from error
 
 

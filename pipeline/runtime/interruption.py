@@ -6,7 +6,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         kept: What there is now, in a sentence.
-        goes_on: How the same work goes on, in a sentence.
+        goes_on: How to resume the work, in a sentence.
         at_once: Whether it was asked twice, so that nothing may be waited for.
     """
 

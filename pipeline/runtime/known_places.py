@@ -1,7 +1,7 @@
 """Where bases and data sets were last seen on this machine, by their digests.
 
 Caches and heads travel, so they keep the names and digests of what they were made from, never the
-folders of whoever made them. What finds these things again on the same machine is kept here, one
+folders of their authors. What finds these things again on the same machine is kept here, one
 small file a digest in the user's cache folder (`MAV_CACHE_HOME`, or `mav` in `XDG_CACHE_HOME` or
 `~/.cache`); without it they have to be named.
 """

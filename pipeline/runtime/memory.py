@@ -21,7 +21,7 @@ libraries allocate beside PyTorch."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory did not suffice, on an accelerator or on the CPU."""
+    """Return whether an error reports running out of memory, on an accelerator or the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
@@ -35,7 +35,7 @@ def free_memory() -> None:
 
 
 def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
-    """Return what to raise where memory does not suffice for a single pair.
+    """Return the exception for running out of memory with a single pair.
 
     Args:
         base: What the base is called.

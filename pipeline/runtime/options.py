@@ -23,7 +23,7 @@ class Option:
     Attributes:
         help: One line for `--help`.
         choices: Values it may have; any if empty.
-        other_types: Whether it may also have values that are not text, whatever `choices` are.
+        other_types: Whether values other than text are allowed besides `choices`.
         whole: Whether its value is a whole number.
         number: Whether its value is a number, whole or not.
         numbers: Whether its value is one number or more, each whole or not.
@@ -133,5 +133,5 @@ def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:
 
 
 def _plain(bound: float) -> str:
-    """Return a bound in digits, whatever its size."""
+    """Return a bound in digits, without an exponent."""
     return str(bound) if isinstance(bound, int) else f"{bound:g}"

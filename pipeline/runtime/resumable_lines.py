@@ -1,4 +1,4 @@
-"""JSON lines that an interrupted run leaves whole, and that the same run goes on with.
+"""Files of JSON lines that an interrupted run leaves intact and can resume.
 
 The first line says what made the others. A line is forced to the disk before the next is computed,
 and a torn last one is cut off.

@@ -25,7 +25,7 @@ class ServeOptions(InferenceOptions):
         revision: Branch, tag or commit of the hub repository of the one base.
         dtype: Element type bases and head compute in; `auto` is what the device has natively.
         device: `auto` or a torch device.
-        device_map: How a base is spread over several devices, in place of `device`.
+        device_map: How a base is spread over several devices, instead of `device`.
         quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
         template_date: Date given to a chat template that asks for it; see `MAVInference`.

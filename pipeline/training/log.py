@@ -62,7 +62,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open the log of a run, without lines of later steps than it goes on from.
+        """Open the log of a run, without lines of steps after the one it resumes from.
 
         Args:
             folder: Folder of the run.

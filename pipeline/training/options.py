@@ -59,7 +59,7 @@ class TrainOptions:
         max_grad_norm: Gradients are clipped to this norm.
         num_epochs: Passes over the cache.
         batch_size: Pairs in a micro-batch; 16 if None.
-        batch_tokens: Most response tokens in a micro-batch, in place of `batch_size`.
+        batch_tokens: Most response tokens in a micro-batch, instead of `batch_size`.
         grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
         eval_steps: Steps between evaluations and checkpoints; four times per epoch if None.

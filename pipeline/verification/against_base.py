@@ -67,7 +67,7 @@ def verify_against_base(options: VerifyOptions, base: BaseModel | None = None) -
 
     Args:
         options: The cache, how many pairs to run, and where base and data are now.
-        base: A loaded base to use in place of `base_model`.
+        base: A loaded base to use instead of `base_model`.
 
     Raises:
         MAVError: Cache, base or data are missing, or the base or data are not those of the cache.

@@ -283,7 +283,7 @@ def test_two_processes_are_told_what_the_first_found(tmp_path: Path) -> None:
     (code, out, err), (other_code, other_out, other_err) = map(finished, begun)
     assert (code, other_code) == (0, 3), err + other_err
     assert out.startswith("Another process of this run has failed (")
-    assert out.endswith("Run the same command again; it goes on where it stopped.\n")
+    assert out.endswith("Run the same command again; it resumes where it stopped.\n")
     assert other_out == "The first process failed: 'boom'\n"
 
 
