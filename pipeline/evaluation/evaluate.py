@@ -124,7 +124,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
     check_kind(stored.head.config, reader.manifest, str(cache))
     subset = _subset(stored, reader, options.pairs)
-    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+    wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
     if not wanted.any():
         raise DataError(
             f"{cache}: none of its pairs is {subset.split} (the head held out "
@@ -164,7 +164,7 @@ def _subset(stored: StoredHead, reader: CacheReader, which: Split | None) -> Pai
     fraction = stored.origin.held_out_fraction
     if which is None:
         may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
-        which = "held-out" if may_know or reader.set_apart.any() else "all"
+        which = "held-out" if may_know or reader.evaluation_only.any() else "all"
     return PairSubset(split=which, fraction=fraction)
 
 

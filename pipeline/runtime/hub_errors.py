@@ -1,8 +1,8 @@
-"""Why the Hugging Face hub gave nothing, in one plain line.
+"""Explains failures of the Hugging Face hub in one plain line.
 
 The hub's clients, huggingface_hub and datasets, raise two dozen types with messages of many lines
-about addresses. Which of them it was is found here in the chain of causes; the message says what
-was got and what to do.
+about addresses. The actual error is found here in the chain of causes; the message says what
+happened and what to do.
 """
 
 import errno

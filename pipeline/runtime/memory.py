@@ -16,8 +16,7 @@ _SAID: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What errors say that have no type of their own: of the CPU's and MPS's allocators, and of what
-libraries allocate beside PyTorch."""
+"""Messages of errors without their own type: of allocators of CPU, MPS and other libraries."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what no tensor holds any more."""
+    """Free memory that is no longer in use."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

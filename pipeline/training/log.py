@@ -24,7 +24,7 @@ class LogLine:
     Attributes:
         step: Optimizer steps taken.
         values: Metric -> value.
-        text: The line as it stands.
+        text: The line, verbatim.
     """
 
     step: int
