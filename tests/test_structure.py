@@ -157,6 +157,19 @@ def test_the_tests_of_the_format_load_neither_torch_nor_transformers() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_the_tree_of_the_design_has_every_room_on_a_floor_above_those_it_imports() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = page[page.index("pipeline/    ") : page.index("cache_schema/    ")].splitlines()[1:]
+    floors = {
+        name: int(line.split()[-1]) for line in tree for name in re.findall(r"([a-z_]+)/ ", line)
+    }
+    outside = {"mav", "cli_commands", "cache_schema"}
+    assert floors.keys() == MAY_IMPORT.keys() - outside
+    for name, floor in floors.items():
+        lower = MAY_IMPORT[name].split()
+        assert all(floors[other] < floor for other in lower if other not in outside), name
+
+
 def test_the_way_of_a_pair_has_names_that_exist() -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     named = re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+){2})`", page[page.index("One pair's way") :])

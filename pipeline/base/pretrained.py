@@ -101,7 +101,7 @@ def load_model(
 def _conversions() -> Iterator[set[str]]:
     """Yield the names of tensors that could not be converted from the checkpoint's.
 
-    transformers ends with an error that names none, after a report that only its log has.
+    transformers raises an error that names none, after reporting them in its log only.
     """
     unconverted: set[str] = set()
 
