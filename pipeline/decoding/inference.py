@@ -79,7 +79,7 @@ class MAVInference:
                 head was trained in.
             template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
                 `today`; if None, that of the head's training data, else today.
-            allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+            allow_tokenizer_mismatch: Accept a base with another tokenizer of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end responses are taken from it.

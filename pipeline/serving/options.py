@@ -47,21 +47,21 @@ class ServeOptions(InferenceOptions):
     bases: tuple[str, ...] = option(
         (),
         default_text="the one it was trained on",
-        help="Base to serve; several may be chosen from.",
+        help="Base to serve; may be repeated, requests choose one.",
     )
     host: str = option("127.0.0.1", help="Address to listen on.")
     port: int = option(
         8000, whole=True, at_least=0, at_most=65535, help="Port to listen on; 0 takes a free one."
     )
     api_key: str | None = option(
-        None, help="Key that clients must send; needed beyond this machine."
+        None, help="Key that clients must send; required to listen beyond this machine."
     )
     alpha: float = option(
         1.0,
         number=True,
         at_least=-MAX_ALPHA,
         at_most=MAX_ALPHA,
-        help="Strength where a request names none.",
+        help="Strength of requests that set none.",
     )
     max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
     max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")

@@ -128,10 +128,10 @@ class TrainOptions:
         at_least=0,
         below=0.5,
         default_text="0.1",
-        help="Of robust: share of pairs the wrong way round.",
+        help="For robust: share of pairs labelled the wrong way round.",
     )
     simpo_gamma: float | None = option(
-        None, number=True, at_least=0, default_text="0.5", help="Of simpo: the margin aimed at."
+        None, number=True, at_least=0, default_text="0.5", help="For simpo: the target margin."
     )
     lambda_l2: float = option(0.001, number=True, at_least=0, help="Penalty on alignment vectors.")
     learning_rate: float = option(1e-4, number=True, above=0, help="Peak learning rate.")
@@ -145,7 +145,7 @@ class TrainOptions:
         None,
         whole=True,
         at_least=1,
-        help="Most response tokens in a micro-batch, not --batch-size.",
+        help="Most response tokens in a micro-batch, instead of --batch-size.",
     )
     grad_accum: int = option(
         1, whole=True, at_least=1, help="Micro-batches of each process in a step."
@@ -166,12 +166,12 @@ class TrainOptions:
     )
     bf16: bool | Literal["auto"] = option(
         "auto",
-        help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
+        help="Compute in bfloat16; auto does if the device has it natively. Weights are float32.",
     )
     optimizer: OptimizerName = option(
         "adamw",
         choices=get_args(OptimizerName),
-        help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+        help="adamw-8bit keeps its moments in one byte each; needs torchao.",
     )
     early_stopping: int | None = option(
         None,
@@ -181,12 +181,12 @@ class TrainOptions:
         help="Stop after N evaluations without a better held-out loss.",
     )
     report_to: Tracker = option(
-        "tensorboard", choices=get_args(Tracker), help="Tracker beside metrics.jsonl."
+        "tensorboard", choices=get_args(Tracker), help="Tracker in addition to metrics.jsonl."
     )
     workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
     shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
-    seed: int = option(0, whole=True, at_least=0, help="Of initialisation, order and dropout.")
-    resume: bool = option(False, help="Go on with the run in --output-dir, if there is one.")
+    seed: int = option(0, whole=True, at_least=0, help="Seed of initialisation, order and dropout.")
+    resume: bool = option(False, help="Resume the run in --output-dir, if there is one.")
 
     def __post_init__(self) -> None:
         check_options(self)
