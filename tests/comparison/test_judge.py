@@ -382,5 +382,5 @@ def test_a_key_that_no_header_holds_is_refused(path: Path, monkeypatch: pytest.M
 def test_lines_that_are_not_a_judges_are_refused(path: Path) -> None:
     header = json.dumps({"made_by": "mav compare", "lines": "replies of a judge"})
     path.write_text(header + '\n{"key": "a", "reply": 3}\n', encoding="utf-8")
-    with pytest.raises(MAVError, match="reply: got int, expected a text"):
+    with pytest.raises(MAVError, match="reply: got int, expected text"):
         decided(JudgeServer(url="http://127.0.0.1:1/v1"), path)
