@@ -14,6 +14,7 @@ from tests.support.faults.bit_flips import (
     COMPRESSIONS,
     FLIPS,
     KINDS,
+    PARTS,
     Sound,
     check_flips,
     draw,
@@ -43,6 +44,11 @@ def test_shards_have_several_chunks_and_some_are_left_out(sound: Sound) -> None:
     assert all(sound.ranges[kind] for kind in KINDS)
 
 
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_is_found_and_no_wrong_value_is_read(sound: Sound, kind: str) -> None:
-    check_flips(sound, draw(sound, kind, FLIPS, seed=1))
+def test_a_flipped_bit_is_found_and_no_wrong_value_is_read(
+    sound: Sound, kind: str, part: int
+) -> None:
+    check_flips(sound, draw(sound, kind, FLIPS, seed=1)[part::PARTS])

@@ -35,6 +35,8 @@ NOT_READ: Final = ("description",)
 """Zarr's metadata of arrays is for other programs, so that damage to it spoils no value."""
 FLIPS: Final = 76
 """Flips of each kind under each compression: 2,052 in all, 228 of each kind."""
+PARTS: Final = 3
+"""The flips of a kind are checked in so many parts, each spread over all of its objects."""
 _CHUNK_BYTES: Final = 48
 
 Ranges = list[tuple[str, range]]
