@@ -9,6 +9,10 @@ TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
+# Dozens of processes import the same modules: what is compiled is kept, also where the environment
+# has it otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema

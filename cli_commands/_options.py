@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from mav.pipeline.runtime.load_options import BaseOptions
+from mav.pipeline.runtime.named_values import named_parts
 from mav.pipeline.runtime.options import Option, option_of
 
 T = TypeVar("T")
@@ -45,20 +46,38 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return tuple(Number().convert(part, param, ctx) for part in str(value).split(","))
 
 
+class NamedNumbers(click.ParamType[dict[str, float]]):
+    """Finite numbers with names, separated by commas."""
+
+    name = "named numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        """Return the numbers by name or fail with a usage error."""
+        if isinstance(value, dict):
+            return value
+        try:
+            parts = named_parts(value)
+        except ValueError:
+            self.fail(f"got {value!r}, expected such as helpful=1,harmless=0.5", param, ctx)
+        return {name: Number().convert(part, param, ctx) for name, part in parts.items()}
+
+
 class Strength(click.ParamType[Any]):
-    """A strength, or a schedule of strengths."""
+    """A strength, or a schedule of strengths; of several heads these by name."""
 
     name = "alpha"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the schedule or fail with a usage error."""
+        """Return the strength or fail with a usage error."""
         from mav.cache_schema.errors import UsageError
-        from mav.pipeline.decoding.alpha import AlphaSchedule
+        from mav.pipeline.decoding.steering.strengths import strength_of_text
 
         if not isinstance(value, str):
             return value
         try:
-            return AlphaSchedule.parse(value)
+            return strength_of_text(value)
         except UsageError as error:
             self.fail(str(error).removeprefix("alpha: "), param, ctx)
 

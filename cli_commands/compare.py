@@ -20,6 +20,8 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
   mav compare --head runs/head --prompts Anthropic/hh-rlhf,split=test --limit 100 \\
     --reward-model Ray2333/gpt2-large-helpful-reward_model --output runs/compare
   mav compare --head first=runs/a --head second=runs/b --prompts prompts.jsonl --output runs/two
+  mav compare --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0.5 \\
+    --prompts prompts.jsonl --output runs/both
   mav compare --with ours=a.jsonl --with theirs=b.json --prompts alpaca_eval.json \\
     --limit 805 --reward-model runs/reward --output runs/files
 """
@@ -33,9 +35,9 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
     "--alphas",
     cls=OneOnly,
     type=Numbers(),
-    default="0,0.5,1,2",
-    help="Strengths each head answers at; 0 is the base.",
+    help="Strengths each head answers at; 0 is the base.  [default: 0,0.5,1,2; 0 with --alpha]",
 )
+@field_of(CompareOptions, "alpha")
 @fields_of(CompareOptions, "samples", "batch_size")
 @SAMPLING
 @field_of(GenerationOptions, "stop")
@@ -62,7 +64,8 @@ def compare_command(
     prompts: str,
     output: Path,
     head: Sequence[str],
-    alphas: Sequence[float],
+    alphas: Sequence[float] | None,
+    alpha: Sequence[str],
     limit: int,
     samples: int,
     batch_size: int,
@@ -89,7 +92,8 @@ def compare_command(
         prompts=prompts,
         output=output,
         head=tuple(head),
-        alphas=tuple(alphas),
+        alphas=None if alphas is None else tuple(alphas),
+        alpha=tuple(alpha),
         limit=limit,
         samples=samples,
         batch_size=batch_size,

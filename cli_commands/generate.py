@@ -24,6 +24,8 @@ from mav.pipeline.decoding.options import GenerationOptions
     """
   mav generate --head runs/head --prompt "How do I say no politely?" --alphas 0,1,2
   mav generate --head runs/head --prompt "Hello" --alpha 1.5 --stream
+  mav generate --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0.5 \\
+    --prompt "Hello"
   mav generate --head runs/head --prompts prompts.jsonl --output answers.jsonl
 """
 )
@@ -86,20 +88,26 @@ def generate_command(
         raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
-    from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.decoding.steering.strengths import as_strength
     from mav.pipeline.preferences.prompt_format import require_prompt
 
     request = DecodingRequest.of(others)
+    if request.head_names and (alphas is not None or demo_switching is not None):
+        raise click.UsageError(
+            "--alphas and --demo-switching take one head without a name; give several heads "
+            "--alpha, as in --alpha " + ",".join(f"{name}=1" for name in request.head_names)
+        )
+    strength = request.strength(alpha)
     if stream:
         request.decoding.require_streamable()
     if prompt is not None:
         require_prompt(prompt)
     if output is not None:
         assert prompts_file is not None
-        _answer_file(request, prompts_file, output, alpha, batch_size, as_json)
+        _answer_file(request, prompts_file, output, strength, batch_size, as_json)
         return
-    lines = [] if prompts_file is None else read_prompts(prompts_file)
+    lines = [] if prompts_file is None else read_prompts(prompts_file, request.head_names)
     if prompts_file is not None:
         require_sound(lines, prompts_file)
     mav, decoding = request.load()
@@ -115,20 +123,20 @@ def generate_command(
             write=click.echo,
         )
         return
-    strengths = [as_schedule(1.0 if alpha is None else alpha)] if not alphas else [*alphas]
+    strengths = [as_strength(one) for one in alphas] if alphas else [strength]
     asked = [prompt] if prompt is not None else [line.prompt for line in lines]
     for number, one in enumerate(asked):
         own = lines[number].alpha if lines else None
-        for strength in [own] if own is not None and not alphas else strengths:
+        for given in [own] if own is not None and not alphas else strengths:
             if not as_json and (len(asked) > 1 or alphas):
-                click.echo(f"--- alpha {as_schedule(strength)}: {_shown(one)}")
+                click.echo(f"--- alpha {given}: {_shown(one)}")
             if stream:
-                for piece in mav.stream(one, strength, decoding):
+                for piece in mav.stream(one, given, decoding):
                     click.echo(piece, nl=False)
                     sys.stdout.flush()
                 click.echo()
                 continue
-            answer = mav.generate(one, strength, decoding)
+            answer = mav.generate(one, given, decoding)
             told = {**lines[number].fields, "line": lines[number].number} if lines else {}
             click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
 
@@ -141,22 +149,21 @@ def _answer_file(
     request: DecodingRequest,
     prompts: Path,
     output: Path,
-    alpha: Any,
+    strength: Any,
     batch_size: int,
     as_json: bool,
 ) -> None:
-    from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.batch_file import generate_file, require_new
     from mav.pipeline.decoding.prompt_file import read_prompts
 
     require_new(output)
-    read_prompts(prompts)
+    read_prompts(prompts, request.head_names)
     mav, decoding = request.load()
     found = generate_file(
         mav,
         prompts,
         output,
-        as_schedule(1.0 if alpha is None else alpha),
+        strength,
         decoding,
         batch_size=batch_size,
     )

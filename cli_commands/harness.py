@@ -10,7 +10,6 @@ from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import BASE, JSON, PLACEMENT, Numbers, OneOnly, field_of, fields_of
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.harness.options import HarnessOptions
-from mav.pipeline.serving.options import ServeOptions
 
 
 @command(
@@ -19,7 +18,7 @@ from mav.pipeline.serving.options import ServeOptions
   mav harness --head runs/head --tasks my_task --include-path tasks --limit 200 --json
 """
 )
-@field_of(ServeOptions, "head", cls=OneOnly)
+@click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head.")
 @BASE_MODEL
 @click.option("--alphas", cls=OneOnly, type=Numbers(), default="0,1,2", help="Strengths.")
 @click.option(

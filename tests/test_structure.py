@@ -14,7 +14,7 @@ ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
     "mav": "cache_schema base comparison decoding evaluation extraction head preferences training "
     "verification",
-    "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness "
+    "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness head "
     "preferences reporting runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",

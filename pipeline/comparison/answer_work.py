@@ -10,7 +10,6 @@ from typing import Final
 from mav.cache_schema.errors import MAVError
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, AnswerKey
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import (
     ContinuousBatchDecoder,
@@ -18,6 +17,7 @@ from mav.pipeline.decoding.continuous_batching import (
 )
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class AnswerWork:
         self,
         joined: AttachedModel,
         prompts: Prompts,
-        alpha: AlphaSchedule,
+        alpha: Strength,
         decoding: GenerationOptions,
         samples: int,
         found: dict[AnswerKey, Answer],

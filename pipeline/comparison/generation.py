@@ -21,10 +21,9 @@ from mav.pipeline.base.failures import explain_failures
 from mav.pipeline.comparison.answer_work import AnswerWork
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, answer_of
-from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.head.model import is_quantized
+from mav.pipeline.decoding.steering.strengths import HeadAlphas, as_strength
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import resumable_lines
@@ -36,7 +35,7 @@ def generate_answers(
     mav: MAVInference,
     name: str,
     prompts: Prompts,
-    alpha: float,
+    alpha: float | HeadAlphas,
     path: Path,
     *,
     decoding: GenerationOptions,
@@ -72,7 +71,8 @@ def generate_answers(
             _log.info(f"{path}: {len(found):,} of {total:,} answers are there; going on")
         with progress_bar(total, f"answering, {name}", "answer", done=len(found)) as bar:
             try:
-                work = AnswerWork(mav.joined, prompts, as_schedule(alpha), decoding, samples, found)
+                strength = as_strength(alpha, mav.head_names)
+                work = AnswerWork(mav.joined, prompts, strength, decoding, samples, found)
                 with mav.exclusive(), explain_failures(mav.base):
                     for answers in work.run(batch_size):
                         kept.append(
@@ -88,22 +88,27 @@ def generate_answers(
 
 
 def _made_by(
-    mav: MAVInference, prompts: Prompts, alpha: float, decoding: GenerationOptions, samples: int
+    mav: MAVInference,
+    prompts: Prompts,
+    alpha: float | HeadAlphas,
+    decoding: GenerationOptions,
+    samples: int,
 ) -> dict[str, Any]:
     """Return all that the answers depend on."""
     base = mav.base.fingerprint()
+    steers = any(one for _, one in as_strength(alpha, mav.head_names).points)
     chosen = asdict(decoding)
     for name in ("num_beams", "cache_implementation", "compile"):
         del chosen[name]
     return {
         "prompts": prompts.digest,
-        "head": mav.head_digest if alpha else None,
+        "head": mav.head_digest if steers else None,
         "base": base.weights_digest,
         "form": mav.joined.form.name,
         "dtype": str(mav.base.dtype).removeprefix("torch."),
         "quantization": base.quantization,
-        "int8_head": bool(alpha) and is_quantized(mav.head),
-        "alpha": alpha,
+        "int8_head": steers and mav.int8_head,
+        "alpha": alpha.to_json() if isinstance(alpha, HeadAlphas) else alpha,
         "samples": samples,
         **chosen,
         "seed": decoding.seed or 0,

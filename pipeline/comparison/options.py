@@ -10,12 +10,16 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.steering.strengths import HeadAlphas
+from mav.pipeline.decoding.steering.trained_heads import Heads
+from mav.pipeline.runtime.named_values import NAME, split_name
 from mav.pipeline.runtime.options import check_options, known, option
 
 Export = Literal["alpaca-eval", "mt-bench"]
 BASE: Final = "alpha=0"
 """What the base alone is called, whichever head is beside it."""
-_NAME: Final = re.compile(r"\w[\w.+-]*")
+STRENGTHS: Final = (0.0, 0.5, 1.0, 2.0)
+"""Those each head answers at if none are named."""
 
 
 class Named(NamedTuple):
@@ -31,17 +35,17 @@ class Named(NamedTuple):
 
 
 class SteeredSystem(NamedTuple):
-    """A head at one strength.
+    """A head at one strength, or several heads together.
 
     Attributes:
         name: What tables call it.
-        head: Number of the head.
+        head: Number of what it is decoded with, among `CompareOptions.decoded`.
         alpha: The strength.
     """
 
     name: str
     head: int
-    alpha: float
+    alpha: float | HeadAlphas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,8 @@ class CompareOptions:
         prompts: File or data set of prompts; see `read_questions`.
         output: Folder for answers and the summary.
         head: Heads, each a folder or hub id, or `NAME=` before it; none to compare files alone.
-        alphas: Strengths each head answers at.
+        alphas: Strengths each head answers at by itself; 0 alone if None and there is an `alpha`.
+        alpha: Strengths of several of the heads in one answer, each `NAME=ALPHA,NAME=ALPHA`.
         limit: Most prompts, the first in stored order; None for all.
         samples: Answers to each prompt, which differ where tokens are sampled.
         batch_size: Most prompts decoded together.
@@ -112,7 +117,12 @@ class CompareOptions:
     head: tuple[str, ...] = option(
         (), metavar="[NAME=]HEAD", help="Folder or hub id of a head; may be given again."
     )
-    alphas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    alphas: tuple[float, ...] | None = None
+    alpha: tuple[str, ...] = option(
+        (),
+        metavar="NAME=ALPHA,…",
+        help="Strengths of several heads in one answer; may be given again.",
+    )
     limit: int | None = option(300, whole=True, at_least=1, help="Most prompts, the first ones.")
     samples: int = option(1, whole=True, at_least=1, help="Answers to each prompt.")
     batch_size: int = option(8, whole=True, at_least=1, help="Prompts decoded together.")
@@ -138,10 +148,13 @@ class CompareOptions:
         check_options(self)
         if not self.head and not self.others:
             raise UsageError("head: got none; name one, or give answers of systems as NAME=FILE")
+        if self.alphas is None:
+            object.__setattr__(self, "alphas", (0.0,) if self.alpha else STRENGTHS)
         if self.head and not self.alphas:
             raise UsageError("alphas: got none, expected at least one strength")
-        if not all(map(math.isfinite, self.alphas)):
-            raise UsageError(f"alphas: got {list(self.alphas)}, expected finite numbers")
+        if not all(map(math.isfinite, self.strengths)):
+            raise UsageError(f"alphas: got {list(self.strengths)}, expected finite numbers")
+        self._check_mixtures()
         if self.samples > 1 and self.head and not self.decoding.samples:
             raise UsageError(
                 f"samples: got {self.samples} without temperature, at which all answers to a "
@@ -179,14 +192,48 @@ class CompareOptions:
         return found
 
     @property
+    def strengths(self) -> tuple[float, ...]:
+        """Strengths that each head answers at by itself."""
+        return self.alphas or ()
+
+    @property
+    def mixtures(self) -> tuple[HeadAlphas, ...]:
+        """Strengths of heads that answer together."""
+        return tuple(HeadAlphas.parse(text) for text in self.alpha)
+
+    @property
+    def decoded(self) -> tuple[Heads, ...]:
+        """What is decoded with in turn: each head alone, then those that answer together."""
+        places = {head.name: head.place for head in self.heads}
+        together = dict.fromkeys(tuple(dict(mix.schedules)) for mix in self.mixtures)
+        return (
+            *places.values(),
+            *({name: places[name] for name in names} for names in together),
+        )
+
+    def _check_mixtures(self) -> None:
+        known = [head.name for head in self.heads]
+        for mix in self.mixtures:
+            unknown = [name for name, _ in mix.schedules if name not in known]
+            if unknown:
+                raise UsageError(
+                    f"alpha: got {mix}, but no head is called {unknown[0]}; expected some of "
+                    f"{', '.join(known) or 'none, as no head is named'}"
+                )
+
+    @property
     def systems(self) -> tuple[SteeredSystem, ...]:
-        """Each head at each strength, and the base once."""
+        """Each head at each strength, the base once, and heads together."""
         found: dict[str, SteeredSystem] = {}
         for number, head in enumerate(self.heads):
-            for alpha in self.alphas:
+            for alpha in self.strengths:
                 told = f"alpha={alpha + 0:g}"
                 name = told if len(self.head) == 1 or not alpha else f"{head.name},{told}"
                 found.setdefault(name, SteeredSystem(name, number, alpha))
+        together = [tuple(heads) if isinstance(heads, dict) else () for heads in self.decoded]
+        for mix in self.mixtures:
+            number = together.index(tuple(dict(mix.schedules)))
+            found.setdefault(str(mix), SteeredSystem(str(mix), number, mix))
         return tuple(found.values())
 
     @property
@@ -195,7 +242,7 @@ class CompareOptions:
         found = []
         for text in self.others:
             name, equals, place = text.partition("=")
-            if not (equals and place and _NAME.fullmatch(name)):
+            if not (equals and place and NAME.fullmatch(name)):
                 raise UsageError(
                     f"others: got {text!r}, expected NAME=FILE, the name of letters, digits, "
                     f"'.', '+', '-' and '_'"
@@ -215,8 +262,8 @@ class CompareOptions:
 
 
 def _named(text: str) -> Named:
-    name, equals, place = text.partition("=")
-    if equals and _NAME.fullmatch(name) and not Path(text).exists():
+    name, place = split_name(text)
+    if name is not None:
         return Named(name, place)
     path = Path(text)
     # The output of a training says more of a head than the folder inside it.

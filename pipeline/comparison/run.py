@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from mav.pipeline.comparison.reward import RewardModel, require_reward_model
 from mav.pipeline.comparison.summary import Summary, summarize_systems
 from mav.pipeline.comparison.systems import System, keys_of, measure_each
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.steering.strengths import HeadAlphas
 from mav.pipeline.head.storage import find_head, read_head_config
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormat, prompt_format_of
 from mav.pipeline.runtime.durable_files import write_file
@@ -156,8 +157,11 @@ def _with_base(
             [prompt_format_of(config.manifest.text.prompt_template) for config in configs], heads
         )
     systems: list[System] = []
-    for number, head in enumerate(heads):
-        mav = MAVInference(head.place, base, **loading)
+    for number, places in enumerate(options.decoded):
+        if all(one.head != number for one in options.systems):
+            continue
+        together = isinstance(places, Mapping)
+        mav = MAVInference(places, base, **loading)
         base, form = mav.base, mav.joined.form
         try:
             for name, _, alpha in (one for one in options.systems if one.head == number):
@@ -175,8 +179,8 @@ def _with_base(
                     System(
                         name=name,
                         answers={answer.key: answer for answer in answers},
-                        head=head.name if alpha else None,
-                        alpha=alpha,
+                        head=None if together or not alpha else heads[number].name,
+                        alpha=alpha.to_json() if isinstance(alpha, HeadAlphas) else alpha,
                         base=base.fingerprint().weights_digest,
                     )
                 )

@@ -46,7 +46,7 @@ class SystemSummary:
     Attributes:
         name: What tables call it.
         head: The head's name, or None.
-        alpha: Its strength, or None.
+        alpha: Its strength, of several heads by name; or None.
         file: File the answers were read from, or None.
         answers: Answers there are, all samples and turns.
         missing: Answers that are not there, of those expected.
@@ -70,7 +70,7 @@ class SystemSummary:
 
     name: str
     head: str | None
-    alpha: float | None
+    alpha: float | Mapping[str, float | str] | None
     file: str | None
     answers: int
     missing: int

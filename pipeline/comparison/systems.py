@@ -19,8 +19,8 @@ class System:
     Attributes:
         name: What tables call it.
         answers: Its answers by which they are; those that could not be given say why.
-        head: The head's name, or None for the base and for files.
-        alpha: Its strength, or None for files.
+        head: The head's name, or None for the base, for several heads and for files.
+        alpha: Its strength, of several heads by name; None for files.
         file: Name of the file the answers were read from, or None.
         base: Digest of the weights of the base its KL is to, or None where not known.
         rewards: Rewards of its answers, by reward model.
@@ -32,7 +32,7 @@ class System:
     name: str
     answers: Mapping[AnswerKey, Answer]
     head: str | None = None
-    alpha: float | None = None
+    alpha: float | Mapping[str, float | str] | None = None
     file: str | None = None
     base: str | None = None
     rewards: dict[str, Measured] = field(default_factory=dict)

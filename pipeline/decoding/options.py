@@ -179,7 +179,8 @@ class Generation:
 
     Attributes:
         prompt: The prompt, as the model saw it.
-        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
+        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it; of several heads these
+            by name.
         response: The response's text.
         tokens: Ids of the new tokens, the one that ended them included.
         finish: `stop` where the base ended the response or a stop string came, else `length`.
@@ -187,7 +188,7 @@ class Generation:
     """
 
     prompt: str
-    alpha: float | str
+    alpha: float | str | dict[str, float | str]
     response: str
     tokens: tuple[int, ...]
     finish: Literal["stop", "length"]

@@ -201,7 +201,7 @@ def _series(summary: Summary, values: Sequence[Estimate]) -> list[Curve]:
     return curves + [
         Curve(name=system.name, points=[point])
         for system, point in points
-        if system.alpha is None and point.x.value is not None
+        if system.head is None and system.alpha != 0 and point.x.value is not None
     ]
 
 

@@ -375,12 +375,13 @@ def test_another_base_of_the_same_tokenizer_is_told_and_used(line: Line, tmp_pat
 # The program
 
 
-def run_program(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mav", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
+def test_the_program_exits_with_the_code_of_the_error(
+    line: Line, tmp_path: Path, warm_programs: Path
+) -> None:
+    def run_program(*args: object) -> subprocess.CompletedProcess[str]:
+        command = [str(warm_programs / "python"), "-m", "mav", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
 
-
-def test_the_program_exits_with_the_code_of_the_error(line: Line, tmp_path: Path) -> None:
     found = run_program("inspect", line.cache)
     assert (found.returncode, found.stderr) == (0, "")
     missing = run_program("inspect", tmp_path / "nowhere")
