@@ -34,9 +34,10 @@ class ResumableLines(Generic[K]):
 
     def append(self, values: Sequence[dict[str, Any]]) -> None:
         """Write lines and force them to the disk."""
-        # First, as an interruption meanwhile leaves them in the file.
-        self.lines |= {self._key(value): value for value in values}
         _append(self._file, values)
+        # Before the disk, which may be slow: an interruption meanwhile leaves them in the file.
+        self.lines |= {self._key(value): value for value in values}
+        os.fsync(self._file.fileno())
 
 
 @contextmanager
@@ -59,6 +60,7 @@ def resumable_lines(
         if lines is None:
             lines = {}
             _append(file, [dict(made_by)])
+            os.fsync(file.fileno())
         yield ResumableLines(file, key, lines)
 
 
@@ -70,7 +72,6 @@ def json_line(value: Mapping[str, Any]) -> str:
 def _append(file: IO[str], values: Sequence[Mapping[str, Any]]) -> None:
     file.write("".join(map(json_line, values)))
     file.flush()
-    os.fsync(file.fileno())
 
 
 def _lock(file: IO[str], path: Path) -> None:
