@@ -75,7 +75,7 @@ def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Pat
     options = ("--expansion-size", 16, "--report-to", "none", "--eval-fraction", 0.3)
     generate = ("--head", "head", "--prompt", "Hi", "--max-new-tokens", 2, "--device", "cpu")
     # The others share a process, which takes seconds to import what they need.
-    later = [
+    later: list[list[object]] = [
         ["train", "--cache", "cache", "--output-dir", "head", *options],
         ["evaluate", "--head", "head", "--cache", "cache"],
         ["generate", *generate],

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mav.cache_schema.errors import DataError
+from mav.cache_schema.errors import DataError, MAVError
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.questions import json_rows, key_of, shown
-from mav.pipeline.comparison.records import Answer, AnswerKey, measured
+from mav.pipeline.comparison.records import Answer, AnswerKey, measured, whole_number
 from mav.pipeline.preferences.prompt_format import require_prompt
 
 _log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def _parse(row: Any, place: str) -> tuple[str, int, Answer]:
         prompt = [{"role": "user", "content": prompt}]
     try:
         key = key_of(require_prompt(prompt))
-        turn = int(row.get("turn", 0))
+        turn = whole_number(row, "turn") if "turn" in row else 0
         told = measured(row)
-    except (DataError, TypeError, ValueError) as problem:
+    except (MAVError, ValueError) as problem:
         raise DataError(f"{place}: {problem}") from problem
     failed = error if isinstance(error, str) else None
     text = response if isinstance(response, str) and failed is None else ""

@@ -186,10 +186,15 @@ class Judge:
                     )
 
     def _no_judge(self, line: dict[str, Any], tried: int) -> DataError:
-        got = line.get("error") or repr(_short(line["reply"]))
+        name = f"{self._options.judge_model} at {self._client.url}"
+        if "error" in line:
+            return DataError(
+                f"{name}: {tried} calls gave no verdict; the last: {line['error']}. Check "
+                f"`judge_url` and `judge_model`."
+            )
         return DataError(
-            f"{self._options.judge_model} at {self._client.url} is no judge: {tried} calls gave no "
-            f"verdict; the last gave {got}, expected a reply that ends with a line such as "
+            f"{name} is no judge: {tried} calls gave no verdict; the last gave "
+            f"{_short(line['reply'])!r}, expected a reply that ends with a line such as "
             f"'Verdict: A'. Name a model that follows the judging prompt, or another prompt."
         )
 

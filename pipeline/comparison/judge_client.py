@@ -67,7 +67,7 @@ class JudgeClient:
             self._headers["Authorization"] = f"Bearer {key}"
         # A server on this machine is not reached through a proxy, whatever the environment says.
         proxies = [urllib.request.ProxyHandler({})] if host in _LOOPBACK else []
-        self._opener = urllib.request.build_opener(*proxies)
+        self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -149,9 +149,19 @@ class JudgeClient:
             return UsageError(f"{told}: {remedy}")
         if error.code in (404, 405):
             return DataError(f"{told}: check `judge_url` and `judge_model`")
+        if 300 <= error.code < 400:
+            place = error.headers.get("Location") or "nowhere"
+            return DataError(f"{told}, which leads to {_shown(place.encode())}: check `judge_url`")
         if error.code in _WORTH_ANOTHER_TRY:
             return _RetryError(told, _retry_after(error.headers.get("Retry-After")))
         return CallFailedError(told)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: it would turn a question into a GET, and take the key elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return no request in place of the one that was redirected."""
 
 
 def pause(stopped: threading.Event, seconds: float) -> None:
@@ -177,14 +187,21 @@ def _host(url: str) -> str:
     """Return the host of a base URL, or refuse it."""
     try:
         parts = urllib.parse.urlsplit(url)
+        # What `http.client` could not send is refused here: such hosts, and other letters.
+        host = (parts.hostname or "").encode("idna").decode()
         sound = parts.scheme in ("http", "https") and parts.port != 0 and url.isprintable()
     except ValueError:
         sound = False
-    if not sound or not parts.hostname or " " in url:
+    if not sound or not host or " " in url or not parts.path.isascii():
         raise UsageError(
             f"judge_url: got {url!r}, expected a base URL such as https://api.openai.com/v1"
         )
-    return parts.hostname
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise UsageError(
+            "judge_url: got one with a user, a query or a fragment, expected a base URL such as "
+            "https://api.openai.com/v1; a key comes from the variable that `judge_key` names"
+        )
+    return host
 
 
 def _reply(raw: bytes) -> str:

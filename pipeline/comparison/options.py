@@ -81,6 +81,8 @@ class JudgeOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if not self.judge_model.strip():
+            raise UsageError("judge_model: got an empty name, expected that of a model")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,7 +155,11 @@ def _of_prompt_file(source: DataSource, path: Path) -> _Reading:
                     f"{path}, line {line.number}: got an alpha of its own; leave it out, as every "
                     f"prompt is answered at each of `alphas`"
                 )
-            yield Question(prompt=line.prompt, id=line.number)
+            if isinstance(line.prompt, str) and not line.prompt.strip():
+                reading.counts.dropped["empty_prompt"] += 1
+                yield None
+            else:
+                yield Question(prompt=line.prompt, id=line.number)
 
     reading.rows = rows()
     return reading

@@ -119,13 +119,17 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"{path}: got a JSON {type(rows).__name__}, expected a list")
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
             return
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"{path}, line {number}", strict_json(line)
-    except RecursionError as error:
-        raise DataError(f"{path}: cannot be read: its JSON is nested too deep") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = strict_json(line)
+        except ValueError as error:
+            raise DataError(f"{place}: cannot be read: {error}") from error
+        yield place, row
 
 
 def shown(row: Any) -> str:

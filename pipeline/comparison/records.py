@@ -3,7 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from mav.pipeline.comparison.questions import shown
+
+_TOO_MANY: Final = 1 << 53
+"""Whole numbers from here on are no counts, and JSON of others does not keep them."""
 
 
 class AnswerKey(NamedTuple):
@@ -62,25 +67,15 @@ class Answer:
         return {"prompt": prompt, **self.key._asdict(), **told}
 
 
-MEASURED = {
-    "new_tokens": int,
-    "finish": str,
-    "kl": float,
-    "base_logprob": float,
-    "seconds": float,
-}
-"""What a line may say of an answer beside its text, and of which type it is."""
-
-
 def answer_of(line: Mapping[str, Any]) -> Answer:
     """Return the answer of a line that `to_json` made.
 
     Raises:
         KeyError: A field is not there.
-        TypeError: One has another type.
+        TypeError: The response is no text.
         ValueError: One has a value that cannot be.
     """
-    key = AnswerKey(*(int(line[name]) for name in AnswerKey._fields))
+    key = AnswerKey(*(whole_number(line, name) for name in AnswerKey._fields))
     error = line.get("error")
     response = "" if error is not None else line["response"]
     if not isinstance(response, str):
@@ -89,5 +84,37 @@ def answer_of(line: Mapping[str, Any]) -> Answer:
 
 
 def measured(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line says of its answer beside the text, each of its type."""
-    return {name: kind(line[name]) for name, kind in MEASURED.items() if line.get(name) is not None}
+    """Return what a line says of its answer beside the text.
+
+    Raises:
+        ValueError: It cannot be what it is called.
+    """
+    found: dict[str, Any] = {}
+    if line.get("new_tokens") is not None:
+        found["new_tokens"] = whole_number(line, "new_tokens")
+    for name in ("kl", "base_logprob", "seconds"):
+        value = line.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}: got {shown(value)}, expected a number")
+        if abs(value) >= _TOO_MANY and isinstance(value, int):
+            raise ValueError(f"{name}: got {shown(value)}, which is too large")
+        found[name] = float(value)
+    finish = line.get("finish")
+    if finish is not None and not isinstance(finish, str):
+        raise ValueError(f"finish: got {shown(finish)}, expected a text")
+    return found if finish is None else {**found, "finish": finish}
+
+
+def whole_number(line: Mapping[str, Any], name: str) -> int:
+    """Return a count or a place of a line.
+
+    Raises:
+        KeyError: It is not there.
+        ValueError: It is no whole number from 0 on.
+    """
+    value = line[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _TOO_MANY:
+        raise ValueError(f"{name}: got {shown(value)}, expected a whole number, at least 0")
+    return value

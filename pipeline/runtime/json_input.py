@@ -12,8 +12,8 @@ def strict_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text, parse_constant=_no_constant)
-        # Halves of surrogate pairs can be written in JSON but are not text.
-        json.dumps(value, ensure_ascii=False).encode()
+        # Halves of surrogate pairs can be written in JSON but are not text, and 1e999 is infinite.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value

@@ -34,8 +34,9 @@ class ResumableLines(Generic[K]):
 
     def append(self, values: Sequence[dict[str, Any]]) -> None:
         """Write lines and force them to the disk."""
-        _append(self._file, values)
+        # First, as an interruption meanwhile leaves them in the file.
         self.found |= {self._key(value): value for value in values}
+        _append(self._file, values)
 
 
 @contextmanager
@@ -107,7 +108,8 @@ def _read(
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over, or "
+            f"name another `output`."
         )
     os.truncate(path, len(whole))
     return found

@@ -13,7 +13,12 @@ _STEP: Final = {
     "micro_batches_per_step": "micro-batches in a step (`grad_accum` x processes)",
 }
 
-_OF_OLDER_RUNS: Final[dict[str, Any]] = {"head_type": "mlp"}
+_OF_OLDER_RUNS: Final[dict[str, Any]] = {
+    "head_type": "mlp",
+    "lambda_kl": 0.0,
+    "lambda_sft": 0.0,
+    "keep_by": "loss",
+}
 """What a run was begun with that recorded none, as there was no other."""
 
 

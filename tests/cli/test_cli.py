@@ -379,7 +379,7 @@ def test_the_program_exits_with_the_code_of_the_error(
     line: Line, tmp_path: Path, warm_programs: Path
 ) -> None:
     def run_program(*args: object) -> subprocess.CompletedProcess[str]:
-        command = [warm_programs / "python", "-m", "mav", *map(str, args)]
+        command = [str(warm_programs / "python"), "-m", "mav", *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
 
     found = run_program("inspect", line.cache)

@@ -292,15 +292,16 @@ def test_another_judge_is_asked_anew(path: Path, tmp_path: Path, change: dict[st
     ("answer", "said"),
     [
         (says("Once upon a time"), "the last gave 'Once upon a time', expected a reply that ends"),
-        (says(None), "the last gave got a chat completion without text"),
-        (Reply(body=b"hello"), "the last gave got 'hello', expected a chat completion"),
-        (fails(400, "no such field"), "answered 400: no such field"),
+        (says(None), "the last: got a chat completion without text"),
+        (Reply(body=b"hello"), "the last: got 'hello', expected a chat completion. Check"),
+        (Reply(body=b'{"choices": []}'), """the last: got '{"choices": []}', expected a chat"""),
+        (fails(400, "no such field"), "answered 400: no such field. Check `judge_url` and"),
     ],
 )
 def test_what_gives_no_verdict_is_no_judge(path: Path, answer: Reply, said: str) -> None:
     many = [Duel(prompt="?", answer=f"worth {n}", reference=f"worth {n + 1}") for n in range(9)]
     with judging(lambda *_: answer) as server:
-        with pytest.raises(DataError, match=r"tiny at http\S+ is no judge: 8 calls") as error:
+        with pytest.raises(DataError, match=r"tiny at http\S+: 8 calls|is no judge: 8 ") as error:
             decided(server, path, many)
         assert said in str(error.value)
     assert len(server.asked) <= 8 + 3  # those that were on their way
@@ -336,7 +337,7 @@ def test_failures_between_replies_do_not_end_it(path: Path) -> None:
 def test_no_server_at_all(path: Path) -> None:
     with judging(rightly) as server:
         pass
-    with pytest.raises(DataError, match=r"is no judge: 2 calls .*cannot be reached: .*refused"):
+    with pytest.raises(DataError, match=r"2 calls .*cannot be reached: .*refused"):
         decided(server, path, DUELS[:1])
 
 
@@ -361,20 +362,6 @@ def test_an_endpoint_that_is_not_there(path: Path) -> None:
         pytest.raises(DataError, match=r"answered 404: no: check `judge_url`"),
     ):
         decided(server, path, judge_url=server.url + "/nowhere")
-
-
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:80/v1", "ftp://a/v1", "http://", "http://a b/v1", "http://a:x/v1"]
-)
-def test_what_is_no_url_is_refused(path: Path, url: str) -> None:
-    with pytest.raises(UsageError, match="judge_url: got "):
-        decided(JudgeServer(url=url), path)
-
-
-def test_a_key_that_no_header_holds_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, "a\nb")
-    with pytest.raises(UsageError, match=f"{KEY}: the key in it"):
-        decided(JudgeServer(url="http://127.0.0.1:1/v1"), path)
 
 
 def test_lines_that_are_not_a_judges_are_refused(path: Path) -> None:

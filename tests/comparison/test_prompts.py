@@ -70,6 +70,19 @@ def test_json_lines_of_prompts_are_those_of_mav_generate(tmp_path: Path) -> None
     assert [one.prompt for one in found.questions] == [messages, "Ho"]
 
 
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_files_of_other_editors_are_read_alike(tmp_path: Path, name: str) -> None:
+    texts = ["Hi", " ", "How do I mend a kite?", "Hi"]
+    if name.endswith(".jsonl"):
+        texts = [json.dumps({"prompt": text}) for text in texts]
+    (tmp_path / name).write_bytes("".join(f"{text}\r\n\r\n" for text in texts).encode("utf-8-sig"))
+    found = read_questions(str(tmp_path / name), None)
+    assert [one.prompt for one in found.questions] == ["Hi", "How do I mend a kite?"]
+    # A line of blanks is none, a prompt of blanks is one that says nothing.
+    blank = {"empty_prompt": 1} if name.endswith(".jsonl") else {}
+    assert found.dropped == {**blank, "repeated_prompt": 1}
+
+
 def test_alpaca_evals_instructions(tmp_path: Path) -> None:
     set_of = [
         {"instruction": "Name a tree.", "output": "An elm.", "dataset": "koala", "generator": "x"},

@@ -123,6 +123,9 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
     """
     from mav import cli
 
+    # As launchers ask for; what is printed is flushed at the end in any case.
+    if program == "python" and args[0] == "-u":
+        args = args[1:]
     try:
         if program == "mav":
             cli.main(args, prog_name="mav", default_map=defaults)

@@ -1,7 +1,5 @@
 """What the tests of faults share: the process that forks, and the cache of an undisturbed run."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +18,9 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder, in memory where there is such a place: thousands of caches come and go in it."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="mav-", dir=memory))
-    yield folder
-    shutil.rmtree(folder)
+def place(memory_path: Path) -> Path:
+    """Where thousands of caches come and go."""
+    return memory_path
 
 
 @pytest.fixture(scope="session")

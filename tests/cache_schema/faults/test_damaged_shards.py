@@ -229,10 +229,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def caches(originals: tuple[Path, Path], tmp_path: Path) -> Caches:
+def caches(originals: tuple[Path, Path], place: Path) -> Caches:
     original, other = originals
     return Caches(
-        damaged=shutil.copytree(original, tmp_path / "cache"),
+        damaged=shutil.copytree(original, place / "cache"),
         original=original,
         values=read_all(original),
         other=other,
