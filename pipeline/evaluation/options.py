@@ -40,7 +40,7 @@ class EvaluateOptions(DeviceOptions):
     alpha: Mapping[str, float] | None = option(
         None,
         metavar="NAME=ALPHA,…",
-        help="Of several heads the strength of each, which --alphas multiply.",
+        help="Strength of each of several heads; those above multiply it.",
     )
     pairs: Split | None = option(
         None,

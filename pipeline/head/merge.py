@@ -52,7 +52,7 @@ def merge_heads(
         raise DataError(f"{output}: exists already; remove it, or name another `output`")
     stored = {name: load_head(str(place)) for name, place in heads.items() if alpha[name]}
     if not stored:
-        raise UsageError("alpha: got 0 for every head, of which no head is left; see `alpha`")
+        raise UsageError("alpha: got 0 for every head, expected another number for one at least")
     for (first, one), (second, other) in pairwise(stored.items()):
         _require_alike(first, one, second, other)
     parts = [(alpha[name], one) for name, one in stored.items()]

@@ -108,6 +108,33 @@ def test_batches_streams_scores_and_beams(mav: MAVInference) -> None:
     ]
 
 
+@torch.no_grad()
+def test_schedules_of_an_answer_and_of_a_score_follow_its_tokens(mav: MAVInference) -> None:
+    """Against plain passes over the whole text, one for each token."""
+    alpha: Any = {"a": "0:12,5:-4", "b": "0:-3,4:6"}
+    strength, form = as_strength(alpha, mav.head_names), mav.joined.form
+    begun = form.tokens(form.render(PROMPT))
+    untouched = varied_base(BASE)
+
+    def logits(tokens: tuple[int, ...], at: int) -> torch.Tensor:
+        text = torch.tensor([[*begun, *tokens[:at]]])
+        row: Any = [strength.at(at)]
+        return summed_logits(mav, untouched, text, row)[0, -1]
+
+    answer = mav.generate(PROMPT, alpha, mav.decoding(max_new_tokens=7))
+    assert answer.tokens == tuple(
+        int(logits(answer.tokens, at).argmax()) for at in range(len(answer.tokens))
+    )
+    score = mav.score(PROMPT, "Not at all, my friend.", alpha)
+    assert score.logprobs == pytest.approx(
+        [
+            float(logits(score.tokens, at).log_softmax(-1)[token])
+            for at, token in enumerate(score.tokens)
+        ],
+        abs=1e-3,
+    )
+
+
 @pytest.mark.parametrize("cache", ["static", "none"])
 def test_other_caches_say_the_same(mav: MAVInference, cache: Any) -> None:
     alpha: Any = {"a": "0:9,4:-9", "b": -6.0}
