@@ -22,7 +22,7 @@ FORMAT_TESTS := tests/cache_schema
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo          the whole line on shipped pairs: extract, train, evaluate, decode"
+	@echo "make demo          the whole pipeline on shipped pairs: extract, train, evaluate, decode"
 	@echo "make test          the tests that CI runs"
 	@echo "make test-format   the tests of the cache format alone"
 	@echo "make test-browser  the page, in Chromium"

@@ -1,4 +1,4 @@
-"""Options and loading that the commands which decode share."""
+"""Options and loading shared by the commands that decode."""
 
 import logging
 from collections.abc import Mapping
@@ -61,14 +61,14 @@ ALPHA = click.option(
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingRequest:
-    """What to decode with, as the options of a command name it.
+    """Head, base and options to decode with.
 
     Attributes:
         head: Folder of a head or of a training run, or a hub id; or several by name.
         base_model: The base; the one the head was trained on if None.
         inference: How both are loaded.
-        decoding: How tokens are chosen, whatever the base's generation_config says.
-        given: The fields of it that the user named.
+        decoding: How tokens are chosen, regardless of the base's generation_config.
+        given: The fields of `decoding` that the user set.
     """
 
     head: str | dict[str, str]
@@ -79,13 +79,13 @@ class DecodingRequest:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "DecodingRequest":
-        """Return what the options of the command that is running ask for.
+        """Build it from the options of the running command.
 
         Args:
-            values: Those of `HEAD_AND_BASE`, `BASE_MODEL` and `GenerationOptions`.
+            values: Values of `HEAD_AND_BASE`, `BASE_MODEL` and `GenerationOptions`.
 
         Raises:
-            UsageError: One is not as it should be.
+            UsageError: An option is invalid.
         """
         kinds = (cls, InferenceOptions, GenerationOptions)
         assert values.keys() <= {field.name for kind in kinds for field in fields(kind)}
@@ -118,7 +118,7 @@ class DecodingRequest:
         return as_strength(1.0 if alpha is None else alpha, self.head_names)
 
     def load(self) -> "tuple[MAVInference, GenerationOptions]":
-        """Return head and base, and how tokens are chosen under that base."""
+        """Return base and head, and the options of generation for this base."""
         from mav.pipeline.decoding.inference import MAVInference
 
         mav = MAVInference.from_options(self.head, self.base_model, self.inference)

@@ -1,4 +1,4 @@
-"""What several commands parse alike: types of values, and options."""
+"""Types and options that several commands share."""
 
 import dataclasses
 import math
@@ -83,15 +83,15 @@ class Strength(click.ParamType[Any]):
 
 
 class OneOnly(click.Option):
-    """An option that is refused when given again.
+    """An option that must not be repeated.
 
-    The last value of an option counts, so that a script's choice can be overridden. Of caches,
-    heads, prompts and strengths a second one asks for both, and the first would be lost unseen.
+    For most options the last value counts, so that a script's choice can be overridden. A second
+    cache, head, prompt or strength means that both are wanted; the first would be lost silently.
     """
 
 
 def made_of(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return a dataclass of those of a command's options that are fields of it."""
+    """Build a dataclass from the options of a command that are its fields."""
     assert dataclasses.is_dataclass(kind)
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})
@@ -121,8 +121,8 @@ def field_of(
     Args:
         kind: The dataclass.
         name: Name of the field.
-        flag: How its flag is called, where not as the field.
-        **more: Arguments of `click.option` that come before what follows from the field.
+        flag: Name of its flag, if not that of the field.
+        **more: Arguments of `click.option` that override those from the field.
     """
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
     rule = option_of(field)

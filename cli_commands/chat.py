@@ -28,7 +28,7 @@ from mav.cli_commands._flags import with_flags
 @ALPHA
 @SAMPLING
 def chat_command(*, alpha: Any, **others: Any) -> None:
-    """Chat in the terminal; /alpha 1.5 and /base ID change both on the fly, /help lists more."""
+    """Chat in the terminal; /alpha 1.5 and /base ID change alpha and base, /help lists more."""
     from mav.pipeline.decoding.chat import Chat
 
     request = DecodingRequest.of(others)
@@ -45,7 +45,7 @@ def chat_command(*, alpha: Any, **others: Any) -> None:
 
 
 def _write(line: str) -> None:
-    """Print what is not part of an answer, so that standard output has answers alone."""
+    """Print a message to standard error; standard output has only answers."""
     click.echo(with_flags(click.get_current_context(), line), err=True)
 
 

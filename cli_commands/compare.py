@@ -46,7 +46,7 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
     "others",
     multiple=True,
     metavar="NAME=FILE",
-    help="Answers of a further system; may be given again.",
+    help="Answers of another system; may be repeated.",
 )
 @field_of(CompareOptions, "reward_model")
 @field_of(JudgeOptions, "judge_url", cls=OneOnly, required=False)
@@ -78,11 +78,11 @@ def compare_command(
     as_json: bool,
     **more: Any,
 ) -> None:
-    """Answer prompts at several strengths, and measure the answers beside those of others.
+    """Answer prompts at several strengths, and measure the answers beside those of other systems.
 
-    Measured are reward, wins against a reference, KL to the base over the answers' own tokens,
-    length, repetition, diversity, refusals and perplexity. The same command goes on where it was
-    interrupted; what is written under --output is answers, summary.json and page.html.
+    The measures are reward, wins against a reference, KL to the base over the answers' own tokens,
+    length, repetition, diversity, refusals and perplexity. The same command resumes an interrupted
+    run; it writes answers, summary.json and page.html under --output.
     """
     from mav.pipeline.comparison.run import compare
     from mav.pipeline.reporting.comparison_page import PAGE, write_comparison
@@ -116,7 +116,7 @@ def compare_command(
 
 
 def _judge(values: Mapping[str, Any]) -> JudgeOptions | None:
-    """Return a judge's options among those of the command; None where there is no judge."""
+    """Return the judge's options; None without a judge."""
     context = click.get_current_context()
     named = {field.name: values[field.name] for field in fields(JudgeOptions)}
     given = [

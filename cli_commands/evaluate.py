@@ -30,7 +30,7 @@ from mav.pipeline.runtime.named_values import heads_of
     "--report",
     "report_file",
     type=click.Path(path_type=Path),
-    help="Write a page of plots and tables, training curves among them, to an HTML file.",
+    help="Write plots, tables and training curves to an HTML file.",
 )
 @fields_of(EvaluateOptions, "dtype", "device")
 @JSON
@@ -57,9 +57,9 @@ def evaluate_command(
         report.require_plot(plot)
     if report_file is not None:
         html_report.require_report(report_file)
-    found = evaluate(EvaluateOptions(head=heads, **options))
-    print_result(as_json, found.to_json(), report.table(found))
+    evaluation = evaluate(EvaluateOptions(head=heads, **options))
+    print_result(as_json, evaluation.to_json(), report.table(evaluation))
     if plot is not None:
-        report.plot(found, plot)
+        report.plot(evaluation, plot)
     if report_file is not None:
-        html_report.write_report(found, report_file)
+        html_report.write_report(evaluation, report_file)

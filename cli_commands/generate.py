@@ -42,22 +42,22 @@ from mav.pipeline.decoding.options import GenerationOptions
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Answers to --prompts, as JSON lines; the same command goes on after an interruption.",
+    help="Write answers to --prompts as JSON lines; the same command resumes an interrupted run.",
 )
 @click.option("--batch-size", default=8, help="Prompts decoded together, with --output.")
 @ALPHA
 @click.option(
-    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, in place of --alpha."
+    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, instead of --alpha."
 )
 @SAMPLING
 @fields_of(GenerationOptions, "num_beams", "stop", "cache_implementation", "compile")
-@click.option("--stream", is_flag=True, help="Print the answer while it is written.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @click.option(
     "--demo-switching",
     is_flag=False,
     flag_value="",
     metavar="[BASE]",
-    help="Answer on the base, then on another one under the same head.",
+    help="Answer with the base, then with another base under the same head.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per response, one per line."
@@ -81,7 +81,9 @@ def generate_command(
     if alpha is not None and alphas is not None:
         raise click.UsageError("give either --alpha or --alphas")
     if stream and as_json:
-        raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
+        raise click.UsageError(
+            "--stream prints text as it is generated, so it cannot be combined with --json"
+        )
     if output is not None and (prompts_file is None or alphas or stream):
         raise click.UsageError("--output takes --prompts and one --alpha, without --stream")
     if batch_size < 1:
@@ -137,8 +139,8 @@ def generate_command(
                 click.echo()
                 continue
             answer = mav.generate(one, given, decoding)
-            told = {**lines[number].fields, "line": lines[number].number} if lines else {}
-            click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
+            fields = {**lines[number].fields, "line": lines[number].number} if lines else {}
+            click.echo(json.dumps({**fields, **answer.to_json()}) if as_json else answer.response)
 
 
 def _shown(prompt: Any) -> str:
@@ -167,7 +169,7 @@ def _answer_file(
         decoding,
         batch_size=batch_size,
     )
-    failed = f", {found.failed:,} of them an error" if found.failed else ""
+    failed = f", {found.failed:,} failed" if found.failed else ""
     print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")
     if found.failed:
         raise SystemExit(1)

@@ -48,6 +48,13 @@ def messages() -> Iterator[list[str]]:
         yield logged
 
 
+@pytest.fixture(scope="module")
+def unflushed_disk() -> Iterator[None]:
+    """Local caches are written without forcing anything to the disk, for the tests of a file."""
+    with quick_disk():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""

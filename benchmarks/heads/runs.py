@@ -82,7 +82,7 @@ def run(reader: CacheReader, cache: Path, work: Path, variant: Variant) -> dict[
     cpu = torch.device("cpu")
     dtype = pick_dtype_for_stored("auto", cpu)
     subset = PairSubset(split="held-out", fraction=variant.eval_fraction)
-    wanted = in_subset(reader.prompt_id, subset, reader.set_apart).tolist()
+    wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only).tolist()
     (scores,) = score_pairs(
         load_head(str(folder / "last")).head, reader, wanted, (1.0,), cpu, dtype
     )

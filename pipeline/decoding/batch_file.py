@@ -1,6 +1,6 @@
 """Generates responses for a file of prompts: batched by length, resumable, one line per prompt.
 
-Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Responses
+Batches are planned from the prompts alone, so a resumed run decodes the same ones. Responses
 are collected in `OUTPUT.partial` as they come, whose first line says what made them; when all are
 there, they are put in the order of the prompts and take the name OUTPUT at once.
 """
@@ -81,7 +81,7 @@ def generate_file(
     made_by = _made_by(mav, lines, alpha, decoding, batch_size)
     partial = output.with_name(f"{output.name}.partial")
     with resumable_lines(partial, made_by, lambda response: int(response["line"])) as kept:
-        answered = kept.found
+        answered = kept.lines
         if answered:
             _log.info(f"{partial}: {len(answered):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(answered)) as bar:
@@ -92,7 +92,7 @@ def generate_file(
             except KeyboardInterrupt as stop:
                 raise Interrupted(
                     f"{len(answered):,} of {len(lines):,} answers are kept, in {partial}.",
-                    "The same command goes on with the rest.",
+                    "The same command continues with the rest.",
                 ) from stop
         ordered = [answered[line.number] for line in lines]
         write_file(output, "".join(map(json_line, ordered)).encode())

@@ -18,6 +18,7 @@ from mav.pipeline.decoding.options import (
     AttachOptions,
     Generation,
     GenerationOptions,
+    Heads,
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
@@ -28,7 +29,6 @@ from mav.pipeline.decoding.steering.strengths import (
     constant_strengths,
     strength_for_each,
 )
-from mav.pipeline.decoding.steering.trained_heads import Heads
 from mav.pipeline.decoding.switching import SwitchableModel
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
 from mav.pipeline.decoding.trained_head import new_head
@@ -88,7 +88,7 @@ class MAVInference:
                 head was trained in.
             template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
                 `today`; if None, that of the head's training data, else today.
-            allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+            allow_tokenizer_mismatch: Accept a base with another tokenizer of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end responses are taken from it.
@@ -339,7 +339,7 @@ class MAVInference:
 
     @contextmanager
     def exclusive(self) -> Iterator[AlignedLM]:
-        """Yield base and head for a decoder of one's own, while nothing else decodes."""
+        """Yield base and head for your own decoder, while nothing else decodes."""
         with self._in_use.hand_out():
             yield self.joined.aligned
 

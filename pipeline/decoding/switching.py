@@ -14,8 +14,8 @@ from mav.pipeline.decoding.attach import (
     check_compatible,
     load_compatible_base,
 )
-from mav.pipeline.decoding.options import AttachOptions, InferenceOptions
-from mav.pipeline.decoding.steering.trained_heads import Heads, TrainedHeads
+from mav.pipeline.decoding.options import AttachOptions, Heads, InferenceOptions
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.decoding.trained_head import TrainedHead
 from mav.pipeline.runtime.compute_dtype import resolve_dtype
 from mav.pipeline.runtime.known_places import remember

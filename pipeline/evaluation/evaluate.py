@@ -132,7 +132,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         check_kind(one.head.config, reader.manifest, str(cache))
     heads = [*stored.values()]
     subset = _subset(heads, reader, options.pairs)
-    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+    wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
     if not wanted.any():
         raise DataError(
             f"{cache}: none of its pairs is {subset.split} (training held out "
@@ -183,7 +183,7 @@ def _subset(heads: Sequence[StoredHead], reader: CacheReader, which: Split | Non
     if which is None:
         shares = any(_share_data(one.origin.manifest, reader.manifest) for one in heads)
         may_know = fraction > 0 and shares
-        which = "held-out" if may_know or reader.set_apart.any() else "all"
+        which = "held-out" if may_know or reader.evaluation_only.any() else "all"
     return PairSubset(split=which, fraction=fraction)
 
 

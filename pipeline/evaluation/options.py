@@ -45,7 +45,7 @@ class EvaluateOptions(DeviceOptions):
     pairs: Split | None = option(
         None,
         choices=get_args(Split),
-        default_text="held-out where it is the training data, else all",
+        default_text="held-out if the head was trained on it, else all",
         help="Part of the cache.",
     )
 

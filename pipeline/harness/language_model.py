@@ -102,20 +102,22 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Return each continuation's log-probability and whether it is the most probable one."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm or _quiet())
-        return found
+        logprobs: list[tuple[float, bool]] = super().loglikelihood(
+            requests, disable_tqdm or _quiet()
+        )
+        return logprobs
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-probability of each text as a whole."""
-        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm or _quiet())
-        return found
+        logprobs: list[float] = super().loglikelihood_rolling(requests, disable_tqdm or _quiet())
+        return logprobs
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return a response to each prompt."""
-        found: list[str] = super().generate_until(requests, disable_tqdm or _quiet())
-        return found
+        responses: list[str] = super().generate_until(requests, disable_tqdm or _quiet())
+        return responses
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return logits [B, S, V] for tokens [B, S]."""

@@ -21,7 +21,7 @@ from mav.pipeline.runtime.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 _SEED: Final = 1234
-"""lm-eval's own, of the choice of examples and of sampled answers."""
+"""lm-eval's own seed, for the choice of examples and for sampled answers."""
 
 
 def run_harness(options: HarnessOptions) -> HarnessReport:
@@ -40,7 +40,7 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
     from mav.pipeline.harness.language_model import SteeredLM
 
     with library_log() as said:
-        # Before the base, which may take long to load.
+        # Before loading the base, which may take long.
         manager, names, loaded = _find(options.tasks, options.include_path, said)
         mav = MAVInference(options.head, options.base_model, **options.loading)
         model = SteeredLM(mav, batch_size=options.batch_size)
@@ -78,8 +78,8 @@ def _find(
     """Return a task manager, the names that tasks stand for in it, and these tasks loaded.
 
     Raises:
-        UsageError: There is none of a name.
-        DataError: One cannot be loaded.
+        UsageError: A name is unknown.
+        DataError: A task cannot be loaded.
     """
     if folders:
         # Reading the thousands of files that lm-eval brings takes longer than many a task.
@@ -100,18 +100,16 @@ def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> Any:
         return TaskManager(include_path=[*folders], include_defaults=include_defaults)
     except Exception as error:
         where = ", ".join(map(str, folders))
-        raise DataError(
-            f"include_path: {where} has task files that are no tasks: {error}"
-        ) from error
+        raise DataError(f"include_path: {where} has invalid task files: {error}") from error
 
 
 def _known(tasks: Sequence[str], manager: Any, folders: Sequence[Path]) -> list[str]:
     """Return the names that tasks stand for.
 
     Raises:
-        UsageError: There is none of a name.
+        UsageError: A name is unknown.
     """
-    found: dict[str, None] = {}
+    known: dict[str, None] = {}
     for task in tasks:
         names = [task] if Path(task).is_file() else manager.match_tasks([task])
         if not names:
@@ -121,8 +119,8 @@ def _known(tasks: Sequence[str], manager: Any, folders: Sequence[Path]) -> list[
                 f"tasks: got {task}, expected a task of lm-eval, or of a folder given as "
                 f"`include_path`{like}{_left_out(folders)}"
             )
-        found |= dict.fromkeys(names)
-    return [*found]
+        known |= dict.fromkeys(names)
+    return [*known]
 
 
 def _left_out(folders: Sequence[Path]) -> str:
@@ -141,7 +139,7 @@ def _load(manager: Any, names: Sequence[str], said: LibraryLog) -> Any:
     """Return tasks with their documents.
 
     Raises:
-        DataError: One cannot be loaded.
+        DataError: A task cannot be loaded.
     """
     said.forget()
     try:

@@ -130,7 +130,7 @@ class HeadConfig:
 
     @property
     def decoding_flops(self) -> int:
-        """Floating-point operations a token of decoding takes beside the base's own.
+        """Floating-point operations per decoded token, in addition to the base's own.
 
         Two for each weight. An `unembedding` has no product with the vocabulary of its own.
         """

@@ -4,7 +4,7 @@ For features x, projection W, b and base logits z, per token t with label y:
 
     a_t = W x_t + b,    u_t = c(z_t + a_t),    logp_t = log softmax(u_t)[y_t],    n_t = ||a_t||^2
 
-Here c(z) = z, or cap * tanh(z / cap) where the vector is added inside of the base's soft-cap. Where
+Here c(z) = z, or cap * tanh(z / cap) where the vector is added inside the base's soft-cap. Where
 it is asked for, also the divergence from the base, with d_t = u_t - c(z_t), which is a_t without a
 cap, and p_t = softmax(u_t):
 

@@ -1,11 +1,11 @@
-"""JSON from others, as the standard has it: no NaN, no half characters, no endless nesting."""
+"""Strict parsing of JSON from outside: no NaN, no lone surrogates, no endless nesting."""
 
 import json
 from typing import Any, NoReturn
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Return what a text holds.
+    """Parse a text.
 
     Raises:
         ValueError: It is not JSON.

@@ -9,8 +9,8 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import preview_base
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.decoding.attach import check_compatible
-from mav.pipeline.decoding.options import InferenceOptions
-from mav.pipeline.decoding.steering.trained_heads import Heads, TrainedHeads
+from mav.pipeline.decoding.options import Heads, InferenceOptions
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 
 
 @dataclass(frozen=True, kw_only=True)

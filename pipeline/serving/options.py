@@ -26,7 +26,7 @@ class ServeOptions(InferenceOptions):
         revision: Branch, tag or commit of the hub repository of the one base.
         dtype: Element type bases and head compute in; `auto` is what the device has natively.
         device: `auto` or a torch device.
-        device_map: How a base is spread over several devices, in place of `device`.
+        device_map: How a base is spread over several devices, instead of `device`.
         quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
         template_date: Date given to a chat template that asks for it; see `MAVInference`.
@@ -53,17 +53,17 @@ class ServeOptions(InferenceOptions):
     bases: tuple[str, ...] = option(
         (),
         default_text="the one it was trained on",
-        help="Base to serve; several may be chosen from.",
+        help="Base to serve; may be repeated, requests choose one.",
     )
     host: str = option("127.0.0.1", help="Address to listen on.")
     port: int = option(
         8000, whole=True, at_least=0, at_most=65535, help="Port to listen on; 0 takes a free one."
     )
     api_key: str | None = option(
-        None, help="Key that clients must send; needed beyond this machine."
+        None, help="Key that clients must send; required to listen beyond this machine."
     )
     alpha: float | Mapping[str, float] = option(
-        1.0, help="Strength where a request names none; of several heads NAME=ALPHA,…"
+        1.0, help="Strength of requests that set none; of several heads NAME=ALPHA,…"
     )
     max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
     max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")

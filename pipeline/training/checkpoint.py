@@ -89,7 +89,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint whole or not at all, and keep only it and the one before it.
 
-    A run goes on from its newest sound checkpoint, so those of this step and later ones are
+    A run resumes from its newest intact checkpoint, so those of this step and later ones are
     damaged. They are removed: one of this step just before the new one takes its name, later ones
     just after.
 

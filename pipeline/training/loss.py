@@ -122,7 +122,7 @@ class PreferenceModel(nn.Module):
     """A head as a module whose forward call scores a batch.
 
     Data-parallel wrappers synchronise gradients of what their forward call used, so the head's last
-    layer must be used inside of one.
+    layer must be used inside one.
     """
 
     def __init__(

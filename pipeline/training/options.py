@@ -53,7 +53,7 @@ class TrainOptions(ObjectiveOptions):
         max_grad_norm: Gradients are clipped to this norm.
         num_epochs: Passes over the cache.
         batch_size: Pairs in a micro-batch; 16 if None.
-        batch_tokens: Most response tokens in a micro-batch, in place of `batch_size`.
+        batch_tokens: Most response tokens in a micro-batch, instead of `batch_size`.
         grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
         eval_steps: Steps between evaluations and checkpoints; four times per epoch if None.
@@ -117,7 +117,7 @@ class TrainOptions(ObjectiveOptions):
         None,
         whole=True,
         at_least=1,
-        help="Most response tokens in a micro-batch, not --batch-size.",
+        help="Most response tokens in a micro-batch, instead of --batch-size.",
     )
     grad_accum: int = option(
         1, whole=True, at_least=1, help="Micro-batches of each process in a step."
@@ -138,12 +138,12 @@ class TrainOptions(ObjectiveOptions):
     )
     bf16: bool | Literal["auto"] = option(
         "auto",
-        help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
+        help="Compute in bfloat16; auto does if the device has it natively. Weights are float32.",
     )
     optimizer: OptimizerName = option(
         "adamw",
         choices=get_args(OptimizerName),
-        help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+        help="adamw-8bit keeps its moments in one byte each; needs torchao.",
     )
     ema: float | None = option(
         None,
@@ -164,12 +164,12 @@ class TrainOptions(ObjectiveOptions):
         help="Stop after N evaluations without a better head.",
     )
     report_to: Tracker = option(
-        "tensorboard", choices=get_args(Tracker), help="Tracker beside metrics.jsonl."
+        "tensorboard", choices=get_args(Tracker), help="Tracker in addition to metrics.jsonl."
     )
     workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
     shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
-    seed: int = option(0, whole=True, at_least=0, help="Of initialisation, order and dropout.")
-    resume: bool = option(False, help="Go on with the run in --output-dir, if there is one.")
+    seed: int = option(0, whole=True, at_least=0, help="Seed of initialisation, order and dropout.")
+    resume: bool = option(False, help="Resume the run in --output-dir, if there is one.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,7 +65,7 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
 
 
 def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
-    """Return what to tell the user of a run that was interrupted.
+    """Return the message about an interrupted run.
 
     Args:
         saved: Step of the last checkpoint; 0 if there is none.
@@ -82,5 +82,5 @@ def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
     return Interrupted(
         f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "
         f"not kept.",
-        "The same command with `resume=True` goes on from there.",
+        "The same command with `resume=True` continues from there.",
     )

@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
-    asked = "chat compare demo evaluate extract generate harness inspect serve train verify"
+    asked = "chat compare demo evaluate extract generate harness inspect merge serve train verify"
     assert names == asked.split()
 
 
@@ -118,7 +118,7 @@ def test_extracting_again_leaves_the_cache_as_it_is(line: Line) -> None:
     result = mav(*line.extract, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["pairs_done"] == 0
-    assert "complete already, left as it is" in result.stderr
+    assert "already complete, nothing to do" in result.stderr
     assert contents(line.cache) == before
 
 

@@ -112,7 +112,7 @@ def test_an_extraction_tells_what_it_kept(
     pairs = sum(record.pairs for record in kept.values())
     assert sorted(kept) == [0, 1, 2]  # also those that were computed and waited
     assert f"Interrupted. 3 of {manifest.plan.blocks} blocks are written and kept, " in told
-    assert f", {pairs} of 64 pairs. The same command goes on from there; " in told
+    assert f", {pairs} of 64 pairs. The same command resumes from there; " in told
     assert re.search(r"there; [1-9]\d* pairs that had run are run again\.", told)
     assert "lock.json" not in objects.sizes()
     done(*extract_to(line, cache))

@@ -79,7 +79,7 @@ def test_answers_beyond_a_limit_are_not_used(tmp_path: Path) -> None:
     rows = [{"prompt": text, "response": "x"} for text in ("Hi", "Why?")]
     found = read(tmp_path / "a.jsonl", rows, beyond=frozenset({key_of("Why?")}))
     assert (len(found.answers), found.beyond) == (1, 1)
-    with pytest.raises(DataError, match="none of its 1 answers is to one of the 2 prompts"):
+    with pytest.raises(DataError, match="none of its 1 answers belongs to one of the 2 prompts"):
         read(tmp_path / "a.jsonl", rows[1:], beyond=frozenset({key_of("Why?")}))
 
 

@@ -301,7 +301,9 @@ def test_another_judge_is_asked_anew(path: Path, tmp_path: Path, change: dict[st
 def test_what_gives_no_verdict_is_no_judge(path: Path, answer: Reply, said: str) -> None:
     many = [Duel(prompt="?", answer=f"worth {n}", reference=f"worth {n + 1}") for n in range(9)]
     with judging(lambda *_: answer) as server:
-        with pytest.raises(DataError, match=r"tiny at http\S+: 8 calls|is no judge: 8 ") as error:
+        with pytest.raises(
+            DataError, match=r"tiny at http\S+: 8 calls|is not a judge: 8 "
+        ) as error:
             decided(server, path, many)
         assert said in str(error.value)
     assert len(server.asked) <= 8 + 3  # those that were on their way
@@ -344,7 +346,9 @@ def test_no_server_at_all(path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "secret"])
 def test_a_key_that_is_wanted(path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv(KEY, key)
-    remedy = f"the key in {KEY} is not taken" if key else f"no key was sent, as {KEY} is not set"
+    remedy = (
+        f"the key in {KEY} was rejected" if key else f"no key was sent because {KEY} is not set"
+    )
     with (
         judging(lambda *_: fails(401, "who are you")) as server,
         pytest.raises(UsageError, match=f"answered 401: who are you: {remedy}") as error,
@@ -367,5 +371,5 @@ def test_an_endpoint_that_is_not_there(path: Path) -> None:
 def test_lines_that_are_not_a_judges_are_refused(path: Path) -> None:
     header = json.dumps({"made_by": "mav compare", "lines": "replies of a judge"})
     path.write_text(header + '\n{"key": "a", "reply": 3}\n', encoding="utf-8")
-    with pytest.raises(MAVError, match="reply: got int, expected a text"):
+    with pytest.raises(MAVError, match="reply: got int, expected text"):
         decided(JudgeServer(url="http://127.0.0.1:1/v1"), path)

@@ -39,7 +39,7 @@ def test_what_is_no_prompt_is_counted(tmp_path: Path) -> None:
     found = read_questions(path, None)
     assert len(found.questions) == 2
     assert found.dropped == {"identical_responses": 1, "repeated_prompt": 1}
-    assert found.told() == (
+    assert found.describe() == (
         "pairs.jsonl: 2 prompts of preference pairs of 4 rows read; dropped: 1 "
         "identical_responses, 1 repeated_prompt"
     )
@@ -136,7 +136,7 @@ def test_the_digest_is_of_prompts_and_follow_ups(tmp_path: Path) -> None:
         ("a.json", {"instruction": "x"}, "got a JSON dict, expected a list"),
         ("a.json", [{"instruction": 3}], 'row 0: got {"instruction": 3}, expected an object'),
         ("a.jsonl", [{"turns": []}], "line 1: got {\"turns\": []}, expected 'turns'"),
-        ("a.jsonl", [{"prompt": "x", "alpha": 1}], "line 1: got an alpha of its own"),
+        ("a.jsonl", [{"prompt": "x", "alpha": 1}], "line 1: got its own alpha"),
         ("a.jsonl", [{"text": "x"}], 'line 1: got \'{"text": "x"}\', expected either'),
         ("a.json", [{"instruction": " "}], "no usable prompt among 1 rows (dropped: 1 empty"),
         ("a.json", [{"text": "x"}], "not a preference pair"),

@@ -81,7 +81,7 @@ def test_rows_do_not_hang_on_how_batches_are_cut(
     found = work(tmp_path, tiny_base(architecture), budget)
     assert (
         found.forward.packing
-        == {"llama": "packed", "gptj": "padded", "bloom": "apart"}[architecture]
+        == {"llama": "packed", "gptj": "shared_prompt", "bloom": "separate"}[architecture]
     )
     assert_same(rows_of(found), rows_in_one(architecture))
 

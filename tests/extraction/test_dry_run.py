@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -23,7 +22,7 @@ from tests.support.commands import done, extract_args, mav, tree
 from tests.support.dry_runs import Asked, interrupt, with_free
 from tests.support.sweeps import sweep
 from tests.support.tiny import HIDDEN, save_base, write_rows
-from tests.support.written_caches import draft, quick_disk
+from tests.support.written_caches import draft
 
 ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
 STORAGES: tuple[StorageDtype, ...] = get_args(StorageDtype)
@@ -36,10 +35,7 @@ JSON_KEYS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 # Sizes

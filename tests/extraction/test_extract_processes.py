@@ -164,7 +164,7 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
     assert mav("verify", cache, "--repair").exit_code == 1
     code, out, err = finished(start(3, *world.extract(cache)))
     assert code == 0, err
-    assert f"Going on where it stopped: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
+    assert f"Resuming: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
     assert json.loads(out)["pairs_done"] < PAIRS
     assert contents(cache) == contents(world.cache)
 
@@ -293,7 +293,7 @@ def test_two_processes_are_told_what_the_first_found(warm_programs: Path) -> Non
     (code, out, err), (other_code, other_out, other_err) = map(finished, begun)
     assert (code, other_code) == (0, 3), err + other_err
     assert out.startswith("Another process of this run has failed (")
-    assert out.endswith("Run the same command again; it goes on where it stopped.\n")
+    assert out.endswith("Run the same command again; it resumes where it stopped.\n")
     assert other_out == "The first process failed: 'boom'\n"
 
 

@@ -22,10 +22,10 @@ def test_what_an_interruption_leaves_in_the_file_is_counted(
         monkeypatch.setattr(os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             kept.append([{"n": 1}, {"n": 2}])
-        assert len(kept.found) == 3
+        assert len(kept.lines) == 3
     monkeypatch.undo()
     with resumable_lines(path, {"by": 1}, lambda line: int(line["n"])) as kept:
-        assert [*kept.found] == [0, 1, 2]
+        assert [*kept.lines] == [0, 1, 2]
 
 
 def test_other_settings_say_both_ways_out(tmp_path: Path) -> None:

@@ -152,10 +152,10 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
 
 def _child(connection: socket.socket) -> None:
     """Run what a connection asks for; does not return."""
-    end, program = os._exit, os.getpid()
+    end, own = os._exit, os.getpid()
 
     def answer_and_end(status: int) -> NoReturn:
-        if os.getpid() == program:
+        if os.getpid() == own:
             connection.sendall(bytes([status]))
         end(status)
 

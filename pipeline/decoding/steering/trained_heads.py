@@ -4,22 +4,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Self
 
 import torch
 
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.options import AttachOptions
+from mav.pipeline.decoding.options import AttachOptions, Heads
 from mav.pipeline.decoding.trained_head import TrainedHead, load_trained
 from mav.pipeline.head.compatibility import check_vocabulary
 from mav.pipeline.head.model import is_quantized
 from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.runtime.named_values import NAME
-
-Heads = str | Path | Mapping[str, str | Path]
-"""Where a head is, or where several are, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ conflict with its own write. However it goes, one attempt is committed, and all 
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +26,7 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from tests.cache_schema.faults.interleaving import (
+from tests.support.faults.interleaving import (
     RECORD,
     SAME_RUN,
     SHARDS,
@@ -48,13 +47,9 @@ from tests.cache_schema.faults.interleaving import (
 )
 from tests.support.memory_objects import MemoryObjectStore
 from tests.support.sweeps import sweep
-from tests.support.written_caches import Rows, quick_disk
+from tests.support.written_caches import Rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_waits_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 PLACES: Final = ("folder", "tags of writes", "tags of contents")
