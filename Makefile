@@ -9,6 +9,10 @@ TORCH_INDEX ?=
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)/.demo-base
 
+# Dozens of processes import the same modules: what is compiled is kept, also where the environment
+# has it otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema
@@ -18,7 +22,7 @@ FORMAT_TESTS := tests/cache_schema
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo          the whole line on shipped pairs: extract, train, evaluate, decode"
+	@echo "make demo          the whole pipeline on shipped pairs: extract, train, evaluate, decode"
 	@echo "make test          the tests that CI runs"
 	@echo "make test-format   the tests of the cache format alone"
 	@echo "make test-browser  the page, in Chromium"

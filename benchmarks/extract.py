@@ -58,7 +58,7 @@ from mav.pipeline.extraction.batch_size import CPU_TOKENS
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.options import ExtractOptions
-from mav.pipeline.extraction.packing import batches, pack, pack_separate
+from mav.pipeline.extraction.packing import batches, pack, separate_batch
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
@@ -125,7 +125,7 @@ class Task:
 
         def run() -> None:
             for number, some in enumerate(_of_pairs(len(self.pairs), self._pairs_at_once)):
-                batch = pack_separate(self.pairs, some)
+                batch = separate_batch(self.pairs, some)
                 inputs = {name: x.to(self.base.device) for name, x in batch.inputs.items()}
                 output = self.base.model(**inputs, output_hidden_states=True, use_cache=False)
                 chosen = torch.stack([output.hidden_states[i] for i in self.layers], dim=-2)

@@ -12,7 +12,7 @@ _LEAST_SECONDS: Final = 0.05
 
 
 def best_matmul_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best of several rates of a square product, in operations a second."""
+    """Return the best of several rates of a square product, in operations per second."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 

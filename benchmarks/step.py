@@ -163,6 +163,10 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     heads = {kind: _head_of(reader, kind, asked) for kind in asked.head_types}
     trainers = {kind: new_trainer(reader, accelerator, head) for kind, head in heads.items()}
     first, *_ = asked.head_types
+    if asked.lambda_kl is not None:
+        name, other = f"{first} with KL", _head_of(reader, first, asked)
+        heads[name] = other
+        trainers[name] = new_trainer(reader, accelerator, other, lambda_kl=asked.lambda_kl)
     head, trainer = heads[first], trainers[first]
     matmul = best_matmul_rate(asked.matmul_size, device, trainer.dtype)
     parameters = head.config.total_parameters
@@ -280,6 +284,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="kinds taken in turn, the figures on top being the first one's: mlp,unembedding",
     )
     parser.add_argument("--rank", type=int, default=None, help="of the other kinds")
+    parser.add_argument("--lambda-kl", type=float, help="take steps with this penalty in turn too")
     parser.add_argument("--matmul-size", type=int, default=4096)
     parser.add_argument("--work", type=Path, default=None, help="folder for the temporary cache")
     parser.add_argument("--json", action="store_true")

@@ -248,7 +248,9 @@ def new_head(
     )
 
 
-def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHead) -> Trainer:
+def new_trainer(
+    reader: CacheReader, accelerator: Accelerator, head: AlignmentHead, lambda_kl: float = 0.0
+) -> Trainer:
     """Return a trainer as `mav train` makes it."""
     options = TrainOptions(
         cache=reader.location,
@@ -256,6 +258,7 @@ def new_trainer(reader: CacheReader, accelerator: Accelerator, head: AlignmentHe
         head_type=head.config.kind,
         expansion_size=head.config.expansion_size,
         rank=head.config.rank,
+        lambda_kl=lambda_kl,
     )
     options = settled(options, reader.manifest, accelerator.device)
     return Trainer(options, accelerator, head)

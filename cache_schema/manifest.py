@@ -95,7 +95,7 @@ class TextRecord:
     """How text was tokenized."""
 
     prompt_template: str
-    """How a plain user message becomes a prompt, with `{prompt}` in place of the message; or
+    """How a plain user message becomes a prompt, with `{prompt}` instead of the message; or
     `chat_template` for the base's own template."""
     max_length: int
     """Maximum number of tokens of a prompt and one response together."""

@@ -75,7 +75,7 @@ class CacheReader:
         plan: The rows of each pair.
         pair_id: uint64 [pairs].
         prompt_id: uint64 [pairs].
-        set_apart: bool [pairs], whether a pair came from a data set that is for evaluation only.
+        evaluation_only: bool [pairs], whether a pair came from a data set for evaluation only.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -112,7 +112,7 @@ class CacheReader:
         self.pair_id: NDArray[np.uint64] = self._read_whole("pairs/pair_id")
         self.prompt_id: NDArray[np.uint64] = self._read_whole("pairs/prompt_id")
         held_out = np.array([source.held_out for source in self.manifest.data.sources])
-        self.set_apart: NDArray[np.bool_] = held_out[self.read_sources()]
+        self.evaluation_only: NDArray[np.bool_] = held_out[self.read_sources()]
 
     def read_block(self, block: int, memory: BlockMemory | None = None) -> Block:
         """Read the used rows of all arrays of a block. Several threads may call this at once.

@@ -1,6 +1,7 @@
 """The static objects, which a cache is created with: array descriptions, plan and unembedding."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,16 +58,27 @@ def static_objects(
 
 def descriptions(manifest: Manifest) -> dict[str, bytes]:
     """Return the Zarr metadata of all arrays and groups below the root, by key."""
+    arrays = layouts(manifest).values()
+    return dict(
+        _descriptions(tuple((layout, element_type(layout.spec, manifest)) for layout in arrays))
+    )
+
+
+@lru_cache(maxsize=16)
+def _descriptions(arrays: tuple[tuple[ArrayLayout, str], ...]) -> Mapping[str, bytes]:
+    """Return the metadata of arrays of these layouts and element types.
+
+    Zarr takes longer to make it than all else takes that an empty cache needs, and one extraction
+    asks for it several times.
+    """
     written: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(written))
-    for path, layout in layouts(manifest).items():
-        _describe(group, path, layout, manifest)
+    for layout, element in arrays:
+        _describe(group, layout, element)
     return {key: written[key].to_bytes() for key in sorted(written) if key != "zarr.json"}
 
 
-def _describe(
-    group: zarr.Group, path: str, layout: ArrayLayout, manifest: Manifest
-) -> zarr.Array[Any]:
+def _describe(group: zarr.Group, layout: ArrayLayout, element: str) -> zarr.Array[Any]:
     codec = ChunkCodec(layout.compression, np.dtype(layout.dtype).itemsize)
     # Every chunk and the index have a checksum: a flipped bit is an error, never data.
     serializer = ShardingCodec(
@@ -75,7 +87,7 @@ def _describe(
         index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
     )
     return group.create_array(
-        path,
+        layout.spec.path,
         shape=layout.shape,
         chunks=layout.shard,
         dtype=layout.dtype,
@@ -87,6 +99,6 @@ def _describe(
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes={
             "meaning": layout.spec.meaning,
-            "element_type": element_type(layout.spec, manifest),
+            "element_type": element,
         },
     )

@@ -4,9 +4,47 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 _T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Field:
+    """What a field of a dataclass may hold.
+
+    Attributes:
+        hint: Its type.
+        optional: Whether it may be missing.
+        inner: The dataclass that it is, or None.
+        record: The dataclass in the type `tuple[dataclass, ...]`, or None.
+    """
+
+    hint: Any
+    optional: bool
+    inner: type | None
+    record: type | None
+
+
+@cache
+def _fields_of(cls: type) -> Mapping[str, _Field]:
+    """Return the fields of a dataclass; resolving its hints takes longer than to read a file."""
+    hints = typing.get_type_hints(cls)
+    optional = {
+        field.name
+        for field in dataclasses.fields(typing.cast("Any", cls))
+        if field.default is not dataclasses.MISSING
+    }
+    return {
+        name: _Field(
+            hint=hint,
+            optional=name in optional,
+            inner=hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None,
+            record=_record_of(hint),
+        )
+        for name, hint in hints.items()
+    }
 
 
 def build_dataclass(cls: type[_T], value: object, path: str, problems: list[str]) -> _T:
@@ -24,29 +62,23 @@ def build_dataclass(cls: type[_T], value: object, path: str, problems: list[str]
     if not isinstance(value, Mapping):
         problems.append(f"{path.rstrip('.')}: got {type(value).__name__}, expected an object")
         return typing.cast("_T", None)
-    hints = typing.get_type_hints(cls)
-    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(hints))]
-    optional = {
-        field.name
-        for field in dataclasses.fields(typing.cast("Any", cls))
-        if field.default is not dataclasses.MISSING
-    }
+    known = _fields_of(typing.cast("type", cls))
+    problems += [f"{path}{unknown}: unknown field" for unknown in sorted(set(value) - set(known))]
     fields: dict[str, Any] = {}
-    for name, hint in hints.items():
+    for name, field in known.items():
         if name not in value:
-            if name in optional:
+            if field.optional:
                 continue
             problems.append(f"{path}{name}: missing")
-        elif dataclasses.is_dataclass(hint):
-            fields[name] = build_dataclass(
-                typing.cast("type", hint), value[name], f"{path}{name}.", problems
-            )
-        elif (record := _record_of(hint)) and isinstance(value[name], list | tuple):
+        elif field.inner is not None:
+            fields[name] = build_dataclass(field.inner, value[name], f"{path}{name}.", problems)
+        elif field.record is not None and isinstance(value[name], list | tuple):
             fields[name] = tuple(
-                build_dataclass(record, item, f"{path}{name}[{number}].", problems)
+                build_dataclass(field.record, item, f"{path}{name}[{number}].", problems)
                 for number, item in enumerate(value[name])
             )
         else:
+            hint = field.hint
             fields[name] = _convert(hint, value[name])
             if not _fits(hint, fields[name]):
                 wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else hint

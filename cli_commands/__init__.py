@@ -1,1 +1,1 @@
-"""The commands of `mav`: click only, each imports what it runs when it runs."""
+"""The commands of `mav`: click only; each imports the pipeline when it runs."""

@@ -1,4 +1,4 @@
-"""Options and loading that the commands which decode share."""
+"""Options and loading shared by the commands that decode."""
 
 import logging
 from collections.abc import Mapping
@@ -19,10 +19,12 @@ from mav.cli_commands._options import (
     options,
 )
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
+from mav.pipeline.runtime.named_values import heads_of
 from mav.pipeline.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from mav.pipeline.decoding.inference import MAVInference
+    from mav.pipeline.decoding.steering import strengths
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ LOADING = options(
     PLACEMENT,
 )
 HEAD_AND_BASE = options(
-    field_of(ServeOptions, "head", cls=OneOnly),
+    field_of(ServeOptions, "head", multiple=True),
     LOADING,
     fields_of(InferenceOptions, "base_generation_config"),
 )
@@ -52,23 +54,24 @@ ALPHA = click.option(
     "--alpha",
     cls=OneOnly,
     type=Strength(),
-    help="Strength; 0 is the base itself, 0:2,64:0.5 a schedule over tokens.  [default: 1.0]",
+    help="Strength; 0 is the base itself, 0:2,64:0.5 a schedule over tokens; of several heads "
+    "helpful=1,harmless=0.5.  [default: 1.0 of one head]",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingRequest:
-    """What to decode with, as the options of a command name it.
+    """Head, base and options to decode with.
 
     Attributes:
-        head: Folder of a head or of a training run, or a hub id.
+        head: Folder of a head or of a training run, or a hub id; or several by name.
         base_model: The base; the one the head was trained on if None.
         inference: How both are loaded.
-        decoding: How tokens are chosen, whatever the base's generation_config says.
-        given: The fields of it that the user named.
+        decoding: How tokens are chosen, regardless of the base's generation_config.
+        given: The fields of `decoding` that the user set.
     """
 
-    head: str
+    head: str | dict[str, str]
     base_model: str | None
     inference: InferenceOptions
     decoding: GenerationOptions
@@ -76,19 +79,19 @@ class DecodingRequest:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "DecodingRequest":
-        """Return what the options of the command that is running ask for.
+        """Build it from the options of the running command.
 
         Args:
-            values: Those of `HEAD_AND_BASE`, `BASE_MODEL` and `GenerationOptions`.
+            values: Values of `HEAD_AND_BASE`, `BASE_MODEL` and `GenerationOptions`.
 
         Raises:
-            UsageError: One is not as it should be.
+            UsageError: An option is invalid.
         """
         kinds = (cls, InferenceOptions, GenerationOptions)
         assert values.keys() <= {field.name for kind in kinds for field in fields(kind)}
         source = click.get_current_context().get_parameter_source
         return cls(
-            head=values["head"],
+            head=heads_of(values["head"]),
             base_model=values["base_model"],
             inference=made_of(InferenceOptions, values),
             decoding=made_of(GenerationOptions, values),
@@ -99,8 +102,23 @@ class DecodingRequest:
             },
         )
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the heads; none of one head without a name."""
+        return () if isinstance(self.head, str) else tuple(self.head)
+
+    def strength(self, alpha: Any) -> "strengths.Strength":
+        """Return the strength that `--alpha` asks for; 1 if None, where there is one head alone.
+
+        Raises:
+            UsageError: It names other heads than there are, or does not name them all.
+        """
+        from mav.pipeline.decoding.steering.strengths import as_strength
+
+        return as_strength(1.0 if alpha is None else alpha, self.head_names)
+
     def load(self) -> "tuple[MAVInference, GenerationOptions]":
-        """Return head and base, and how tokens are chosen under that base."""
+        """Return base and head, and the options of generation for this base."""
         from mav.pipeline.decoding.inference import MAVInference
 
         mav = MAVInference.from_options(self.head, self.base_model, self.inference)

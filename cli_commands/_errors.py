@@ -1,4 +1,4 @@
-"""How every command runs: its errors become one message and an exit code."""
+"""Runs every command; its errors become one message and an exit code."""
 
 import contextlib
 import errno
@@ -20,19 +20,19 @@ from mav.cli_commands._options import OneOnly
 
 
 class ReportsErrors(click.Command):
-    """A command that turns the errors users can cause into one message and an exit code."""
+    """A command that turns user errors into one message and an exit code."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options; see `click.Command.parse_args`.
 
         Raises:
-            click.UsageError: An option that takes one value only is given again.
+            click.UsageError: An option that takes one value is repeated.
         """
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option, times in Counter(given).items():
             if isinstance(option, OneOnly) and times > 1 and not ctx.resilient_parsing:
                 raise click.UsageError(
-                    f"{option.opts[0]} is given {times} times, and takes one value", ctx
+                    f"{option.opts[0]} is given {times} times, but takes one value", ctx
                 )
         return super().parse_args(ctx, args)
 
@@ -44,7 +44,7 @@ class ReportsErrors(click.Command):
         except KeyboardInterrupt as stop:
             ctx.exit(_tell_of_stop(ctx, stop))
         except BrokenPipeError:
-            raise  # click ends quietly when its reader has gone
+            raise  # click exits quietly when the reader has closed the pipe
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = f". The disk is full; free some space. {_goes_on(ctx) or ''}" if full else ""
@@ -65,10 +65,10 @@ def _terminable() -> Iterator[None]:
     from mav.pipeline.runtime.interruption import Terminated
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # it is ending already
+        signal.signal(number, signal.SIG_IGN)  # it is already ending
         raise Terminated
 
-    # Threads may not set signals, and whoever has set them means it so.
+    # Only the main thread may set signals; handlers that are already set are kept.
     free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ours = free and threading.current_thread() is threading.main_thread()
     if ours:
@@ -81,35 +81,35 @@ def _terminable() -> Iterator[None]:
 
 
 def _tell_of_stop(ctx: click.Context, stop: KeyboardInterrupt) -> int:
-    """Say what a command that was asked to stop has kept; return the code to exit with."""
+    """Print what an interrupted command has kept; return the exit code."""
     from mav.pipeline.runtime.interruption import Interrupted, Terminated
 
-    told = with_flags(ctx, str(stop)) if isinstance(stop, Interrupted) else _goes_on(ctx)
+    kept = with_flags(ctx, str(stop)) if isinstance(stop, Interrupted) else _goes_on(ctx)
     cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
     code = 128 + (signal.SIGTERM if isinstance(cause, Terminated) else signal.SIGINT)
-    # Of processes launched together, one speaks.
+    # Of processes launched together, only one prints.
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"\nInterrupted.{f' {told}' if told else ''}", err=True)
+        click.echo(f"\nInterrupted.{f' {kept}' if kept else ''}", err=True)
     if isinstance(stop, Interrupted) and stop.at_once:
-        # Threads that still write would be waited for; what they write counts only when whole.
+        # Do not wait for threads that still write: incomplete writes are ignored.
         sys.stderr.flush()
         os._exit(code)
     return code
 
 
 def _goes_on(ctx: click.Context) -> str | None:
-    """Return how a command that was interrupted goes on, if it does."""
+    """Return how to resume an interrupted command, or None."""
     if ctx.info_name == "train":
-        return "The same command with --resume goes on from the last checkpoint."
+        return "The same command with --resume continues from the last checkpoint."
     if ctx.info_name in ("extract", "demo", "compare") or (
         ctx.params.get("prompts_file") and ctx.params.get("output")
     ):
-        return "The same command goes on where it was; what was written is kept."
+        return "The same command resumes where it stopped; what was written is kept."
     return None
 
 
 class _Failure(click.ClickException):
-    """A message and the code to exit with."""
+    """A message and an exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -118,7 +118,7 @@ class _Failure(click.ClickException):
 
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
     """Print a result for programs or for people."""
-    # Of processes launched together, one speaks.
+    # Of processes launched together, only one prints.
     if os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps(value, indent=1) if as_json else text)
 

@@ -1,4 +1,4 @@
-"""Names of options in messages: fields in the pipeline, flags at the command line."""
+"""Option names in messages: fields in the pipeline become flags on the command line."""
 
 import re
 from typing import Final
@@ -10,15 +10,15 @@ _NAMED: Final = re.compile(r"`([a-z][a-z0-9_]*)(?:=(True|False))?`")
 
 
 def with_flags(ctx: click.Context, message: str) -> str:
-    """Name the options of a message by the flags of the command that is running.
+    """Replace the field names in a message by the flags of the running command.
 
-    A line may begin with a field and a colon, also as an item of a list. Elsewhere a field is in
-    backticks, a switch also with its value: `resume`, `gguf_cache=False`. What is not an option of
-    the command stays as it is.
+    A field stands before a colon at the start of a line or list item. Elsewhere it is in backticks,
+    a switch possibly with its value: `resume`, `gguf_cache=False`. Names that are not options of
+    the command are left unchanged.
 
     Args:
-        ctx: Of the command.
-        message: The message, which names options as Python does.
+        ctx: Context of the command.
+        message: The message, with Python's names.
     """
     options = [param for param in ctx.command.params if isinstance(param, click.Option)]
     params = {param.opts[0].removeprefix("--").replace("-", "_"): param for param in options}

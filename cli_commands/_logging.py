@@ -1,4 +1,4 @@
-"""What commands log: on standard error, as much of it as --quiet and --verbose ask for."""
+"""Logging of commands to standard error, as detailed as --quiet and --verbose ask for."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ _LEVEL: Final = "mav.log_level"
 
 
 def _set_level(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Note the level an option asks for.
+    """Store the level an option asks for.
 
     Raises:
         click.UsageError: The other option is given too.
@@ -37,10 +37,10 @@ def verbosity_options() -> list[click.Option]:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints messages on standard error as it is now, clear of progress bars.
+    """Prints messages on the current standard error, without breaking progress bars.
 
     Args:
-        ctx: Of the command whose options the messages may name.
+        ctx: Context of the command whose options messages may name.
     """
 
     def __init__(self, ctx: click.Context) -> None:
@@ -50,17 +50,17 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from mav.pipeline.runtime.progress import between_bars
 
-        # Errors are raised: a command whose reader has gone ends, as it does for its output.
+        # Errors are raised, so that a closed pipe ends the command.
         with between_bars():
             click.echo(with_flags(self._ctx, self.format(record)), err=True)
 
 
 @contextlib.contextmanager
 def log_to_stderr(ctx: click.Context) -> Iterator[None]:
-    """Print what the logger `mav` gets while the context is open.
+    """Print messages of the logger `mav` while the context is open.
 
     Args:
-        ctx: Of a command with `verbosity_options`.
+        ctx: Context of a command with `verbosity_options`.
     """
     logger = logging.getLogger("mav")
     before = logger.level, logger.propagate

@@ -1,4 +1,4 @@
-"""What several commands parse alike: types of values, and options."""
+"""Types and options that several commands share."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from mav.pipeline.runtime.load_options import BaseOptions
+from mav.pipeline.runtime.named_values import named_parts
 from mav.pipeline.runtime.options import Option, option_of
 
 T = TypeVar("T")
@@ -45,34 +46,52 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return tuple(Number().convert(part, param, ctx) for part in str(value).split(","))
 
 
+class NamedNumbers(click.ParamType[dict[str, float]]):
+    """Finite numbers with names, separated by commas."""
+
+    name = "named numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        """Return the numbers by name or fail with a usage error."""
+        if isinstance(value, dict):
+            return value
+        try:
+            parts = named_parts(value)
+        except ValueError:
+            self.fail(f"got {value!r}, expected such as helpful=1,harmless=0.5", param, ctx)
+        return {name: Number().convert(part, param, ctx) for name, part in parts.items()}
+
+
 class Strength(click.ParamType[Any]):
-    """A strength, or a schedule of strengths."""
+    """A strength, or a schedule of strengths; of several heads these by name."""
 
     name = "alpha"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the schedule or fail with a usage error."""
+        """Return the strength or fail with a usage error."""
         from mav.cache_schema.errors import UsageError
-        from mav.pipeline.decoding.alpha import AlphaSchedule
+        from mav.pipeline.decoding.steering.strengths import strength_of_text
 
         if not isinstance(value, str):
             return value
         try:
-            return AlphaSchedule.parse(value)
+            return strength_of_text(value)
         except UsageError as error:
             self.fail(str(error).removeprefix("alpha: "), param, ctx)
 
 
 class OneOnly(click.Option):
-    """An option that is refused when given again.
+    """An option that must not be repeated.
 
-    The last value of an option counts, so that a script's choice can be overridden. Of caches,
-    heads, prompts and strengths a second one asks for both, and the first would be lost unseen.
+    For most options the last value counts, so that a script's choice can be overridden. A second
+    cache, head, prompt or strength means that both are wanted; the first would be lost silently.
     """
 
 
 def made_of(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return a dataclass of those of a command's options that are fields of it."""
+    """Build a dataclass from the options of a command that are its fields."""
     assert dataclasses.is_dataclass(kind)
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})
@@ -102,8 +121,8 @@ def field_of(
     Args:
         kind: The dataclass.
         name: Name of the field.
-        flag: How its flag is called, where not as the field.
-        **more: Arguments of `click.option` that come before what follows from the field.
+        flag: Name of its flag, if not that of the field.
+        **more: Arguments of `click.option` that override those from the field.
     """
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
     rule = option_of(field)

@@ -19,6 +19,7 @@ from mav.cli_commands._flags import with_flags
 @command(
     """
   mav chat --head runs/head
+  mav chat --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0.5
   mav chat --head runs/head --base-model meta-llama/Llama-2-7b-chat-hf --alpha 1.5
 """
 )
@@ -27,15 +28,15 @@ from mav.cli_commands._flags import with_flags
 @ALPHA
 @SAMPLING
 def chat_command(*, alpha: Any, **others: Any) -> None:
-    """Chat in the terminal; /alpha 1.5 and /base ID change both on the fly, /help lists more."""
-    from mav.pipeline.decoding.alpha import as_schedule
+    """Chat in the terminal; /alpha 1.5 and /base ID change alpha and base, /help lists more."""
     from mav.pipeline.decoding.chat import Chat
 
     request = DecodingRequest.of(others)
+    strength = request.strength(alpha)
     mav, decoding = request.load()
     chat = Chat(
         mav=mav,
-        alpha=as_schedule(1.0 if alpha is None else alpha),
+        alpha=strength,
         decoding=decoding,
         write=_write,
         given=dict(request.given),
@@ -44,7 +45,7 @@ def chat_command(*, alpha: Any, **others: Any) -> None:
 
 
 def _write(line: str) -> None:
-    """Print what is not part of an answer, so that standard output has answers alone."""
+    """Print a message to standard error; standard output has only answers."""
     click.echo(with_flags(click.get_current_context(), line), err=True)
 
 

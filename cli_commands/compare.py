@@ -20,6 +20,8 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
   mav compare --head runs/head --prompts Anthropic/hh-rlhf,split=test --limit 100 \\
     --reward-model Ray2333/gpt2-large-helpful-reward_model --output runs/compare
   mav compare --head first=runs/a --head second=runs/b --prompts prompts.jsonl --output runs/two
+  mav compare --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0.5 \\
+    --prompts prompts.jsonl --output runs/both
   mav compare --with ours=a.jsonl --with theirs=b.json --prompts alpaca_eval.json \\
     --limit 805 --reward-model runs/reward --output runs/files
 """
@@ -33,9 +35,9 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
     "--alphas",
     cls=OneOnly,
     type=Numbers(),
-    default="0,0.5,1,2",
-    help="Strengths each head answers at; 0 is the base.",
+    help="Strengths each head answers at; 0 is the base.  [default: 0,0.5,1,2; 0 with --alpha]",
 )
+@field_of(CompareOptions, "alpha")
 @fields_of(CompareOptions, "samples", "batch_size")
 @SAMPLING
 @field_of(GenerationOptions, "stop")
@@ -44,7 +46,7 @@ from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
     "others",
     multiple=True,
     metavar="NAME=FILE",
-    help="Answers of a further system; may be given again.",
+    help="Answers of another system; may be repeated.",
 )
 @field_of(CompareOptions, "reward_model")
 @field_of(JudgeOptions, "judge_url", cls=OneOnly, required=False)
@@ -62,7 +64,8 @@ def compare_command(
     prompts: str,
     output: Path,
     head: Sequence[str],
-    alphas: Sequence[float],
+    alphas: Sequence[float] | None,
+    alpha: Sequence[str],
     limit: int,
     samples: int,
     batch_size: int,
@@ -75,11 +78,11 @@ def compare_command(
     as_json: bool,
     **more: Any,
 ) -> None:
-    """Answer prompts at several strengths, and measure the answers beside those of others.
+    """Answer prompts at several strengths, and measure the answers beside those of other systems.
 
-    Measured are reward, wins against a reference, KL to the base over the answers' own tokens,
-    length, repetition, diversity, refusals and perplexity. The same command goes on where it was
-    interrupted; what is written under --output is answers, summary.json and page.html.
+    The measures are reward, wins against a reference, KL to the base over the answers' own tokens,
+    length, repetition, diversity, refusals and perplexity. The same command resumes an interrupted
+    run; it writes answers, summary.json and page.html under --output.
     """
     from mav.pipeline.comparison.run import compare
     from mav.pipeline.reporting.comparison_page import PAGE, write_comparison
@@ -89,7 +92,8 @@ def compare_command(
         prompts=prompts,
         output=output,
         head=tuple(head),
-        alphas=tuple(alphas),
+        alphas=None if alphas is None else tuple(alphas),
+        alpha=tuple(alpha),
         limit=limit,
         samples=samples,
         batch_size=batch_size,
@@ -112,7 +116,7 @@ def compare_command(
 
 
 def _judge(values: Mapping[str, Any]) -> JudgeOptions | None:
-    """Return a judge's options among those of the command; None where there is no judge."""
+    """Return the judge's options; None without a judge."""
     context = click.get_current_context()
     named = {field.name: values[field.name] for field in fields(JudgeOptions)}
     given = [

@@ -1,4 +1,4 @@
-"""`mav demo`: the whole line on shipped pairs."""
+"""`mav demo`: the whole pipeline on shipped pairs."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from mav.cli_commands._errors import command
     "--output-dir",
     type=click.Path(path_type=Path),
     default=Path("runs/demo"),
-    help="Where everything is written.",
+    help="Folder for all output.",
 )
-@click.option("--base-model", help="Another base than the installed SmolLM2-135M-Instruct.")
+@click.option("--base-model", help="Base to use instead of the installed SmolLM2-135M-Instruct.")
 def demo_command(*, output_dir: Path, base_model: str | None) -> None:
     """Extract, train, evaluate and decode on a shipped sample, in a few minutes on a CPU."""
     from mav.pipeline.demo.run import run_demo

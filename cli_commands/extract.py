@@ -23,8 +23,8 @@ from mav.pipeline.preferences.sources import DataSource
     "data",
     required=True,
     multiple=True,
-    help="File, folder, or hub id; may be given again. After commas it takes data_dir=, split=, "
-    "limit=, weight= and held_out= of its own.",
+    help="File, folder, or hub id; may be repeated. Takes its own data_dir=, split=, "
+    "limit=, weight= and held_out= after commas.",
 )
 @fields_of(DataSource, "data_dir", "split")
 @fields_of(
@@ -54,8 +54,8 @@ def extract_command(
 ) -> None:
     """Run a frozen base once over preference pairs and write the cache.
 
-    Interrupted, the same command goes on where it was; a complete cache is left as it is. Launched
-    as several processes (accelerate launch, torchrun), they share the work.
+    The same command resumes an interrupted run, and leaves a complete cache unchanged. Several
+    processes (accelerate launch, torchrun) share the work.
     """
     from mav.pipeline.extraction.dry_run import dry_run as measure
     from mav.pipeline.extraction.dry_run import screen
@@ -70,12 +70,12 @@ def extract_command(
         print_result(as_json, expected.to_json(), screen(expected))
         return
     report = extract(asked)
-    found = report.to_json()
-    rate = found["pairs_per_second"]
+    figures = report.to_json()
+    rate = figures["pairs_per_second"]
     speed = f" at {rate:.1f} pairs/s" if rate else ""
     print_result(
         as_json,
-        found,
-        f"{options['output']}: {found['pairs']:,} pairs, {found['response_tokens']:,} response "
-        f"tokens, {found['stored_bytes'] / 1e9:.2f} GB{speed}",
+        figures,
+        f"{options['output']}: {figures['pairs']:,} pairs, {figures['response_tokens']:,} response "
+        f"tokens, {figures['stored_bytes'] / 1e9:.2f} GB{speed}",
     )

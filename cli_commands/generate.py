@@ -24,6 +24,8 @@ from mav.pipeline.decoding.options import GenerationOptions
     """
   mav generate --head runs/head --prompt "How do I say no politely?" --alphas 0,1,2
   mav generate --head runs/head --prompt "Hello" --alpha 1.5 --stream
+  mav generate --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0.5 \\
+    --prompt "Hello"
   mav generate --head runs/head --prompts prompts.jsonl --output answers.jsonl
 """
 )
@@ -40,22 +42,22 @@ from mav.pipeline.decoding.options import GenerationOptions
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Answers to --prompts, as JSON lines; the same command goes on after an interruption.",
+    help="Write answers to --prompts as JSON lines; the same command resumes an interrupted run.",
 )
 @click.option("--batch-size", default=8, help="Prompts decoded together, with --output.")
 @ALPHA
 @click.option(
-    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, in place of --alpha."
+    "--alphas", cls=OneOnly, type=Numbers(), help="Several strengths, instead of --alpha."
 )
 @SAMPLING
 @fields_of(GenerationOptions, "num_beams", "stop", "cache_implementation", "compile")
-@click.option("--stream", is_flag=True, help="Print the answer while it is written.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @click.option(
     "--demo-switching",
     is_flag=False,
     flag_value="",
     metavar="[BASE]",
-    help="Answer on the base, then on another one under the same head.",
+    help="Answer with the base, then with another base under the same head.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per response, one per line."
@@ -79,27 +81,35 @@ def generate_command(
     if alpha is not None and alphas is not None:
         raise click.UsageError("give either --alpha or --alphas")
     if stream and as_json:
-        raise click.UsageError("--stream prints text as it comes, so it does not go with --json")
+        raise click.UsageError(
+            "--stream prints text as it is generated, so it cannot be combined with --json"
+        )
     if output is not None and (prompts_file is None or alphas or stream):
         raise click.UsageError("--output takes --prompts and one --alpha, without --stream")
     if batch_size < 1:
         raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
-    from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.decoding.steering.strengths import as_strength
     from mav.pipeline.preferences.prompt_format import require_prompt
 
     request = DecodingRequest.of(others)
+    if request.head_names and (alphas is not None or demo_switching is not None):
+        raise click.UsageError(
+            "--alphas and --demo-switching take one head without a name; give several heads "
+            "--alpha, as in --alpha " + ",".join(f"{name}=1" for name in request.head_names)
+        )
+    strength = request.strength(alpha)
     if stream:
         request.decoding.require_streamable()
     if prompt is not None:
         require_prompt(prompt)
     if output is not None:
         assert prompts_file is not None
-        _answer_file(request, prompts_file, output, alpha, batch_size, as_json)
+        _answer_file(request, prompts_file, output, strength, batch_size, as_json)
         return
-    lines = [] if prompts_file is None else read_prompts(prompts_file)
+    lines = [] if prompts_file is None else read_prompts(prompts_file, request.head_names)
     if prompts_file is not None:
         require_sound(lines, prompts_file)
     mav, decoding = request.load()
@@ -115,22 +125,22 @@ def generate_command(
             write=click.echo,
         )
         return
-    strengths = [as_schedule(1.0 if alpha is None else alpha)] if not alphas else [*alphas]
+    strengths = [as_strength(one) for one in alphas] if alphas else [strength]
     asked = [prompt] if prompt is not None else [line.prompt for line in lines]
     for number, one in enumerate(asked):
         own = lines[number].alpha if lines else None
-        for strength in [own] if own is not None and not alphas else strengths:
+        for given in [own] if own is not None and not alphas else strengths:
             if not as_json and (len(asked) > 1 or alphas):
-                click.echo(f"--- alpha {as_schedule(strength)}: {_shown(one)}")
+                click.echo(f"--- alpha {given}: {_shown(one)}")
             if stream:
-                for piece in mav.stream(one, strength, decoding):
+                for piece in mav.stream(one, given, decoding):
                     click.echo(piece, nl=False)
                     sys.stdout.flush()
                 click.echo()
                 continue
-            answer = mav.generate(one, strength, decoding)
-            told = {**lines[number].fields, "line": lines[number].number} if lines else {}
-            click.echo(json.dumps({**told, **answer.to_json()}) if as_json else answer.response)
+            answer = mav.generate(one, given, decoding)
+            fields = {**lines[number].fields, "line": lines[number].number} if lines else {}
+            click.echo(json.dumps({**fields, **answer.to_json()}) if as_json else answer.response)
 
 
 def _shown(prompt: Any) -> str:
@@ -141,26 +151,25 @@ def _answer_file(
     request: DecodingRequest,
     prompts: Path,
     output: Path,
-    alpha: Any,
+    strength: Any,
     batch_size: int,
     as_json: bool,
 ) -> None:
-    from mav.pipeline.decoding.alpha import as_schedule
     from mav.pipeline.decoding.batch_file import generate_file, require_new
     from mav.pipeline.decoding.prompt_file import read_prompts
 
     require_new(output)
-    read_prompts(prompts)
+    read_prompts(prompts, request.head_names)
     mav, decoding = request.load()
     found = generate_file(
         mav,
         prompts,
         output,
-        as_schedule(1.0 if alpha is None else alpha),
+        strength,
         decoding,
         batch_size=batch_size,
     )
-    failed = f", {found.failed:,} of them an error" if found.failed else ""
+    failed = f", {found.failed:,} failed" if found.failed else ""
     print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")
     if found.failed:
         raise SystemExit(1)

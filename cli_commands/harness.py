@@ -10,7 +10,6 @@ from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import BASE, JSON, PLACEMENT, Numbers, OneOnly, field_of, fields_of
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.harness.options import HarnessOptions
-from mav.pipeline.serving.options import ServeOptions
 
 
 @command(
@@ -19,24 +18,24 @@ from mav.pipeline.serving.options import ServeOptions
   mav harness --head runs/head --tasks my_task --include-path tasks --limit 200 --json
 """
 )
-@field_of(ServeOptions, "head", cls=OneOnly)
+@click.option("--head", cls=OneOnly, required=True, help="Folder or hub id of a head.")
 @BASE_MODEL
 @click.option("--alphas", cls=OneOnly, type=Numbers(), default="0,1,2", help="Strengths.")
 @click.option(
     "--tasks",
     cls=OneOnly,
     required=True,
-    help="Tasks, groups or tags of lm-eval, with commas between; * stands for anything.",
+    help="Tasks, groups or tags of lm-eval, separated by commas; * matches anything.",
 )
 @click.option(
     "--include-path",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Folder with task files of one's own; may be given again.",
+    help="Folder with your own task files; may be repeated.",
 )
 @fields_of(HarnessOptions, "limit", "num_fewshot", "batch_size")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Write the result as JSON to a file too."
+    "--output", type=click.Path(path_type=Path), help="Also write the result to a file, as JSON."
 )
 @BASE
 @field_of(InferenceOptions, "allow_tokenizer_mismatch")
@@ -82,7 +81,7 @@ def harness_command(
     from mav.pipeline.runtime.durable_files import write_file
 
     report = run_harness(options)
-    found = report.to_json()
+    plain = report.to_json()
     if output is not None:
-        write_file(output, (json.dumps(found, indent=1) + "\n").encode())
-    print_result(as_json, found, table(report))
+        write_file(output, (json.dumps(plain, indent=1) + "\n").encode())
+    print_result(as_json, plain, table(report))

@@ -18,5 +18,5 @@ def inspect_command(*, path: str, as_json: bool) -> None:
     """Show what a cache or a head is."""
     from mav.pipeline.reporting.inspect import describe, screen
 
-    found = describe(path)
-    print_result(as_json, found, screen(found))
+    description = describe(path)
+    print_result(as_json, description, screen(description))

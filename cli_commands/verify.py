@@ -1,4 +1,4 @@
-"""`mav verify`: check that a cache is whole, and mend it."""
+"""`mav verify`: check that a cache is intact, and repair it."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ from mav.pipeline.verification.options import VerifyOptions
 @fields_of(VerifyOptions, "repair", "dtype", "device", "device_map", "gguf_cache")
 @JSON
 def verify_command(*, as_json: bool, **options: Any) -> None:
-    """Check that a cache is whole; exit code 1 if it is not."""
+    """Check that a cache is intact; exit code 1 if it is not."""
     from mav.pipeline.verification.verify import screen, verify
 
-    found = verify(VerifyOptions(**options))
-    print_result(as_json, found.to_json(), screen(found))
-    if not found.sound:
+    report = verify(VerifyOptions(**options))
+    print_result(as_json, report.to_json(), screen(report))
+    if not report.sound:
         raise SystemExit(1)

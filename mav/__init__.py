@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from mav.pipeline.head.model import AlignmentHead
     from mav.pipeline.preferences.sources import DataSource
     from mav.pipeline.training.options import TrainOptions
-    from mav.pipeline.training.train import TrainReport, train
+    from mav.pipeline.training.report import TrainReport
+    from mav.pipeline.training.train import train
     from mav.pipeline.verification.options import VerifyOptions
     from mav.pipeline.verification.verify import VerificationReport, verify
 
@@ -122,7 +123,7 @@ _FROM = {
     "MismatchError": "mav.cache_schema.errors",
     "Score": "mav.pipeline.decoding.scoring",
     "TrainOptions": "mav.pipeline.training.options",
-    "TrainReport": "mav.pipeline.training.train",
+    "TrainReport": "mav.pipeline.training.report",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
     "VerifyOptions": "mav.pipeline.verification.options",

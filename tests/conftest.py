@@ -48,12 +48,41 @@ def messages() -> Iterator[list[str]]:
         yield logged
 
 
+@pytest.fixture(scope="module")
+def unflushed_disk() -> Iterator[None]:
+    """Local caches are written without forcing anything to the disk, for the tests of a file."""
+    with quick_disk():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""
     from tests.support.tiny import make_cache  # torch, which the format's tests do without
 
     return make_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def warm_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of programs `mav` and `python` that start in a moment; for all processes."""
+    from tests.support.once import is_one_of_several, made_once
+    from tests.support.warm_python import start
+
+    ends_with = os.getppid() if is_one_of_several() else os.getpid()
+    return made_once(tmp_path_factory, "warm", lambda folder: start(folder, ends_with))
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder, in memory where there is such a place: thousands of small files come and go."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="mav-", dir=memory))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,14 @@ that uses the part is to be changed with it.
 
 import ast
 import inspect
+import io
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from tqdm import tqdm
 from transformers import CompileConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from tests.support.tiny import tiny_base
@@ -21,6 +23,7 @@ USED: Final = {
     "_attn_implementation",
     "_compile_all_devices",
     "_compiled_call",
+    "_instances",
     "_is_amx_tile_supported",
     "_is_avx512_bf16_supported",
     "_is_mkldnn_bf16_supported",
@@ -79,3 +82,11 @@ def test_torch_knows_what_the_processor_multiplies() -> None:
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
     assert isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool)
+
+
+def test_bars_that_were_not_closed_are_known() -> None:
+    with io.StringIO() as nowhere:
+        bar = tqdm(total=1, file=nowhere)
+        assert bar in tqdm._instances
+        bar.close()
+    assert bar not in tqdm._instances

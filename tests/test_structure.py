@@ -14,7 +14,7 @@ ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
     "mav": "cache_schema base comparison decoding evaluation extraction head preferences training "
     "verification",
-    "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness "
+    "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness head "
     "preferences reporting runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
@@ -35,6 +35,15 @@ MAY_IMPORT: Final[dict[str, str]] = {
     "cache_schema": "",
 }
 MOST_MODULES: Final = 20
+MOST_LINES: Final = 300
+"""Of a product file; a test file may have `MOST_TEST_LINES`."""
+MOST_TEST_LINES: Final = 400
+LONGER: Final = {
+    "cache_schema/manifest.py": "every record of the manifest, and how they fit together",
+    "pipeline/comparison/reward.py": "one reward model from its files to its scores",
+    "pipeline/decoding/inference.py": "MAVInference, whose methods are the public API of decoding",
+}
+"""Product files over the limit -> the one purpose that a split would tear apart."""
 
 
 def modules() -> dict[str, Path]:
@@ -95,6 +104,32 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
 
 
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_files_are_short() -> None:
+    product = {str(path.relative_to(ROOT)): lines(path) for path in MODULES.values()}
+    assert {name for name, count in product.items() if count > MOST_LINES} == LONGER.keys()
+    tests = {str(path.relative_to(ROOT)): lines(path) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {name for name, count in tests.items() if count > MOST_TEST_LINES}
+
+
+def test_no_test_file_is_imported() -> None:
+    importing = set()
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            if any(re.search(r"(^|\.)(test_|conftest$)", name) for name in names):
+                importing.add(str(path.relative_to(ROOT)))
+    assert not importing
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
@@ -120,6 +155,19 @@ def test_the_tests_of_the_format_load_neither_torch_nor_transformers() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_tree_of_the_design_has_every_room_on_a_floor_above_those_it_imports() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = page[page.index("pipeline/    ") : page.index("cache_schema/    ")].splitlines()[1:]
+    floors = {
+        name: int(line.split()[-1]) for line in tree for name in re.findall(r"([a-z_]+)/ ", line)
+    }
+    outside = {"mav", "cli_commands", "cache_schema"}
+    assert floors.keys() == MAY_IMPORT.keys() - outside
+    for name, floor in floors.items():
+        lower = MAY_IMPORT[name].split()
+        assert all(floors[other] < floor for other in lower if other not in outside), name
 
 
 def test_the_way_of_a_pair_has_names_that_exist() -> None:

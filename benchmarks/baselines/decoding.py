@@ -30,7 +30,7 @@ Decode = Callable[[str], tuple[int, float]]
 
 
 class BesideReward(LogitsProcessor):  # type: ignore[misc]
-    """Adds log pi_r / beta to the base's log-probabilities, with one more pass a token."""
+    """Adds log pi_r / beta to the base's log-probabilities, with one more pass per token."""
 
     def __init__(self, reward: BaseModel, beta: float) -> None:
         """Take a reward model; use the processor for one generation only."""

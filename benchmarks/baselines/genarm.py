@@ -38,7 +38,7 @@ from benchmarks.baselines.lora import (
 from benchmarks.baselines.scoring import Combine, pad_width
 from benchmarks.baselines.split import Split
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.extraction.packing import pack_shared
+from mav.pipeline.extraction.packing import shared_prompt_batch
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 from mav.pipeline.runtime.progress import progress_bar
@@ -137,7 +137,7 @@ def answer_logprobs(
     multiple: int,
 ) -> tuple[Tensor, Tensor]:
     """Return log pi_r of chosen and rejected answers [P], with gradients."""
-    batch = pad_width(pack_shared(pairs, chosen, base.dtype), multiple)
+    batch = pad_width(shared_prompt_batch(pairs, chosen, base.dtype), multiple)
     with torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16):
         # Adapters sit in the base's own layers, so its decoder is the tuned one.
         output: Any = base.decoder(**batch.inputs, use_cache=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.extraction.packing import ForwardBatch, batches_by_length, pack_shared
+from mav.pipeline.extraction.packing import ForwardBatch, batches_by_length, shared_prompt_batch
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 from mav.pipeline.runtime.progress import progress_bar
@@ -52,7 +52,7 @@ def tuned_alone(_: Tensor, tuned: Tensor) -> Tensor:
 
 
 def pad_width(batch: ForwardBatch, multiple: int) -> ForwardBatch:
-    """Widen a batch of `pack_shared` to a multiple: few shapes mean few kernels to build."""
+    """Widen a batch of `shared_prompt_batch` to a multiple, so that few kernels are built."""
     width = batch.inputs["input_ids"].shape[1]
     more = -width % multiple
     if not more:
@@ -87,7 +87,7 @@ def final_states(
     with progress_bar(len(chosen), "Running the model", "pair") as bar:
         for places in batches_by_length(range(len(chosen)), shared, batch_tokens):
             members = [chosen[place] for place in places]
-            batch = pad_width(pack_shared(pairs, members, model.dtype), multiple)
+            batch = pad_width(shared_prompt_batch(pairs, members, model.dtype), multiple)
             output = model.decoder(**batch.inputs, use_cache=False).last_hidden_state
             states = output.flatten(0, 1).index_select(0, batch.predict)
             pieces = states.split([int(lengths[pair]) for pair in members])

@@ -47,7 +47,7 @@ def _check_kind(place: Place, checks: Checks, kind: str, pairs: TokenizedPairs) 
     for dtype in place.types:
         here = on_device(base, place.device, dtype)
         for packing in PACKINGS:
-            if packing == "padded" and not window_fits(base, MAX_LENGTH):
+            if packing == "shared_prompt" and not window_fits(base, MAX_LENGTH):
                 continue
             # Packed pairs have an attention of their own, whatever the model's is.
             for attention in attentions[:1] if packing == "packed" else attentions:

@@ -135,7 +135,7 @@ def _gradients(
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model.head.features(here.states)
-        logp, norm, base_logp = aligned_logprobs(
+        logp, norm, base_logp, _ = aligned_logprobs(
             features,
             last_layer(model.head, bf16=bf16),
             base.logits(here),
@@ -188,9 +188,9 @@ def _trainer_steps(
     first = Trainer(options, accelerator, _head(reader))
     losses = [_loss(first, step, batch, base) for step, batch in enumerate(batches)]
     # Copies, as on a CPU these are the very tensors that are trained on.
-    weights, state = map(copy.deepcopy, (first.weights(), first.optimizer_state()))
+    state = copy.deepcopy(first.state())
     second = Trainer(options, accelerator, _head(reader))
-    second.restore(weights, state)
+    second.restore(state)
     more = [
         torch.tensor([_loss(one, _STEPS + step, batches[0], base) for step in range(2)])
         for one in (first, second)

@@ -76,7 +76,7 @@ class Place:
 
     @cached_property
     def matmul_rate(self) -> float:
-        """Floating-point operations a second of a large product."""
+        """Floating-point operations per second of a large product."""
         return best_matmul_rate(self.sizes.matmul, self.device, self.dtype)
 
     def folder(self, name: str) -> Path:

@@ -28,11 +28,11 @@ class ChunkCodec:
             compression: `none`; `zstd`; or `blosc`, which is Zstandard after a byte shuffle.
             itemsize: Bytes of one value.
         """
+        self._compression: Compression = compression
+        self._itemsize = itemsize
         self._codec: Any = None
-        self._zarr: tuple[BytesBytesCodec, ...] = ()
         if compression == "zstd":
             self._codec = numcodecs.Zstd(level=_ZSTD_LEVEL)
-            self._zarr = (ZstdCodec(level=_ZSTD_LEVEL, checksum=False),)
         elif compression == "blosc":
             self._codec = numcodecs.Blosc(
                 cname="zstd",
@@ -40,15 +40,6 @@ class ChunkCodec:
                 shuffle=numcodecs.Blosc.SHUFFLE,
                 typesize=itemsize,
                 blocksize=_BLOSC_BLOCK,
-            )
-            self._zarr = (
-                BloscCodec(
-                    typesize=itemsize,
-                    cname="zstd",
-                    clevel=_BLOSC_LEVEL,
-                    shuffle=BloscShuffle.shuffle,
-                    blocksize=_BLOSC_BLOCK,
-                ),
             )
 
     @property
@@ -59,7 +50,18 @@ class ChunkCodec:
     @property
     def zarr(self) -> Sequence[BytesBytesCodec]:
         """The codecs that describe this one in Zarr's metadata."""
-        return self._zarr
+        if self._compression == "zstd":
+            return (ZstdCodec(level=_ZSTD_LEVEL, checksum=False),)
+        if self._compression == "blosc":
+            blosc = BloscCodec(
+                typesize=self._itemsize,
+                cname="zstd",
+                clevel=_BLOSC_LEVEL,
+                shuffle=BloscShuffle.shuffle,
+                blocksize=_BLOSC_BLOCK,
+            )
+            return (blosc,)
+        return ()
 
     def encode(self, chunk: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the compressed bytes of a chunk."""

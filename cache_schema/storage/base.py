@@ -123,7 +123,7 @@ def fill_parts(data: NDArray[np.uint8], parts: Iterable[NDArray[np.uint8]]) -> I
 
 
 def replace(objects: ObjectStore, key: str, data: Bytes) -> ETag:
-    """Write an object whatever its version is, for keys that only one writer may write.
+    """Write an object regardless of its version, for keys that only one writer may write.
 
     Raises:
         CacheBusyError: Another writer wrote it at the same time.
@@ -138,7 +138,7 @@ def replace(objects: ObjectStore, key: str, data: Bytes) -> ETag:
 
 
 def put(objects: ObjectStore, key: str, data: Bytes, require_ownership: Callable[[], None]) -> ETag:
-    """Write an object in place of what another attempt may have left under its key.
+    """Write an object, replacing what another attempt may have left under its key.
 
     Args:
         objects: The store.

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -176,9 +176,8 @@ def _beat(objects: ObjectStore, holder: Holder, version: ETag, stopped: threadin
     beat = 0
     while not stopped.wait(BEAT_SECONDS):
         beat += 1
-        fields = asdict(holder) | {"beat": beat}
         try:
-            version = objects.write(LOCK, _encode(Holder(**fields)), version)
+            version = objects.write(LOCK, _encode(replace(holder, beat=beat)), version)
         except (ConflictError, OSError, CacheError):
             # A failing store is reported where blocks are written. It may hold this heartbeat.
             with contextlib.suppress(OSError, CacheError):

@@ -9,7 +9,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.runtime.memory import is_out_of_memory
 
 REFUSALS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-"""What models raise that cannot be run as they are asked to; NotImplementedError is one of them."""
+"""Exceptions of models that cannot run as configured; includes NotImplementedError."""
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def explain_failures(base: BaseModel) -> Iterator[None]:
     """Turn exceptions of a base's own code into one clear error; out-of-memory errors pass through.
 
     Raises:
-        BaseModelError: It cannot be run as it is configured.
+        BaseModelError: It cannot be run as configured.
     """
     try:
         yield
@@ -26,6 +26,6 @@ def explain_failures(base: BaseModel) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())
         raise BaseModelError(
-            f"{base.id}: transformers cannot run this base as it is configured "
+            f"{base.id}: transformers cannot run this base as configured "
             f"({type(error).__name__}: {said})"
         ) from error

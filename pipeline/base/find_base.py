@@ -1,4 +1,4 @@
-"""Finds the base of a cache or a head again, by its hub id, or by its digest and name."""
+"""Finds the base of a cache or a head, by its hub id, or by its digest and name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +23,18 @@ def find_base(
 ) -> BaseSource:
     """Find the base that something was made with.
 
-    One of the hub is taken from there. Files are looked for where this machine last saw them, in
-    the working folder, and beside the cache or head; what merely has their name is not taken.
+    A base from the hub is loaded from there. Files are searched where this machine last saw them,
+    in the working folder, and next to the cache or head; their digest must match.
 
     Args:
-        record: What is known of it.
-        subject: What was made with it, for messages.
-        near: The folder of that, or None where it is in object storage.
+        record: What the manifest says about it.
+        subject: The cache or head, for messages.
+        near: Its folder, or None if it is in object storage.
         revision: Branch, tag or commit to take from the hub instead.
         gguf_file: File to take from its folder instead.
 
     Raises:
-        UsageError: That base was never in files.
+        UsageError: The base was built in memory.
         BaseModelError: It is not found.
     """
     if record.id.startswith(IN_MEMORY):
@@ -55,7 +55,7 @@ def find_base(
         if same or gguf_file is not None:
             return source
         other.append(source)
-    # Other weights lie there now; that is reported when they are used.
+    # The weights there have changed; that is reported when they are used.
     was = (known, Path(record.id) if Path(record.id).is_absolute() else None)
     for source in other:
         if Path(source.id) in [place.resolve() for place in was if place is not None]:

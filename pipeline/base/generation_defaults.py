@@ -1,8 +1,8 @@
 """A base's generation_config: its end tokens always apply, its sampling settings only on request.
 
-transformers fills every setting a call of `generate()` leaves open from the model's own
-configuration. So that no setting of a base acts unseen, the whole of it is set aside while
-responses are decoded, and what is wanted of it becomes options like those that a user gives.
+transformers takes settings that a call of `generate()` does not give from the model's own
+configuration. So that no such setting acts silently, the configuration is emptied while responses
+are decoded, and requested settings are passed as options.
 """
 
 import json
@@ -33,18 +33,18 @@ def tokens_named(config: Any) -> list[int]:
 
 
 def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
-    """Return a generation_config to load a base with in place of one that cannot be read.
+    """Return a generation_config to load a base with instead of one that cannot be read.
 
     Args:
-        folder: Of the base's files.
+        folder: The base's folder.
 
     Returns:
-        What can be read, or None where the base's own can be; and what is wrong with that.
+        What can be read, or None if the base's own is valid; and the problem, or None.
     """
     path = folder / FILE
     if not path.is_file():
         return None, None
-    named: object = None
+    named: Any = None
     try:
         named = json.loads(path.read_text(encoding="utf-8"))
         GenerationConfig.from_dict(named)
@@ -52,7 +52,7 @@ def readable_config(folder: Path) -> tuple[GenerationConfig | None, str | None]:
         # A value of the wrong type makes transformers' checks raise exceptions of many types.
         wrong = " ".join(str(error).split())
         problem = (
-            f"{path}: is left out but for the tokens that end answers, as it cannot be read: "
+            f"{path}: ignored, except for the tokens that end answers, because it cannot be read: "
             f"{type(error).__name__}: {wrong}"
         )
     else:

@@ -22,7 +22,7 @@ def convert(source: BaseSource, folder: Path) -> None:
         folder: An empty folder.
 
     Raises:
-        BaseModelError: It cannot be loaded, or what was written would not be read as it was.
+        BaseModelError: It cannot be loaded, or would change when saved.
         OSError: It cannot be written.
     """
     with gguf_read_once():
@@ -33,7 +33,7 @@ def convert(source: BaseSource, folder: Path) -> None:
             raise
         except Exception as error:
             raise BaseModelError(
-                f"{source.id}: cannot be loaded as a causal LM: {error}"
+                f"{source.id}: cannot be loaded as a causal language model: {error}"
             ) from error
     with QuietLibraries():
         model.save_pretrained(folder, state_dict=_smallest(model.state_dict()))

@@ -1,10 +1,10 @@
 """A GGUF base as safetensors, converted once and kept in the user's cache folder.
 
-transformers takes many seconds to parse a GGUF file, and reads safetensors at once. A copy is found
-by the SHA-256 of the GGUF file and the releases of what converted it. It is made in a folder that
-gets its name when it is whole, and is used only where every file in it has its checksum. It holds
-what dequantizing gives, in float32, or in 16 bits where those give the same numbers, so a base
-computes the same with and without it in every type.
+transformers takes many seconds to parse a GGUF file, but loads safetensors instantly. A copy is
+identified by the SHA-256 of the GGUF file and the versions of the packages that converted it. Its
+folder gets its name when complete, and is used only if every file in it matches its checksum. It
+holds the dequantized values in float32, or in 16 bits where that is exact, so a base computes the
+same with and without it in every type.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 _RECORD: Final = "copy.json"
 _LAYOUT: Final = 1
-"""Goes up when copies are written otherwise, so that older ones are not used."""
+"""Increased when the way copies are written changes, so that older ones are not used."""
 _MADE_BY: Final = ("transformers", "gguf", "tokenizers")
 _FLOAT32: Final = 4
 _ROOM: Final = 1.1
-"""Disk a copy takes, and memory its making takes, at most: float32 weights and a little more."""
+"""Upper bound of the disk a copy takes and the memory to make it, in bytes per weight."""
 
 
 def resolve_with_copy(
@@ -43,7 +43,7 @@ def resolve_with_copy(
     *,
     gguf_cache: bool = True,
 ) -> BaseSource:
-    """Find a base model's files, those of a GGUF base as a converted copy.
+    """Find a base model's files; for a GGUF base, those of its converted copy.
 
     Args:
         base_model: Hub id, folder, or a `.gguf` file.
@@ -53,7 +53,7 @@ def resolve_with_copy(
 
     Raises:
         BaseModelError: Nothing is there, or it cannot be converted.
-        UsageError: What is there has no revisions, or is a file and a file in it is named.
+        UsageError: A revision is given for local files, or a file inside a file.
     """
     source = resolve_base(base_model, gguf_file, revision)
     return with_copy(source, gguf_cache=gguf_cache)
@@ -67,7 +67,7 @@ def with_copy(source: BaseSource, *, gguf_cache: bool) -> BaseSource:
 
 
 def _copy(source: BaseSource) -> Path | None:
-    """Return the folder of a source's converted copy, made if missing; None if it cannot be."""
+    """Return the folder of a source's converted copy, made if missing, or None if impossible."""
     path = source.weight_files()[0]
     elements = sum(read_gguf_header(path).elements.values())
     digest = file_digest(path)
@@ -79,7 +79,7 @@ def _copy(source: BaseSource) -> Path | None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / "lock"):
-            # Another process may have made it while this one waited.
+            # Another process may have made it in the meantime.
             if not _is_whole(folder):
                 if lacking := _lacking(folder.parent, int(elements * _FLOAT32 * _ROOM)):
                     _log.warning(f"{path.name} is read as GGUF, which takes longer: {lacking}")
@@ -96,7 +96,7 @@ def _copy(source: BaseSource) -> Path | None:
 
 
 def _lacking(folder: Path, needed: int) -> str | None:
-    """Return what is lacking to make a copy, or None."""
+    """Return why a copy cannot be made, or None."""
     for what, free, remedy in (
         ("memory", psutil.virtual_memory().available, ""),
         ("disk", shutil.disk_usage(folder).free, "; MAV_CACHE_HOME names another folder"),
@@ -111,12 +111,12 @@ def _lacking(folder: Path, needed: int) -> str | None:
 
 def _make(source: BaseSource, folder: Path, origin: dict[str, str]) -> None:
     """Convert into a temporary folder and rename it; the caller holds the lock."""
-    shutil.rmtree(folder, ignore_errors=True)  # damaged; its room is needed for the new one
+    shutil.rmtree(folder, ignore_errors=True)  # damaged; the new one needs its space
     with new_folder(folder) as partial:
         convert(source, partial)
         files = sorted(partial.iterdir())
         for file in files:
-            # safetensors writes files that only their owner may read.
+            # safetensors writes files that only their owner can read.
             file.chmod(partial.stat().st_mode & 0o666)
         record = {"origin": origin, "files": {file.name: _checksum(file) for file in files}}
         (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -141,5 +141,5 @@ def _has_checksums(folder: Path, inode: int, modified: int) -> bool:  # noqa: AR
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return a file's size and CRC32C, which find damage and not forgery."""
+    """Return a file's size and CRC32C, which detect damage but not forgery."""
     return list(measure(path).values())

@@ -31,8 +31,8 @@ class GGUFHeader:
     """The header of a GGUF file.
 
     Attributes:
-        file_type: `general.file_type`, or None where the file does not have it.
-        elements: Name of a tensor -> how many values it holds.
+        file_type: `general.file_type`, or None if the file has none.
+        elements: Name of a tensor -> number of its values.
         least_bytes: Bytes the file has if all its tensors are in it.
     """
 
@@ -55,8 +55,8 @@ def read_gguf_header(path: Path) -> GGUFHeader:
     size = path.stat().st_size
     if size < header.least_bytes:
         raise BaseModelError(
-            f"{path}: got {size:,} bytes, expected at least {header.least_bytes:,}, as its header "
-            f"has it: the file ends too early. Download or copy it again."
+            f"{path}: got {size:,} bytes, expected at least {header.least_bytes:,} by its "
+            f"header: the file is truncated. Download or copy it again."
         )
     return header
 
@@ -89,10 +89,10 @@ def _header(file: IO[bytes]) -> GGUFHeader:
 
 
 def _block(name: str, kind: int) -> tuple[int, int]:
-    """Return how many values a block of a type holds, and its bytes."""
+    """Return the values and the bytes of a block of a type."""
     sizes: dict[Any, tuple[int, int]] = GGML_QUANT_SIZES
     if kind not in sizes:
-        raise ValueError(f"{name} is of a type that is not known, {kind}")
+        raise ValueError(f"{name} has the unknown type {kind}")
     return sizes[kind]
 
 

@@ -1,8 +1,8 @@
 """Reads a GGUF file with transformers once, and notes tensors that it skips.
 
 transformers parses the whole file for the configuration, again for the tokenizer and again for the
-weights, makes a table of all tensor names for each module, and skips tensors that it has no
-name for without a word.
+weights, makes a table of all tensor names for each module, and silently skips tensors that it has
+no name for.
 """
 
 import threading
@@ -58,7 +58,7 @@ def gguf_read_once() -> Iterator[set[str]]:
             get_tensor_name_map=lru_cache(maxsize=1)(gguf.get_tensor_name_map),
         ),
     ):
-        # Newer releases read some architectures by other means, and report what they leave out.
+        # Newer versions read some architectures in another way, and report what they leave out.
         if mapped is None:
             yield skipped
         else:
@@ -77,7 +77,7 @@ def require_none_skipped(skipped: set[str], name: str) -> None:
     listed = ", ".join(sorted(skipped)[:5]) + (", …" if len(skipped) > 5 else "")
     rotary = any(name.startswith("rope_") for name in skipped)
     raise BaseModelError(
-        f"{name}: {len(skipped)} of its tensors not used, as transformers does not read them from "
+        f"{name}: {len(skipped)} of its tensors not used: transformers does not read them from "
         f"GGUF: {listed}."
         + (
             " They scale the rotary embeddings, so without them every state would differ."

@@ -1,7 +1,7 @@
 """Checks that every tensor of a checkpoint was loaded, and that none was missing.
 
-transformers fills what a checkpoint lacks with random values and leaves out what the model has no
-place for, and says so in a warning only.
+transformers fills missing tensors with random values, ignores tensors that the model has no place
+for, and only warns.
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import Any, Final
 from mav.cache_schema.errors import BaseModelError
 
 _NAMED: Final = 5
-"""How many tensors a message names."""
+"""Number of tensors that a message names."""
 _OTHER_TOWER: Final = re.compile(
     "vision|visual|image|video|audio|speech|talker|code2wav|token2wav|mtp|nextn|multi_?modal|mm_"
 )
-"""Names of what a model has beside its text decoder, and may be built like one."""
+"""Names of parts outside the text decoder, which may be built like one."""
 _OF_QUANTIZATION: Final = re.compile(
     r"(scale|scale_inv|zero|zeros|zero_point|amax|absmax|g_idx|quant_map|quant_state\S*)$"
 )
@@ -29,10 +29,10 @@ def require_complete(model: Any, report: dict[str, Any], name: str) -> str | Non
         model: The loaded model.
         report: What `from_pretrained` returns with `output_loading_info`, and `unconverted`: the
             names of tensors that could not be put together from several of the checkpoint.
-        name: What the base is called.
+        name: Name of the base.
 
     Returns:
-        A line on tensors that are rightly unused: what stands beside the text decoder.
+        A line about tensors that are unused on purpose: those outside the text decoder.
 
     Raises:
         BaseModelError: Naming tensors that are missing, of another shape, or unused.
@@ -46,7 +46,7 @@ def require_complete(model: Any, report: dict[str, Any], name: str) -> str | Non
     aside, unused = _sorted_out(model, report["unexpected_keys"])
     if unused:
         problems.append(
-            f"{_count(unused, 'tensor')} of the checkpoint not used, as the model has no place for "
+            f"{_count(unused, 'tensor')} of the checkpoint not used: the model has no place for "
             f"them: {_listed(unused)}"
         )
     if problems:
@@ -69,12 +69,12 @@ def require_finite(model: Any, name: str) -> None:
     """
     wrong = []
     for key, weight in model.named_parameters():
-        # Of one byte: quantized, and finite as read by what knows the format.
+        # One byte per value: quantized, and read as finite values.
         if weight.device.type == "meta" or not weight.is_floating_point() or weight.itemsize < 2:
             continue
         if not weight.numel():
             continue
-        # One pass that keeps nothing, fifty times as fast as a mask.
+        # One pass without a temporary, fifty times as fast as a mask.
         least, most = weight.detach().aminmax()
         if not (least.isfinite() and most.isfinite()):
             wrong.append(key)
@@ -127,7 +127,7 @@ def _sorted_out(model: Any, unexpected: Collection[str]) -> tuple[list[str], lis
 
 
 def _is_beside(model: Any, modules: set[str], key: str) -> bool:
-    """Whether a tensor is in a subtree of its own, outside what computes logits."""
+    """Whether a tensor is in a separate subtree that does not compute logits."""
     root = _subtree(model, key)
     within, _, part = root.rpartition(".")
     if root == key and within:

@@ -51,7 +51,7 @@ def load_base(
 
     Raises:
         BaseModelError: It cannot be found or loaded.
-        UsageError: The device is not there.
+        UsageError: The device is not available.
     """
     source = resolve_with_copy(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
     return load_source(
@@ -69,12 +69,12 @@ def load_base(
 def load_source(
     source: BaseSource, placement: LoadOptions, tokenizer: Any | None = None
 ) -> BaseModel:
-    """Load a base model whose files are found already; see `load_base`.
+    """Load a base model from files that were found; see `load_base`.
 
     Args:
         source: Its files.
-        placement: In what type and where.
-        tokenizer: Its tokenizer, where that is loaded already.
+        placement: Type and device.
+        tokenizer: Its tokenizer, if already loaded.
     """
     source.weight_files()
     spread = placement.device_map
@@ -84,7 +84,7 @@ def load_source(
     quantizing = loading_options(placement.quantize, dtype)
     generation, _ = readable_config(source.converted or source.folder)
     if quantizing and spread is None:
-        # Quantized weights are made where they stay.
+        # Quantized weights cannot be moved.
         spread, placed = {"": str(placed)}, None
     try:
         model = load_model(
@@ -98,7 +98,9 @@ def load_source(
     except BaseModelError:
         raise
     except Exception as error:
-        raise BaseModelError(f"{source.id}: cannot be loaded as a causal LM: {error}") from error
+        raise BaseModelError(
+            f"{source.id}: cannot be loaded as a causal language model: {error}"
+        ) from error
     require_tokens_within(model, tokenizer, source.id, of_gguf=source.gguf_file is not None)
     return BaseModel(
         model=model if placed is None else model.to(placed),

@@ -1,4 +1,4 @@
-"""The frozen base model, and access to what extraction and decoding need of it."""
+"""The frozen base model, with what extraction and decoding need from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class BaseModel:
         tokenizer: Its tokenizer.
         source: Its files, or None for a model built in memory.
         quantize: How it was quantized when it was loaded.
-        generation_config: The model's own, also while it is set aside.
+        generation_config: The model's own, even while it is emptied.
     """
 
     model: Any
@@ -56,7 +56,7 @@ class BaseModel:
                 f"bases; if it is one, set that to false in its config.json"
             )
         self.model.eval().requires_grad_(False)
-        # Outputs are read by name, and some architectures pass on what their own parts return.
+        # Outputs are read by name, and some architectures return what their parts return.
         # Some compute attention differently when asked to return the weights.
         for config in (self.model.config, self.config):
             config.return_dict = True
@@ -78,7 +78,7 @@ class BaseModel:
     def device(self) -> torch.device:
         """Device of its inputs."""
         device = torch.device(self.model.device)
-        # Weights that accelerate keeps elsewhere are on `meta` until its hook brings them.
+        # Offloaded weights are on `meta` until accelerate's hook loads them.
         hook = getattr(self.model, "_hf_hook", None)
         if device.type == "meta" and hook is not None:
             return torch.device(hook.execution_device)
@@ -86,13 +86,13 @@ class BaseModel:
 
     @property
     def devices(self) -> list[torch.device]:
-        """All devices it computes on; several where it is spread."""
+        """All devices it computes on; several if it is spread."""
         placed = {parameter.device for parameter in self.model.parameters()}
         return sorted({self.device, *(each for each in placed if each.type != "meta")}, key=str)
 
     @property
     def logits_device(self) -> torch.device:
-        """Where its logits are computed; another device than `device` where it is spread."""
+        """Where its logits are computed; may differ from `device` if it is spread."""
         device: torch.device = self.model.get_output_embeddings().weight.device
         return self.device if device.type == "meta" else device
 
@@ -125,7 +125,7 @@ class BaseModel:
 
     @property
     def context_length(self) -> int | None:
-        """Maximum number of tokens it reads, or None where its configuration gives no limit."""
+        """Maximum number of tokens it reads, or None if its configuration gives no limit."""
         named = getattr(self.config, "max_position_embeddings", None)
         return named if isinstance(named, int) and named > 0 else None
 
@@ -140,10 +140,10 @@ class BaseModel:
         )
 
     def require_within(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
-        """Refuse a prompt whose response would exceed the context length.
+        """Refuse prompts whose responses would exceed the context length.
 
         Args:
-            prompts: Token ids of each.
+            prompts: Token ids of each prompt.
             new_tokens: Most tokens of a response.
 
         Raises:
@@ -174,7 +174,7 @@ class BaseModel:
         head = self.model.get_output_embeddings()
         weight, bias = head.weight.detach(), getattr(head, "bias", None)
         if weight.device.type == "meta" and hasattr(head, "_hf_hook"):
-            # Left on disk by accelerate; it is brought once and kept.
+            # Offloaded to disk by accelerate; loaded once and kept.
             with align_module_device(head, execution_device=self.device):
                 weight = head.weight.detach().clone()
                 bias = None if bias is None else head.bias.detach().clone()
@@ -204,8 +204,8 @@ class BaseModel:
         One short text goes through it.
 
         Raises:
-            BaseModelError: Its output embedding is given something else than the last state, or its
-                logits are something else than the products, scaled and capped.
+            BaseModelError: The input of its output embedding is not the last state, or its logits
+                are not the products, scaled and capped.
         """
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         handle = self.model.get_output_embeddings().register_forward_hook(
@@ -223,10 +223,10 @@ class BaseModel:
             )
 
     def fingerprint(self) -> BaseModelRecord:
-        """Return what a manifest records of it, with digests of weights, config and tokenizer.
+        """Return its record for a manifest, with digests of weights, config and tokenizer.
 
-        All weights are read for their digest: those of files once, those of a model that was made
-        in memory at every call, since they may have changed.
+        All weights are read for their digest: those of files once, those of a model built in memory
+        at every call, since they may have changed.
         """
         return self._fingerprint() if self.source is None else self._fingerprint_of_files
 

@@ -1,7 +1,7 @@
 """How a base computes logits from its last state: scale and soft-cap, as its configuration says.
 
 A field of a configuration is only a name. The same `logit_scale` is a factor in one architecture
-and not looked at in another, so where there is one, both ways are compared with the model's logits.
+and ignored in another, so if it is present, both ways are compared with the model's logits.
 """
 
 import math
@@ -32,7 +32,7 @@ class OutputForm:
 
 
 def possible_forms(config: Any) -> list[OutputForm]:
-    """Return the forms a configuration may mean, the literal one first."""
+    """Return the possible meanings of a configuration, the literal one first."""
     factor = _number(getattr(config, "logit_scale", None))
     divisor = _number(getattr(config, "logits_scaling", None))
     named = [factor, None if divisor is None else 1.0 / divisor, 1.0]
@@ -58,15 +58,15 @@ def is_linear(config: Any, state: Tensor, given: Tensor, product: Tensor, logits
     Args:
         config: The configuration, for the forms that scale and soft-cap may have.
         state: Last states, [N, hidden].
-        given: What the output embedding was given.
-        product: What it returned, [N, vocab].
-        logits: What the model returned, likewise.
+        given: Input of the output embedding.
+        product: Its output, [N, vocab].
+        logits: Output of the model, likewise.
     """
     if given.shape != state.shape:
         return False
     forms = possible_forms(config)
     of_forms = [_apart(capped(product * form.scale, form.softcap), logits) for form in forms]
-    # Written so that what is not a number does not pass.
+    # Written so that a NaN does not pass.
     return _apart(given, state) <= _MOST_APART and min(of_forms) <= _MOST_APART
 
 

@@ -1,8 +1,8 @@
 """Attention over several texts packed into one sequence, no token of which is padding.
 
-Every layer of a model is given the whole packed sequence, so that its products are as large as they
-can be; only attention knows where one text ends and the next begins, and that a rejected response
-goes on from its prompt and not from the chosen response before it. It stands in for the model's own
+Every layer of a model gets the whole packed sequence, so its products are as large as possible;
+only attention knows where one text ends and the next begins, and that a rejected response
+continues its prompt and not the chosen response before it. It stands in for the model's own
 attention through transformers' `AttentionInterface`, takes what models pass to that (scaling,
 sliding windows, soft-caps, sinks), and is compared with the model's own before it is trusted.
 
@@ -33,9 +33,9 @@ class Segment:
 
     Attributes:
         start: First of them.
-        length: How many.
+        length: Number of tokens.
         prefix_start: First of the tokens before it that they see too.
-        prefix_length: How many of those there are.
+        prefix_length: Number of these.
     """
 
     start: int
@@ -59,7 +59,7 @@ class PackedSegments:
 
     @cached_property
     def key_places(self) -> Tensor:
-        """int64, of each segment the places of all tokens it sees, one segment after the other."""
+        """int64, the places of all tokens that each segment sees, concatenated."""
         parts = []
         for segment in self.segments:
             parts.append(
@@ -113,7 +113,7 @@ def packed_attention(decoder: Any, layout: PackedSegments) -> Iterator[None]:
 
     Args:
         decoder: The model; afterwards it attends as before.
-        layout: The segments of the sequence that it is given.
+        layout: The segments of its input sequence.
 
     Raises:
         NotImplementedError: Its attention cannot be replaced.

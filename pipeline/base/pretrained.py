@@ -84,7 +84,7 @@ def load_model(
             **source.loaded_from,
             trust_remote_code=False,
             output_loading_info=True,
-            # Otherwise an error without names; all that mismatch are named below.
+            # Otherwise transformers raises an error without names; mismatches are named below.
             ignore_mismatched_sizes=True,
             **(_dense_gguf() if from_gguf else {"use_safetensors": True}),
             **options,
@@ -101,7 +101,7 @@ def load_model(
 def _conversions() -> Iterator[set[str]]:
     """Yield the names of tensors that could not be converted from the checkpoint's.
 
-    transformers ends with an error that names none, after a report that only its log has.
+    transformers raises an error that names none, after reporting them in its log only.
     """
     unconverted: set[str] = set()
 
@@ -118,7 +118,7 @@ def _conversions() -> Iterator[set[str]]:
 def _dense_gguf() -> dict[str, Any]:
     """Return the option that makes newer releases dequantize a GGUF file.
 
-    They keep them packed where kernels for that are at hand; dense weights give the same numbers on
+    They keep them packed if kernels for that are installed; dense weights give the same numbers on
     every machine, and factored logits need a dense unembedding.
     """
     packed = getattr(transformers, "GgufConfig", None)

@@ -26,7 +26,7 @@ def quantization_of(source: BaseSource, quantize: Quantize | None) -> str | None
         quantize: How they are quantized when they are loaded.
 
     Raises:
-        UsageError: They are quantized already, and are to be once more.
+        UsageError: They are already quantized, and `quantize` is given.
         BaseModelError: The files cannot be read.
     """
     stored = (
@@ -38,14 +38,14 @@ def quantization_of(source: BaseSource, quantize: Quantize | None) -> str | None
         return stored
     if stored is not None:
         raise UsageError(
-            f"quantize: got {quantize!r}, but {source.id} is quantized already ({stored}); leave "
+            f"quantize: got {quantize!r}, but {source.id} is already quantized ({stored}); leave "
             f"it out, or name a base in full precision"
         )
     return f"bitsandbytes {quantize}"
 
 
 def quantize_as(quantization: str | None, source: BaseSource) -> Quantize | None:
-    """Return the quantization to load a base with, so that it is as a manifest says.
+    """Return the quantization to load a base with to match a manifest.
 
     Args:
         quantization: What the manifest says.
@@ -72,7 +72,7 @@ def loading_options(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, 
         ) from error
     from transformers import BitsAndBytesConfig
 
-    # It warns of every product that it casts.
+    # It warns about every product that it casts.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = (
         BitsAndBytesConfig(

@@ -24,9 +24,9 @@ _NOT_COMPUTED: Final = (
     "dtype",
     "torch_dtype",
 )
-"""Members of a configuration that name its origin, or what the manifest says better."""
+"""Members of a configuration that name its origin, or that the manifest records itself."""
 _INSTEAD: Final = {".gguf": "name one with `gguf_file`", **hub_errors.PICKLES_REMEDY}
-"""What to do with the weights that a repository has in place of those that were expected."""
+"""What to do with the weights that a repository has instead of those that were expected."""
 _TOKENIZERS: Final = ("*token*", "vocab*", "*.model", "tekken.json")
 _READ_AT_ONCE: Final = 1 << 22
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -41,7 +41,7 @@ class BaseSource:
         folder: Local folder with config, tokenizer and weights.
         gguf_file: Name of the GGUF file in the folder, or None for safetensors.
         revision: Commit of the hub repository, or None for local files.
-        converted: Folder with the GGUF file's contents as safetensors, where there is one; see
+        converted: Folder with the GGUF file's contents as safetensors, if there is one; see
             `mav.pipeline.base.gguf_copy`.
     """
 
@@ -111,7 +111,7 @@ def resolve_base(
 
     Raises:
         BaseModelError: Nothing is there.
-        UsageError: What is there has no revisions, or is a file and a file in it is named.
+        UsageError: A revision is given for local files, or a file inside a file.
     """
     path = Path(base_model)
     if revision is not None and path.exists():
@@ -150,7 +150,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
-    """Return a SHA-256 over a token-to-id mapping, which gives an alignment vector its meaning."""
+    """Return a SHA-256 over a token-to-id mapping, which defines what an alignment vector means."""
     ordered = sorted((index, token) for token, index in vocabulary.items())
     return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
@@ -170,11 +170,11 @@ def tensors_digest(tensors: Mapping[str, Any]) -> str:
 def file_digest(path: Path) -> str:
     """Return a file's SHA-256, cached until the file changes.
 
-    The hub's client names large files by their SHA-256 and links to them, so those 13 GB of a 7B
-    base need not be read to identify them.
+    The hub's client names large files by their SHA-256 and links to them, so the 13 GB of a 7B
+    base need not be read to identify it.
     """
     if path.is_symlink():
-        # One link on: the blob itself may be a link to a store that repositories share.
+        # Only one link: the blob itself may be a link to a store shared by repositories.
         blob = path.parent / path.readlink()
         if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
             return blob.name

@@ -15,7 +15,7 @@ _VOCABULARIES: Final = (
     "tekken.json",
     "*.vocab",
 )
-"""Files that a vocabulary is read from; transformers makes an empty one where there is none."""
+"""Files that hold a vocabulary; transformers makes an empty one if there is none."""
 
 
 def require_vocabulary_files(folder: Path) -> None:
@@ -61,13 +61,13 @@ def require_tokens_within(model: Any, tokenizer: Any, name: str, *, of_gguf: boo
         model: The base's model; its weights need not be loaded.
         tokenizer: Its tokenizer.
         name: What the base is called.
-        of_gguf: Whether the tokenizer was made of a GGUF file.
+        of_gguf: Whether the tokenizer was made from a GGUF file.
 
     Raises:
         BaseModelError: Naming the token with the largest id.
     """
     embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    # Quantized ones are packed, so their shape says nothing.
+    # Quantized embeddings are packed, so their shape does not tell.
     rows = min((len(weight) for weight in embeddings if weight.is_floating_point()), default=None)
     if rows is None:
         return

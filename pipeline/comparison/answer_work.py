@@ -1,4 +1,4 @@
-"""Decodes the answers of one system in a batch that they join and leave, turn by turn."""
+"""Decodes the answers of one system by continuous batching, turn by turn."""
 
 import hashlib
 import logging
@@ -10,7 +10,6 @@ from typing import Final
 from mav.cache_schema.errors import MAVError
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, AnswerKey
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import (
     ContinuousBatchDecoder,
@@ -18,6 +17,7 @@ from mav.pipeline.decoding.continuous_batching import (
 )
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ _NO_TURN_BEFORE: Final = "the turn before it has no answer"
 
 @dataclass(eq=False, kw_only=True)
 class _Job:
-    """An answer that is being given.
+    """An answer that is being decoded.
 
     Attributes:
-        request: What is decoded for it; its identity tells whose a token is.
+        request: Its decoding request, whose identity says which job a token belongs to.
     """
 
     key: AnswerKey
@@ -42,45 +42,45 @@ class _Job:
     seconds: float = 0.0
 
     def again(self) -> "_Job":
-        """Return the job as it was at first."""
+        """Return the job as it was at the start."""
         return _Job(key=self.key, request=self.request)
 
 
 @dataclass(kw_only=True)
 class _Running:
-    """Jobs whose answers have begun, by the identity of their requests."""
+    """Running jobs, by the identity of their requests."""
 
     decoder: ContinuousBatchDecoder
     jobs: dict[int, _Job] = field(default_factory=dict)
 
 
 class AnswerWork:
-    """Answers that are there and those that are to come.
+    """The finished answers of a system, and those still to be decoded.
 
     Attributes:
-        found: The answers that are there.
+        answers: The answers so far.
     """
 
     def __init__(
         self,
         joined: AttachedModel,
         prompts: Prompts,
-        alpha: AlphaSchedule,
+        alpha: Strength,
         decoding: GenerationOptions,
         samples: int,
-        found: dict[AnswerKey, Answer],
+        answers: dict[AnswerKey, Answer],
     ) -> None:
-        """Begin with what is there.
+        """Prepare; see `run`.
 
         Args:
-            joined: Base and head; nothing else may decode with them meanwhile.
+            joined: Base and head; nothing else may decode with them in the meantime.
             prompts: The prompts.
             alpha: The strength.
             decoding: How tokens are chosen; see `seed_of`.
             samples: Answers to each prompt.
-            found: The answers that are there.
+            answers: Answers from an earlier run.
         """
-        self.found = found
+        self.answers = answers
         self._joined = joined
         self._questions = prompts.questions
         self._alpha = alpha
@@ -88,10 +88,10 @@ class AnswerWork:
         self._samples = samples
 
     def run(self, batch_size: int) -> Iterator[list[Answer]]:
-        """Yield missing answers as they come, and those that cannot be given.
+        """Yield missing answers as they finish, and failures.
 
         Args:
-            batch_size: Most prompts decoded together; fewer where memory does not suffice.
+            batch_size: Most prompts decoded together; fewer when out of memory.
         """
         waiting, wrong = self._first()
         if wrong:
@@ -121,10 +121,10 @@ class AnswerWork:
                 continue
             waiting = [*(job.again() for job in begun), *waiting]
             batch_size = max(1, len(begun) // 2)
-            _log.info(f"Out of memory; going on with {batch_size} prompts together")
+            _log.info(f"Out of memory; continuing with {batch_size} prompts at a time")
 
     def _first(self) -> tuple[list[_Job], list[Answer]]:
-        """Return what is to be decoded first, the longest prompts before others, and failures."""
+        """Return the first jobs, longest prompts first, and failures."""
         jobs, wrong = [], []
         for number in range(len(self._questions)):
             for sample in range(self._samples):
@@ -136,19 +136,19 @@ class AnswerWork:
                     jobs.append(begun)
                 else:
                     wrong += begun
-        # What does not fit into memory shows at once.
+        # So that running out of memory happens at once.
         jobs.sort(key=lambda job: (-len(job.request.prompt), job.key))
         return jobs, wrong
 
     def _turns_there(self, number: int, sample: int) -> int:
         turn = 0
-        while AnswerKey(number, sample, turn) in self.found:
+        while AnswerKey(number, sample, turn) in self.answers:
             turn += 1
         return turn
 
     def _begin(self, key: AnswerKey) -> _Job | list[Answer]:
-        """Return the job of an answer, or why it and those that follow it cannot be."""
-        before = [self.found[key._replace(turn=turn)] for turn in range(key.turn)]
+        """Return the job of an answer, or failures of it and of the turns that follow."""
+        before = [self.answers[key._replace(turn=turn)] for turn in range(key.turn)]
         if any(answer.error is not None for answer in before):
             return self._failed(key, _NO_TURN_BEFORE)
         question, form = self._questions[key.question], self._joined.form
@@ -193,11 +193,11 @@ class AnswerWork:
             base_logprob=job.base_logprob,
             seconds=job.seconds,
         )
-        self.found[job.key] = answer
+        self.answers[job.key] = answer
         return answer
 
     def _failed(self, key: AnswerKey, error: str) -> list[Answer]:
-        """Return, of an answer and those to the turns after it, why there is none."""
+        """Return failures of an answer and of those to later turns."""
         turns = range(key.turn, self._questions[key.question].turns)
         failed = [
             Answer(
@@ -206,12 +206,12 @@ class AnswerWork:
             )
             for turn in turns
         ]
-        self.found |= {answer.key: answer for answer in failed}
+        self.answers |= {answer.key: answer for answer in failed}
         return failed
 
 
 def _step(running: _Running, new: Sequence[_Job]) -> list[tuple[_Job, str]]:
-    """Decode one token of new jobs, or of those that run; return those that have ended, and why."""
+    """Decode one token of new jobs, or of running ones; return finished jobs with their reasons."""
     started = perf_counter()
     if new:
         outputs = running.decoder.add([job.request for job in new])
@@ -243,8 +243,8 @@ def seed_of(seed: int | None, key: AnswerKey) -> int:
     """Return the seed of an answer, from 0 to 2^62 - 1.
 
     Args:
-        seed: Of all answers.
-        key: Which answer it is.
+        seed: The seed for all answers.
+        key: Identifies the answer.
     """
-    told = f"{seed or 0}/{key.question}/{key.sample}/{key.turn}".encode()
-    return int.from_bytes(hashlib.sha256(told).digest()[:8], "little") % 2**62
+    identity = f"{seed or 0}/{key.question}/{key.sample}/{key.turn}".encode()
+    return int.from_bytes(hashlib.sha256(identity).digest()[:8], "little") % 2**62

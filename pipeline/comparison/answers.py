@@ -1,4 +1,4 @@
-"""Answers of a system that was not run here, read from a file and matched to the prompts."""
+"""Reads another system's answers from a file and matches them to the prompts."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mav.cache_schema.errors import DataError
+from mav.cache_schema.errors import DataError, MAVError
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.questions import json_rows, key_of, shown
-from mav.pipeline.comparison.records import Answer, AnswerKey, measured
+from mav.pipeline.comparison.records import Answer, AnswerKey, measured, whole_number
 from mav.pipeline.preferences.prompt_format import require_prompt
 
 _log = logging.getLogger(__name__)
@@ -23,10 +23,10 @@ class ReadAnswers:
     """The answers of a file.
 
     Attributes:
-        answers: By prompt, sample and turn.
-        base: Digest of the base's weights that KL and log-probabilities are to; None where not
-            known.
-        beyond: Answers to prompts that a limit has left out.
+        answers: Sorted by prompt, sample and turn.
+        base: Digest of the weights of the base that KL and log-probabilities refer to; None if
+            unknown.
+        beyond: Number of answers to prompts beyond the limit.
     """
 
     answers: tuple[Answer, ...]
@@ -43,15 +43,15 @@ def read_answers(name: str, path: Path, prompts: Prompts) -> ReadAnswers:
     to later turns of a conversation have a `turn`, counted from 0.
 
     Args:
-        name: The system, for messages.
+        name: Name of the system, for messages.
         path: The file.
-        prompts: What was asked, with what a limit has left out.
+        prompts: The prompts, including those beyond the limit.
 
     Raises:
-        DataError: It cannot be read, or has answers to other prompts, or to none of these.
+        DataError: It cannot be read, or has answers to other prompts, or no answer to these.
     """
     numbers = {question.key: number for number, question in enumerate(prompts.questions)}
-    found: dict[AnswerKey, Answer] = {}
+    answers: dict[AnswerKey, Answer] = {}
     others: list[str] = []
     rows = beyond = 0
     base = None
@@ -71,22 +71,24 @@ def read_answers(name: str, path: Path, prompts: Prompts) -> ReadAnswers:
             continue
         sample = samples[number, turn] = samples.get((number, turn), -1) + 1
         place_of = AnswerKey(number, sample, turn)
-        found[place_of] = replace(answer, key=place_of)
-    if others or not found:
+        answers[place_of] = replace(answer, key=place_of)
+    if others or not answers:
         raise _for_other_prompts(path, others, rows, prompts)
     if beyond:
         _log.info(f"{name}: {beyond:,} answers are to prompts beyond `limit`, and are not used")
-    return ReadAnswers(answers=tuple(found[key] for key in sorted(found)), base=base, beyond=beyond)
+    return ReadAnswers(
+        answers=tuple(answers[key] for key in sorted(answers)), base=base, beyond=beyond
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; name one with the answers of a system")
+        raise DataError(f"{path}: no such file; name a file with a system's answers")
     return json_rows(path)
 
 
 def _parse(row: Any, place: str) -> tuple[str, int, Answer]:
-    """Return a row's prompt, its turn, and what it says of the answer."""
+    """Return a row's prompt, turn and answer."""
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: got {shown(row)}, expected an object with prompt and response")
     prompt = row.get("prompt", row.get("messages", row.get("instruction")))
@@ -95,31 +97,31 @@ def _parse(row: Any, place: str) -> tuple[str, int, Answer]:
     if prompt is None or not (isinstance(response, str) or isinstance(error, str)):
         raise DataError(
             f"{place}: got {sorted(row)}, expected 'prompt' and 'response', or 'instruction' and "
-            f"'output', the answer a text"
+            f"'output', with text as the answer"
         )
     if "instruction" in row and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     try:
         key = key_of(require_prompt(prompt))
-        turn = int(row.get("turn", 0))
-        told = measured(row)
-    except (DataError, TypeError, ValueError) as problem:
+        turn = whole_number(row, "turn") if "turn" in row else 0
+        measures = measured(row)
+    except (MAVError, ValueError) as problem:
         raise DataError(f"{place}: {problem}") from problem
     failed = error if isinstance(error, str) else None
     text = response if isinstance(response, str) and failed is None else ""
-    return key, turn, Answer(key=AnswerKey(0), response=text, error=failed, **told)
+    return key, turn, Answer(key=AnswerKey(0), response=text, error=failed, **measures)
 
 
 def _for_other_prompts(path: Path, others: list[str], rows: int, prompts: Prompts) -> DataError:
     if not rows:
         return DataError(f"{path}: no answer in it")
     first = others[0] if others else ""
-    told = " ".join(first.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:").split())
-    example = f", such as {told[:60]!r}" if told else ""
+    start = " ".join(first.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:").split())
+    example = f", such as {start[:60]!r}" if start else ""
     if not others:
         return DataError(
-            f"{path}: none of its {rows:,} answers is to one of the {len(prompts.questions):,} "
-            f"prompts of {prompts.source} within `limit`; raise it"
+            f"{path}: none of its {rows:,} answers belongs to one of the "
+            f"{len(prompts.questions):,} prompts of {prompts.source} within `limit`; raise it"
         )
     return DataError(
         f"{path}: {len(others):,} of its {rows:,} answers are to other prompts{example}; expected "

@@ -22,7 +22,7 @@ from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.resumable_lines import json_line
 
 _DATASET: Final = "mav-compare"
-"""What AlpacaEval's `dataset` is where the prompts have none."""
+"""AlpacaEval's `dataset` for prompts without one."""
 
 
 def export_answers(
@@ -30,14 +30,14 @@ def export_answers(
 ) -> list[Path]:
     """Write each system's answers for another tool, under a folder with the tool's name.
 
-    AlpacaEval takes one answer to a prompt: the first sample's first turn. Prompts without an
-    answer are left out for MT-Bench and are empty for AlpacaEval, which pairs by instruction.
+    AlpacaEval takes one answer per prompt: the first turn of the first sample. Prompts without an
+    answer are omitted for MT-Bench and empty for AlpacaEval, which pairs by instruction.
 
     Args:
-        form: The tool.
-        prompts: What was asked.
+        form: The tool to write for.
+        prompts: The prompts.
         systems: The systems.
-        folder: Where the tool's folder is made.
+        folder: Parent of the tool's folder.
 
     Returns:
         The files.
@@ -59,10 +59,10 @@ def export_answers(
 def alpaca_eval(prompts: Prompts, system: System) -> list[dict[str, str]]:
     """Return a system's answers as AlpacaEval's model outputs."""
     given = system.given()
-    found = []
+    rows = []
     for number, question in enumerate(prompts.questions):
         answer = given.get(AnswerKey(number))
-        found.append(
+        rows.append(
             {
                 "instruction": _instruction(question.prompt),
                 "output": "" if answer is None else answer.response,
@@ -70,20 +70,20 @@ def alpaca_eval(prompts: Prompts, system: System) -> list[dict[str, str]]:
                 "dataset": question.dataset or _DATASET,
             }
         )
-    return found
+    return rows
 
 
 def mt_bench(prompts: Prompts, system: System, written: float) -> list[dict[str, Any]]:
     """Return a system's answers as FastChat's model answers.
 
     Args:
-        prompts: What was asked.
+        prompts: The prompts.
         system: The system.
-        written: Seconds since 1970 that the answers bear.
+        written: Time stamp of the answers, in seconds since 1970.
     """
     given = system.given()
     samples = range(1 + max((key.sample for key in given), default=-1))
-    found = []
+    rows = []
     for number, question in enumerate(prompts.questions):
         choices = []
         for sample in samples:
@@ -92,21 +92,21 @@ def mt_bench(prompts: Prompts, system: System, written: float) -> list[dict[str,
             if len(texts) == question.turns:
                 choices.append({"index": sample, "turns": texts})
         if choices:
-            told = json.dumps([question.id, system.name, choices]).encode()
-            found.append(
+            identity = json.dumps([question.id, system.name, choices]).encode()
+            rows.append(
                 {
                     "question_id": question.id,
-                    "answer_id": hashlib.sha256(told).hexdigest()[:22],
+                    "answer_id": hashlib.sha256(identity).hexdigest()[:22],
                     "model_id": system.name,
                     "choices": choices,
                     "tstamp": written,
                 }
             )
-    return found
+    return rows
 
 
 def _instruction(prompt: str | Messages) -> str:
-    """Return a single message of a user as it is, and a conversation as a transcript."""
+    """Return a single user message unchanged, and a conversation as a transcript."""
     turns = messages_of(prompt)
     if len(turns) == 1:
         return turns[0]["content"]

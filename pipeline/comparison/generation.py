@@ -1,15 +1,15 @@
-r"""Answers of base and head at one strength, with their exact distance from the base.
+r"""Generates answers of base and head at one strength, with their exact KL to the base.
 
 The KL of an answer is the sum over its tokens of KL(pi_alpha || pi_base) of the two distributions
-that the token is one of, both of them softmaxes of logits as the models give them, whatever
-temperature or nucleus tokens are chosen by. Where tokens are sampled from pi_alpha itself
-(temperature 1, nothing left out) its mean over answers is the KL between the two models' answers,
+the token was drawn from, both softmaxes of the models' raw logits, independent of temperature and
+nucleus. If tokens are sampled from pi_alpha itself (temperature 1, no truncation), its mean over
+answers is the KL between the two models' answers,
 
     E_{y ~ pi_alpha} log pi_alpha(y) / pi_base(y) = E sum_t KL(pi_alpha(.|y_<t) || pi_base(.|y_<t)),
 
-with less variance than the log-ratio of the tokens has. Where decoding is greedy it is the same sum
-along the one answer that is taken. It costs no pass of the base: the logits that the head is added
-to are the base's own for the same tokens.
+with less variance than the log-ratio of the tokens. With greedy decoding it is the same sum along
+the one answer that is generated. It costs no pass of the base: the head is added to logits that are
+the base's own for the same tokens.
 """
 
 import logging
@@ -21,10 +21,9 @@ from mav.pipeline.base.failures import explain_failures
 from mav.pipeline.comparison.answer_work import AnswerWork
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, answer_of
-from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.head.model import is_quantized
+from mav.pipeline.decoding.steering.strengths import HeadAlphas, as_strength
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import resumable_lines
@@ -36,43 +35,44 @@ def generate_answers(
     mav: MAVInference,
     name: str,
     prompts: Prompts,
-    alpha: float,
+    alpha: float | HeadAlphas,
     path: Path,
     *,
     decoding: GenerationOptions,
     samples: int = 1,
     batch_size: int = 8,
 ) -> list[Answer]:
-    """Answer every prompt at one strength; go on with what an interrupted run has left.
+    """Answer every prompt at one strength; resume an interrupted run.
 
     Args:
         mav: Head and base.
-        name: What to call head and strength.
+        name: Name of head and strength, for progress.
         prompts: The prompts.
         alpha: The strength.
-        path: JSON lines, the first of which says what made the others.
-        decoding: How tokens are chosen. Each answer has a seed of its own, which follows from this
-            one (0 if None), its prompt's number, turn and sample: no answer depends on which
-            others it is decoded with, nor on the strength.
+        path: JSON lines; the first describes the run that made the others.
+        decoding: How tokens are chosen. The seed of each answer follows from this one (0 if None),
+            its prompt's number, turn and sample, so no answer depends on which others it is
+            decoded with, and the seed does not depend on the strength.
         samples: Answers to each prompt.
-        batch_size: Most prompts decoded together; fewer where memory does not suffice.
+        batch_size: Most prompts decoded together; fewer when out of memory.
 
     Returns:
-        The answers by prompt, sample and turn; those that could not be given say why.
+        The answers by prompt, sample and turn; failed ones have an `error`.
 
     Raises:
-        DataError: The file has answers of another run.
-        BaseModelError: The base cannot be decoded in batches that change.
+        DataError: The file holds answers of another run.
+        BaseModelError: The base does not support continuous batching.
     """
     made_by = _made_by(mav, prompts, alpha, decoding, samples)
     total = samples * sum(question.turns for question in prompts.questions)
     with resumable_lines(path, made_by, lambda line: answer_of(line).key) as kept:
-        found = {key: answer_of(line) for key, line in kept.found.items()}
-        if 0 < len(found) < total:
-            _log.info(f"{path}: {len(found):,} of {total:,} answers are there; going on")
-        with progress_bar(total, f"answering, {name}", "answer", done=len(found)) as bar:
+        answered = {key: answer_of(line) for key, line in kept.lines.items()}
+        if 0 < len(answered) < total:
+            _log.info(f"{path}: {len(answered):,} of {total:,} answers exist already; resuming")
+        with progress_bar(total, f"answering, {name}", "answer", done=len(answered)) as bar:
             try:
-                work = AnswerWork(mav.joined, prompts, as_schedule(alpha), decoding, samples, found)
+                strength = as_strength(alpha, mav.head_names)
+                work = AnswerWork(mav.joined, prompts, strength, decoding, samples, answered)
                 with mav.exclusive(), explain_failures(mav.base):
                     for answers in work.run(batch_size):
                         kept.append(
@@ -81,29 +81,34 @@ def generate_answers(
                         bar.update(len(answers))
             except KeyboardInterrupt as stop:
                 raise Interrupted(
-                    f"{len(kept.found):,} of {total:,} answers of {name} are kept, in {path}.",
-                    "The same command goes on with the rest.",
+                    f"{len(kept.lines):,} of {total:,} answers of {name} are kept, in {path}.",
+                    "The same command continues with the rest.",
                 ) from stop
-    return [work.found[key] for key in sorted(work.found)]
+    return [work.answers[key] for key in sorted(work.answers)]
 
 
 def _made_by(
-    mav: MAVInference, prompts: Prompts, alpha: float, decoding: GenerationOptions, samples: int
+    mav: MAVInference,
+    prompts: Prompts,
+    alpha: float | HeadAlphas,
+    decoding: GenerationOptions,
+    samples: int,
 ) -> dict[str, Any]:
-    """Return all that the answers depend on."""
+    """Return everything the answers depend on."""
     base = mav.base.fingerprint()
+    steers = any(one for _, one in as_strength(alpha, mav.head_names).points)
     chosen = asdict(decoding)
     for name in ("num_beams", "cache_implementation", "compile"):
         del chosen[name]
     return {
         "prompts": prompts.digest,
-        "head": mav.head_digest if alpha else None,
+        "head": mav.head_digest if steers else None,
         "base": base.weights_digest,
         "form": mav.joined.form.name,
         "dtype": str(mav.base.dtype).removeprefix("torch."),
         "quantization": base.quantization,
-        "int8_head": bool(alpha) and is_quantized(mav.head),
-        "alpha": alpha,
+        "int8_head": steers and mav.int8_head,
+        "alpha": alpha.to_json() if isinstance(alpha, HeadAlphas) else alpha,
         "samples": samples,
         **chosen,
         "seed": decoding.seed or 0,

@@ -2,9 +2,9 @@
 
 Prompts are the sample, drawn again with replacement; the interval is from the 2.5th to the 97.5th
 percentile of the estimate over the draws. Source: Efron and Tibshirani 1993, "An Introduction to
-the Bootstrap", chapter 13. Draws come from a fixed seed, so a figure is the same whenever it is
-computed. Values that are missing, None or not finite, are left out (in pairs where there are
-pairs), and an estimate says how many there were.
+the Bootstrap", chapter 13. Draws come from a fixed seed, so results are reproducible. Missing
+values, None or not finite, are left out (together with the value they are paired with), and an
+estimate counts them.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from mav.pipeline.evaluation.statistics import wilson
 Values = Sequence[float | None]
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-"""Which prompts are drawn, [D, N]."""
+"""Indices of the drawn prompts, [D, N]."""
 Statistic = Callable[[Places], Floats]
-"""A figure of each draw, [D]."""
+"""One value per draw, [D]."""
 
 DRAWS: Final = 4000
-"""Samples drawn again for an interval."""
+"""Bootstrap draws per interval."""
 _SEED: Final = 0
 _PERCENTILES: Final = (2.5, 97.5)
 _AT_ONCE: Final = 1 << 20
-"""Most values that are drawn at once, to bound memory."""
+"""Most values drawn at once, to bound memory."""
 _RIDGE: Final = np.array([1e-6, 1.0])
-"""Of the coefficients a and b; see `length_controlled_win_rate`."""
+"""Penalty of the coefficients a and b; see `length_controlled_win_rate`."""
 _MOST_STEPS: Final = 30
 _CONVERGED: Final = 1e-10
 
@@ -42,11 +42,11 @@ class Estimate:
     """A figure with its 95 % interval.
 
     Attributes:
-        value: The figure; None if nothing was there to estimate it from.
+        value: The estimate; None without any values.
         low: Lower end of the interval; None for fewer than two values.
         high: Upper end, likewise.
-        n: Values, or pairs of them, that it stands on.
-        missing: Values, or pairs, that were left out because one was missing.
+        n: Number of values, or pairs, it is based on.
+        missing: Number of values, or pairs, that were missing.
     """
 
     value: float | None
@@ -56,12 +56,12 @@ class Estimate:
     missing: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it; what is unknown is null."""
+        """Return plain JSON values; unknown ones are null."""
         return dataclasses.asdict(self)
 
 
 def mean_interval(values: Values) -> Estimate:
-    """Return the mean of one value a prompt."""
+    """Return the mean of one value per prompt."""
     (kept,), missing = _present(values)
     return _estimate(_mean_of(kept), len(kept), missing)
 
@@ -70,19 +70,19 @@ def paired_difference(values: Values, reference: Values) -> Estimate:
     """Return the mean of value - reference, prompt by prompt.
 
     Raises:
-        ValueError: There are not as many of one as of the other.
+        ValueError: The numbers of values differ.
     """
     (kept, against), missing = _present(values, reference)
     return _estimate(_mean_of(kept - against), len(kept), missing)
 
 
 def win_rate(values: Values, reference: Values) -> Estimate:
-    """Return the share of prompts whose value exceeds the reference's, equal ones counting half.
+    """Return the share of prompts whose value exceeds the reference's, ties counting half.
 
     See `mean_result` for the interval.
 
     Raises:
-        ValueError: There are not as many of one as of the other.
+        ValueError: The numbers of values differ.
     """
     (kept, against), missing = _present(values, reference)
     wins = (kept > against) + 0.5 * (kept == against)
@@ -92,34 +92,34 @@ def win_rate(values: Values, reference: Values) -> Estimate:
 def mean_result(results: Values) -> Estimate:
     """Return the mean of results, each from 0 for a loss over 0.5 for a tie to 1 for a win.
 
-    Where all results are the same, so are all draws; then the interval is Wilson's.
+    If all results are equal, so are all draws; then the interval is Wilson's.
     """
     (kept,), missing = _present(results)
     return _of_results(_mean_of(kept), kept, missing)
 
 
 def length_controlled_win_rate(wins: Values, length_differences: Values) -> Estimate:
-    """Return the win rate there would be if answers were as long as the reference's.
+    """Return the win rate expected if answers were as long as the reference's.
 
-    With w the result at a prompt and d the difference of lengths there, fitted is
+    With w the result and d the difference of lengths at a prompt, this fits
 
         P(w) = sigmoid(a + b * tanh(d / s)),    s the root mean square of d,
 
-    by maximum likelihood less b^2 / 2, and less a^2 * 5e-7, which keeps it finite where one side
-    wins throughout. The estimate is sigmoid(a), without the term of length. Where lengths are equal
-    it is the plain win rate. In draws, s stays that of all prompts.
+    by maximum likelihood with the penalties b^2 / 2 and a^2 * 5e-7; the latter keeps a finite when
+    one side always wins. The estimate is sigmoid(a), without the term of length. If lengths are
+    equal it is the plain win rate. Draws use the s of all prompts.
 
-    After AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval"), and different: theirs
-    has a third term for the difficulty of an instruction, fitted over all systems of their
-    leaderboard and so not known of other prompts; d is divided by its standard deviation, and the
-    regularisation is another. These figures are not to be set beside theirs.
+    Adapted from AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval"). Theirs has a
+    third term for the difficulty of an instruction, which is fitted over all systems of their
+    leaderboard and thus unknown for other prompts; it divides d by its standard deviation and
+    regularises differently. The figures are not comparable with theirs.
 
     Args:
         wins: A result for each prompt, as `mean_result` takes them.
-        length_differences: Length of the answer less that of the reference's, in any one unit.
+        length_differences: Length of the answer minus that of the reference's, in any unit.
 
     Raises:
-        ValueError: There are not as many of one as of the other.
+        ValueError: The numbers of values differ.
     """
     (kept, differences), missing = _present(wins, length_differences)
     scale = math.sqrt(float((differences**2).sum()) / max(1, len(kept)))
@@ -134,8 +134,7 @@ def length_controlled_win_rate(wins: Values, length_differences: Values) -> Esti
 def _fit(wins_DN: Floats, lengths_DN: Floats) -> Floats:
     """Return the coefficients a and b of D samples of N prompts, [D, 2].
 
-    Newton's method from zero, which takes some 20 steps where one side wins throughout and 5
-    elsewhere.
+    Newton's method from zero; takes about 20 steps if one side always wins, otherwise 5.
     """
     found_D2 = np.zeros((len(wins_DN), 2))
     design_DN2 = np.stack([np.ones_like(lengths_DN), lengths_DN], axis=-1)
@@ -152,12 +151,12 @@ def _fit(wins_DN: Floats, lengths_DN: Floats) -> Floats:
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    found: Floats = 0.5 * (1 + np.tanh(0.5 * logits))  # unlike exp, tanh does not overflow
-    return found
+    values: Floats = 0.5 * (1 + np.tanh(0.5 * logits))  # unlike exp, tanh does not overflow
+    return values
 
 
 def _present(*columns: Values) -> tuple[list[Floats], int]:
-    """Return columns without the prompts at which one has no finite value, and their number."""
+    """Return columns without prompts that lack a finite value, and the number of these prompts."""
     if len({len(column) for column in columns}) > 1:
         counts = " and ".join(str(len(column)) for column in columns)
         raise ValueError(f"got {counts} values, expected one of each for every prompt")
@@ -168,19 +167,19 @@ def _present(*columns: Values) -> tuple[list[Floats], int]:
 
 def _mean_of(values: Floats) -> Statistic:
     def mean(places_DN: Places) -> Floats:
-        found: Floats = values[places_DN].mean(axis=1)
-        return found
+        means: Floats = values[places_DN].mean(axis=1)
+        return means
 
     return mean
 
 
 def _of_results(statistic: Statistic, results: Floats, missing: int) -> Estimate:
     """Return the estimate of a statistic of results that lie from 0 to 1."""
-    found = _estimate(statistic, len(results), missing)
+    estimate = _estimate(statistic, len(results), missing)
     if len(results) < 2 or np.ptp(results) > 0:
-        return found
+        return estimate
     low, high = wilson(float(results.sum()), len(results))
-    return dataclasses.replace(found, low=low, high=high)
+    return dataclasses.replace(estimate, low=low, high=high)
 
 
 def _estimate(statistic: Statistic, n: int, missing: int) -> Estimate:
@@ -196,7 +195,7 @@ def _estimate(statistic: Statistic, n: int, missing: int) -> Estimate:
 
 
 def _drawn(n: int) -> Iterator[Places]:
-    """Yield all draws of n prompts, as many at once as memory is meant to hold."""
+    """Yield all draws of n prompts, in batches that bound memory."""
     generator = np.random.default_rng(_SEED)
     at_once = max(1, _AT_ONCE // n)
     for start in range(0, DRAWS, at_once):

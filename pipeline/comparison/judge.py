@@ -1,10 +1,10 @@
-"""Win rates by a judge: a model that is asked which of two answers is better.
+"""Win rates by a judge, a model that is asked which of two answers is better.
 
-Every pair is asked about in both orders, as judges favour a place: its result is the mean of both
-verdicts, so a judge that always names the first makes every pair a tie. What cannot be read as a
-verdict, and calls that fail, are counted and never guessed; a pair with one of them has no result.
-Every reply is one JSON line in a file, forced to the disk as it comes. What is there is not asked
-again, except where the call failed.
+Every pair is judged in both orders, because judges favour a position: its result is the mean of
+both verdicts, so a judge that always names the first answer makes every pair a tie. Replies without
+a verdict and failed calls are counted, never guessed; a pair with one of them has no result. Every
+reply is one JSON line in a file and flushed at once. It is not asked for again unless the call
+failed.
 
 Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", for pairs in
 both orders. The judging prompt, `judge_prompt.txt`, is our own.
@@ -34,7 +34,7 @@ from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import ResumableLines, resumable_lines
 
 _TRIAL: Final = 8
-"""After this many calls without a verdict, what is asked is no judge."""
+"""After this many calls without a verdict, the model is not a judge."""
 _LOST: Final = 8
 """After this many failed calls in a row, the server is gone."""
 _SHOWN: Final = 160
@@ -48,8 +48,8 @@ class Duel:
 
     Attributes:
         prompt: Messages, a transcript, or a user's words.
-        answer: The answer whose result it is; None where there is none.
-        reference: The answer it is held against, likewise.
+        answer: The answer that wins or loses; None if there is none.
+        reference: The answer it is compared with, likewise.
     """
 
     prompt: str | Messages
@@ -58,23 +58,23 @@ class Duel:
 
     @property
     def is_same(self) -> bool:
-        """Whether both answers say the same."""
+        """Whether both answers are equal."""
         answer, reference = self.answer, self.reference
         return answer is not None and reference is not None and answer.strip() == reference.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a judge said of duels.
+    """Results of judged duels.
 
     Attributes:
-        results: Of each duel, the mean of both orders: 1 for a win, 0.5 for a tie, 0 for a loss;
-            None where an answer or a verdict is missing.
-        identical: Duels of twice the same answer, which are ties and not asked about.
-        by_place: Duels in which the judge named the same place both times.
-        failed: Questions whose call gave no reply.
+        results: Per duel, the mean of both orders: 1 for a win, 0.5 for a tie, 0 for a loss;
+            None if an answer or a verdict is missing.
+        identical: Duels of equal answers, which are ties without asking.
+        by_place: Duels in which the judge named the same position both times.
+        failed: Questions without a reply.
         unreadable: Questions whose reply has no verdict.
-        not_asked: Questions that the limit on calls left open.
+        not_asked: Questions beyond the limit on calls.
     """
 
     results: tuple[float | None, ...]
@@ -95,24 +95,24 @@ class Judge:
         client: JudgeClient,
         kept: ResumableLines[str],
     ) -> None:
-        """Take what `open_judge` made."""
+        """Prepare; use `open_judge`."""
         self._options = options
         self._template = template
         self._client = client
         self._kept = kept
-        self._has_judged = any(map(_verdict, kept.found.values()))
+        self._has_judged = any(map(_verdict, kept.lines.values()))
 
     @property
     def calls(self) -> int:
-        """Requests that were sent so far, further tries among them."""
+        """Requests sent so far, including retries."""
         return self._client.calls
 
     def decide(self, duels: Sequence[Duel]) -> Judged:
-        """Ask about duels what is not known of them yet.
+        """Judge duels, asking only what has not been asked before.
 
         Raises:
-            DataError: The model gives no verdicts, or the server is gone; replies are kept.
-            UsageError: The server wants a key, or another one.
+            DataError: The model gives no verdicts, or the server does not reply; replies are kept.
+            UsageError: The server rejects the key, or requires one.
             Interrupted: The user stopped it; replies are kept.
         """
         asked = [self._questions(duel) for duel in duels]
@@ -122,8 +122,8 @@ class Judge:
             self._ask(missing)
         except KeyboardInterrupt as stop:
             raise Interrupted(
-                f"{len(self._kept.found):,} replies of the judge are kept.",
-                "The same command goes on with the rest.",
+                f"{len(self._kept.lines):,} replies of the judge are kept.",
+                "The same command continues with the rest.",
             ) from stop
         verdicts = [[_verdict(self._line(one["key"])) for one in both] for both in asked]
         lines = [self._line(key) for key in questions]
@@ -137,21 +137,21 @@ class Judge:
         )
 
     def _line(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._kept.found.get(key, {})
-        return found
+        line: dict[str, Any] = self._kept.lines.get(key, {})
+        return line
 
     def _questions(self, duel: Duel) -> list[dict[str, Any]]:
-        """Return what is to be asked: both orders of a duel, as their lines begin."""
+        """Return the questions of a duel, one per order, as the beginnings of their lines."""
         if duel.answer is None or duel.reference is None or duel.is_same:
             return []
         orders = ((duel.answer, duel.reference), (duel.reference, duel.answer))
-        found = []
+        questions = []
         for answer_a, answer_b in orders:
             asked = fill(self._template, duel.prompt, answer_a, answer_b)
-            told = [self._options.judge_model, self._options.judge_temperature, asked]
-            key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-            found.append({"key": key, "model": self._options.judge_model, "asked": asked})
-        return found
+            identity = [self._options.judge_model, self._options.judge_temperature, asked]
+            key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+            questions.append({"key": key, "model": self._options.judge_model, "asked": asked})
+        return questions
 
     def _ask(self, questions: Sequence[dict[str, Any]]) -> None:
         if not questions:
@@ -186,19 +186,24 @@ class Judge:
                     )
 
     def _no_judge(self, line: dict[str, Any], tried: int) -> DataError:
-        got = line.get("error") or repr(_short(line["reply"]))
+        name = f"{self._options.judge_model} at {self._client.url}"
+        if "error" in line:
+            return DataError(
+                f"{name}: {tried} calls gave no verdict; the last: {line['error']}. Check "
+                f"`judge_url` and `judge_model`."
+            )
         return DataError(
-            f"{self._options.judge_model} at {self._client.url} is no judge: {tried} calls gave no "
-            f"verdict; the last gave {got}, expected a reply that ends with a line such as "
+            f"{name} is not a judge: {tried} calls gave no verdict; the last gave "
+            f"{_short(line['reply'])!r}, expected a reply that ends with a line such as "
             f"'Verdict: A'. Name a model that follows the judging prompt, or another prompt."
         )
 
     def _replies(
         self, questions: Sequence[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], str | Exception]]:
-        """Yield questions with their replies, or what came in place of one, as they come.
+        """Yield questions with their replies or errors, as they arrive.
 
-        The next is asked when a reply is taken in, so few are lost where a program is killed.
+        A question is sent when a reply is consumed, so few are lost if the program is killed.
         """
         waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[dict[str, Any], str | Exception]] = queue.SimpleQueue()
@@ -207,11 +212,11 @@ class Judge:
             while (question := waiting.get()) is not None:
                 try:
                     done.put((question, self._client.ask(question["asked"])))
-                except Exception as error:  # raised where replies are read, if it is no reply
+                except Exception as error:  # raised where replies are read
                     done.put((question, error))
 
         at_once = min(self._options.judge_concurrency, len(questions))
-        # Of the daemon kind: a call in progress must not keep a program that was stopped.
+        # Daemon threads: a call in progress must not keep a stopped program alive.
         for _ in range(at_once):
             threading.Thread(target=work, name="mav-judge", daemon=True).start()
         try:
@@ -228,15 +233,15 @@ class Judge:
 
 @contextmanager
 def open_judge(options: JudgeOptions, path: Path) -> Iterator[Judge]:
-    """Open a judge and the file of its replies, which no other run may write meanwhile.
+    """Open a judge and its file of replies, locked until the context is left.
 
     Args:
-        options: Whom to ask, and how much, until the context is left.
-        path: The file, made if it is not there.
+        options: The judge and its limits.
+        path: The file, created if missing.
 
     Raises:
         DataError: The file or the judging prompt cannot be used.
-        UsageError: The URL is none.
+        UsageError: The URL is invalid.
     """
     template = load_judge_prompt(options.judge_prompt)
     client = JudgeClient(options)
@@ -248,24 +253,24 @@ def open_judge(options: JudgeOptions, path: Path) -> Iterator[Judge]:
 
 
 def _key(line: dict[str, Any]) -> str:
-    """Return what a kept line is the reply to.
+    """Return the key of the question that a kept line replies to.
 
     Raises:
-        KeyError: It does not say.
-        TypeError: Its reply is no text.
+        KeyError: It has none.
+        TypeError: Its reply is not text.
     """
     if not isinstance(line.get("reply", ""), str):
-        raise TypeError(f"reply: got {type(line['reply']).__name__}, expected a text")
+        raise TypeError(f"reply: got {type(line['reply']).__name__}, expected text")
     return str(line["key"])
 
 
 def _verdict(line: dict[str, Any]) -> Verdict | None:
-    """Return the verdict of a kept line; the reply counts, not what the line calls it."""
+    """Return the verdict in the reply of a kept line."""
     return read_verdict(line["reply"]) if "reply" in line else None
 
 
 def _result(duel: Duel, verdicts: Sequence[Verdict | None]) -> float | None:
-    """Return the mean of the verdicts of both orders, of which the second is turned round."""
+    """Return the mean of the verdicts of both orders, the second one reversed."""
     if duel.is_same:
         return 0.5
     known_ones = [verdict for verdict in verdicts if verdict is not None]

@@ -1,4 +1,4 @@
-"""Asks a model behind an OpenAI-compatible `/chat/completions` endpoint, again where that helps."""
+"""Client of an OpenAI-compatible `/chat/completions` endpoint, with retries."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ from mav.pipeline.runtime.json_input import strict_json
 _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 180.0
-"""How long the server may be silent before a call counts as failed."""
+"""Seconds without a response after which a call counts as failed."""
 TRIES: Final = 6
 _LONGEST_WAIT: Final = 600.0
 _MOST_BYTES: Final = 1 << 24
@@ -31,7 +31,7 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class CallFailedError(Exception):
-    """A call that gave no reply, whose text says why; others may."""
+    """A call that failed, with the reason; other calls may succeed."""
 
 
 class OutOfCallsError(Exception):
@@ -39,21 +39,21 @@ class OutOfCallsError(Exception):
 
 
 class StoppedError(Exception):
-    """The client was stopped while it waited to try again."""
+    """The client was stopped while waiting to retry."""
 
 
 class JudgeClient:
     """A client that several threads may use at once.
 
     Attributes:
-        calls: Requests that were sent, further tries among them.
+        calls: Requests sent, including retries.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
-        """Take whom to ask; nothing is sent yet.
+        """Prepare; nothing is sent yet.
 
         Raises:
-            UsageError: The URL is none, or the key cannot stand in a header.
+            UsageError: The URL is invalid, or the key cannot be sent in a header.
         """
         host, whole = _host(options.judge_url), options.judge_url.rstrip("/")
         self.url = whole if whole.endswith(_PATH) else whole + _PATH
@@ -62,31 +62,33 @@ class JudgeClient:
         self._headers = {"Content-Type": "application/json", "User-Agent": "mav-compare"}
         key = os.environ.get(options.judge_key, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UsageError(f"{options.judge_key}: the key in it has characters that no key has")
+            raise UsageError(
+                f"{options.judge_key}: the key in it has characters that are not allowed in a key"
+            )
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        # A server on this machine is not reached through a proxy, whatever the environment says.
+        # A server on this machine is never reached through a proxy.
         proxies = [urllib.request.ProxyHandler({})] if host in _LOOPBACK else []
-        self._opener = urllib.request.build_opener(*proxies)
+        self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Have no call try again."""
+        """Stop all retries."""
         self._stopped.set()
 
     def ask(self, text: str) -> str:
         """Return the model's reply to a message.
 
-        Requests that time out, cannot be sent, or meet a server that is busy or broken (408, 409,
-        425, 429 and 5xx) are tried again, after 1, 2, 4, … seconds or what `Retry-After` says.
+        Requests that time out, cannot be sent, or meet a busy or failing server (408, 409, 425, 429
+        and 5xx) are retried after 1, 2, 4, … seconds, or after `Retry-After`.
 
         Raises:
-            CallFailedError: There is none.
-            OutOfCallsError: There may be no further call.
+            CallFailedError: There is no reply.
+            OutOfCallsError: The limit on calls is reached.
             StoppedError: `stop` was called.
-            UsageError: The server wants a key, or another one.
-            DataError: There is no such endpoint or model.
+            UsageError: The server rejects the key, or requires one.
+            DataError: The endpoint or model does not exist.
         """
         for number in range(1, TRIES + 1):
             if self._stopped.is_set():
@@ -132,30 +134,42 @@ class JudgeClient:
                 raise _RetryError(f"no answer within {ANSWER_SECONDS:g} s") from error
             raise _RetryError(f"{self.url} cannot be reached: {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
-            told = f"{type(error).__name__} {error}".strip()
-            raise _RetryError(f"the connection broke: {told}") from error
+            reason = f"{type(error).__name__} {error}".strip()
+            raise _RetryError(f"the connection was lost: {reason}") from error
         return _reply(raw)
 
     def _meaning(self, error: urllib.error.HTTPError) -> Exception:
-        """Return what to raise for an answer with an error's status."""
-        told = f"{self.url} answered {error.code}: {_message(error)}"
+        """Return the exception for a response with an error status."""
+        reason = f"{self.url} answered {error.code}: {_message(error)}"
         if error.code in (401, 403):
             remedy = (
-                f"the key in {self._options.judge_key} is not taken; set it to another"
+                f"the key in {self._options.judge_key} was rejected; set another one"
                 if "Authorization" in self._headers
-                else f"no key was sent, as {self._options.judge_key} is not set; set it, or "
+                else f"no key was sent because {self._options.judge_key} is not set; set it, or "
                 f"name another variable"
             )
-            return UsageError(f"{told}: {remedy}")
+            return UsageError(f"{reason}: {remedy}")
         if error.code in (404, 405):
-            return DataError(f"{told}: check `judge_url` and `judge_model`")
+            return DataError(f"{reason}: check `judge_url` and `judge_model`")
+        if 300 <= error.code < 400:
+            place = error.headers.get("Location") or "nowhere"
+            return DataError(
+                f"{reason}, which leads to {_shown(place.encode())}: check `judge_url`"
+            )
         if error.code in _WORTH_ANOTHER_TRY:
-            return _RetryError(told, _retry_after(error.headers.get("Retry-After")))
-        return CallFailedError(told)
+            return _RetryError(reason, _retry_after(error.headers.get("Retry-After")))
+        return CallFailedError(reason)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: it would turn a question into a GET, and take the key elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return no request in place of the one that was redirected."""
 
 
 def pause(stopped: threading.Event, seconds: float) -> None:
-    """Wait before another try, or until the client is stopped."""
+    """Wait before a retry, or until the client is stopped."""
     stopped.wait(seconds)
 
 
@@ -163,8 +177,8 @@ class _RetryError(Exception):
     """A call that may succeed later.
 
     Attributes:
-        reason: What was wrong.
-        seconds: Least time until then, as the server has it.
+        reason: What went wrong.
+        seconds: Minimum wait, as the server asks for.
     """
 
     def __init__(self, reason: str, seconds: float = 0.0) -> None:
@@ -174,17 +188,24 @@ class _RetryError(Exception):
 
 
 def _host(url: str) -> str:
-    """Return the host of a base URL, or refuse it."""
+    """Return the host of a base URL, or refuse the URL."""
     try:
         parts = urllib.parse.urlsplit(url)
+        # What `http.client` could not send is refused here: such hosts, and other letters.
+        host = (parts.hostname or "").encode("idna").decode()
         sound = parts.scheme in ("http", "https") and parts.port != 0 and url.isprintable()
     except ValueError:
         sound = False
-    if not sound or not parts.hostname or " " in url:
+    if not sound or not host or " " in url or not parts.path.isascii():
         raise UsageError(
             f"judge_url: got {url!r}, expected a base URL such as https://api.openai.com/v1"
         )
-    return parts.hostname
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise UsageError(
+            "judge_url: got one with a user, a query or a fragment, expected a base URL such as "
+            "https://api.openai.com/v1; a key comes from the variable that `judge_key` names"
+        )
+    return host
 
 
 def _reply(raw: bytes) -> str:
@@ -199,7 +220,7 @@ def _reply(raw: bytes) -> str:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """Return what the body of an error says, or its status in words."""
+    """Return the message in the body of an error, or its status in words."""
     try:
         raw = error.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException):

@@ -21,10 +21,10 @@ def load_judge_prompt(path: Path | None = None) -> str:
     """Return a judging prompt.
 
     Args:
-        path: A user's file; None for the one that comes with MAV.
+        path: A user's file; None for MAV's own.
 
     Raises:
-        DataError: It cannot be read, or lacks the place of a text.
+        DataError: It cannot be read, or lacks a placeholder.
     """
     place = _SHIPPED if path is None else path
     try:
@@ -41,34 +41,34 @@ def load_judge_prompt(path: Path | None = None) -> str:
 
 
 def fill(template: str, prompt: str | Messages, answer_a: str, answer_b: str) -> str:
-    """Return a judging prompt with its texts, which are taken as they are.
+    """Return a judging prompt with its placeholders replaced by the texts, verbatim.
 
     Args:
         template: As `load_judge_prompt` returns it.
         prompt: Messages, a transcript, or a user's words.
-        answer_a: The answer that comes first.
-        answer_b: The other one.
+        answer_a: The first answer.
+        answer_b: The second answer.
 
     Raises:
-        DataError: The prompt is none.
+        DataError: The prompt is invalid.
     """
     conversation = "\n\n".join(
         f"{turn['role'].capitalize()}: {turn['content'].strip()}"
         for turn in messages_of(require_prompt(prompt))
     )
     texts = dict(zip(_PLACES, (conversation, answer_a.strip(), answer_b.strip()), strict=True))
-    # All at once: an answer may have the name of a place in it.
+    # All at once, because an answer may contain a placeholder.
     return re.sub("|".join(map(re.escape, _PLACES)), lambda place: texts[place[0]], template)
 
 
 def read_verdict(reply: str) -> Verdict | None:
-    """Return the verdict in the last line of a reply; None where that is none.
+    """Return the verdict in the last line of a reply, or None.
 
-    Signs around its words do not matter. A reply with two lines that differ has no verdict.
+    Punctuation around its words does not matter. A reply with two different verdicts has none.
     """
     lines = [line for line in reply.splitlines() if line.strip()]
-    found = [_VERDICT.fullmatch(line) for line in lines]
-    if not lines or found[-1] is None:
+    matches = [_VERDICT.fullmatch(line) for line in lines]
+    if not lines or matches[-1] is None:
         return None
-    verdicts = {_MEANT[match[1].lower()] for match in found if match is not None}
+    verdicts = {_MEANT[match[1].lower()] for match in matches if match is not None}
     return verdicts.pop() if len(verdicts) == 1 else None

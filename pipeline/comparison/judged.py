@@ -14,21 +14,21 @@ _COUNTED: Final = ("identical", "by_place", "failed", "unreadable", "not_asked")
 def judge_systems(
     judge: Judge, prompts: Prompts, systems: Sequence[System], reference: str
 ) -> dict[str, int]:
-    """Give the systems a judge's results, each answer against the reference's of the same sample.
+    """Store a judge's results in the systems; compares answers with the reference's same sample.
 
-    Of a conversation with several turns all answers are judged together.
+    All answers of a conversation with several turns are judged together.
 
     Args:
-        judge: Whom to ask.
-        prompts: What was asked.
+        judge: The judge.
+        prompts: The prompts.
         systems: The systems.
-        reference: Name of the one that the others are held against.
+        reference: Name of the system that the others are compared with.
 
     Returns:
         Calls made now, and the counts of `Judged` over all systems.
 
     Raises:
-        MAVError: It is no judge, or cannot be reached.
+        MAVError: The model is not a judge, or cannot be reached.
     """
     (against,) = (system for system in systems if system.name == reference)
     counts = dict.fromkeys(("duels", *_COUNTED), 0)
@@ -44,16 +44,16 @@ def judge_systems(
             )
             for key in keys
         ]
-        found = judge.decide(duels)
-        system.verdicts = dict(zip(keys, found.results, strict=True))
+        judged = judge.decide(duels)
+        system.verdicts = dict(zip(keys, judged.results, strict=True))
         counts["duels"] += len(duels)
         for name in _COUNTED:
-            counts[name] += getattr(found, name)
+            counts[name] += getattr(judged, name)
     return {"calls": judge.calls, **counts}
 
 
 def _conversation(prompts: Prompts, system: System, key: AnswerKey) -> str | None:
-    """Return the answers to all turns, with what is asked between them; None if one is missing."""
+    """Return the answers to all turns with the messages between them; None if one is missing."""
     given, question = system.given(), prompts.questions[key.question]
     parts: list[str] = []
     for turn in range(question.turns):

@@ -1,7 +1,7 @@
-"""How likely the base alone finds answers: their log-probability and perplexity.
+"""Log-probability and perplexity of answers under the base alone.
 
-A perplexity far above that of the base's own answers says that a head, or another system, writes
-what the base would not; one far below it, that it repeats itself.
+A perplexity far above that of the base's own answers shows that a system writes what the base would
+not write; one far below, that it repeats itself.
 """
 
 import math
@@ -20,11 +20,11 @@ from mav.pipeline.runtime.progress import progress_bar
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """How likely an answer is.
+    """Likelihood of an answer.
 
     Attributes:
-        logprob: Natural logarithm of its probability, a sum over tokens.
-        tokens: How many.
+        logprob: Natural log-probability, summed over tokens.
+        tokens: Number of tokens.
     """
 
     logprob: float
@@ -32,7 +32,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(-logprob / tokens); infinite where that exceeds what a float holds."""
+        """exp(-logprob / tokens); infinite if that exceeds the range of a float."""
         exponent = -self.logprob / self.tokens
         return math.exp(exponent) if exponent < 700 else math.inf
 
@@ -46,23 +46,23 @@ def answer_likelihoods(
     *,
     batch_size: int = 8,
 ) -> list[Likelihood | None]:
-    """Return how likely answers are under a base, to which no head is attached.
+    """Return the likelihoods of answers under a base without a head.
 
     Args:
         base: The base.
-        form: Form of prompts.
-        prompts: As `PromptFormat.render` takes them.
+        form: Prompt format.
+        prompts: As for `PromptFormat.render`.
         responses: An answer to each.
-        ended: Whether each ended by itself, so that the token that ends it counts too.
-        batch_size: Answers that run together.
+        ended: Whether each ended by itself, so that its end token counts.
+        batch_size: Answers per batch.
 
     Returns:
-        In the same order; None for an answer without text, and for one that the base cannot read
+        In the same order; None for an answer without text, or one that exceeds the context
         together with its prompt.
 
     Raises:
-        BaseModelError: transformers cannot run the base as it is configured.
-        DataError: A prompt is none.
+        BaseModelError: transformers cannot run the base with its configuration.
+        DataError: A prompt is invalid.
     """
     texts: dict[int, tuple[list[int], list[int]]] = {}
     for place, (prompt, response, whole) in enumerate(zip(prompts, responses, ended, strict=True)):
@@ -71,18 +71,18 @@ def answer_likelihoods(
         ids = form.tokens(form.render(prompt)), form.response_tokens(prompt, response, ended=whole)
         if ids[1] and base.excess(*map(len, ids)) is None:
             texts[place] = ids
-    # The longest first: what does not fit into memory shows at once.
+    # Longest first, so that running out of memory happens at once.
     order = sorted(texts, key=lambda place: -sum(map(len, texts[place])))
-    found: list[Likelihood | None] = [None] * len(prompts)
+    likelihoods: list[Likelihood | None] = [None] * len(prompts)
     with progress_bar(len(order), "Perplexity", "answer") as bar:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             for place, logprobs in zip(
                 places, _logprobs(base, [texts[place] for place in places]), strict=True
             ):
-                found[place] = Likelihood(logprob=math.fsum(logprobs), tokens=len(logprobs))
+                likelihoods[place] = Likelihood(logprob=math.fsum(logprobs), tokens=len(logprobs))
             bar.update(len(places))
-    return found
+    return likelihoods
 
 
 @torch.inference_mode()

@@ -35,12 +35,12 @@ class Prompts:
     """The prompts of a comparison, in the order of their source.
 
     Attributes:
-        source: What to call where they come from.
+        source: Name of the source.
         kind: What it is.
         questions: The prompts.
-        rows: Rows that were read for them.
-        dropped: Rows that are none of them, by cause.
-        beyond: Keys of those left out by a limit, where they were asked for.
+        rows: Rows that were read.
+        dropped: Rows that gave no prompt, by cause.
+        beyond: Keys of prompts beyond the limit, if requested.
     """
 
     source: str
@@ -53,11 +53,11 @@ class Prompts:
     @property
     def digest(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over all prompts."""
-        told = [[question.key, *question.follow_ups] for question in self.questions]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        texts = [[question.key, *question.follow_ups] for question in self.questions]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
-    def told(self) -> str:
-        """Return one line that says what they are."""
+    def describe(self) -> str:
+        """Return a one-line description."""
         listed = ", ".join(f"{count} {cause}" for cause, count in sorted(self.dropped.items()))
         return (
             f"{self.source}: {len(self.questions):,} {_WHAT[self.kind]} of {self.rows:,} rows "
@@ -67,7 +67,7 @@ class Prompts:
 
 @dataclass
 class _Reading:
-    """What is being read, and the counts of it."""
+    """A source that is being read, and its counts."""
 
     source: str
     kind: Kind
@@ -81,13 +81,13 @@ def read_questions(given: str, limit: int | None, *, beyond: bool = False) -> Pr
     Args:
         given: A file or a data set, as `parse_source` reads it. A `.jsonl` file is prompts,
             pairs, or MT-Bench's questions, by the fields of its first line; `.json` is pairs or
-            AlpacaEval's instructions; any other file that is no data set has a prompt a line.
+            AlpacaEval's instructions; any other file, unless a data set, has one prompt per line.
         limit: Most prompts, the first in stored order; None for all.
-        beyond: Whether to read on behind the limit, for `Prompts.beyond`.
+        beyond: Whether to read past the limit, for `Prompts.beyond`.
 
     Raises:
         DataError: It cannot be read, or has no prompt.
-        UsageError: What follows its name is not as it should be.
+        UsageError: The options after its name are invalid.
     """
     source = parse_source(given, DataSource(id=""), option="prompts")
     reading = _begin(source)
@@ -105,7 +105,7 @@ def read_questions(given: str, limit: int | None, *, beyond: bool = False) -> Pr
         raise DataError(
             f"{reading.source}: no usable prompt among {rows:,} rows (dropped: {listed or 'none'})"
         )
-    found = Prompts(
+    prompts = Prompts(
         source=reading.source,
         kind=reading.kind,
         questions=tuple(kept.values()),
@@ -113,8 +113,8 @@ def read_questions(given: str, limit: int | None, *, beyond: bool = False) -> Pr
         dropped=dropped,
         beyond=frozenset(one.key for one in reading.rows if one is not None) if beyond else _NONE,
     )
-    _log.log(logging.WARNING if found.dropped else logging.INFO, found.told())
-    return found
+    _log.log(logging.WARNING if prompts.dropped else logging.INFO, prompts.describe())
+    return prompts
 
 
 def _begin(source: DataSource) -> _Reading:
@@ -152,10 +152,14 @@ def _of_prompt_file(source: DataSource, path: Path) -> _Reading:
                 raise DataError(f"{path}, line {line.number}: {line.error}")
             if line.alpha is not None:
                 raise DataError(
-                    f"{path}, line {line.number}: got an alpha of its own; leave it out, as every "
+                    f"{path}, line {line.number}: got its own alpha; leave it out, since every "
                     f"prompt is answered at each of `alphas`"
                 )
-            yield Question(prompt=line.prompt, id=line.number)
+            if isinstance(line.prompt, str) and not line.prompt.strip():
+                reading.counts.dropped["empty_prompt"] += 1
+                yield None
+            else:
+                yield Question(prompt=line.prompt, id=line.number)
 
     reading.rows = rows()
     return reading
@@ -169,12 +173,12 @@ def _counted(
     def questions() -> Iterator[Question | None]:
         for number, (place, row) in enumerate(islice(rows, source.limit)):
             reading.counts.rows += 1
-            found = read(row, place, number)
-            if isinstance(found, str):
-                reading.counts.dropped[found] += 1
+            question = read(row, place, number)
+            if isinstance(question, str):
+                reading.counts.dropped[question] += 1
                 yield None
             else:
-                yield found
+                yield question
 
     reading.rows = questions()
     return reading
@@ -187,7 +191,7 @@ def _first_of_list(path: Path) -> Mapping[str, Any]:
 
 
 def _first_line(path: Path) -> Mapping[str, Any]:
-    """Return the first of JSON lines, if it is an object; its reader tells of any other."""
+    """Return the first of JSON lines, if it is an object; its reader reports anything else."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             row = strict_json(next((line for line in file if line.strip()), "null"))

@@ -1,4 +1,4 @@
-"""A prompt that all systems answer, and how the rows of AlpacaEval and MT-Bench become one."""
+"""A prompt that all systems answer, read from rows of AlpacaEval and MT-Bench."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from mav.pipeline.runtime.json_input import strict_json
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt that every system answers, with what is asked after its answer.
+    """A prompt that every system answers, with the follow-up messages.
 
     Attributes:
         prompt: A user's message, a transcript, or messages.
-        follow_ups: What the user says after each answer, from the first one on.
-        id: What its source calls it: an `instruction`'s or row's number, or a `question_id`.
-        dataset: AlpacaEval's name of the set it comes from, or None.
+        follow_ups: The user's message after each answer.
+        id: Its name in the source: number of the instruction or row, or a `question_id`.
+        dataset: The data set it comes from, in AlpacaEval, or None.
     """
 
     prompt: str | Messages
@@ -30,19 +30,19 @@ class Question:
 
     @property
     def turns(self) -> int:
-        """How many answers it has."""
+        """Number of answers it gets."""
         return 1 + len(self.follow_ups)
 
     @property
     def key(self) -> str:
-        """What is the same for the same prompt, however it is written down."""
+        """A key that is equal for equal prompts, however they are written."""
         return key_of(self.prompt)
 
     def asked(self, answers: Sequence[str]) -> str | Messages:
         """Return the prompt of a turn.
 
         Args:
-            answers: The system's own answers to the turns before it.
+            answers: The system's own answers to earlier turns.
         """
         if not answers:
             return self.prompt
@@ -54,7 +54,7 @@ class Question:
 
 
 def key_of(prompt: str | Messages) -> str:
-    """Return what is the same for the same prompt, be it text, a transcript or messages."""
+    """Return a key that is equal for equal prompts, whether text, transcript or messages."""
     return canonical(transcript_of(prompt))
 
 
@@ -84,7 +84,7 @@ def of_mt_bench(row: Any, place: str, number: int) -> Question | str:
     """
     turns = row.get("turns") if isinstance(row, Mapping) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
-        raise DataError(f"{place}: got {shown(row)}, expected 'turns', a list of texts")
+        raise DataError(f"{place}: got {shown(row)}, expected 'turns', a list of strings")
     if not all(turn.strip() for turn in turns):
         return "empty_prompt"
     for turn in turns:
@@ -98,7 +98,7 @@ def of_mt_bench(row: Any, place: str, number: int) -> Question | str:
 
 
 def _as_message(text: str, place: str) -> Messages:
-    """Return a user's message; what it quotes is no transcript."""
+    """Return a user's message, even if its text looks like a transcript."""
     try:
         return require_prompt([{"role": "user", "content": text}])  # type: ignore[return-value]
     except DataError as error:
@@ -109,7 +109,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (location, row) of a JSON list or of JSON lines.
 
     Raises:
-        DataError: It cannot be read, or is neither.
+        DataError: It cannot be read or is neither.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -119,16 +119,20 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"{path}: got a JSON {type(rows).__name__}, expected a list")
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
             return
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"{path}, line {number}", strict_json(line)
-    except RecursionError as error:
-        raise DataError(f"{path}: cannot be read: its JSON is nested too deep") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = strict_json(line)
+        except ValueError as error:
+            raise DataError(f"{place}: cannot be read: {error}") from error
+        yield place, row
 
 
 def shown(row: Any) -> str:
-    """Return a row as an error tells of it."""
-    told = json.dumps(row, ensure_ascii=False)
-    return told if len(told) <= 60 else f"{told[:59]}…"
+    """Return a row, shortened for error messages."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,13 +1,18 @@
-"""What is kept of each answer: one JSON line."""
+"""The record of an answer: one JSON line."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from mav.pipeline.comparison.questions import shown
+
+_TOO_MANY: Final = 1 << 53
+"""Whole numbers from here on are no counts, and JSON of others does not keep them."""
 
 
 class AnswerKey(NamedTuple):
-    """Which answer one is.
+    """Identifies an answer.
 
     Attributes:
         question: Number of the prompt, from 0.
@@ -25,16 +30,16 @@ class Answer:
     """An answer to a prompt, or the reason there is none.
 
     Attributes:
-        key: Which it is.
-        response: Its text; empty where there is an error.
-        new_tokens: How many tokens it has, the one that ended it included; None where not known.
-        finish: `stop` where the base ended it or a stop text came, `length` where it was cut at
-            the most new tokens; None where not known.
-        kl: KL(pi_alpha || pi_base) in nats, summed over its tokens; None where not known. See
+        key: Identifies it.
+        response: Its text; empty if there is an error.
+        new_tokens: Number of tokens, including the one that ended it; None if unknown.
+        finish: `stop` if the base or a stop text ended it, `length` if it reached the most new
+            tokens; None if unknown.
+        kl: KL(pi_alpha || pi_base) in nats, summed over its tokens; None if unknown. See
             `generation`.
-        base_logprob: Log-probability of its tokens under the base alone; None where not known.
-        seconds: Its share of the time its batch took; None where not known.
-        error: What is wrong, or None.
+        base_logprob: Log-probability of its tokens under the base alone; None if unknown.
+        seconds: Its share of the time its batch took; None if unknown.
+        error: Why there is no answer, or None.
     """
 
     key: AnswerKey
@@ -47,47 +52,69 @@ class Answer:
     error: str | None = None
 
     def to_json(self, prompt: Any) -> dict[str, Any]:
-        """Return the object of its line.
+        """Return its line as a JSON object.
 
         Args:
             prompt: The prompt of its first turn.
         """
-        told = {
+        fields = {
             name: value
             for name, value in dataclasses.asdict(self).items()
             if name != "key" and value is not None
         }
         if self.error is not None:
-            del told["response"]
-        return {"prompt": prompt, **self.key._asdict(), **told}
-
-
-MEASURED = {
-    "new_tokens": int,
-    "finish": str,
-    "kl": float,
-    "base_logprob": float,
-    "seconds": float,
-}
-"""What a line may say of an answer beside its text, and of which type it is."""
+            del fields["response"]
+        return {"prompt": prompt, **self.key._asdict(), **fields}
 
 
 def answer_of(line: Mapping[str, Any]) -> Answer:
     """Return the answer of a line that `to_json` made.
 
     Raises:
-        KeyError: A field is not there.
-        TypeError: One has another type.
-        ValueError: One has a value that cannot be.
+        KeyError: A field is missing.
+        TypeError: The response is not text.
+        ValueError: A field has an impossible value.
     """
-    key = AnswerKey(*(int(line[name]) for name in AnswerKey._fields))
+    key = AnswerKey(*(whole_number(line, name) for name in AnswerKey._fields))
     error = line.get("error")
     response = "" if error is not None else line["response"]
     if not isinstance(response, str):
-        raise TypeError(f"response: got {type(response).__name__}, expected a text")
+        raise TypeError(f"response: got {type(response).__name__}, expected text")
     return Answer(key=key, response=response, error=error, **measured(line))
 
 
 def measured(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line says of its answer beside the text, each of its type."""
-    return {name: kind(line[name]) for name, kind in MEASURED.items() if line.get(name) is not None}
+    """Return the optional fields of a line, converted to their types.
+
+    Raises:
+        ValueError: A field has an impossible value.
+    """
+    fields: dict[str, Any] = {}
+    if line.get("new_tokens") is not None:
+        fields["new_tokens"] = whole_number(line, "new_tokens")
+    for name in ("kl", "base_logprob", "seconds"):
+        value = line.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}: got {shown(value)}, expected a number")
+        if abs(value) >= _TOO_MANY and isinstance(value, int):
+            raise ValueError(f"{name}: got {shown(value)}, which is too large")
+        fields[name] = float(value)
+    finish = line.get("finish")
+    if finish is not None and not isinstance(finish, str):
+        raise ValueError(f"finish: got {shown(finish)}, expected a text")
+    return fields if finish is None else {**fields, "finish": finish}
+
+
+def whole_number(line: Mapping[str, Any], name: str) -> int:
+    """Return a count or a place of a line.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is not a whole number from 0 on.
+    """
+    value = line[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _TOO_MANY:
+        raise ValueError(f"{name}: got {shown(value)}, expected a whole number, at least 0")
+    return value

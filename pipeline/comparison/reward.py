@@ -31,7 +31,7 @@ from mav.pipeline.runtime.progress import progress_bar
 _log = logging.getLogger(__name__)
 
 _UNLIMITED: Final = 1 << 30
-"""Tokenizers that know no limit name a number beyond this."""
+"""Tokenizers without a limit report a number above this."""
 
 
 @dataclass(kw_only=True)
@@ -42,10 +42,10 @@ class RewardModel:
         name: Hub id or folder.
         model: The transformers model; None after `close`.
         tokenizer: Its tokenizer.
-        batch_size: Texts that are scored together.
+        batch_size: Texts per batch.
         max_length: Most tokens of a prompt with its answer; None for no limit.
-        cut: How many texts that were scored had lost their beginning to the limit.
-        refused: How many the chat template did not take, so that they have no score.
+        cut: Number of scored texts that were truncated at the beginning.
+        refused: Number of texts that the chat template rejected, so that they have no score.
     """
 
     name: str
@@ -78,12 +78,12 @@ class RewardModel:
             revision: Branch, tag or commit of a hub repository.
             device: `auto`, or a torch device.
             dtype: Element type, or `auto` for what the device multiplies natively.
-            batch_size: Texts that are scored together.
-            max_length: Most tokens of a prompt with its answer; None for what the model can read.
+            batch_size: Texts per batch.
+            max_length: Most tokens of a prompt with its answer; None for the model's limit.
 
         Raises:
-            BaseModelError: It cannot be found or loaded, lacks a tensor, or has not one logit.
-            UsageError: The device is not there.
+            BaseModelError: It is not found or loadable, lacks a tensor, or does not have one logit.
+            UsageError: The device is not available.
         """
         source = resolve_base(model, None, revision)
         config = _config(source)
@@ -111,18 +111,18 @@ class RewardModel:
         )
 
     def score(self, prompts: Sequence[str | Messages], responses: Sequence[str]) -> list[float]:
-        """Return the reward of each answer to its prompt; NaN where there is none.
+        """Return the reward of each answer to its prompt, or NaN.
 
-        There is none where the chat template does not take a prompt, which `refused` counts, and
-        where the reward is not a finite number. A text that exceeds `max_length` loses the
-        beginning of its prompt; `cut` counts them.
+        NaN means that the chat template rejected the messages, which `refused` counts, or that the
+        reward is not finite. A text that exceeds `max_length` loses the beginning of its prompt;
+        `cut` counts these.
 
         Args:
-            prompts: Messages, transcripts, or a user's words.
-            responses: An answer to each; it may be empty.
+            prompts: Messages, transcripts, or user messages.
+            responses: An answer to each prompt; it may be empty.
 
         Raises:
-            DataError: The chat template takes none of them.
+            DataError: The chat template rejects all of them.
         """
         texts, refusals = {}, []
         for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -139,7 +139,7 @@ class RewardModel:
                 f"first: {refusals[0]}"
             )
         kept = dict(zip(texts, self._ids([*texts.values()]), strict=True))
-        # The longest first: what does not fit into memory shows at once.
+        # Longest first, so that running out of memory happens at once.
         order = sorted(kept, key=lambda place: -len(kept[place]))
         rewards = [math.nan] * len(prompts)
         with progress_bar(len(kept), "Scoring", "answer") as bar:
@@ -152,7 +152,7 @@ class RewardModel:
         return rewards
 
     def close(self) -> None:
-        """Give its memory back; it scores no more."""
+        """Free its memory; it cannot score any more."""
         self.model = None
         free_memory()
 
@@ -180,30 +180,30 @@ class RewardModel:
                 input_ids=ids.to(device), attention_mask=mask.to(device), return_dict=True
             ).logits
         values = logits[:, 0].float()
-        found: list[float] = values.where(values.isfinite(), torch.nan).tolist()
-        return found
+        rewards: list[float] = values.where(values.isfinite(), torch.nan).tolist()
+        return rewards
 
 
 def require_reward_model(model: str) -> None:
-    """Refuse what is no reward model, before the work whose end it is needed at.
+    """Check that a model is a reward model, before the work whose results it will score.
 
     Args:
         model: Hub id or folder.
 
     Raises:
-        BaseModelError: It cannot be found, or has not one logit.
+        BaseModelError: It is not found, or has other than one logit.
     """
     _config(resolve_base(model, None, None))
 
 
 def answer_text(tokenizer: Any, prompt: str | Messages, response: str) -> str:
-    """Return a prompt with its answer, as a reward model reads them.
+    """Return a prompt with its answer as text for a reward model.
 
-    In the tokenizer's chat template where it has one; else as a transcript of `Human:` and
+    Uses the tokenizer's chat template if it has one, else a transcript of `Human:` and
     `Assistant:`.
 
     Raises:
-        DataError: The prompt is none, or the chat template does not take it.
+        DataError: The prompt is invalid, or the chat template rejects it.
     """
     asked = require_prompt(prompt)
     if not _has_template(tokenizer):
@@ -211,38 +211,37 @@ def answer_text(tokenizer: Any, prompt: str | Messages, response: str) -> str:
     messages = [*messages_of(asked), {"role": "assistant", "content": response.strip()}]
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program and may raise anything
         raise DataError(
-            f"the reward model's chat template does not take a prompt with its answer: "
-            f"{one_line(error)}"
+            f"the reward model's chat template rejects a prompt with its answer: {one_line(error)}"
         ) from error
     return text
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of texts as `answer_text` returns them.
+    """Return the token ids of texts made by `answer_text`.
 
     A chat template writes its own special tokens; a transcript gets those that the tokenizer
-    itself puts around a text.
+    adds to a text.
     """
     if not texts:
         return []
-    found: list[list[int]] = tokenizer(
+    ids: list[list[int]] = tokenizer(
         [*texts],
         add_special_tokens=not _has_template(tokenizer),
         return_attention_mask=False,
         verbose=False,
     )["input_ids"]
-    return found
+    return ids
 
 
 def shortened(ids: Sequence[int], max_length: int | None, tokenizer: Any) -> list[int]:
-    """Return ids without their beginning, if they are too many; what begins every text stays.
+    """Truncate ids on the left to a length; a begin-of-text token stays.
 
     Args:
-        ids: Of a prompt with its answer.
-        max_length: Most of them; None for no limit.
-        tokenizer: Whose `bos` or `cls` token is what begins a text.
+        ids: Ids of a prompt with its answer.
+        max_length: Most ids; None for no limit.
+        tokenizer: Its `bos` or `cls` token is the begin-of-text token.
     """
     if max_length is None or len(ids) <= max_length:
         return [*ids]
@@ -256,11 +255,11 @@ def _has_template(tokenizer: Any) -> bool:
 
 @contextmanager
 def _padded_with(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[int]:
-    """Yield the id to pad texts with on the right, so that a batch scores as each alone.
+    """Yield an id for right padding that does not change the scores of a batch.
 
-    Classifiers made of decoders read the reward at the last token that is not their configuration's
-    padding. Where it names none they read it at the very last one and take no batch; then an id
-    serves that ends none of these texts.
+    Classifiers built on decoders read the reward at the last token that is not the configuration's
+    padding token. Without one they read it at the very last token and refuse batches; then any id
+    will do that none of these texts ends with.
     """
     config = model.config.get_text_config()
     if config.pad_token_id is not None:
@@ -276,7 +275,7 @@ def _padded_with(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[int]:
 
 @contextmanager
 def _reading(source: BaseSource, what: str) -> Iterator[None]:
-    """Turn what transformers raises into one clear error, and silence it."""
+    """Turn exceptions of transformers into one clear error, and silence its logs."""
     try:
         with QuietLibraries():
             yield
@@ -287,7 +286,7 @@ def _reading(source: BaseSource, what: str) -> Iterator[None]:
 
 
 def _config(source: BaseSource) -> Any:
-    """Return a reward model's configuration, or refuse what it says of the model."""
+    """Return a reward model's configuration, or refuse the model."""
     with _reading(source, "configuration"):
         config = read_config(source)
     kinds = getattr(config, "architectures", None) or []

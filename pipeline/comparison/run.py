@@ -1,10 +1,10 @@
-"""A comparison from its prompts to its summary."""
+"""Runs a comparison, from prompts to summary."""
 
 import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from mav.pipeline.comparison.reward import RewardModel, require_reward_model
 from mav.pipeline.comparison.summary import Summary, summarize_systems
 from mav.pipeline.comparison.systems import System, keys_of, measure_each
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.steering.strengths import HeadAlphas
 from mav.pipeline.head.storage import find_head, read_head_config
 from mav.pipeline.preferences.prompt_format import Messages, PromptFormat, prompt_format_of
 from mav.pipeline.runtime.durable_files import write_file
@@ -34,7 +35,7 @@ from mav.pipeline.runtime.memory import free_memory
 _log = logging.getLogger(__name__)
 
 ANSWERS: Final = "answers"
-"""Folder of the answers, a file for each system."""
+"""Folder of the answers, one file per system."""
 VERDICTS: Final = "verdicts.jsonl"
 """What a judge said."""
 SUMMARY: Final = "summary.json"
@@ -42,10 +43,10 @@ SUMMARY: Final = "summary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Answers of all systems, and what was measured of them.
+    """Answers of all systems, and their measures.
 
     Attributes:
-        prompts: What was asked.
+        prompts: The prompts.
         systems: The systems with their answers.
         summary: The measures.
     """
@@ -60,24 +61,24 @@ def compare(
 ) -> Comparison:
     """Answer prompts at several strengths, and measure the answers beside those of other systems.
 
-    Written are `answers/SYSTEM.jsonl` and `verdicts.jsonl`, which the same options go on with,
-    `summary.json`, and what `options.export` names. The base is freed before a reward model is
+    Writes `answers/SYSTEM.jsonl` and `verdicts.jsonl`, which a run with the same options resumes,
+    `summary.json`, and the formats of `options.export`. The base is freed before a reward model is
     loaded.
 
     Args:
         options: What to compare.
-        base: Base of all heads: hub id, folder, `.gguf` file or loaded; the one the first head was
-            trained on if None.
-        **loading: Further arguments of `MAVInference`; device and dtype are the reward model's too.
+        base: Base of all heads: hub id, folder, `.gguf` file or a loaded base; if None, the one the
+            first head was trained on.
+        **loading: Further arguments of `MAVInference`; device and dtype apply to reward models too.
 
     Raises:
-        MAVError: A head, base, reward model, judge, file or option is not as it should be.
+        MAVError: A head, base, reward model, judge, file or option is invalid.
 
     Example:
-        found = compare(
+        result = compare(
             CompareOptions(head=("runs/head",), prompts="prompts.txt", output=Path("runs/compare"))
         )
-        print([(one.name, one.kl.value) for one in found.summary.systems])
+        print([(one.name, one.kl.value) for one in result.summary.systems])
     """
     phrases = load_phrases(options.refusals)
     prompts = read_questions(options.prompts, options.limit, beyond=bool(options.others))
@@ -92,7 +93,7 @@ def compare(
             judge = held.enter_context(open_judge(options.judge, options.output / VERDICTS))
         steered, base_name = _with_base(options, prompts, folder, others, base, loading)
         systems = (*steered, *others)
-        _tell_of_bases(systems)
+        _warn_of_other_bases(systems)
         _score(options, prompts, systems, loading)
         counts = None
         if judge is not None:
@@ -116,12 +117,12 @@ def compare(
 
 
 def _other(name: str, path: Path, prompts: Prompts) -> System:
-    found = read_answers(name, path, prompts)
+    read = read_answers(name, path, prompts)
     return System(
         name=name,
-        answers={answer.key: answer for answer in found.answers},
+        answers={answer.key: answer for answer in read.answers},
         file=path.name,
-        base=found.base,
+        base=read.base,
     )
 
 
@@ -130,7 +131,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder}: {error.strerror}; name an `output` that is a folder, or can become one"
+            f"{folder}: {error.strerror}; name an `output` that is a folder or can be created"
         ) from error
 
 
@@ -142,10 +143,10 @@ def _with_base(
     base: str | Path | BaseModel | None,
     loading: dict[str, Any],
 ) -> tuple[list[System], str | None]:
-    """Do all that the base is needed for.
+    """Do everything that needs the base.
 
     Returns:
-        All heads at all strengths, and what their base is called.
+        All heads at all strengths, and the name of their base.
     """
     heads = options.heads
     if not heads:
@@ -156,8 +157,11 @@ def _with_base(
             [prompt_format_of(config.manifest.text.prompt_template) for config in configs], heads
         )
     systems: list[System] = []
-    for number, head in enumerate(heads):
-        mav = MAVInference(head.place, base, **loading)
+    for number, places in enumerate(options.decoded):
+        if all(one.head != number for one in options.systems):
+            continue
+        together = isinstance(places, Mapping)
+        mav = MAVInference(places, base, **loading)
         base, form = mav.base, mav.joined.form
         try:
             for name, _, alpha in (one for one in options.systems if one.head == number):
@@ -175,8 +179,8 @@ def _with_base(
                     System(
                         name=name,
                         answers={answer.key: answer for answer in answers},
-                        head=head.name if alpha else None,
-                        alpha=alpha,
+                        head=None if together or not alpha else heads[number].name,
+                        alpha=alpha.to_json() if isinstance(alpha, HeadAlphas) else alpha,
                         base=base.fingerprint().weights_digest,
                     )
                 )
@@ -198,28 +202,28 @@ def _measure_likelihoods(
     systems: Sequence[System],
     batch_size: int,
 ) -> None:
-    """Give the systems how likely the base finds the texts of their answers.
+    """Store the likelihood of each system's answers under the base.
 
-    Their ends are not counted: of a file it is not known how its answers ended.
+    End tokens are not counted, since a file does not say how its answers ended.
     """
 
     def measure(asked: Sequence[str | Messages], responses: Sequence[str]) -> list[float | None]:
-        found = answer_likelihoods(
+        likelihoods = answer_likelihoods(
             base, form, asked, responses, [False] * len(asked), batch_size=batch_size
         )
-        return [None if one is None else -one.logprob / one.tokens for one in found]
+        return [None if one is None else -one.logprob / one.tokens for one in likelihoods]
 
     for system, values in zip(systems, measure_each(prompts, systems, measure), strict=True):
         system.base_nll = values
 
 
-def _tell_of_bases(systems: Sequence[System]) -> None:
-    """Warn of answers whose KL is to another base than that of the others."""
+def _warn_of_other_bases(systems: Sequence[System]) -> None:
+    """Warn about answers whose KL refers to another base than that of the others."""
     digests = Counter(system.base for system in systems if system.base is not None)
     if len(digests) > 1:
         (usual, _), *_ = digests.most_common(1)
         names = ", ".join(one.name for one in systems if one.base not in (None, usual))
-        _log.warning(f"The KL of {names} is to another base than that of the other systems")
+        _log.warning(f"The KL of {names} refers to another base than that of the other systems")
 
 
 def _score(
@@ -228,15 +232,15 @@ def _score(
     systems: Sequence[System],
     loading: dict[str, Any],
 ) -> None:
-    """Give the systems the rewards of their answers."""
+    """Store the rewards of each system's answers."""
     placed = {name: loading[name] for name in ("device", "dtype") if name in loading}
     names = [shown_place(model) for model in options.reward_model]
     for model, name in zip(options.reward_model, names, strict=True):
-        # Two of one name are told apart by where they are.
-        told = name if names.count(name) == 1 else model
+        # Two models with the same name are shown by their places.
+        label = name if names.count(name) == 1 else model
         scorer = RewardModel.load(model, **placed)
         for system, values in zip(
             systems, measure_each(prompts, systems, scorer.score), strict=True
         ):
-            system.rewards[told] = values
+            system.rewards[label] = values
         scorer.close()

@@ -21,18 +21,18 @@ from mav.pipeline.comparison.systems import Measured, System, by_prompt, results
 from mav.pipeline.comparison.text_measures import distinct_n, diversity, length, repetition
 
 JUDGE: Final = "judge"
-"""What win rates of a judge are called, beside those of reward models."""
+"""Name of a judge's win rates, among those of reward models."""
 _ORDERS: Final = (2, 3, 4)
 _DISTINCT: Final = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wins:
-    """How often a system's answers are better than the reference's, ties counting half.
+    """Share of prompts at which a system's answers beat the reference's, ties counting half.
 
     Attributes:
         rate: The share.
-        length_controlled: What it would be if answers were as long as the reference's.
+        length_controlled: The share expected if answers were as long as the reference's.
     """
 
     rate: Estimate
@@ -41,18 +41,18 @@ class Wins:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSummary:
-    """What was measured of one system, each figure a mean over prompts.
+    """Measures of one system, each a mean over prompts.
 
     Attributes:
-        name: What tables call it.
+        name: Its name in tables.
         head: The head's name, or None.
-        alpha: Its strength, or None.
+        alpha: Its strength, of several heads by name; or None.
         file: File the answers were read from, or None.
-        answers: Answers there are, all samples and turns.
-        missing: Answers that are not there, of those expected.
-        errors: Answers that could not be given; `missing` counts them too.
+        answers: Number of answers, over all samples and turns.
+        missing: Number of expected answers that are missing.
+        errors: Number of failed answers, which `missing` counts too.
         rewards: Reward by reward model.
-        reward_gains: Reward less that of the reference, prompt by prompt.
+        reward_gains: Reward minus that of the reference, paired by prompt.
         wins: Win rates against the reference, by reward model or `JUDGE`.
         kl: KL to the base in nats, summed over an answer's tokens.
         tokens: New tokens of an answer.
@@ -61,16 +61,16 @@ class SystemSummary:
         diversity: Product of 1 - rep-n.
         distinct: distinct-n by n, over all answers together.
         empty: Share of answers without text.
-        cut: Share of answers that the most new tokens cut.
+        cut: Share of answers cut at the most new tokens.
         refusing: Share of answers that refuse.
         perplexity: Perplexity under the base: exp of the mean over prompts of the mean negative
             log-probability of a token.
-        tokens_per_second: New tokens over the seconds they took, or None.
+        tokens_per_second: New tokens per second, or None.
     """
 
     name: str
     head: str | None
-    alpha: float | None
+    alpha: float | Mapping[str, float | str] | None
     file: str | None
     answers: int
     missing: int
@@ -93,18 +93,18 @@ class SystemSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a comparison found.
+    """Results of a comparison.
 
     Attributes:
-        source: Where the prompts come from.
-        prompts: How many they are.
-        dropped: Rows of the source that were none, by cause.
-        samples: Answers to each prompt.
-        reference: The system the others are measured against.
-        decoding: How tokens were chosen, or None where nothing was decoded.
-        base: What the base is called, or None.
+        source: Name of the source of the prompts.
+        prompts: Number of prompts.
+        dropped: Rows of the source that gave no prompt, by cause.
+        samples: Answers per prompt.
+        reference: The system the others are compared with.
+        decoding: How tokens were chosen, or None if nothing was decoded.
+        base: Name of the base, or None.
         judge: Counts of a judge's verdicts, or None.
-        systems: One for each system.
+        systems: Measures of each system.
     """
 
     source: str
@@ -119,8 +119,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        told: dict[str, Any] = dataclasses.asdict(self)
-        return told
+        plain: dict[str, Any] = dataclasses.asdict(self)
+        return plain
 
 
 def summarize_systems(
@@ -133,11 +133,11 @@ def summarize_systems(
     """Return the measures of systems.
 
     Args:
-        prompts: What was asked.
-        systems: The systems with what was measured of each answer.
-        reference: Name of the one that the others are measured against.
-        expected: All answers that a system should have.
-        phrases: What begins refusals, as `load_phrases` returns them.
+        prompts: The prompts.
+        systems: The systems with their measured answers.
+        reference: Name of the system that the others are compared with.
+        expected: Keys of all answers a system should have.
+        phrases: Phrases of refusals, from `load_phrases`.
     """
     (against,) = (system for system in systems if system.name == reference)
     return tuple(_summarize(prompts, system, against, expected, phrases) for system in systems)
@@ -195,11 +195,11 @@ def _summarize(
 
 
 def _wins(system: System, against: System, count: int) -> dict[str, Wins]:
-    found: dict[str, Measured] = {
+    measured: dict[str, Measured] = {
         model: results(values, against.rewards[model]) for model, values in system.rewards.items()
     }
     if system.verdicts:
-        found[JUDGE] = system.verdicts
+        measured[JUDGE] = system.verdicts
     if system is against:
         return {}
     ours, theirs = (
@@ -215,7 +215,7 @@ def _wins(system: System, against: System, count: int) -> dict[str, Wins]:
             rate=mean_result(by_prompt(values, count)),
             length_controlled=length_controlled_win_rate(by_prompt(values, count), longer),
         )
-        for name, values in found.items()
+        for name, values in measured.items()
     }
 
 

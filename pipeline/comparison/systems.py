@@ -1,4 +1,4 @@
-"""A system's answers with what was measured of each."""
+"""A system's answers, and the measures of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.preferences.prompt_format import Messages
 
 Measured = Mapping[AnswerKey, float | None]
-"""A number for each answer; None where there is none."""
+"""A number per answer; None if there is none."""
 
 
 @dataclass(kw_only=True)
@@ -17,22 +17,22 @@ class System:
     """A system and its answers.
 
     Attributes:
-        name: What tables call it.
-        answers: Its answers by which they are; those that could not be given say why.
-        head: The head's name, or None for the base and for files.
-        alpha: Its strength, or None for files.
+        name: Its name in tables.
+        answers: Its answers by key; failed ones have an `error`.
+        head: The head's name, or None for the base, for several heads and for files.
+        alpha: Its strength, of several heads by name; None for files.
         file: Name of the file the answers were read from, or None.
-        base: Digest of the weights of the base its KL is to, or None where not known.
+        base: Digest of the weights of the base its KL refers to, or None if unknown.
         rewards: Rewards of its answers, by reward model.
         base_nll: Mean negative log-probability of a token under the base, in nats.
-        verdicts: Results of a judge, 1 where the answer is better than the reference's, 0 where
-            it is worse and 0.5 for a tie.
+        verdicts: Results of a judge: 1 if the answer is better than the reference's, 0 if it is
+            worse, 0.5 for a tie.
     """
 
     name: str
     answers: Mapping[AnswerKey, Answer]
     head: str | None = None
-    alpha: float | None = None
+    alpha: float | Mapping[str, float | str] | None = None
     file: str | None = None
     base: str | None = None
     rewards: dict[str, Measured] = field(default_factory=dict)
@@ -40,24 +40,24 @@ class System:
     verdicts: Measured = field(default_factory=dict)
 
     def given(self) -> dict[AnswerKey, Answer]:
-        """Return the answers there are, without those that could not be given."""
+        """Return the answers that did not fail."""
         return {key: answer for key, answer in self.answers.items() if answer.error is None}
 
     def asked(self, prompts: Prompts, key: AnswerKey) -> str | Messages:
-        """Return the prompt an answer is to, with the system's own answers to earlier turns."""
+        """Return the prompt of an answer, including the system's own answers to earlier turns."""
         before = [self.answers.get(key._replace(turn=turn)) for turn in range(key.turn)]
         texts = ["" if answer is None else answer.response for answer in before]
         return prompts.questions[key.question].asked(texts)
 
 
 def by_prompt(values: Measured, prompts: int) -> list[float | None]:
-    """Return the mean over each prompt's answers, None where it has none.
+    """Return the mean over each prompt's answers, or None without answers.
 
-    Samples and turns of one prompt depend on each other, so prompts are what intervals count.
+    Samples and turns of a prompt are not independent, so intervals are taken over prompts.
 
     Args:
-        values: A number for each answer.
-        prompts: How many prompts there are.
+        values: A number per answer.
+        prompts: Number of prompts.
     """
     several: list[list[float]] = [[] for _ in range(prompts)]
     for key, value in values.items():
@@ -67,24 +67,24 @@ def by_prompt(values: Measured, prompts: int) -> list[float | None]:
 
 
 def results(values: Measured, reference: Measured) -> dict[AnswerKey, float | None]:
-    """Return 1 for each answer whose value exceeds that of the reference's, 0.5 for equal ones.
+    """Return 1 for each answer whose value exceeds the reference's, 0.5 for equal values.
 
     Args:
-        values: Of a system.
-        reference: Of the reference; a sample is compared with the sample of the same number.
+        values: Values of a system.
+        reference: Values of the reference; samples are compared by number.
     """
     return {key: _result(values.get(key), reference.get(key)) for key in values}
 
 
 def _result(value: float | None, against: float | None) -> float | None:
-    # NaN is neither more nor less than another number, and no tie.
+    # A NaN is neither a win, a loss nor a tie.
     if value is None or against is None or value != value or against != against:
         return None
     return (value > against) + 0.5 * (value == against)
 
 
 def keys_of(prompts: Prompts, systems: Sequence[System]) -> list[AnswerKey]:
-    """Return every answer that is expected of the systems, the samples as many as the most has."""
+    """Return the keys of all answers each system should have, up to the largest sample number."""
     samples = 1 + max((key.sample for one in systems for key in one.answers), default=0)
     return [
         AnswerKey(number, sample, turn)
@@ -99,15 +99,15 @@ def measure_each(
     systems: Sequence[System],
     measure: Callable[[Sequence[str | Messages], Sequence[str]], Sequence[float | None]],
 ) -> list[dict[AnswerKey, float | None]]:
-    """Return what a measure says of every answer of each system.
+    """Apply a measure to every answer of each system.
 
-    The same answer to the same prompt is measured once: in two batches it may come out different
-    in the last digits, and would win or lose where it is a tie.
+    An answer that occurs twice for a prompt is measured once: in two batches, results may differ in
+    the last digits, and a tie would become a win or a loss.
 
     Args:
-        prompts: What was asked.
+        prompts: The prompts.
         systems: The systems.
-        measure: Takes prompts and an answer to each.
+        measure: Called with prompts and an answer to each.
     """
     places: dict[tuple[str, str], int] = {}
     asked: list[str | Messages] = []

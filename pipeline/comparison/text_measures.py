@@ -1,8 +1,8 @@
 """Length, repetition and diversity of answers, from their words alone.
 
-Words are what white space separates, case and punctuation kept, as in the code of the papers; so
-figures compare texts of one language, and say little of one that is written without spaces. An
-n-gram is n words of one answer in a row.
+Words are separated by white space, and keep case and punctuation, as in the papers' code. So
+figures are comparable within one language, and mean little for one written without spaces. An
+n-gram is n consecutive words of one answer.
 
 Sources: rep-n and diversity from Su et al. 2022, "A Contrastive Framework for Neural Text
 Generation", as Khanov et al. 2024 (ARGS) report them; distinct-n from Li et al. 2016, "A
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 _ORDERS: Final = (2, 3, 4)
-"""The n of rep-n whose complements make the diversity."""
+"""The n of the rep-n that diversity is made of."""
 
 
 def length(text: str) -> int:
@@ -23,11 +23,10 @@ def length(text: str) -> int:
 
 
 def repetition(text: str, n: int) -> float | None:
-    """Return rep-n: the share of a text's n-grams that repeat one before them.
+    """Return rep-n: the share of a text's n-grams that occurred before.
 
     Returns:
-        1 - distinct n-grams / n-grams, from 0 to 1; None for a text of fewer than n words, which
-        has no n-gram to repeat.
+        1 - distinct n-grams / n-grams, from 0 to 1; None for a text of fewer than n words.
     """
     grams = _ngrams(text, n)
     return 1 - len(set(grams)) / len(grams) if grams else None
@@ -39,18 +38,18 @@ def diversity(text: str) -> float | None:
     Returns:
         From 0 to 1; None for a text of fewer than 4 words.
     """
-    found = [repetition(text, n) for n in _ORDERS]
-    known = [share for share in found if share is not None]
+    rates = [repetition(text, n) for n in _ORDERS]
+    known = [share for share in rates if share is not None]
     return math.prod(1 - share for share in known) if len(known) == len(_ORDERS) else None
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float | None:
     """Return distinct-n: distinct n-grams of all texts together / n-grams.
 
-    It falls as texts grow in number, so only numbers of equally many texts compare.
+    It falls as the number of texts grows, so compare only equal numbers of texts.
 
     Returns:
-        From 0 to 1; None where no text has n words.
+        From 0 to 1; None if no text has n words.
     """
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else None

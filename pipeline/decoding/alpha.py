@@ -1,9 +1,8 @@
 """Alpha: a constant, or a schedule over the tokens of a response."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Self
 
 from mav.cache_schema.errors import UsageError
 
@@ -84,11 +83,7 @@ def _written(strength: float) -> str:
     return short if float(short) == strength else repr(strength)
 
 
-Alpha = float | str | AlphaSchedule
-"""What callers may give: a number, a schedule, or the text of either."""
-
-
-def as_schedule(alpha: Alpha) -> AlphaSchedule:
+def as_schedule(alpha: float | str | AlphaSchedule) -> AlphaSchedule:
     """Return a schedule; a number is one that never changes.
 
     Raises:
@@ -104,53 +99,3 @@ def as_schedule(alpha: Alpha) -> AlphaSchedule:
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UsageError(f"alpha: got {str(alpha)[:60]}, expected a finite number") from error
     return AlphaSchedule(((0, strength),))
-
-
-def for_each(alpha: Alpha | Sequence[Alpha], count: int) -> list[AlphaSchedule]:
-    """Return a schedule for each of several prompts.
-
-    Args:
-        alpha: One for all, or one for each.
-        count: Number of prompts.
-
-    Raises:
-        UsageError: There are more or fewer alphas than prompts.
-    """
-    several = _several(alpha)
-    if several is None:
-        return [as_schedule(cast("Alpha", alpha))] * count
-    each = [as_schedule(alpha) for alpha in several]
-    if len(each) != count:
-        raise UsageError(f"alpha: got {len(each)}, expected one for each of {count}")
-    return each
-
-
-def as_numbers(alpha: Alpha | Sequence[Alpha]) -> float | list[float]:
-    """Return constants for passes without token positions; refuse schedules.
-
-    Args:
-        alpha: One for all rows, or one for each.
-
-    Raises:
-        UsageError: One is a schedule, or none of what callers may give.
-    """
-    several = _several(alpha)
-    if several is None:
-        return _as_number(cast("Alpha", alpha))
-    return [_as_number(alpha) for alpha in several]
-
-
-def _as_number(alpha: Alpha) -> float:
-    schedule = as_schedule(alpha)
-    if not schedule.is_constant:
-        raise UsageError(
-            f"alpha: got the schedule {schedule}, expected a number; schedules count the tokens "
-            f"that are generated, which a plain forward pass has not. Use `generate`, or `stream`"
-        )
-    return schedule.points[0][1]
-
-
-def _several(alpha: Alpha | Sequence[Alpha]) -> Sequence[Alpha] | None:
-    """Return the alphas if a sequence of them is given, or None."""
-    one = isinstance(alpha, str | AlphaSchedule) or getattr(alpha, "ndim", 1) != 1
-    return None if one or not hasattr(alpha, "__len__") else cast("Sequence[Alpha]", alpha)

@@ -1,4 +1,4 @@
-"""Attaches a head to a base: compatibility, layers, and switching bases."""
+"""Attaches heads to a base: compatibility, layers, and switching bases."""
 
 import copy
 import dataclasses
@@ -16,9 +16,10 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.decoding.trained_head import TrainedHead
 from mav.pipeline.head.compatibility import check_hidden_size, check_vocabulary, map_layers
-from mav.pipeline.head.model import is_quantized
+from mav.pipeline.head.model import AlignmentHead, is_quantized
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
@@ -51,14 +52,15 @@ class Differences:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedModel:
-    """A base with a compatible head attached.
+    """A base with a compatible head attached, or with several.
 
     Attributes:
         base: The base.
-        aligned: Base and head together; alpha is 0 until it is set.
+        aligned: Base and heads together; alpha is 0 until it is set.
         form: Form of prompts.
         settings: Fields of `GenerationOptions` that take the place of its defaults.
-        differences: How the base differs from the one the head was trained on.
+        differences: How the base differs from those that the heads were trained on.
+        names: Of the heads; none of one head without a name.
     """
 
     base: BaseModel
@@ -66,6 +68,7 @@ class AttachedModel:
     form: PromptFormat
     settings: Mapping[str, Any] = field(default_factory=dict)
     differences: Differences = field(default_factory=Differences)
+    names: tuple[str, ...] = ()
 
     def response_text(self, decoding: GenerationOptions) -> ResponseText:
         """Return what makes text of a response's tokens."""
@@ -83,18 +86,18 @@ class AttachedModel:
 
 
 def load_compatible_base(
-    source: BaseSource, trained: TrainedHead, rules: AttachOptions, placement: LoadOptions
+    source: BaseSource, trained: TrainedHeads, rules: AttachOptions, placement: LoadOptions
 ) -> BaseModel:
-    """Load a base after checking its configuration and tokenizer against a head.
+    """Load a base after checking its configuration and tokenizer against heads.
 
     Args:
         source: Its files.
-        trained: The head.
+        trained: The heads.
         rules: What the user allows and wants.
         placement: In what type and where.
 
     Raises:
-        MAVError: It cannot be loaded or does not belong to the head.
+        MAVError: It cannot be loaded or does not belong to the heads.
     """
     source = with_copy(source, gguf_cache=placement.gguf_cache)
     check_compatible(preview_base(source), trained, rules)
@@ -102,22 +105,44 @@ def load_compatible_base(
 
 
 def check_compatible(
-    base: BaseModel, trained: TrainedHead, rules: AttachOptions
+    base: BaseModel, trained: TrainedHead | TrainedHeads, rules: AttachOptions
 ) -> tuple[tuple[int, ...], Differences]:
-    """Check that a base is compatible with a head, its weights loaded or not.
+    """Check that a base is compatible with heads, its weights loaded or not.
 
     Args:
         base: The base.
-        trained: The head.
+        trained: The heads.
         rules: What the user allows.
 
     Returns:
-        The layers of this base that the head reads, and how it differs from the head's own base.
+        The layers of this base that the heads read, and how it differs from the heads' own bases.
 
     Raises:
-        MismatchError: It is not.
+        MismatchError: It is not, or the heads are not with each other.
         UsageError: Prompts cannot take the form the user wants.
     """
+    heads = TrainedHeads.of(trained)
+    heads.require_together(rules)
+    found = [_check_one(base, part, rules) for part in heads.parts]
+    layers = found[0][0]
+    assert all(read == layers for read, _ in found)
+    warnings = [warning for _, differences in found for warning in differences.warnings]
+    dates = list(dict.fromkeys(part.template_date for part in heads.parts))
+    if len(dates) > 1 and rules.template_date is None:
+        warnings.append(
+            f"The heads' chat templates were given different dates ({dates[0]} and {dates[1]}); "
+            f"the first is used, unless `template_date` says another"
+        )
+    notes = [note for _, differences in found for note in differences.notes]
+    return layers, Differences(
+        warnings=tuple(dict.fromkeys(warnings)), notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _check_one(
+    base: BaseModel, trained: TrainedHead, rules: AttachOptions
+) -> tuple[tuple[int, ...], Differences]:
+    """Check that a base is compatible with a head; see `check_compatible`."""
     record = dataclasses.replace(base.fingerprint(), id=base.id)  # as the user knows it
     check_vocabulary(
         trained.base,
@@ -152,28 +177,38 @@ def _precision(quantization: str | None) -> str:
     return "in full precision" if quantization is None else f"quantized ({quantization})"
 
 
-def attach_head(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> AttachedModel:
-    """Attach a head to a loaded base, on the base's device and in its type.
+def attach_head(
+    base: BaseModel, trained: TrainedHead | TrainedHeads, rules: AttachOptions
+) -> AttachedModel:
+    """Attach a head, or several, to a loaded base, on the base's device and in its type.
 
     Raises:
         MAVError: They do not belong together.
     """
-    layers, differences = check_compatible(base, trained, rules)
-    if trained.head.config.acts_on_state:
+    several = TrainedHeads.of(trained)
+    layers, differences = check_compatible(base, several, rules)
+    if any(part.head.config.acts_on_state for part in several.parts):
         base.require_linear_output()
     settings = _base_settings(base, rules)
-    head = trained.head.to(base.logits_device)
+    heads = [_placed(part.head, base) for part in several.parts]
+    aligned = AlignedLM(base, heads if several.names else heads[0], layers)
+    return AttachedModel(
+        base=base,
+        aligned=aligned.__enter__(),
+        form=_form(base, several.parts[0], rules),
+        settings=settings,
+        differences=differences,
+        names=several.names,
+    )
+
+
+def _placed(head: AlignmentHead, base: BaseModel) -> AlignmentHead:
+    head = head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.
     if head.dtype != base.dtype and not is_quantized(head):
         # The one that was loaded keeps its digits for the bases to come.
         head = copy.deepcopy(head).to(base.dtype)
-    return AttachedModel(
-        base=base,
-        aligned=AlignedLM(base, head, layers).__enter__(),
-        form=_form(base, trained, rules),
-        settings=settings,
-        differences=differences,
-    )
+    return head
 
 
 def _form(base: BaseModel, trained: TrainedHead, rules: AttachOptions) -> PromptFormat:

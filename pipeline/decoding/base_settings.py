@@ -54,7 +54,7 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
         GenerationOptions(**settings)
     except UsageError as error:
         raise BaseModelError(
-            f"{name}: its generation_config cannot be carried out: {error}. Mend it, or leave out "
+            f"{name}: its generation_config cannot be applied: {error}. Correct it, or leave out "
             f"`base_generation_config`."
         ) from error
     return settings

@@ -1,6 +1,6 @@
 """Generates responses for a file of prompts: batched by length, resumable, one line per prompt.
 
-Batches are planned from the prompts alone, so a run that goes on decodes the same ones. Responses
+Batches are planned from the prompts alone, so a resumed run decodes the same ones. Responses
 are collected in `OUTPUT.partial` as they come, whose first line says what made them; when all are
 there, they are put in the order of the prompts and take the name OUTPUT at once.
 """
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
-from mav.pipeline.head.model import is_quantized
+from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
@@ -54,7 +53,7 @@ def generate_file(
     mav: MAVInference,
     prompts: Path,
     output: Path,
-    alpha: AlphaSchedule,
+    alpha: Strength,
     decoding: GenerationOptions,
     *,
     batch_size: int,
@@ -78,11 +77,11 @@ def generate_file(
         DataError: The prompts cannot be read, or the partial responses are of another run.
     """
     require_new(output)
-    lines = read_prompts(prompts)
+    lines = read_prompts(prompts, mav.head_names)
     made_by = _made_by(mav, lines, alpha, decoding, batch_size)
     partial = output.with_name(f"{output.name}.partial")
     with resumable_lines(partial, made_by, lambda response: int(response["line"])) as kept:
-        answered = kept.found
+        answered = kept.lines
         if answered:
             _log.info(f"{partial}: {len(answered):,} of {len(lines):,} answers are there; going on")
         with progress_bar(len(lines), "answering", "prompt", done=len(answered)) as bar:
@@ -93,7 +92,7 @@ def generate_file(
             except KeyboardInterrupt as stop:
                 raise Interrupted(
                     f"{len(answered):,} of {len(lines):,} answers are kept, in {partial}.",
-                    "The same command goes on with the rest.",
+                    "The same command continues with the rest.",
                 ) from stop
         ordered = [answered[line.number] for line in lines]
         write_file(output, "".join(map(json_line, ordered)).encode())
@@ -121,7 +120,7 @@ def _answer(
     mav: MAVInference,
     lines: Sequence[PromptLine],
     answered: dict[int, Any],
-    alpha: AlphaSchedule,
+    alpha: Strength,
     decoding: GenerationOptions,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
@@ -152,7 +151,7 @@ def _answer(
 def _decoded(
     mav: MAVInference,
     group: Sequence[PromptLine],
-    alpha: AlphaSchedule,
+    alpha: Strength,
     decoding: GenerationOptions,
 ) -> list[Generation | str]:
     """Decode a batch, in halves where memory runs out; or return the reason it cannot be."""
@@ -207,7 +206,7 @@ def _line_out(line: PromptLine, response: Generation | str | None) -> dict[str, 
 def _made_by(
     mav: MAVInference,
     lines: Sequence[PromptLine],
-    alpha: AlphaSchedule,
+    alpha: Strength,
     decoding: GenerationOptions,
     batch_size: int,
 ) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def _made_by(
         "form": mav.joined.form.name,
         "dtype": str(mav.base.dtype).removeprefix("torch."),
         "quantization": base.quantization,
-        "int8_head": is_quantized(mav.head),
+        "int8_head": mav.int8_head,
         "alpha": str(alpha),
         "batch_size": batch_size,
         **settings,

@@ -5,12 +5,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mav.cache_schema.errors import MAVError, UsageError
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.steering.strengths import (
+    HeadAlphas,
+    Strength,
+    as_strength,
+    strength_of_text,
+)
 
 HELP: Final = """\
 /alpha 1.5        strength from now on; 0 is the base itself, 0:2,64:0.5 a schedule
+/alpha helpful=2  that of one of several heads; the others stay as they are
 /base ID          another base under the same head: hub id, folder or .gguf file
 /temperature 0.7  0 takes the most probable token
 /tokens 256       most tokens of an answer
@@ -35,7 +41,7 @@ class Chat:
     """
 
     mav: MAVInference
-    alpha: AlphaSchedule
+    alpha: Strength
     decoding: GenerationOptions
     write: Callable[[str], None]
     given: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +65,7 @@ class Chat:
 
     def _command(self, name: str = "", argument: str = "") -> Iterator[str]:
         if name == "alpha" and argument:
-            self.alpha = AlphaSchedule.parse(argument)
+            self.alpha = self._strength(argument)
             self.write(f"alpha {self.alpha}")
         elif name == "base" and argument:
             before = self.mav.joined.settings
@@ -84,6 +90,13 @@ class Chat:
             if name not in ("help", "again"):
                 self.write(f"/{name}: no such command, or it lacks what follows; nothing was sent")
             self.write(HELP)
+
+    def _strength(self, text: str) -> Strength:
+        """Read a strength; of several heads those that it does not name keep theirs."""
+        given = strength_of_text(text)
+        if isinstance(given, HeadAlphas) and isinstance(self.alpha, HeadAlphas):
+            given = HeadAlphas(tuple((dict(self.alpha.schedules) | dict(given.schedules)).items()))
+        return as_strength(given, self.mav.head_names)
 
     def _change(self, **given: Any) -> None:
         self.decoding = replace(self.decoding, **given)

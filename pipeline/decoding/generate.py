@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ from transformers.generation.configuration_utils import CompileConfig
 from mav.pipeline.base.failures import explain_failures
 from mav.pipeline.base.generation_defaults import generation_config_set_aside
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
+from mav.pipeline.decoding.steering.strengths import Strength
+from mav.pipeline.preferences.prompt_format import Messages
 
 
 def decode(
     joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
-    schedules: Sequence[AlphaSchedule],
+    schedules: Sequence[Strength],
     decoding: GenerationOptions,
     *,
     stopping: Sequence[StoppingCriteria] = (),
@@ -75,10 +77,39 @@ def decode(
     return new
 
 
-def finished(
+def respond(
+    joined: AttachedModel,
+    prompts: Sequence[str | Messages],
+    schedules: Sequence[Strength],
+    decoding: GenerationOptions,
+) -> list[Generation]:
+    """Return the responses to several prompts, decoded together.
+
+    Args:
+        joined: Base and head.
+        prompts: A user's message, messages, or a transcript each.
+        schedules: Strengths of each.
+        decoding: Options of generation.
+
+    Raises:
+        DataError: A prompt is malformed, or too long for the base.
+    """
+    texts = [joined.form.render(prompt) for prompt in prompts]
+    tokens = [joined.form.tokens(text) for text in texts]
+    joined.base.require_within(tokens, decoding.max_new_tokens)
+    started = perf_counter()
+    rows = decode(joined, tokens, schedules, decoding)
+    seconds = perf_counter() - started
+    return [
+        _finished(joined, text, schedule, row, decoding, seconds)
+        for text, schedule, row in zip(texts, schedules, rows, strict=True)
+    ]
+
+
+def _finished(
     joined: AttachedModel,
     prompt: str,
-    schedule: AlphaSchedule,
+    schedule: Strength,
     row: Sequence[int],
     decoding: GenerationOptions,
     seconds: float,
@@ -201,7 +232,7 @@ class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]
     """Sets alpha for the next token; leaves the scores unchanged."""
 
     def __init__(
-        self, aligned: AlignedLM, schedules: Sequence[AlphaSchedule], prompt_width: int
+        self, aligned: AlignedLM, schedules: Sequence[Strength], prompt_width: int
     ) -> None:
         self._aligned = aligned
         self._schedules = schedules

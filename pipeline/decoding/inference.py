@@ -1,10 +1,9 @@
-"""Online decoding: a frozen base and a head together, alpha chosen at each call."""
+"""Online decoding: a frozen base and heads together, alpha chosen at each call."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from mav.cache_schema.errors import UsageError
@@ -12,41 +11,50 @@ from mav.pipeline.base.loading import load_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_numbers, as_schedule, for_each
-from mav.pipeline.decoding.attach import AttachedModel, load_compatible_base
+from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.exclusive_use import ExclusiveUse
-from mav.pipeline.decoding.generate import decode, finished
+from mav.pipeline.decoding.generate import decode, respond
 from mav.pipeline.decoding.options import (
     AttachOptions,
     Generation,
     GenerationOptions,
+    Heads,
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
+from mav.pipeline.decoding.steering.strengths import (
+    Alpha,
+    Strength,
+    as_strength,
+    constant_strengths,
+    strength_for_each,
+)
 from mav.pipeline.decoding.switching import SwitchableModel
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
-from mav.pipeline.decoding.trained_head import load_trained, new_head
+from mav.pipeline.decoding.trained_head import new_head
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
-from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
-from mav.pipeline.runtime.known_places import remember
+from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
 
 Prompt = str | Messages
 
 
 class MAVInference:
-    """A head and a base to decode with.
+    """A head and a base to decode with, or several heads by name.
 
     Example:
         mav = MAVInference("runs/head", "meta-llama/Llama-2-7b-hf")
         print(mav.generate_response("How do I say no politely?", alpha=1.0))
+
+        both = MAVInference({"helpful": "runs/a", "harmless": "runs/b"})
+        print(both.generate_response("Hello", alpha={"helpful": 1.0, "harmless": 0.5}))
     """
 
     def __init__(
         self,
-        head: str | Path,
+        head: Heads,
         base: str | Path | BaseModel | None = None,
         *,
         gguf_file: str | None = None,
@@ -62,10 +70,11 @@ class MAVInference:
         base_generation_config: bool = False,
         gguf_cache: bool = True,
     ) -> None:
-        """Load head and base, and check that they belong together.
+        """Load heads and base, and check that they belong together.
 
         Args:
-            head: Folder of a head or of a training run, or a hub id.
+            head: Folder of a head or of a training run, or a hub id; or several by name. Several
+                add up, z_base + sum_i alpha_i a_i, and each call names an alpha for each.
             base: Hub id, folder, `.gguf` file or loaded base; the one the head was trained on if
                 None.
             gguf_file: File inside the base's folder or repository.
@@ -79,7 +88,7 @@ class MAVInference:
                 head was trained in.
             template_date: Date given to a chat template that asks for it, as YYYY-MM-DD or
                 `today`; if None, that of the head's training data, else today.
-            allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+            allow_tokenizer_mismatch: Accept a base with another tokenizer of the same size.
             int8_head: Keep the head's weights in a byte each; needs torchao.
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end responses are taken from it.
@@ -88,55 +97,38 @@ class MAVInference:
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
         """
-        self._load(
-            head,
-            base,
-            InferenceOptions(
-                gguf_file=gguf_file,
-                revision=revision,
-                dtype=dtype,
-                device=device,
-                device_map=device_map,
-                quantize=quantize,
-                prompt_form=prompt_form,
-                template_date=template_date,
-                allow_tokenizer_mismatch=allow_tokenizer_mismatch,
-                int8_head=int8_head,
-                base_generation_config=base_generation_config,
-                gguf_cache=gguf_cache,
-            ),
+        self._begin(
+            SwitchableModel.load(
+                head,
+                base,
+                InferenceOptions(
+                    gguf_file=gguf_file,
+                    revision=revision,
+                    dtype=dtype,
+                    device=device,
+                    device_map=device_map,
+                    quantize=quantize,
+                    prompt_form=prompt_form,
+                    template_date=template_date,
+                    allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+                    int8_head=int8_head,
+                    base_generation_config=base_generation_config,
+                    gguf_cache=gguf_cache,
+                ),
+            )
         )
 
     @classmethod
     def from_options(
-        cls, head: str | Path, base: str | Path | BaseModel | None, options: InferenceOptions
+        cls, head: Heads, base: str | Path | BaseModel | None, options: InferenceOptions
     ) -> "MAVInference":
         """Load head and base as the constructor does, which takes the options one by one."""
         made = cls.__new__(cls)
-        made._load(head, base, options)
+        made._begin(SwitchableModel.load(head, base, options))
         return made
 
-    def _load(
-        self, head: str | Path, base: str | Path | BaseModel | None, options: InferenceOptions
-    ) -> None:
-        if isinstance(base, BaseModel):
-            placement = LoadOptions(
-                dtype=base.dtype, device=str(base.device), gguf_cache=options.gguf_cache
-            )
-        else:
-            placement = options.in_one_dtype()
-        dtype = resolve_dtype(placement.dtype, placement.device)
-        trained = load_trained(str(head), dtype, int8=options.int8_head)
-        if not isinstance(base, BaseModel):
-            source = (
-                trained.source(options.revision, options.gguf_file)
-                if base is None
-                else resolve_base(str(base), options.gguf_file, options.revision)
-            )
-            base = load_compatible_base(source, trained, options, placement)
-            remember(source.weights_digest(), source.id)
-        self._in_use = ExclusiveUse()
-        self._model = SwitchableModel(base, trained, options, placement)
+    def _begin(self, model: SwitchableModel) -> None:
+        self._in_use, self._model = ExclusiveUse(), model
 
     @classmethod
     def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
@@ -149,8 +141,7 @@ class MAVInference:
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._in_use = ExclusiveUse()
-        made._model = SwitchableModel(base, new_head(base, **head), AttachOptions(), placement)
+        made._begin(SwitchableModel(base, new_head(base, **head), AttachOptions(), placement))
         return made
 
     @property
@@ -170,13 +161,30 @@ class MAVInference:
 
     @property
     def head(self) -> AlignmentHead:
-        """The head, on the base's device and of its type."""
+        """The head, on the base's device and of its type; `heads` has several."""
+        if self.head_names:
+            raise UsageError(f"head: there are {', '.join(self.head_names)}; use `heads`")
         return self.joined.aligned.head
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the heads; none of one head without a name."""
+        return self._model.trained.names
+
+    @property
+    def heads(self) -> dict[str, AlignmentHead]:
+        """The heads by name, on the base's device and of its type."""
+        return dict(zip(self.head_names, self.joined.aligned.heads, strict=True))
+
+    @property
     def head_digest(self) -> str:
-        """SHA-256 over the head's weights."""
+        """SHA-256 over the heads' weights."""
         return self._model.trained.digest
+
+    @property
+    def int8_head(self) -> bool:
+        """Whether weights of a head are int8."""
+        return self._model.trained.quantized
 
     def decoding(self, **given: Any) -> GenerationOptions:
         """Return generation options: as given, else the base's (if asked for) or the defaults.
@@ -196,6 +204,7 @@ class MAVInference:
             prompt: A user's message, messages with `role` and `content`, or a transcript that
                 ends in `Assistant:`.
             alpha: Strength of the alignment, or a schedule over the response; 0 is the base itself.
+                Of several heads each by name: `{"helpful": 1, "harmless": "0:2,64:0.5"}`.
             **decoding: Fields of `GenerationOptions`.
         """
         return self.generate(prompt, alpha, self.decoding(**decoding)).response
@@ -224,20 +233,9 @@ class MAVInference:
             DataError: A prompt is malformed, or too long for the base.
         """
         _require_several(prompts, "prompts", "generate")
-        each = for_each(alpha, len(prompts))
+        each = strength_for_each(alpha, len(prompts), self.head_names)
         with self._in_use.acquire():
-            joined = self.joined
-            decoding = decoding or self.decoding()
-            texts = [joined.form.render(prompt) for prompt in prompts]
-            tokens = [joined.form.tokens(text) for text in texts]
-            joined.base.require_within(tokens, decoding.max_new_tokens)
-            started = perf_counter()
-            rows = decode(joined, tokens, each, decoding)
-            seconds = perf_counter() - started
-        return [
-            finished(joined, text, schedule, row, decoding, seconds)
-            for text, schedule, row in zip(texts, each, rows, strict=True)
-        ]
+            return respond(self.joined, prompts, each, decoding or self.decoding())
 
     def score(
         self, prompt: Prompt, response: str, alpha: Alpha = 1.0, *, ended: bool = True
@@ -280,7 +278,7 @@ class MAVInference:
             raise UsageError(
                 f"answers: got {len(responses)}, expected one for each of {len(prompts)}"
             )
-        each = for_each(alpha, len(responses))
+        each = strength_for_each(alpha, len(responses), self.head_names)
         with self._in_use.acquire():
             return score_responses(self.joined, prompts, responses, each, ended=ended)
 
@@ -299,10 +297,10 @@ class MAVInference:
         decoding = decoding or self.decoding()
         decoding.require_streamable()
         self._in_use.require_not_handed_out()
-        return self._stream(prompt, as_schedule(alpha), decoding)
+        return self._stream(prompt, as_strength(alpha, self.head_names), decoding)
 
     def _stream(
-        self, prompt: Prompt, alpha: AlphaSchedule, decoding: GenerationOptions
+        self, prompt: Prompt, alpha: Strength, decoding: GenerationOptions
     ) -> Iterator[str]:
         # Once more, as a stream may be listened to long after it was asked for.
         self._in_use.require_not_handed_out()
@@ -335,12 +333,13 @@ class MAVInference:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
-        with self._in_use.hand_out(), self.joined.aligned.steering(as_numbers(alpha)):
+        strengths = constant_strengths(alpha, self.head_names)
+        with self._in_use.hand_out(), self.joined.aligned.steering(strengths):
             yield self.base.model
 
     @contextmanager
     def exclusive(self) -> Iterator[AlignedLM]:
-        """Yield base and head for a decoder of one's own, while nothing else decodes."""
+        """Yield base and head for your own decoder, while nothing else decodes."""
         with self._in_use.hand_out():
             yield self.joined.aligned
 
@@ -388,14 +387,12 @@ def _require_several(given: object, name: str, single: str) -> None:
         )
 
 
-def create_mav(
-    base_model: str | Path, head: str | Path | None = None, **options: Any
-) -> MAVInference:
+def create_mav(base_model: str | Path, head: Heads | None = None, **options: Any) -> MAVInference:
     """Return a base with a trained head, or with a new one that changes nothing yet.
 
     Args:
         base_model: Hub id, folder or `.gguf` file.
-        head: Folder or hub id of a trained head, or None for a new one.
+        head: Folder or hub id of a trained head, several by name, or None for a new one.
         **options: With a head, those of `MAVInference`; without, those of
             `MAVInference.with_new_head`, and `gguf_file`, `revision`, `dtype`, `device`,
             `device_map`, `quantize` and `gguf_cache`.

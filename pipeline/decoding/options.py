@@ -1,8 +1,9 @@
 """Options of decoding, and its results."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
@@ -10,6 +11,9 @@ from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
+
+Heads = str | Path | Mapping[str, str | Path]
+"""Where a head is, or where several are, by name."""
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
@@ -22,7 +26,7 @@ class AttachOptions:
     """Options for attaching a head to a base.
 
     Attributes:
-        allow_tokenizer_mismatch: Take a base whose tokenizer is another one of the same size.
+        allow_tokenizer_mismatch: Accept a base with another tokenizer of the same size.
         prompt_form: Form of prompts; `auto` is what the head was trained in.
         template_date: Date given to a chat template that asks for it, as YYYY-MM-DD, or
             `today`; the day of the head's training data if None.
@@ -31,12 +35,13 @@ class AttachOptions:
     """
 
     allow_tokenizer_mismatch: bool = option(
-        False, help="Take a base whose tokenizer is another one of the same size."
+        False, help="Accept a base with another tokenizer of the same size."
     )
     prompt_form: PromptFormatName = option(
         "auto",
         choices=get_args(PromptFormatName),
-        help="HH-RLHF's transcript, or the base's chat template; auto is what the head knows.",
+        help="HH-RLHF's transcript, or the base's chat template; auto is the format of the head's "
+        "training.",
     )
     template_date: str | None = option(
         None,
@@ -44,9 +49,9 @@ class AttachOptions:
         default_text="as in training",
         help="Date given to a chat template that asks for it: YYYY-MM-DD or today.",
     )
-    int8_head: bool = option(False, help="Keep the head in a byte per weight; needs torchao.")
+    int8_head: bool = option(False, help="Keep the head's weights in one byte each; needs torchao.")
     base_generation_config: bool = option(
-        False, help="Decode as the base's generation_config says, where no option is given."
+        False, help="Take options that are not given from the base's generation_config."
     )
 
     def __post_init__(self) -> None:
@@ -95,14 +100,18 @@ class GenerationOptions:
         number=True,
         at_least=0,
         at_most=1,
-        help="Least probability, relative to the largest.",
+        help="Minimum probability, relative to the largest.",
     )
-    repetition_penalty: float = option(1.0, number=True, above=0, help="1 leaves repetition alone.")
+    repetition_penalty: float = option(1.0, number=True, above=0, help="1 is no penalty.")
     seed: int | None = option(
-        None, whole=True, at_least=-_LARGEST_SEED, at_most=_LARGEST_SEED, help="Of the sampling."
+        None,
+        whole=True,
+        at_least=-_LARGEST_SEED,
+        at_most=_LARGEST_SEED,
+        help="Seed of the sampling.",
     )
     num_beams: int = option(1, whole=True, at_least=1, help="Beams to search with.")
-    stop: tuple[str, ...] = option((), help="Text that ends a response; may be given again.")
+    stop: tuple[str, ...] = option((), help="Text that ends a response; may be repeated.")
     cache_implementation: CacheImplementation = option(
         "dynamic",
         choices=get_args(CacheImplementation),
@@ -179,7 +188,8 @@ class Generation:
 
     Attributes:
         prompt: The prompt, as the model saw it.
-        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
+        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it; of several heads these
+            by name.
         response: The response's text.
         tokens: Ids of the new tokens, the one that ended them included.
         finish: `stop` where the base ended the response or a stop string came, else `length`.
@@ -187,7 +197,7 @@ class Generation:
     """
 
     prompt: str
-    alpha: float | str
+    alpha: float | str | dict[str, float | str]
     response: str
     tokens: tuple[int, ...]
     finish: Literal["stop", "length"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mav.cache_schema.errors import DataError, UsageError
-from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.preferences.prompt_format import Messages, require_prompt
 from mav.pipeline.runtime.json_input import strict_json
 
@@ -28,15 +28,20 @@ class PromptLine:
     text: str
     fields: dict[str, Any]
     prompt: str | Messages = ""
-    alpha: AlphaSchedule | None = None
+    alpha: Strength | None = None
     error: str | None = None
 
 
-def read_prompts(path: Path) -> list[PromptLine]:
+def read_prompts(path: Path, heads: Sequence[str] = ()) -> list[PromptLine]:
     """Read every line that is not empty; a wrong one carries its error.
 
     In a `.jsonl` file each is an object with `prompt`, a text, or `messages`, a list of objects
-    with `role` and `content`; and, if wanted, `alpha`, a number or a schedule's text.
+    with `role` and `content`; and, if wanted, `alpha`, a number or a schedule's text, or an object
+    of these by head.
+
+    Args:
+        path: The file.
+        heads: Names of the heads; none of one head without a name.
 
     Raises:
         DataError: The file cannot be read or has no line.
@@ -53,7 +58,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
             PromptLine(number=n, text=line, fields={"prompt": line}, prompt=line)
             for n, line in numbered
         ]
-    return [_parse(number, line) for number, line in numbered]
+    return [_parse(number, line, heads) for number, line in numbered]
 
 
 def require_sound(lines: Sequence[PromptLine], path: Path) -> None:
@@ -67,7 +72,7 @@ def require_sound(lines: Sequence[PromptLine], path: Path) -> None:
             raise DataError(f"{path}, line {line.number}: {line.error}")
 
 
-def _parse(number: int, line: str) -> PromptLine:
+def _parse(number: int, line: str, heads: Sequence[str]) -> PromptLine:
     begun = PromptLine(number=number, text=line, fields={})
     try:
         fields = strict_json(line)
@@ -84,7 +89,7 @@ def _parse(number: int, line: str) -> PromptLine:
     assert asked is not None
     try:
         require_prompt(asked)
-        alpha = _alpha(fields.get("alpha"))
+        alpha = _alpha(fields.get("alpha"), heads)
     except (DataError, UsageError) as error:
         return replace(begun, error=str(error))
     return replace(begun, prompt=asked, alpha=alpha)
@@ -94,9 +99,10 @@ def _shown(line: str) -> str:
     return repr(line if len(line) <= 60 else f"{line[:59]}…")
 
 
-def _alpha(value: Any) -> AlphaSchedule | None:
+def _alpha(value: Any, heads: Sequence[str]) -> Strength | None:
     if value is None:
         return None
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        return as_schedule(value)
+    each = value.values() if isinstance(value, dict) else [value]
+    if all(isinstance(one, int | float | str) and not isinstance(one, bool) for one in each):
+        return as_strength(value, heads)
     raise UsageError(f"alpha: got {value!r}, expected a number or a schedule such as '0:2,64:0.5'")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.steering.strengths import Strength
 
 PREFILL_TOKENS: Final = 8192
 """Most tokens, padding included, of the prompts that are read in one pass."""
@@ -31,7 +31,7 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    alpha: AlphaSchedule
+    alpha: Strength
     decoding: GenerationOptions
     top_logprobs: int | None = None
     is_turn: bool = True

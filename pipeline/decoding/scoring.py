@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
+from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.preferences.prompt_format import Messages
 
 
@@ -24,14 +24,15 @@ class Score:
 
     Attributes:
         prompt: The prompt, as the model saw it.
-        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it.
+        alpha: Strength, or its schedule as `AlphaSchedule.parse` reads it; of several heads these
+            by name.
         tokens: Ids of the response's tokens.
         logprobs: Of each token, under base and head.
         base_logprobs: Of each token, under the base alone.
     """
 
     prompt: str
-    alpha: float | str
+    alpha: float | str | dict[str, float | str]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     base_logprobs: tuple[float, ...]
@@ -56,7 +57,7 @@ def score_responses(
     joined: AttachedModel,
     prompts: Sequence[str | Messages],
     responses: Sequence[str],
-    schedules: Sequence[AlphaSchedule],
+    schedules: Sequence[Strength],
     *,
     ended: bool,
 ) -> list[Score]:
@@ -106,15 +107,16 @@ def _logprobs(
     joined: AttachedModel,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
-    schedules: Sequence[AlphaSchedule],
+    schedules: Sequence[Strength],
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Return log-probabilities under base and head, and under the base; padded in front, [B, T]."""
     if not prompts:
         return [], []
     base, aligned = joined.base, joined.aligned
     longest = max(map(len, responses))
+    # What stands in front of a shorter response is read at its first strength, and not used.
     strengths = [
-        [0.0] * (longest - len(response)) + [schedule.at(token) for token in range(len(response))]
+        [schedule.at(max(0, token)) for token in range(len(response) - longest, len(response))]
         for schedule, response in zip(schedules, responses, strict=True)
     ]
     with aligned.steering(torch.tensor(strengths)):

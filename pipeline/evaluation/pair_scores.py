@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.reader import CacheReader
-from mav.pipeline.head.addition import addition
+from mav.pipeline.evaluation.mixture import Mixture
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.ops.base_logits import capped
-from mav.pipeline.ops.projection import Projection
 from mav.pipeline.ops.tiling import CHUNK_ELEMENTS
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.runtime.progress import progress_bar
@@ -50,7 +49,7 @@ class PairScores:
 
 @torch.inference_mode()
 def score_pairs(
-    head: AlignmentHead,
+    head: AlignmentHead | Mixture,
     reader: CacheReader,
     wanted: list[bool],
     alphas: Sequence[float],
@@ -60,7 +59,7 @@ def score_pairs(
     """Score pairs of a cache, in its order, at several strengths.
 
     Args:
-        head: The head.
+        head: The head, or several with weights, which `alphas` multiply.
         reader: The cache.
         wanted: [pairs], which of them; at least one.
         alphas: Strengths.
@@ -81,7 +80,7 @@ def score_pairs(
             for at in range(0, len(inside), _PAIRS_AT_ONCE):
                 some = inside[at : at + _PAIRS_AT_ONCE]
                 batch = collate(some, reader.manifest, len(some)).to(device)
-                scores = _score(head, batch, base, alphas, dtype)
+                scores = _score(Mixture.of(head), batch, base, alphas, dtype)
                 for of_alpha, part in zip(parts, scores, strict=True):
                     of_alpha.append(part)
                 bar.update(len(some))
@@ -89,7 +88,7 @@ def score_pairs(
 
 
 def _score(
-    head: AlignmentHead,
+    mixture: Mixture,
     batch: Batch,
     base: CachedBase,
     alphas: Sequence[float],
@@ -98,10 +97,8 @@ def _score(
     labels = batch.labels.long()
     device = labels.device
     with _autocast(dtype, device):
-        last = Projection(head.project.weight, head.project.bias)
-        added = addition(head, batch.states, base.logits(batch), last)
-    features, projection = added.features, added.projection
-    if not features.isfinite().all():
+        added = mixture.additions(batch.states, base.logits(batch))
+    if not added.is_finite:
         raise UsageError(
             f"dtype: got {plain_name(dtype)}, in which the head's features of stored states are "
             f"not finite, expected bfloat16 or float32"
@@ -109,20 +106,20 @@ def _score(
     # Each value comes from one float32 row; sums over tokens are taken on the CPU in float64,
     # which not every device has.
     parts: list[Tensor] = []
-    at_once = max(1, CHUNK_ELEMENTS // head.config.vocab_size)
+    at_once = max(1, CHUNK_ELEMENTS // mixture.vocab_size)
     for start in range(0, len(labels), at_once):
         piece = slice(start, min(len(labels), start + at_once))
         with _autocast(dtype, device):
-            vector_CV = F.linear(features[piece], projection.weight, projection.bias).float()
+            inner, outer = added.vectors(piece)
         base_CV = added.base.chunk(piece.start, piece.stop)
         base_log_CV = capped(base_CV, added.softcap).log_softmax(-1)
         picked = labels[piece, None]
         values = [
-            torch.linalg.vector_norm(vector_CV, dim=-1),
+            torch.linalg.vector_norm(_sum(inner, outer), dim=-1),
             base_log_CV.gather(-1, picked)[:, 0],
         ]
         for alpha in alphas:
-            log_CV = capped(base_CV + alpha * vector_CV, added.softcap).log_softmax(-1)
+            log_CV = added.logits(base_CV, alpha, inner, outer).log_softmax(-1)
             values += [
                 log_CV.gather(-1, picked)[:, 0],
                 F.kl_div(base_log_CV, log_CV, reduction="none", log_target=True).sum(-1),
@@ -146,6 +143,14 @@ def _score(
             )
         )
     return results
+
+
+def _sum(inner: Tensor | None, outer: Tensor | None) -> Tensor:
+    if inner is None or outer is None:
+        found = outer if inner is None else inner
+        assert found is not None, "a mixture has heads"
+        return found
+    return inner + outer
 
 
 def _autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:

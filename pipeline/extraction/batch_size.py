@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 CPU_TOKENS: Final = 2048
-"""More than a few hundred tokens make products no quicker on a CPU, only buffers larger."""
+"""On a CPU, more than a few hundred tokens enlarge buffers without speeding up products."""
 _MOST_TOKENS: Final = 1 << 16
 _LEAST_TOKENS: Final = 256
 _SPARE: Final = 0.8
@@ -16,7 +16,7 @@ _SPARE: Final = 0.8
 
 @dataclass
 class BatchBudget:
-    """Maximum tokens of a batch, padding included; a longer pair is a batch of its own.
+    """Maximum tokens of a batch, padding included; a longer pair is a batch by itself.
 
     Attributes:
         tokens: The bound.
@@ -61,7 +61,7 @@ def measured_budget(
     for device in devices:
         torch.accelerator.synchronize(device)
         free, _ = torch.accelerator.get_memory_info(device)
-        # What PyTorch keeps for itself is as good as free.
+        # Memory that PyTorch caches counts as free.
         kept = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(
             device
         )
@@ -71,10 +71,10 @@ def measured_budget(
 
 
 def budget_for(memory: Sequence[DeviceMemory], tokens: int) -> BatchBudget:
-    """Return the budget that the scarcest device allows.
+    """Return the budget that the device with the least memory allows.
 
     Args:
-        memory: Of each device, what a trial found.
+        memory: Measurements of a trial, per device.
         tokens: Tokens of the trial.
     """
     fitting = min(_SPARE * device.free * tokens / max(1, device.taken) for device in memory)

@@ -31,7 +31,7 @@ from mav.pipeline.runtime.compute_dtype import TORCH_DTYPES, plain_name
 from mav.pipeline.runtime.memory import free_memory, is_out_of_memory, too_long_for_memory
 
 _FINITE: Final = "whether all states are finite"
-"""Travels with a batch's arrays, so that asking for it does not hold up the device."""
+"""Copied along with a batch's arrays, so that reading it does not synchronise the device."""
 _STORABLE: Final = "whether they still are in the type they are stored in"
 
 
@@ -61,8 +61,8 @@ class BlockForward:
             pairs: All pairs, in stored order.
             plan: Their places.
             manifest: What to store.
-            unembedding: The base's output embedding, or None for a base whose logits are no
-                function of it; the whole model is run then.
+            unembedding: The base's output embedding, or None for a base whose logits do not follow
+                from it; then the whole model is run.
             packing: How to pack pairs.
             budget: Most tokens in one forward pass, padding included.
         """
@@ -82,14 +82,14 @@ class BlockForward:
     def run(self, pairs: range, progress: Callable[[int], None]) -> dict[str, NDArray[Any]]:
         """Return the rows of consecutive pairs of one block, for every per-token array, as stored.
 
-        While the device computes a batch, the rows of the one before are put in their place.
+        While the device computes a batch, the rows of the previous one are stored.
 
         Args:
             pairs: The pairs, all of a block or a part of them.
             progress: Called with the number of pairs after each batch.
 
         Raises:
-            BaseModelError: Memory does not suffice for a single pair, or a state is not finite.
+            BaseModelError: Out of memory for a single pair, or a state is not finite.
         """
         start = int(self._plan.response_start[pairs.start, 0])
         used = int(self._plan.response_length[pairs.start : pairs.stop].sum(dtype=np.int64))
@@ -98,21 +98,21 @@ class BlockForward:
             for path, layout in layouts(self._computed).items()
             if layout.spec.kind == "block"
         }
-        tapped = tuple(sorted({*self._manifest.states.layers, self._last}))
+        layers = tuple(sorted({*self._manifest.states.layers, self._last}))
         left = deque(batches(pairs, self._pairs.shared_length, self.budget.tokens, self.packing))
         before: _BatchRows | None = None
-        with self._base.hidden_state_hooks(tapped) as hooks:
+        with self._base.hidden_state_hooks(layers) as hooks:
             while left:
                 batch_pairs = left.popleft()
                 fits = len(batch_pairs) == 1 or self._tokens(batch_pairs) <= self.budget.tokens
-                found = self._attempt(batch_pairs, hooks) if fits else None
-                if found is None:
+                batch_rows = self._attempt(batch_pairs, hooks) if fits else None
+                if batch_rows is None:
                     half = len(batch_pairs) // 2
                     left.extendleft((batch_pairs[half:], batch_pairs[:half]))
                     continue
                 if before is not None:
                     self._place(rows, start, before, progress)
-                before = found
+                before = batch_rows
         if before is not None:
             self._place(rows, start, before, progress)
         if self._manifest.storage.states == "computed":
@@ -184,7 +184,7 @@ class BlockForward:
         batch: "_BatchRows",
         progress: Callable[[int], None],
     ) -> None:
-        """Write the rows of a batch to their places among those from `start` on."""
+        """Copy the rows of a batch to their places in the block, which begins at pair `start`."""
         arrays = {**batch.known, **batch.copied.arrays()}
         finite, storable = arrays.pop(_FINITE), arrays.pop(_STORABLE)
         if not finite:
@@ -204,7 +204,7 @@ class BlockForward:
         lengths = self._pairs.shared_length[batch_pairs]
         if self.packing == "packed":
             return int(lengths.sum())
-        return int(lengths.max()) * len(batch_pairs) * (1 if self.packing == "padded" else 2)
+        return int(lengths.max()) * len(batch_pairs) * (1 if self.packing == "shared_prompt" else 2)
 
     def _rows_of(self, batch_pairs: Sequence[int], start: int) -> slice | NDArray[np.int64]:
         # A pair's rows are consecutive: rejected follows chosen.

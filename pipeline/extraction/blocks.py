@@ -15,7 +15,7 @@ from mav.pipeline.runtime.progress import progress_bar
 _log = logging.getLogger(__name__)
 
 _BLOCKS_WAITING: Final = 2
-"""Blocks that are written or wait to be; a disk that is slow for a moment holds up nothing."""
+"""Blocks being written or queued, so that a brief slowdown of the disk does not stall."""
 
 
 def run_blocks(
@@ -28,15 +28,15 @@ def run_blocks(
 ) -> int:
     """Compute and write blocks, overlapped; return the number of their pairs.
 
-    One block is computed, one is written and one waits: three are in memory at most, and the bytes
-    of one array of the one that is written.
+    One block is computed, one is written and one is queued: at most three are in memory, plus the
+    encoded bytes of one array of the block being written.
 
     Args:
         job: What to run.
-        writer: Where to.
+        writer: Writes them.
         blocks: Numbers of the blocks.
         objects: Where the cache is.
-        alone: Whether no other process has blocks of this run.
+        alone: Whether this is the only process of the run.
 
     Raises:
         Interrupted: The run was asked to stop. Blocks that were computed are written, unless it
@@ -94,7 +94,7 @@ def _interrupted(
     at_once: bool,
 ) -> Interrupted:
     """Return the interruption with what is kept, read from the cache."""
-    goes_on = "The same command goes on from there"
+    goes_on = "The same command resumes from there"
     if at_once:
         return Interrupted("Blocks that were written are kept.", f"{goes_on}.", at_once=True)
     plan = job.plan
@@ -104,7 +104,7 @@ def _interrupted(
         f"{len(written)} of {plan.blocks} blocks are written and kept, {sum(pairs.values()):,} of "
         f"{plan.pairs:,} pairs."
     )
-    # Of others' pairs this process does not know which had run.
+    # Other processes' progress inside a block is unknown here.
     again = ran - sum(pairs.get(block, 0) for block in blocks)
     also = f"; {again:,} pairs that had run are run again" if alone and again > 0 else ""
     return Interrupted(kept, f"{goes_on}{also}.")

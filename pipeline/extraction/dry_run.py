@@ -35,7 +35,7 @@ Rows = dict[str, NDArray[Any]]
 _SAMPLE_SECONDS: Final = 15.0
 _SAMPLE_PAIRS: Final = 32
 _SPARE: Final = 1.02
-"""Room for what the file system needs beside the bytes of files."""
+"""Allowance for the file system's own overhead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class DryRunReport:
         manifest: The manifest the cache would have.
         size: Its expected size.
         alternatives: Option -> bytes of the whole cache with that one changed.
-        free_bytes: Room where the cache goes, or None where there is no limit.
-        missing_pairs: Pairs that are yet to be run.
+        free_bytes: Free space where the cache goes, or None if there is no limit.
+        missing_pairs: Pairs not run yet.
         pairs_per_second: Measured on a sample.
         processes: Processes that share the work.
     """
@@ -67,7 +67,7 @@ class DryRunReport:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what remains to be written."""
+        """Whether the rest of the cache fits in the free space."""
         return self.free_bytes is None or self.size.to_write * _SPARE <= self.free_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -92,13 +92,13 @@ class DryRunReport:
 
 
 def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRunReport:
-    """Estimate the size and time of an extraction: bytes exactly where possible, else by a sample.
+    """Estimate the size and time of an extraction; bytes are exact unless compressed.
 
     Nothing is written.
 
     Args:
         options: What would be extracted.
-        base: A loaded base to use in place of `options.base_model`.
+        base: A loaded base to use instead of `options.base_model`.
 
     Raises:
         MAVError: An input is invalid, as it would be for the extraction.
@@ -136,11 +136,11 @@ def require_room(
     Args:
         objects: Where the cache goes.
         job: The extraction.
-        missing: Blocks that are yet to be written.
+        missing: Blocks not written yet.
         begun: Whether plan and unembedding are written already.
 
     Raises:
-        CacheError: With the figures.
+        CacheError: It does not fit; gives the figures.
     """
     free = objects.free_bytes()
     if free is None:
@@ -148,7 +148,7 @@ def require_room(
     share = dict.fromkeys(layouts(job.manifest), 1.0)
     size = expected_size(job.manifest, job.plan, share, missing=missing, begun=begun)
     if size.to_write * _SPARE > free and job.manifest.storage.compression != "none":
-        # Only now is it worth the time to see what compression makes of it.
+        # Measuring the compression takes time, so only if the uncompressed size does not fit.
         share = compressed_share(job.manifest, _sample(job)[0])
         size = expected_size(job.manifest, job.plan, share, missing=missing, begun=begun)
     if size.to_write * _SPARE > free:

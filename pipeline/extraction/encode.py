@@ -37,7 +37,7 @@ def vocabulary_rows(
         final_NH: Final states.
         labels_N: The tokens they predict.
         unembedding: The base's output embedding, if its logits follow from it.
-        own_NV: The base's own logits otherwise.
+        own_NV: Otherwise the base's own logits.
 
     Raises:
         BaseModelError: A log-probability is not finite.

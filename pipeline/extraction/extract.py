@@ -85,11 +85,11 @@ class ExtractReport:
 def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> ExtractReport:
     """Write the cache; resume an interrupted one; leave a complete one as it is.
 
-    Processes that were launched together share the blocks that are missing.
+    Processes launched together share the missing blocks.
 
     Args:
         options: What to extract.
-        base: A loaded base to use in place of `options.base_model`.
+        base: A loaded base to use instead of `options.base_model`.
 
     Raises:
         MAVError: An input is invalid; see its subclasses.
@@ -106,7 +106,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
         )
         if stored is not None:
             require_begun_in(options, stored, dtype_name(options.dtype))
-        # A complete cache is only looked at, so it may be read-only; a new one is
+        # A complete cache is only read, so it may be read-only; a new one is
         # not begun before the data and the base are known to be good.
         begun = stored is not None and not stored.complete
         run = processes.from_first(lock) if begun else None
@@ -123,14 +123,14 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
                 _log.info(moved)
             _remember_base(inputs, asked)
             if not begun and processes.from_first(lambda: _sound(objects)):
-                _log.info(f"{options.output}: complete already, left as it is")
+                _log.info(f"{options.output}: already complete, nothing to do")
                 return _report(objects, stored, 0, 0.0, None)
-        # One type for all: what processes compute on may differ.
+        # One type for all processes, whose devices may differ.
         dtype = processes.from_first(lambda: choose_dtype(options, inputs, stored))
         job = load(options, inputs, data, dtype)
         _remember_base(inputs, job.manifest)
         if stored is not None:
-            # Now with what only the loaded base can answer.
+            # Again, with what is known only once the base is loaded.
             require_same(objects.location, stored, job.manifest)
         run = run or processes.from_first(lock)
         if stored is None:
@@ -143,9 +143,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
         if stored is not None:
             processes.from_first(lambda: require_room(objects, job, missing, begun=True))
             blocks = job.plan.blocks
-            _log.info(
-                f"Going on where it stopped: {blocks - len(missing)} of {blocks} blocks are written"
-            )
+            _log.info(f"Resuming: {blocks - len(missing)} of {blocks} blocks are written")
         if processes.count > 1:
             _log.info(f"{processes.count} processes share {len(missing)} blocks")
         started = perf_counter()
@@ -191,13 +189,13 @@ def _moved(stored: BaseModelRecord, asked: BaseModelRecord) -> str | None:
     if asked.id != stored.id or asked.revision == stored.revision:
         return None
     return (
-        f"{asked.id} is at another commit than when the cache was begun, {asked.revision} and not "
+        f"{asked.id} is at commit {asked.revision} now; when the cache was begun it was at "
         f"{stored.revision}; its weights, configuration and tokenizer are the same"
     )
 
 
 def _remember_base(inputs: ExtractionInputs, manifest: Manifest) -> None:
-    """Note where the base is, for heads that are trained from the cache."""
+    """Remember where the base is, for heads trained from the cache."""
     if inputs.source is not None:
         remember(manifest.base.weights_digest, inputs.source.id)
 

@@ -44,7 +44,7 @@ class ExtractionJob:
         plan: Its block plan.
         data: The tokenized pairs.
         unembedding: The base's output embedding.
-        forward: Computes the rows of any pairs.
+        forward: Computes the rows of pairs.
     """
 
     manifest: Manifest
@@ -66,7 +66,7 @@ def load(
         dtype: Type to compute in.
 
     Raises:
-        MAVError: The base cannot be loaded, or does not behave as extraction needs.
+        MAVError: The base cannot be loaded, or fails a check of extraction.
     """
     base = inputs.base
     require_readable(options.base_model, data.pairs, inputs.config)
@@ -108,7 +108,7 @@ def load(
     devices = base.devices
     if options.batch_tokens is None and devices[0].type != "cpu":
         forward.budget = _measured(forward, plan, data, devices)
-        _log.info(f"Batches of up to {forward.budget.tokens:,} tokens, by the memory that is free")
+        _log.info(f"Batches of up to {forward.budget.tokens:,} tokens, chosen by free memory")
     return ExtractionJob(
         manifest=manifest, plan=plan, data=data, unembedding=unembedding, forward=forward
     )

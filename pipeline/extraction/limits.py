@@ -11,7 +11,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 
 _BY_LENGTH: Final = ("dynamic", "longrope")
-"""Rotary embeddings that turn all positions of a text otherwise once it exceeds a length."""
+"""Rotary embeddings that are rescaled for all positions once a text exceeds a length."""
 
 
 def require_allowed(options: ExtractOptions, config: Any) -> None:
@@ -29,7 +29,7 @@ def require_allowed(options: ExtractOptions, config: Any) -> None:
 
 
 def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
-    """Refuse texts beyond the context length, or beyond where rotary embeddings change.
+    """Refuse texts longer than the context, or long enough to rescale the rotary embedding.
 
     Args:
         base: What the base is called.
@@ -37,7 +37,7 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
         config: The configuration of the base's text decoder.
 
     Raises:
-        UsageError: With the length that may be asked for.
+        UsageError: Naming the longest length allowed.
     """
     lengths = np.diff(pairs.bounds, axis=1)
     # The last token of a text is only predicted.
@@ -53,9 +53,9 @@ def require_readable(base: str, pairs: TokenizedPairs, config: Any) -> None:
         steady = rotary.get("original_max_position_embeddings", reads)
         if kind in _BY_LENGTH and steady is not None and longest > steady:
             raise UsageError(
-                f"max_length: a text has {longest} tokens, but beyond {steady} {base} turns all "
-                f"positions otherwise (rope_type {kind}), so that the states of a text would hang "
-                f"on what is in its batch; use `max_length` {steady}"
+                f"max_length: a text has {longest} tokens, but beyond {steady} {base} rescales "
+                f"its rotary embedding (rope_type {kind}), so hidden states would depend on the "
+                f"rest of the batch; use `max_length` {steady}"
             )
 
 

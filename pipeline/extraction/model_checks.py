@@ -1,7 +1,7 @@
 """Checks on the first batch that hidden states and logits are what the model itself gives.
 
-Every base model is its own code. Three facts that everything rests on are therefore not assumed
-but compared on real pairs: that the hooks see transformers' own hidden states, that the factored
+Every architecture has its own code, so three facts that everything relies on are not assumed but
+measured on real pairs: that the hooks see transformers' own hidden states, that the factored
 logits are the model's own, and that packing changes nothing.
 """
 
@@ -71,12 +71,12 @@ def check_base(
         must_factor: Whether logits that cannot be factored are an error.
 
     Raises:
-        BaseModelError: A check failed that nothing can make up for.
+        BaseModelError: A check failed and no slower way passes it.
     """
     longest_first = np.argsort(-pairs.shared_length, kind="stable")
     spread = np.linspace(0, len(pairs) - 1, min(_CHECKED_PAIRS, len(pairs))).astype(int)
     chosen = [int(longest_first[place]) for place in spread]
-    # All hidden states and logits of a text of middling length take little memory.
+    # All hidden states and logits of a text of medium length take little memory.
     batch = pack_alone(pairs, int(longest_first[len(pairs) // 2]))[0].to(base.device)
     with explain_failures(base):
         errors = {"layers": check_layers(base, layers, batch)}
@@ -93,22 +93,23 @@ def check_base(
     errors["packing"] = by_packing[packing]
     listed = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
     _log.info(f"Checked on {len(chosen)} pairs, relative errors: {listed}")
-    if packing == "padded":
+    if packing == "shared_prompt":
         _log.warning(
-            f"{base.config.model_type}: its attention cannot be replaced, so each pair is run in a "
-            f"sequence of its own, padded, which takes about 1.2 times as long"
+            f"{base.config.model_type}: its attention cannot be replaced, so each pair is run in "
+            f"its own sequence, padded, which takes about 1.2 times as long"
         )
-    elif packing == "apart":
+    elif packing == "separate":
         _log.warning(
             f"{base.config.model_type}: sharing a prompt between two answers changes its states "
-            f"(relative error {by_packing['padded']:.2g}) or its attention window is shorter than "
-            f"the maximum length; each answer is run apart, which takes about twice as long"
+            f"(relative error {by_packing['shared_prompt']:.2g}) or its attention window is "
+            f"shorter than the maximum length; each answer is run separately, which "
+            f"takes about twice as long"
         )
     return ModelCheckReport(errors=errors, factored=factored, packing=packing)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Return ||got - expected|| / ||expected||, in float32 or what is wider."""
+    """Return ||got - expected|| / ||expected||, in float32 or a wider type."""
     # Not in float64, which not every device has.
     wide = expected.to(torch.promote_types(expected.dtype, torch.float32))
     return float((got.to(wide.dtype) - wide).norm() / wide.norm().clamp_min(1e-30))
@@ -190,30 +191,30 @@ def choose_packing(
 ) -> tuple[Packing, dict[Packing, float]]:
     """Choose the fastest packing under which no state changes.
 
-    Every way is compared with each response run alone, with nothing beside it in the batch.
+    Every packing is compared with each response run alone in its batch.
 
     Returns:
-        The way, and the largest relative error over the layers of every way that was tried;
+        The packing, and the largest relative error over the layers for every packing tried;
         infinite where the model refuses it.
 
     Raises:
-        BaseModelError: Memory does not suffice for a single pair, or none of the ways gives the
-            states of a response alone.
+        BaseModelError: Out of memory for a single pair, or no packing gives the states of a
+            response run alone.
     """
     alone = {pair: _alone_states(base, layers, pairs, pair) for pair in chosen}
     tolerance = reordering_tolerance(base.dtype, quantization_in(base.model.config))
     errors: dict[Packing, float] = {}
     for packing in PACKINGS:
         errors[packing] = _packing_error(base, layers, pairs, alone, packing)
-        fits = packing != "padded" or window_fits(base, max_length)
+        fits = packing != "shared_prompt" or window_fits(base, max_length)
         if fits and errors[packing] <= tolerance:
             return packing, errors
-    # Slightly more rounding than usual is accepted where there is no other way.
-    if errors["apart"] <= 2 * tolerance:
-        return "apart", errors
+    # Slightly more rounding than usual is accepted if no other packing works.
+    if errors["separate"] <= 2 * tolerance:
+        return "separate", errors
     raise BaseModelError(
-        f"{base.config.model_type}: the states of a text change with what else is in its batch "
-        f"(relative error {errors['apart']:.2g}), so what extraction stores would not be what "
+        f"{base.config.model_type}: the states of a text depend on the rest of its batch "
+        f"(relative error {errors['separate']:.2g}), so what extraction stores would not be what "
         f"decoding sees. Try `dtype` float32; if that changes nothing, please report this "
         f"architecture."
     )
@@ -234,7 +235,7 @@ def _packing_error(
             got = predicting_states(base, layers, batch)
         except Exception as error:
             if not is_out_of_memory(error):
-                if packing != "apart" and isinstance(error, REFUSALS):
+                if packing != "separate" and isinstance(error, REFUSALS):
                     return math.inf
                 raise
             if len(together) == 1:
@@ -265,15 +266,15 @@ def _alone_states(
 def window_fits(base: BaseModel, max_length: int) -> bool:
     """Return whether a model attends to all of a text of the maximum length.
 
-    The mask of a padded sequence says what is hidden, in place of the model's sliding window, so
-    the longest text must fit in one. GPT-Neo counts its window in the padded sequence besides,
+    The mask of a padded sequence replaces the model's sliding window, so
+    the longest text must fit in one. GPT-Neo also counts its window in the padded sequence,
     which must fit as a whole.
     """
     limits = [
         (getattr(base.config, "sliding_window", None), max_length),
         (getattr(base.config, "window_size", None), 2 * max_length),
     ]
-    # A window of 0 is none.
+    # A window of 0 means no window.
     return all(not window or needed <= window for window, needed in limits)
 
 

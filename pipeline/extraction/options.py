@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(BaseOptions):
-    """What `mav extract` is asked for.
+    """Options of `mav extract`.
 
     Attributes:
         base_model: Hub id, folder or `.gguf` file.
@@ -37,16 +37,16 @@ class ExtractOptions(BaseOptions):
         top_k: Logits kept per token with `topk`.
         dtype: Type the base computes in; `auto` is what a begun cache was computed in, or what the
             device multiplies natively. A name or torch's type.
-        allow_dtype_mismatch: Go on with a cache that was begun in another type than `dtype`.
+        allow_dtype_mismatch: Resume a cache that was begun in another type than `dtype`.
         device: `auto` or a torch device.
         device_map: How the base is spread over several devices; see `LoadOptions`.
         quantize: How the base's weights are quantized when they are loaded.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
-        batch_tokens: Most tokens in one forward pass, padding included, or None for what the
-            memory that is free allows.
+        batch_tokens: Most tokens in one forward pass, padding included, or None for as many as
+            free memory allows.
         block_tokens: Response tokens in a block, or None to choose by size.
         compression: Lossless compression of what is stored.
-        storage_dtype: Type states are stored in, whatever they are computed in; `int8` and `fp8`
+        storage_dtype: Type states are stored in, independent of `dtype`; `int8` and `fp8`
             are lossy, in one byte per value, and restored to bfloat16.
     """
 
@@ -78,7 +78,7 @@ class ExtractOptions(BaseOptions):
     template_date: str | None = option(
         None,
         metavar="DATE",
-        default_text="today, and when going on the day it began",
+        default_text="today; when resuming, the day it began",
         help="Date given to a chat template that asks for it: YYYY-MM-DD or today.",
     )
     logits: LogitsEncoding = option(
@@ -90,7 +90,7 @@ class ExtractOptions(BaseOptions):
         64, whole=True, at_least=1, help="Logits kept per token with --logits topk."
     )
     allow_dtype_mismatch: bool = option(
-        False, help="Go on with a cache that was begun in another --dtype."
+        False, help="Resume a cache that was begun in another --dtype."
     )
     batch_tokens: int | None = option(
         None,
@@ -108,7 +108,7 @@ class ExtractOptions(BaseOptions):
     storage_dtype: StorageDtype = option(
         "bfloat16",
         choices=get_args(StorageDtype),
-        help="How states are stored, whatever --dtype is; int8 and fp8 are lossy, in a byte per "
+        help="How states are stored, independent of --dtype; int8 and fp8 are lossy, one byte per "
         "value.",
     )
 
@@ -135,14 +135,14 @@ class ExtractOptions(BaseOptions):
 
     @property
     def stored_states(self) -> tuple[StoredDtype, StatesStorage]:
-        """Type of the states that a reader has, and how they are kept."""
+        """Type of the states as a reader gets them, and how they are stored."""
         return states_storage(self.storage_dtype)
 
     def require_top_k(self, vocab_size: int) -> None:
         """Refuse `top_k` of the vocabulary size or above.
 
         Raises:
-            UsageError: With the vocabulary.
+            UsageError: Names the vocabulary size.
         """
         if self.logits == "topk" and self.top_k >= vocab_size:
             raise UsageError(

@@ -1,8 +1,8 @@
 """Packing tokenized pairs into batches for the base model, in three ways.
 
 - `packed`: pairs one after the other in one sequence, each prompt once, nothing padded.
-- `padded`: each pair in a sequence of its own, its prompt once, padded to the longest.
-- `apart`: each response in a sequence of its own behind its prompt, padded: the plain way.
+- `shared_prompt`: each pair in its own sequence, its prompt once, padded to the longest.
+- `separate`: each response in its own sequence after its prompt, padded: the plain way.
 
 Shape legend: B sequences, S padded length, T tokens of a packed sequence, N response tokens.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 from mav.pipeline.base.packed_attention import PackedSegments, Segment
 from mav.pipeline.preferences.tokenization import TokenizedPairs
 
-Packing = Literal["packed", "padded", "apart"]
-PACKINGS: Final[tuple[Packing, ...]] = ("packed", "padded", "apart")
+Packing = Literal["packed", "shared_prompt", "separate"]
+PACKINGS: Final[tuple[Packing, ...]] = ("packed", "shared_prompt", "separate")
 """The quickest first."""
 
 
@@ -65,13 +65,13 @@ def pack(
         dtype: Element type of the model, for masks.
     """
     if packing == "packed":
-        return pack_together(pairs, chosen_pairs)
-    if packing == "padded":
-        return pack_shared(pairs, chosen_pairs, dtype)
-    return pack_separate(pairs, chosen_pairs)
+        return packed_batch(pairs, chosen_pairs)
+    if packing == "shared_prompt":
+        return shared_prompt_batch(pairs, chosen_pairs, dtype)
+    return separate_batch(pairs, chosen_pairs)
 
 
-def pack_together(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> ForwardBatch:
+def packed_batch(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> ForwardBatch:
     """Pack pairs one after the other, each as prompt + chosen + rejected, [1, T].
 
     Rejected's positions restart after the prompt, and it sees the prompt and itself.
@@ -102,7 +102,7 @@ def pack_together(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> Forward
     )
 
 
-def pack_shared(
+def shared_prompt_batch(
     pairs: TokenizedPairs, chosen_pairs: Sequence[int], dtype: torch.dtype
 ) -> ForwardBatch:
     """Pack each pair into one sequence, prompt + chosen + rejected, so that the prompt runs once.
@@ -137,8 +137,8 @@ def pack_shared(
     )
 
 
-def pack_separate(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> ForwardBatch:
-    """Put each response into a sequence of its own, padded on the right."""
+def separate_batch(pairs: TokenizedPairs, chosen_pairs: Sequence[int]) -> ForwardBatch:
+    """Put each response into its own sequence, padded on the right."""
     parts = [pairs.parts(pair) for pair in chosen_pairs]
     rows = [(prompt, answer) for prompt, *answers in parts for answer in answers]
     width = max(len(prompt) + len(answer) - 1 for prompt, answer in rows)
@@ -193,13 +193,13 @@ def batches(
     Args:
         pairs: The pairs.
         lengths: int64, tokens of every pair with its prompt once, by number of the pair.
-        batch_tokens: The bound; a pair that is longer is a batch of its own.
+        batch_tokens: The bound; a longer pair is a batch by itself.
         packing: How batches are packed.
     """
     if packing == "packed":
         return [*even_batches(pairs, lengths, batch_tokens)]
-    # A sequence of its own for each response costs the prompt twice.
-    budget = batch_tokens if packing == "padded" else batch_tokens // 2
+    # With a separate sequence for each response, the prompt is run twice.
+    budget = batch_tokens if packing == "shared_prompt" else batch_tokens // 2
     return [*batches_by_length(pairs, lengths, budget)]
 
 
@@ -236,7 +236,7 @@ def batches_by_length(
 ) -> Iterator[list[int]]:
     """Group pairs of similar length so that a padded batch holds at most `batch_tokens` tokens.
 
-    A pair longer than that is a batch of its own.
+    A pair longer than that is a batch by itself.
     """
     batch: list[int] = []
     for pair in sorted(pairs, key=lambda pair: int(shared_length[pair]), reverse=True):

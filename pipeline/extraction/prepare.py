@@ -36,9 +36,9 @@ class ExtractionInputs:
 
     Attributes:
         processes: The processes that were launched together.
-        device: Where this one computes.
-        base: The base, where the caller has loaded it.
-        source: Where to load it from otherwise.
+        device: Where this process computes.
+        base: The base, if the caller has loaded it.
+        source: Otherwise, where to load it from.
         tokenizer: The base's tokenizer.
         config: The configuration of the base's text decoder.
     """
@@ -55,8 +55,8 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
     """Find the base and join the other processes.
 
     Raises:
-        UsageError: The options do not fit each other, the base or the machine.
-        BaseModelError: The base cannot be found.
+        UsageError: The options contradict each other, the base or the machine.
+        BaseModelError: The base is not found.
     """
     if base is not None:
         _require_as_loaded(options, base)
@@ -96,12 +96,12 @@ def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
     for name in ("quantize", "device_map", "gguf_file", "revision"):
         if getattr(options, name) is not None:
             raise UsageError(
-                f"{name}: the base that was given is loaded already, so load it that way, or leave "
+                f"{name}: the given base is already loaded, so load it that way, or leave "
                 f"it to `base_model`"
             )
     if options.dtype not in (AUTO, dtype_name(base.dtype, "base")):
         raise UsageError(
-            f"dtype: asked for {options.dtype}, but the base that was given computes in "
+            f"dtype: asked for {options.dtype}, but the given base computes in "
             f"{dtype_name(base.dtype)}; load it in the type to compute in, and leave dtype out"
         )
 
@@ -115,7 +115,7 @@ def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None) -> Re
         stored: The manifest of a cache that exists already, whose template date still applies.
 
     Raises:
-        UsageError: A date is given to a template that does not ask for it.
+        UsageError: A date is given, but the template does not use one.
     """
     return read_data(
         options.sources,
@@ -168,8 +168,8 @@ def require_begun_in(options: ExtractOptions, begun: Manifest, dtype: DtypeName)
         remedy = f"Leave out `dtype` to go on in {own[-1]}"
     raise MismatchError(
         f"{options.output}: this cache was computed in {' and '.join(own)}, but {dtype} was asked "
-        f"for, which rounds otherwise. {remedy}, add `allow_dtype_mismatch=True` to have the rest "
-        f"in {dtype}, or name another `output`."
+        f"for, which rounds differently. {remedy}, add `allow_dtype_mismatch=True` to compute the "
+        f"rest in {dtype}, or name another `output`."
     )
 
 
@@ -184,7 +184,7 @@ def choose_dtype(
         begun: The manifest of the cache to continue.
 
     Raises:
-        MismatchError: The base that was given computes in another type than the cache.
+        MismatchError: The given base computes in another type than the cache.
     """
     if inputs.base is not None:
         asked = dtype_name(inputs.base.dtype, "base")

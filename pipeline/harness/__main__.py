@@ -1,4 +1,4 @@
-"""lm-eval's own command line, which then knows the model `mav`.
+"""lm-eval's own command line, with the model `mav` registered.
 
 Example:
     python -m mav.pipeline.harness --model mav --model_args head=runs/head,alpha=1 --tasks blimp
@@ -10,7 +10,7 @@ from mav.cache_schema.errors import MAVError
 
 
 def main() -> None:
-    """Run lm-eval with `sys.argv`; end with one line where base, head or options are wrong."""
+    """Run lm-eval with `sys.argv`; exit with one line if base, head or options are invalid."""
     try:
         from mav.pipeline.harness.installed import require_lm_eval
 

@@ -1,4 +1,4 @@
-"""Whether lm-eval is there."""
+"""Checks that lm-eval is installed."""
 
 from importlib.util import find_spec
 
@@ -13,5 +13,5 @@ def require_lm_eval() -> None:
     """
     if find_spec("lm_eval") is None:
         raise UsageError(
-            "lm-eval is not installed, which runs the tasks; pip install 'mav-align[eval]'"
+            "lm-eval, which runs the tasks, is not installed; pip install 'mav-align[eval]'"
         )

@@ -6,6 +6,7 @@ Shape legend: B sequences, S positions, V vocabulary.
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        head: str | MAVInference,
+        head: str | MAVInference | None = None,
         alpha: float = 1.0,
         base_model: str | None = None,
         device: str | None = None,
@@ -72,8 +73,10 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
         Raises:
             MAVError: Base or head cannot be loaded, or they do not belong together.
-            UsageError: An argument is unknown, or alpha is not a number.
+            UsageError: There is no head, an argument is unknown, or alpha is not a number.
         """
+        if head is None:  # as it is where lm-eval's command line is given none
+            raise UsageError("model_args: got no head, expected head=DIR, or a hub id")
         passes = {name: options.pop(name) for name in _OF_PASSES if name in options}
         loading = [*inspect.signature(MAVInference).parameters][2:]
         if unknown := sorted({*options} - {*loading}):
@@ -81,8 +84,9 @@ class SteeredLM(HFLM):  # type: ignore[misc]
                 f"model_args: got {', '.join(unknown)}, expected head, alpha, base_model or one of "
                 f"{', '.join(sorted({*loading, *_OF_PASSES}))}"
             )
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-            raise UsageError(f"alpha: got {alpha!r}, expected a number")
+        known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not known or not math.isfinite(alpha):
+            raise UsageError(f"alpha: got {alpha!r}, expected a finite number")
         if isinstance(head, MAVInference):
             self._mav = head
         else:
@@ -98,20 +102,22 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Return each continuation's log-probability and whether it is the most probable one."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm or _quiet())
-        return found
+        logprobs: list[tuple[float, bool]] = super().loglikelihood(
+            requests, disable_tqdm or _quiet()
+        )
+        return logprobs
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-probability of each text as a whole."""
-        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm or _quiet())
-        return found
+        logprobs: list[float] = super().loglikelihood_rolling(requests, disable_tqdm or _quiet())
+        return logprobs
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return a response to each prompt."""
-        found: list[str] = super().generate_until(requests, disable_tqdm or _quiet())
-        return found
+        responses: list[str] = super().generate_until(requests, disable_tqdm or _quiet())
+        return responses
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return logits [B, S, V] for tokens [B, S]."""

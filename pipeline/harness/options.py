@@ -1,4 +1,4 @@
-"""What `mav harness` is asked for."""
+"""Options of `mav harness`."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class HarnessOptions:
         tasks: Names of tasks, groups or tags, `*` standing for anything in a name; or YAML files.
         base_model: Hub id, folder or `.gguf` file; None for the base the head was trained on.
         alphas: Strengths. Where 0 is one of them, the others are compared with it.
-        include_path: Folders with task files of one's own.
+        include_path: Folders with your own task files.
         limit: Most documents of each task; all if None.
         batch_size: Requests of a pass.
-        num_fewshot: Examples before each question; what each task says if None.
+        num_fewshot: Examples before each question; if None, the task's own number.
         loading: Further arguments of `MAVInference`.
     """
 

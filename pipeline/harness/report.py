@@ -1,4 +1,4 @@
-"""What tasks gave at each alpha, and how far that is from alpha 0 on the same documents."""
+"""Results of tasks at each alpha, and their difference from alpha 0 on the same documents."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Figure:
         stderr: Its standard error, or None where lm-eval gives none.
         documents: Documents of the task; of all its tasks for a group.
         difference: Mean over the documents of this value less the one at alpha 0, or None at
-            alpha 0, without it, and for metrics that are no mean over documents.
+            alpha 0, without it, and for metrics that are not a mean over documents.
         difference_stderr: Standard error of that mean, paired; None for a single document too.
     """
 
@@ -60,16 +60,16 @@ class HarnessReport:
     figures: tuple[Figure, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; what is no finite number is null."""
-        found = asdict(self) | {"tasks": dict(self.tasks)}
-        found["figures"] = [
+        """Return plain JSON values; numbers that are not finite are null."""
+        plain = asdict(self) | {"tasks": dict(self.tasks)}
+        plain["figures"] = [
             {
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in asdict(figure).items()
             }
             for figure in self.figures
         ]
-        return found
+        return plain
 
 
 def figures_of(by_alpha: Mapping[float, Mapping[str, Any]]) -> tuple[Figure, ...]:
@@ -186,15 +186,15 @@ def _values(result: Mapping[str, Any]) -> Iterator[tuple[Row, tuple[float, float
 
 def _samples(result: Mapping[str, Any]) -> dict[Row, dict[int, float]]:
     """Return the value of each document, where it is a number."""
-    found: dict[Row, dict[int, float]] = {}
+    values: dict[Row, dict[int, float]] = {}
     for task, samples in result["samples"].items():
         for sample in samples:
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if isinstance(value, int | float):
                     row = (task, metric, sample["filter"])
-                    found.setdefault(row, {})[sample["doc_id"]] = float(value)
-    return found
+                    values.setdefault(row, {})[sample["doc_id"]] = float(value)
+    return values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,15 +8,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from mav.cache_schema.errors import DataError, UsageError
+import yaml  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from mav.cache_schema.errors import DataError, MAVError, UsageError
 from mav.pipeline.harness.installed import require_lm_eval
+from mav.pipeline.harness.library_log import LibraryLog, library_log
 from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.harness.report import HarnessReport, figures_of
-from mav.pipeline.runtime.hub_errors import one_line
+from mav.pipeline.runtime.hub_errors import one_line, why_no_table
+from mav.pipeline.runtime.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 _SEED: Final = 1234
-"""lm-eval's own, of the choice of examples and of sampled answers."""
+"""lm-eval's own seed, for the choice of examples and for sampled answers."""
 
 
 def run_harness(options: HarnessOptions) -> HarnessReport:
@@ -34,9 +39,9 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
     from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.harness.language_model import SteeredLM
 
-    with _quiet_lm_eval():
-        # Before the base, which may take long to load.
-        manager, names, loaded = _find(options.tasks, options.include_path)
+    with library_log() as said:
+        # Before loading the base, which may take long.
+        manager, names, loaded = _find(options.tasks, options.include_path, said)
         mav = MAVInference(options.head, options.base_model, **options.loading)
         model = SteeredLM(mav, batch_size=options.batch_size)
         by_alpha: dict[float, Any] = {}
@@ -45,13 +50,17 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
             model.alpha = alpha
             _prepare(loaded["tasks"], options.num_fewshot)
             torch.manual_seed(_SEED)
+            said.forget()
             try:
-                by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
-            except ValueError as error:
-                # Tasks that run code of the model's, or show pictures.
-                raise DataError(f"{', '.join(names)}: {error}") from error
+                with _ended_bars():
+                    by_alpha[alpha] = evaluate(model, loaded, limit=options.limit)
+            except MAVError:
+                raise
+            except Exception as error:
+                raise _not_run(names, error) from error
+            said.tell()
             # Requests and answers stay in the tasks, so each alpha has tasks of its own.
-            loaded = _load(manager, names) if number < len(options.alphas) else loaded
+            loaded = _load(manager, names, said) if number < len(options.alphas) else loaded
     return HarnessReport(
         head=options.head,
         base=mav.base.id,
@@ -63,22 +72,25 @@ def run_harness(options: HarnessOptions) -> HarnessReport:
     )
 
 
-def _find(tasks: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str], Any]:
+def _find(
+    tasks: Sequence[str], folders: Sequence[Path], said: LibraryLog
+) -> tuple[Any, list[str], Any]:
     """Return a task manager, the names that tasks stand for in it, and these tasks loaded.
 
     Raises:
-        UsageError: There is none of a name.
-        DataError: One cannot be loaded.
+        UsageError: A name is unknown.
+        DataError: A task cannot be loaded.
     """
     if folders:
         # Reading the thousands of files that lm-eval brings takes longer than many a task.
         with contextlib.suppress(UsageError, DataError):
             own = _task_manager(folders, include_defaults=False)
-            names = _known(tasks, own)
-            return own, names, _load(own, names)
+            names = _known(tasks, own, folders)
+            said.tell()  # of two tasks of one name, for instance
+            return own, names, _load(own, names, said)
     manager = _task_manager(folders, include_defaults=True)
-    names = _known(tasks, manager)
-    return manager, names, _load(manager, names)
+    names = _known(tasks, manager, folders)
+    return manager, names, _load(manager, names, said)
 
 
 def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> Any:
@@ -88,18 +100,16 @@ def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> Any:
         return TaskManager(include_path=[*folders], include_defaults=include_defaults)
     except Exception as error:
         where = ", ".join(map(str, folders))
-        raise DataError(
-            f"include_path: {where} has task files that are no tasks: {error}"
-        ) from error
+        raise DataError(f"include_path: {where} has invalid task files: {error}") from error
 
 
-def _known(tasks: Sequence[str], manager: Any) -> list[str]:
+def _known(tasks: Sequence[str], manager: Any, folders: Sequence[Path]) -> list[str]:
     """Return the names that tasks stand for.
 
     Raises:
-        UsageError: There is none of a name.
+        UsageError: A name is unknown.
     """
-    found: dict[str, None] = {}
+    known: dict[str, None] = {}
     for task in tasks:
         names = [task] if Path(task).is_file() else manager.match_tasks([task])
         if not names:
@@ -107,25 +117,70 @@ def _known(tasks: Sequence[str], manager: Any) -> list[str]:
             like = f"; there is {near[0]}" if near else ""
             raise UsageError(
                 f"tasks: got {task}, expected a task of lm-eval, or of a folder given as "
-                f"include_path{like}"
+                f"`include_path`{like}{_left_out(folders)}"
             )
-        found |= dict.fromkeys(names)
-    return [*found]
+        known |= dict.fromkeys(names)
+    return [*known]
 
 
-def _load(manager: Any, names: Sequence[str]) -> Any:
+def _left_out(folders: Sequence[Path]) -> str:
+    """Return which file of tasks lm-eval leaves out without a word, or nothing."""
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        try:
+            sound = isinstance(yaml.compose(path.read_bytes()), yaml.MappingNode)
+        except (OSError, yaml.YAMLError) as error:
+            return f"; {path} cannot be read: {one_line(error)}"
+        if not sound:
+            return f"; {path} describes no task"
+    return ""
+
+
+def _load(manager: Any, names: Sequence[str], said: LibraryLog) -> Any:
     """Return tasks with their documents.
 
     Raises:
-        DataError: One cannot be loaded.
+        DataError: A task cannot be loaded.
     """
+    said.forget()
     try:
         return manager.load([*names])
     except Exception as error:
         # Tasks read files and data sets, and run code of their own: anything may be raised.
+        why = said.last_error or _told(error)
         raise DataError(
-            f"{', '.join(names)}: the task or its documents cannot be read: {one_line(error)}"
+            f"{', '.join(names)}: the task or its documents cannot be read: {why}"
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_bars() -> Iterator[None]:
+    """End the progress bars that an error has left, or it is told at the end of their line."""
+    before = {*tqdm._instances}
+    try:
+        yield
+    except BaseException:
+        for bar in {*tqdm._instances} - before:
+            bar.close()
+        raise
+
+
+def _not_run(names: Sequence[str], error: Exception) -> DataError:
+    """Return what to raise where tasks that were loaded end with an error.
+
+    They are templates, metrics and code of others, so it may be any.
+    """
+    if is_out_of_memory(error):
+        return DataError(
+            f"{', '.join(names)}: out of memory. Use a smaller `batch_size`, or `quantize`."
+        )
+    return DataError(f"{', '.join(names)}: cannot be run: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line; most types' texts say little without the type."""
+    if isinstance(error, StopIteration):
+        return "there are no documents"
+    return f"{type(error).__name__}: {why_no_table(error)}"
 
 
 def _prepare(tasks: dict[str, Any], num_fewshot: int | None) -> None:
@@ -140,15 +195,3 @@ def _prepare(tasks: dict[str, Any], num_fewshot: int | None) -> None:
         if own is None or (own and num_fewshot is not None):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=_SEED)
-
-
-@contextlib.contextmanager
-def _quiet_lm_eval() -> Iterator[None]:
-    """Leave out lm-eval's warnings about how it is called, which are not the user's."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -55,6 +55,8 @@ class HeadConfig:
         expansion_size: Width of the widest layer of an `mlp`, E.
         rank: Width of the narrow layer of the others; None for an `unembedding` without one.
         hidden_size: Width of the base's last state, H, to which an `unembedding` adds.
+        fusion_size: Width of the fused features of an `mlp` or `unembedding`; W if None, as of all
+            that are trained: merging puts the features of several heads side by side.
         dropout: Share of the fused features (of a `bottleneck` the state) dropped in training.
     """
 
@@ -65,6 +67,7 @@ class HeadConfig:
     expansion_size: int | None = None
     rank: int | None = None
     hidden_size: int | None = None
+    fusion_size: int | None = None
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -92,14 +95,15 @@ class HeadConfig:
         """Its linear layers by name, in the order they are computed; `project` is the last."""
         narrow = self.kind == "bottleneck"
         inner = self.expansion_size or self.rank
+        fused = self.fusion_size or self.pooled_size
         found = {}
         if not narrow:
             inputs = self.num_layers * self.pooled_size
-            found["fusion"] = LinearLayer(inputs=inputs, outputs=self.pooled_size)
+            found["fusion"] = LinearLayer(inputs=inputs, outputs=fused)
         if inner is not None:
-            found["expand"] = LinearLayer(inputs=self.pooled_size, outputs=inner, bias=not narrow)
+            found["expand"] = LinearLayer(inputs=fused, outputs=inner, bias=not narrow)
         found["project"] = LinearLayer(
-            inputs=inner or self.pooled_size,
+            inputs=inner or fused,
             outputs=self.hidden_size if self.hidden_size is not None else self.vocab_size,
             bias=not narrow,
         )
@@ -126,7 +130,7 @@ class HeadConfig:
 
     @property
     def decoding_flops(self) -> int:
-        """Floating-point operations a token of decoding takes beside the base's own.
+        """Floating-point operations per decoded token, in addition to the base's own.
 
         Two for each weight. An `unembedding` has no product with the vocabulary of its own.
         """
@@ -153,6 +157,7 @@ class HeadConfig:
         named = {
             "layers": self.num_layers,
             "pooled": self.pooled_size,
+            "fused": self.fusion_size,
             "expansion": self.expansion_size,
             "rank": self.rank,
             "hidden": self.hidden_size,
@@ -166,15 +171,15 @@ class HeadConfig:
         return {name: value for name, value in fields.items() if value is not None}
 
 
-_OF_SOME_KINDS: Final = ("expansion_size", "rank", "hidden_size")
+_OF_SOME_KINDS: Final = ("expansion_size", "rank", "hidden_size", "fusion_size")
 _NEEDED: Final[Mapping[HeadKind, tuple[str, ...]]] = {
     "mlp": ("expansion_size",),
     "unembedding": ("hidden_size",),
     "bottleneck": ("rank",),
 }
 _ALLOWED: Final[Mapping[HeadKind, tuple[str, ...]]] = {
-    "mlp": (),
-    "unembedding": ("rank",),
+    "mlp": ("fusion_size",),
+    "unembedding": ("rank", "fusion_size"),
     "bottleneck": (),
 }
 

@@ -74,6 +74,10 @@ class AlignmentHead(nn.Module):
         features = self.dropout(features)
         return features if self.expand is None else F.relu(self.expand(features))
 
+    def pooled(self, states: Tensor) -> Tensor:
+        """Return states [..., K, width] as it reads them, [..., K, W]."""
+        return pool_states(states, self.config.pooled_size)
+
     def forward(self, states: Tensor) -> Tensor:
         """Return what the head adds, for states [..., K, width].
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> d
             "held_out_fraction": origin.held_out_fraction,
             "steps": origin.steps,
         },
+        **({"merged": [asdict(part) for part in origin.merged]} if origin.merged else {}),
         "cache": portable(origin.manifest).to_json(),
     }
 

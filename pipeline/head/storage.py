@@ -29,6 +29,27 @@ KIND: Final = "mav-alignment-head"
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedPart:
+    """One of the heads that a head is the weighted sum of.
+
+    Attributes:
+        name: What it was called.
+        alpha: Its part in the sum.
+        digest: SHA-256 of the file with its weights.
+        objective: Name of its objective.
+        beta: Inverse temperature of that.
+        steps: Optimizer steps taken.
+    """
+
+    name: str
+    alpha: float
+    digest: str
+    objective: str
+    beta: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadOrigin:
     """What a head was trained from and how.
 
@@ -38,6 +59,7 @@ class HeadOrigin:
         beta: Its inverse temperature.
         held_out_fraction: Share of prompts that training did not see.
         steps: Optimizer steps taken.
+        merged: The heads it is the weighted sum of; none of one that was trained.
     """
 
     manifest: Manifest
@@ -45,6 +67,7 @@ class HeadOrigin:
     beta: float
     held_out_fraction: float
     steps: int
+    merged: tuple[MergedPart, ...] = ()
 
 
 def load_weights(head: nn.Module, folder: Path, device: str) -> str:
@@ -207,7 +230,9 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         if value.get("kind") != KIND:
             raise HeadError(f"{path}: kind {value.get('kind')!r}, expected {KIND!r}")
         origin = HeadOrigin(
-            manifest=Manifest.from_json(value["cache"], str(path)), **value["training"]
+            manifest=Manifest.from_json(value["cache"], str(path)),
+            merged=tuple(MergedPart(**part) for part in value.get("merged", [])),
+            **value["training"],
         )
         config = HeadConfig(**value["head"])
         _require_same_sizes(config, origin.manifest, path)

@@ -27,7 +27,7 @@ class StepLayout:
         grad_accum: Micro-batches of each process in a step.
         world_size: Processes.
         rank: This process.
-        batch_tokens: Most response tokens in a micro-batch, in place of a number of pairs. A pair
+        batch_tokens: Most response tokens in a micro-batch, instead of a number of pairs. A pair
             that is longer is a micro-batch by itself.
     """
 

@@ -1,8 +1,8 @@
 """Renders prompts and responses with a base's chat template.
 
 Templates are small programs, so nothing is assumed of them: a response is what the template adds to
-its own prompt when the conversation goes on with that answer, and it ends where the template ends a
-turn. A template for which this is not defined is refused.
+its own prompt when the conversation continues with that answer, and it ends where the template ends
+a turn. A template for which this is not defined is refused.
 """
 
 import datetime
@@ -26,8 +26,8 @@ _MACRO: Final = """\
 {% endfor %}\
 {% endmacro %}
 """
-"""Stands before a template whose date is pinned, in place of the function. Its last line break is
-the one that Jinja drops behind a tag, so the template begins as it would alone."""
+"""Stands before a template whose date is pinned, instead of the function. Its last line break is
+the one that Jinja drops after a tag, so the template begins as it would alone."""
 _QUESTION: Final = "What is the time?"
 _ANSWER: Final = "Half past nine."
 
@@ -64,7 +64,7 @@ class ChatTemplate:
             Its text through the token that ends the turn.
 
         Raises:
-            DataError: The template refuses them, or does not put this response behind the prompt.
+            DataError: The template refuses them, or does not put this response after the prompt.
         """
         whole = self._render(
             [*messages, {"role": "assistant", "content": response}], add_generation_prompt=False
@@ -72,7 +72,7 @@ class ChatTemplate:
         ending = self.closing + self._behind_closing
         if not whole.startswith(prompt) or not whole.endswith(ending):
             raise DataError(
-                "The base's chat template does not put this answer behind the prompt it makes of "
+                "The base's chat template does not put this answer after the prompt it makes of "
                 "the messages before"
             )
         return whole[len(prompt) :].removesuffix(self._behind_closing)
@@ -97,11 +97,11 @@ class ChatTemplate:
         Raises:
             BaseModelError: With what is wrong with it.
         """
-        assert self._ending
+        _ = self._ending
 
     @cached_property
     def _ending(self) -> tuple[str, str, int]:
-        """The closing, what the template writes behind it, and the token that ends a response."""
+        """The closing, what the template writes after it, and the token that ends a response."""
         question = [{"role": "user", "content": _QUESTION}]
         try:
             prompt = self.prompt(question)
@@ -111,7 +111,7 @@ class ChatTemplate:
         except DataError as error:
             raise self._undefined(f"it refuses a question and its answer: {error}") from error
         if not whole.startswith(prompt):
-            raise self._undefined("it does not write an answer behind its own generation prompt")
+            raise self._undefined("it does not write an answer after its own generation prompt")
         _, found, rest = whole[len(prompt) :].rpartition(_ANSWER)
         if not found:
             raise self._undefined("it does not write an answer's text")

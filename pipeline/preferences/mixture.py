@@ -1,7 +1,7 @@
 """Mixes pairs of several data sets: each pair once, in the given proportions.
 
 What is left out is decided by the pairs' ids, which are hashes of their texts: the same pairs are
-kept whatever order the data sets come in.
+kept in whatever order the data sets are given.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Prompt formats: HH-RLHF's transcript, or the base's own chat template.
 
-A head is used in the form it was trained in, which its manifest names, unless the user says
-otherwise. Extraction, decoding, scoring and the server all get their tokens here.
+A head is used in the format it was trained in, which its manifest names, unless the user chooses
+another. Extraction, decoding, scoring and the server all get their tokens here.
 """
 
 import datetime
@@ -188,7 +188,7 @@ def choose_prompt_format(
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Return the ids of plain text prompts, as `prompt_form` hh encodes them.
 
-    What the tokenizer puts before every text stays; an end of sequence that it puts behind is left
+    What the tokenizer puts before every text stays; an end of sequence that it appends is left
     out, since what follows would be another text. One that the text itself spells is kept.
 
     Args:
@@ -196,7 +196,7 @@ def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         texts: The texts.
 
     Raises:
-        BaseModelError: The tokenizer puts special tokens inside of texts.
+        BaseModelError: The tokenizer puts special tokens inside texts.
     """
     before = _put_before(tokenizer) if texts else []
     return [[*before, *ids] for ids in _plain_tokens(tokenizer, texts)]
@@ -211,7 +211,7 @@ def _put_before(tokenizer: Any) -> list[int]:
             return whole[:at]
     raise BaseModelError(
         f"tokenizer of {tokenizer.name_or_path}: it tokenizes {_PROBE!r} as {whole} with special "
-        f"tokens and as {alone} without, expected the one inside of the other. Please report this "
+        f"tokens and as {alone} without, expected the one inside the other. Please report this "
         f"tokenizer."
     )
 

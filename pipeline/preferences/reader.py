@@ -185,8 +185,8 @@ def _loaded_rows(source: DataSource, *, is_here: bool) -> Any:
     import datasets
 
     try:
-        found = source.id if is_here else hub.find_data(source.id, source.data_dir)
-        return datasets.load_dataset(found, data_dir=source.data_dir, split=source.split)
+        place = source.id if is_here else hub.find_data(source.id, source.data_dir)
+        return datasets.load_dataset(place, data_dir=source.data_dir, split=source.split)
     except Exception as error:
         where = "is not a folder of a data set" if is_here else "is not available from the hub"
         reason = (

@@ -4,11 +4,11 @@ A row is one of:
 
 - transcripts `{chosen, rejected}`, as Anthropic/hh-rlhf has them;
 - `{prompt, chosen, rejected}` texts, as Dahoas/full-hh-rlhf has them;
-- either of them with messages in place of texts (see `messages`), as TRL uses them; a text
+- either of them with messages instead of texts (see `messages`), as TRL uses them; a text
   prompt beside whole conversations, as UltraFeedback has it, is understood too.
 
 A `system` column is the conversation's first turn. Columns that would change what the base reads
-and that MAV cannot give it, such as `tools`, leave their row out; all others are not looked at.
+and that MAV cannot give it, such as `tools`, leave their row out; all others are ignored.
 """
 
 import json
@@ -44,7 +44,7 @@ _MORE_THAN_TEXT: Final = (
 )
 """Columns that change what a response is a response to."""
 COLUMNS: Final = ("prompt", *_ANSWERS, *_SYSTEM, *_MORE_THAN_TEXT)
-"""All columns that are looked at."""
+"""All columns that are read."""
 _LIKE_A_PROMPT: Final = (
     "question",
     "instruction",
@@ -186,7 +186,7 @@ def _under_system(response: Response, row: Mapping[str, Any]) -> Response | str:
 
 
 def _begins_with(conversation: Messages, begun: Messages) -> bool:
-    """Tell whether a conversation begins as a prompt does, which may lack its system turn."""
+    """Return whether a conversation begins like a prompt, which may lack the system turn."""
     has_own = bool(begun) and begun[0]["role"] == "system"
     skipped = int(conversation[0]["role"] == "system" and not has_own)
     return _plain(conversation[skipped : skipped + len(begun)]) == _plain(begun)

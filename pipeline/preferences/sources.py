@@ -32,7 +32,7 @@ class DataSource:
 
     id: str
     data_dir: str | None = option(None, help="Subset folder of data sets, such as harmless-base.")
-    split: str = option(DEFAULT_SPLIT, help="Split of data sets; of a test split none trains.")
+    split: str = option(DEFAULT_SPLIT, help="Split of data sets; a test split is never trained on.")
     limit: int | None = option(
         None, whole=True, at_least=1, help="Read only the first N rows of each data set."
     )

@@ -16,7 +16,7 @@ HUMAN: Final = "\n\nHuman:"
 SYSTEM: Final = "\n\nSystem:"
 TEMPLATE: Final = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT_TEMPLATE: Final = "chat_template"
-"""Stands in a manifest for the base's own chat template, in place of `TEMPLATE`."""
+"""Stands in a manifest for the base's own chat template, instead of `TEMPLATE`."""
 
 _TURNS: Final = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}
 _TURN: Final = re.compile("|".join(map(re.escape, _TURNS.values())))
@@ -33,12 +33,12 @@ def split_transcript(transcript: str) -> tuple[str, str] | None:
 
 
 def is_transcript(text: str) -> bool:
-    """Tell whether a text is a conversation with a turn of the assistant, as HH-RLHF writes it."""
+    """Return whether a text is a conversation in HH-RLHF's format, with an assistant turn."""
     return text.lstrip().startswith((HUMAN.lstrip(), SYSTEM.lstrip())) and ASSISTANT in text
 
 
 def canonical(transcript: str) -> str:
-    """Return a transcript with one space before each turn's text, and none behind it."""
+    """Return a transcript with one space before each turn's text, and none after it."""
     return _SPACED_TURN.sub(r"\1 ", transcript).rstrip()
 
 
@@ -61,7 +61,7 @@ def messages_of(prompt: str | Messages) -> Messages:
     """Return the messages of a prompt.
 
     Only a text that begins as a transcript, or ends in `Assistant:`, is taken apart; any other is
-    one message of the user, whatever it quotes.
+    one user message, even if it quotes a transcript.
 
     Args:
         prompt: As `transcript_of` takes it.
@@ -90,12 +90,12 @@ def as_response(text: str) -> str:
 
 
 def render_messages(messages: Messages) -> str:
-    """Render messages as a transcript, without white space around what each says."""
+    """Render messages as a transcript, their contents stripped of white space."""
     return "".join(f"{_TURNS[turn['role']]} {turn['content'].strip()}" for turn in messages)
 
 
 def parse_transcript(transcript: str) -> list[dict[str, str]]:
-    """Return the messages of a transcript; an open last turn of the assistant is none of them."""
+    """Return the messages of a transcript; an open last assistant turn is left out."""
     roles = {turn: role for role, turn in _TURNS.items()}
     turns = list(_TURN.finditer(transcript))
     bounds = [*(turn.start() for turn in turns), len(transcript)]
@@ -108,6 +108,6 @@ def parse_transcript(transcript: str) -> list[dict[str, str]]:
 
 
 def _is_begun(text: str) -> bool:
-    """Tell whether a text, without white space around it, begins as a transcript."""
+    """Return whether a text, stripped of white space, begins like a transcript."""
     # A system's turn alone asks for nothing, so a message may begin like one.
     return text.startswith(HUMAN.lstrip()) or (text.startswith(SYSTEM.lstrip()) and HUMAN in text)

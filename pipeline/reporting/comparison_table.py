@@ -1,4 +1,4 @@
-"""A comparison as two tables on the terminal: what is won at which distance, and what is said."""
+"""A comparison as two tables for the terminal: rewards by KL, and properties of the texts."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def comparison_table(summary: Summary) -> str:
 
 
 def heading(summary: Summary) -> str:
-    """Return what was asked of whom, and how the figures are to be read."""
+    """Return the heading: prompts, base, decoding and how to read the figures."""
     several = f", {summary.samples} answers each" if summary.samples > 1 else ""
     under = f"; base {summary.base}, {how_decoded(summary)}" if summary.base else ""
     return (
@@ -41,7 +41,7 @@ def how_decoded(summary: Summary) -> str:
 
 
 def gain_head(summary: Summary) -> list[str]:
-    """Return the headings of what is won and at which distance."""
+    """Return the headings of the table of rewards, wins and KL."""
     head = ["system", "answers"]
     for model in _models(summary):
         head += [f"reward {model}", "gain"]
@@ -51,7 +51,7 @@ def gain_head(summary: Summary) -> list[str]:
 
 
 def gain_row(summary: Summary, system: SystemSummary) -> list[str]:
-    """Return a system's line of what is won and at which distance."""
+    """Return a system's row in the table of rewards, wins and KL."""
     missing = f" (-{system.missing:,})" if system.missing else ""
     row = [system.name, f"{system.answers:,}{missing}"]
     for model in _models(summary):
@@ -66,7 +66,7 @@ def gain_row(summary: Summary, system: SystemSummary) -> list[str]:
 
 
 def text_head() -> list[str]:
-    """Return the headings of what is written."""
+    """Return the headings of the table of texts."""
     return [
         *("system", "tokens", "words", "rep-2 %", "rep-3 %", "rep-4 %", "diversity"),
         *("distinct-1", "distinct-2", "empty %", "cut %", "refusing %"),
@@ -74,7 +74,7 @@ def text_head() -> list[str]:
 
 
 def text_row(system: SystemSummary) -> list[str]:
-    """Return a system's line of what is written; the page and `summary.json` have all intervals."""
+    """Return a system's row in the table of texts; page and `summary.json` have all intervals."""
     return [
         system.name,
         number(system.tokens, 1, interval=False),
@@ -90,14 +90,14 @@ def number(estimate: Estimate, digits: int, *, interval: bool = True) -> str:
     """Return a figure with its interval."""
     if estimate.value is None:
         return "-"
-    told = f"{estimate.value:.{digits}f}"
+    value = f"{estimate.value:.{digits}f}"
     if not interval or estimate.low is None or estimate.high is None:
-        return told
-    return f"{told} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        return value
+    return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def share(estimate: Estimate, *, interval: bool = True) -> str:
-    """Return a share in per cent with its interval."""
+    """Return a share in percent with its interval."""
     value, low, high = (
         None if one is None else 100 * one for one in (estimate.value, estimate.low, estimate.high)
     )
@@ -113,31 +113,31 @@ def _judges(summary: Summary) -> list[str]:
 
 
 def notes(summary: Summary) -> list[str]:
-    """Return a line for all that was left out or failed."""
-    found = []
+    """Return a line for everything that was left out or failed."""
+    lines = []
     if summary.dropped:
         listed = ", ".join(f"{count} {cause}" for cause, count in summary.dropped.items())
-        found.append(f"Rows of {summary.source} that are no prompts: {listed}")
+        lines.append(f"Rows of {summary.source} that are not prompts: {listed}")
     for system in summary.systems:
         if system.errors:
-            found.append(f"{system.name}: {system.errors:,} prompts could not be answered")
+            lines.append(f"{system.name}: {system.errors:,} prompts could not be answered")
         elif system.missing:
-            found.append(f"{system.name}: {system.missing:,} answers are missing")
+            lines.append(f"{system.name}: {system.missing:,} answers are missing")
         for model, reward in system.rewards.items():
-            # Every answer has words; of what lacks them there is no answer.
+            # Every answer has words, so where they are missing there is no answer.
             without = reward.missing - system.words.missing
             if without > 0:
-                found.append(f"{system.name}: {without:,} prompts without a reward of {model}")
+                lines.append(f"{system.name}: {without:,} prompts without a reward of {model}")
     if summary.judge:
         counts = ", ".join(
             f"{value:,} {name.replace('_', ' ')}" for name, value in summary.judge.items()
         )
-        found.append(f"Judge: {counts}")
-    return found
+        lines.append(f"Judge: {counts}")
+    return lines
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows with their columns below each other, the first to the left."""
+    """Return rows with aligned columns, the first one left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

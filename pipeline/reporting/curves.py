@@ -1,4 +1,4 @@
-"""Curves over the distance from a base, as SVG inside a page, drawn without a library."""
+"""Curves over the KL to a base, as inline SVG, drawn without a library."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ COLOURS: Final = 6
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """A system at its distance.
+    """A point of a plot.
 
     Attributes:
-        x: Where it is.
-        y: How good it is.
-        label: What it is called.
+        x: Position, such as the KL.
+        y: Height, such as the reward.
+        label: Its name.
     """
 
     x: Estimate
@@ -33,7 +33,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points that a line joins from left to right, such as a head's at all strengths.
+    """Points joined by a line from left to right, such as a head's at all strengths.
 
     Attributes:
         name: Its name in the legend; none for a single point.
@@ -47,11 +47,11 @@ class Curve:
 def draw_curves(
     title: str, x_label: str, curves: Sequence[Curve], *, level: float | None = None
 ) -> str:
-    """Return a plot as an `<svg>` element, or nothing where no curve has a point.
+    """Return a plot as an `<svg>` element, or an empty string if no curve has a point.
 
     Args:
-        title: Stands above it, and is read out where it cannot be seen.
-        x_label: What the horizontal axis counts.
+        title: Shown above it, and read by screen readers.
+        x_label: Label of the horizontal axis.
         curves: What to draw.
         level: Height of a horizontal line, if any.
     """
@@ -105,7 +105,7 @@ class _Axis:
         count = round((self.high - self.low) / self.step)
         return [self.low + number * self.step for number in range(count + 1)]
 
-    def told(self, value: float) -> str:
+    def label(self, value: float) -> str:
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         return f"{value + 0:.{digits}f}"
 
@@ -124,14 +124,14 @@ def _frame(title: str, x_label: str, across: _Axis, up: _Axis) -> list[str]:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
             f'<text class="tick" x="{_LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">'
-            f"{up.told(value)}</text>"
+            f"{up.label(value)}</text>"
         )
     for value in across.ticks():
         at = across.place(value)
         parts.append(
             f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
             f'<text class="tick" x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">'
-            f"{across.told(value)}</text>"
+            f"{across.label(value)}</text>"
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(

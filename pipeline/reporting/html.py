@@ -43,7 +43,7 @@ _LONGER: Final = {
     "neither": "same length",
     "rejected": "rejected longer",
 }
-# The page may load nothing, whatever text a name in it holds.
+# The page may load nothing, whatever a name in it contains.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -73,7 +73,7 @@ def render(evaluation: Evaluation, written: datetime) -> str:
 
     Args:
         evaluation: What to report.
-        written: The time that the report bears, in UTC.
+        written: Time shown on the report, in UTC.
 
     Raises:
         MAVError: matplotlib is not installed, or head or cache have gone.

@@ -79,7 +79,17 @@ def _describe_head(folder: Path) -> dict[str, Any]:
             "training": config.training_flops,
             "decoding": config.decoding_flops,
         },
-        "objective": f"{origin.objective}, beta {origin.beta}",
+        **(
+            {
+                "merged": [
+                    f"{part.alpha:g} times {part.name} ({part.objective}, beta {part.beta}, "
+                    f"{part.steps:,} steps, weights SHA-256 {part.digest[:12]})"
+                    for part in origin.merged
+                ]
+            }
+            if origin.merged
+            else {"objective": f"{origin.objective}, beta {origin.beta}"}
+        ),
         "held_out_fraction": origin.held_out_fraction,
         "steps": origin.steps,
         **_origin(origin.manifest),

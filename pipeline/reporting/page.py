@@ -1,4 +1,4 @@
-"""The frame of an HTML page that stands alone, and how it is written."""
+"""The frame of a self-contained HTML page, and writing it to a file."""
 
 from datetime import datetime
 from pathlib import Path
@@ -24,11 +24,11 @@ def html_page(
         title: Plain text of the window's title.
         heading: HTML of the heading.
         subject: HTML of what the page is about, beside its time.
-        written: The time that the page bears, in UTC.
+        written: Time shown on the page, in UTC.
         sections: HTML of its parts.
-        policy: Content security policy, which has to allow the script if there is one.
-        style: CSS beside that of all pages.
-        script: JavaScript that runs at the end.
+        policy: Content security policy, which must allow the script, if any.
+        style: Additional CSS.
+        script: JavaScript to run at the end.
     """
     main = "\n".join(sections)
     end = f"<script>{script}</script>\n" if script else ""
@@ -57,5 +57,5 @@ def html_page(
 
 def write_page(path: Path, page: str) -> None:
     """Write a page to a file, whole or not at all."""
-    # Names of files need not be text.
+    # File names need not be valid Unicode.
     write_file(path, page.encode("utf-8", "backslashreplace"))

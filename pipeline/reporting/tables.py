@@ -11,9 +11,13 @@ from mav.pipeline.runtime.durable_files import partial_name
 
 def table(evaluation: Evaluation) -> str:
     """Return a table of an evaluation, one line per alpha."""
+    mixed = ""
+    if evaluation.alpha is not None:
+        told = ",".join(f"{name}={alpha:g}" for name, alpha in evaluation.alpha.items())
+        mixed = f"; alpha multiplies {told}"
     lines = [
         f"{evaluation.pairs} pairs ({evaluation.which}), {evaluation.tokens} response tokens; "
-        f"95 % intervals in brackets",
+        f"95 % intervals in brackets{mixed}",
         f"{'alpha':>6}  {'reward accuracy':<25}{'logp accuracy':<25}{'margin (nats)':<24}"
         f"{'KL/token':>9}  {'|alpha a|':>9}",
     ]

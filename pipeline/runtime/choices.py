@@ -22,6 +22,7 @@ ObjectiveName = Literal[
     "apo_zero",
     "apo_down",
 ]
+KeepBy = Literal["loss", "accuracy", "scaled_loss", "margin_per_root_kl", "last"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 Split = Literal["held-out", "training", "all"]

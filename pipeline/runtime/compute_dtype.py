@@ -1,7 +1,7 @@
 """Chooses the element type to compute in: what the device multiplies natively, unless given.
 
 On a processor without bfloat16 instructions a bfloat16 product takes a hundred times as long as the
-same one in float32, so no one type is right everywhere.
+same product in float32, so no type is right everywhere.
 """
 
 import logging
@@ -20,7 +20,7 @@ from mav.pipeline.runtime.devices import pick_device
 _log = logging.getLogger(__name__)
 
 Dtype = DtypeName | torch.dtype
-"""What Python takes: a name, or torch's own type."""
+"""Accepted from Python: a name, or torch's own type."""
 
 AUTO: Final = "auto"
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
@@ -30,20 +30,20 @@ TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 _ENOUGH_FOR_BFLOAT16: Final = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10")
-"""How values of ONEDNN_MAX_CPU_ISA begin that leave bfloat16 instructions in use."""
+"""Prefixes of the values of ONEDNN_MAX_CPU_ISA that allow bfloat16 instructions."""
 _UNLIMITED: Final = ("", "ALL", "DEFAULT")
 _SIZE: Final = {"cpu": 256}
 _SIZE_ELSEWHERE: Final = 2048
 _REPEATS: Final = 3
 _AS_FAST: Final = 1.25
-"""Most times as long as a float32 product that a narrow one may take to count as native."""
+"""Largest ratio to the time of a float32 product at which a narrower type counts as native."""
 
 
 def dtype_name(dtype: Dtype, option: str = "dtype") -> DtypeName:
     """Return the name of a type, or `auto`.
 
     Raises:
-        UsageError: It is none of those that MAV computes in.
+        UsageError: MAV does not compute in it.
     """
     for name in get_args(DtypeName):
         if dtype == name or (name != AUTO and dtype == TORCH_DTYPES[name]):
@@ -69,12 +69,12 @@ def resolve_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = Fa
 def pick_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False) -> torch.dtype:
     """Return the type to compute in, as `resolve_dtype`, and log why.
 
-    Logs what `auto` came to; or warns, once per process, that the type is slow on the device.
+    Logs the result of `auto`, or warns, once per process, that the type is slow on the device.
     """
     dtype, placed, reason = _resolve(asked, device, spread=spread)
     if asked == AUTO:
         _log.info(f"Computing in {plain_name(dtype)}: {reason}")
-    # float32 is native on every CPU, and whoever asks for it there wants its precision.
+    # float32 is native on every CPU; a user who asks for it there wants its precision.
     elif dtype in TORCH_DTYPES.values() and (dtype, placed.type) != (torch.float32, "cpu"):
         native, _ = _native(placed, spread=spread)
         if dtype != native:
@@ -85,7 +85,7 @@ def pick_dtype(asked: Dtype, device: torch.device | str, *, spread: bool = False
 def _resolve(
     asked: Dtype, device: torch.device | str, *, spread: bool
 ) -> tuple[torch.dtype, torch.device, str]:
-    """Return the type, the device, and why it is that type where `auto` was asked for."""
+    """Return the type, the device, and for `auto` the reason for the type."""
     placed = device if isinstance(device, torch.device) else pick_device(device)
     if isinstance(asked, torch.dtype) and asked not in TORCH_DTYPES.values():
         return asked, placed, ""  # float64, for example, which a loaded base may have
@@ -97,7 +97,7 @@ def _resolve(
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """Return the type in which a device multiplies fastest without giving up the range it needs.
+    """Return the fastest type of a device with sufficient range.
 
     bfloat16 where it is native; on a CUDA device without it float16; else float32.
     """
@@ -117,9 +117,9 @@ def pick_dtype_for_stored(asked: Dtype, device: torch.device) -> torch.dtype:
 
 @cache
 def product_ratio(dtype: torch.dtype, other: torch.dtype, device: torch.device) -> float:
-    """Return how many times as long a square product takes in one type as in another.
+    """Return the ratio of the times of a square product in two types.
 
-    Infinite where the device has no such product.
+    Infinite if the device has no such product.
     """
     try:
         return _seconds(dtype, device) / _seconds(other, device)
@@ -166,7 +166,7 @@ def _native_to_cpu() -> tuple[torch.dtype, str]:
 
 
 def _cpu_has_bfloat16() -> bool | None:
-    """Tell whether the processor has bfloat16 products that torch uses; None if torch cannot."""
+    """Return whether the processor has bfloat16 products that torch uses; None if unknown."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     if platform.machine().lower() in ("aarch64", "arm64"):
@@ -175,7 +175,7 @@ def _cpu_has_bfloat16() -> bool | None:
 
 
 def _limit_by_environment() -> str | None:
-    """Return the setting that takes an x86 processor its bfloat16 instructions, if one does."""
+    """Return the setting that disables bfloat16 instructions on an x86 processor, if any."""
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         isa = os.environ.get(name, "").upper()
         if isa not in _UNLIMITED and not isa.startswith(_ENOUGH_FOR_BFLOAT16):
@@ -203,12 +203,12 @@ def _warn_if_slow(dtype: torch.dtype, native: torch.dtype, device: torch.device)
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:
     """Return the best time of a square product."""
     size = _SIZE.get(device.type, _SIZE_ELSEWHERE)
-    # Ones, for random numbers would be taken from those a seed gives its user.
+    # Ones, because random numbers would advance the user's generator.
     a = torch.ones(size, size).to(device, dtype)
 
     def run() -> float:
         began = perf_counter()
-        # Reading a value back is the one way to wait that every device has.
+        # Reading a value back is the only way to synchronise that every device supports.
         float(torch.mm(a, a)[0, 0])
         return perf_counter() - began
 
@@ -217,5 +217,5 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def plain_name(dtype: torch.dtype) -> str:
-    """Return a type's name as people write it."""
+    """Return a type's short name, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

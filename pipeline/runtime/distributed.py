@@ -10,13 +10,13 @@ from typing import Any, Final, TypeVar
 from mav.cache_schema.errors import MAVError, UsageError
 
 _PATIENCE: Final = timedelta(days=30)
-"""Processes wait for each other only where one has an uneven share of a long extraction."""
+"""Processes wait for each other only at the end of uneven shares of a long extraction."""
 
 _T = TypeVar("_T")
 
 
 class Processes:
-    """This process among those it was launched with.
+    """This process, among those launched together.
 
     Attributes:
         rank: Its number.
@@ -25,13 +25,13 @@ class Processes:
     """
 
     def __init__(self, *, on_cpu: bool) -> None:
-        """Join the other processes, if there are any.
+        """Connect to the other processes, if any.
 
         Args:
             on_cpu: Whether they compute on CPUs.
 
         Raises:
-            UsageError: They do not know of each other.
+            UsageError: They cannot reach each other.
         """
         self.rank, self.count, self.local_rank = 0, launched(), 0
         if self.count > 1:
@@ -41,7 +41,7 @@ class Processes:
                 state: Any = PartialState(cpu=on_cpu, timeout=_PATIENCE)
             except (ValueError, RuntimeError) as error:
                 raise UsageError(
-                    f"{self.count} processes were launched, but they cannot be joined: {error}. "
+                    f"{self.count} processes were launched, but they cannot be connected: {error}. "
                     f"Launch them with `accelerate launch` or `torchrun`."
                 ) from error
             require_joined(state.num_processes)
@@ -84,13 +84,13 @@ class Processes:
         return gathered
 
     def _together(self, work: Callable[[], Any]) -> Any:
-        """Do what all processes do at once; a process that has ended fails it."""
+        """Run a collective operation; it fails if another process has ended."""
         try:
             return work()
         except RuntimeError as error:
             raise MAVError(
                 f"Another process of this run has failed ({str(error).splitlines()[0]}). Run the "
-                f"same command again; it goes on where it stopped."
+                f"same command again; it resumes where it stopped."
             ) from error
 
 
@@ -105,7 +105,7 @@ def launched_here() -> int:
 
 
 def let_first_process_log(rank: int) -> None:
-    """Leave the log to the first of several processes; the others log errors only.
+    """Let only the first of several processes log; the others log errors only.
 
     Args:
         rank: Number of this process.
@@ -130,15 +130,15 @@ def _leave() -> None:
 
 
 def require_joined(seen: int) -> None:
-    """Refuse processes that were launched together but do not know of each other.
+    """Refuse processes that were launched together but are not connected.
 
-    Each would do the whole work alone and write to the same place.
+    Each would do all of the work and write to the same place.
 
     Args:
-        seen: Processes this one knows of, itself included.
+        seen: Number of connected processes, including this one.
 
     Raises:
-        UsageError: With the remedy.
+        UsageError: They are not connected.
     """
     if launched() != seen:
         raise UsageError(

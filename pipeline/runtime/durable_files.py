@@ -79,6 +79,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         sync_file(partial)
         partial.replace(os.path.realpath(path))
+    except OSError as error:
+        if error.filename == os.fspath(partial):  # a name that says nothing to whoever reads it
+            error.filename = os.fspath(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -16,14 +16,14 @@ def download(
     allow: Sequence[str],
     ignore: Sequence[str] = (),
 ) -> Path:
-    """Fetch files of a repository into the hub's local cache, what is there already aside.
+    """Download missing files of a repository into the hub's local cache.
 
     Args:
         repository: Its id.
-        repo_type: What it is.
+        repo_type: `model` or `dataset`.
         revision: Branch, tag or commit, or None for the main branch.
         allow: Patterns of files to fetch.
-        ignore: Patterns of files to leave out all the same.
+        ignore: Patterns of files to leave out regardless.
 
     Returns:
         The folder of one commit, named by its hash.
@@ -46,7 +46,7 @@ def download(
 
 
 def find_data(repository: str, data_dir: str | None) -> str:
-    """Return what `datasets.load_dataset` is to be given for a data set at the hub.
+    """Return the argument of `datasets.load_dataset` for a data set on the hub.
 
     That is its id; or, for a folder in it, a local copy with that folder, because `datasets` does
     not find the rows of a folder again when it is offline.
@@ -72,10 +72,10 @@ def find_data(repository: str, data_dir: str | None) -> str:
 
 
 def bound_waiting() -> None:
-    """Let no request of the hub's clients wait for ever.
+    """Set a time-out for all requests of the hub's clients.
 
-    They ask what a repository is without a limit, and a server that takes the connection and says
-    nothing would hold them until they are killed. HF_HUB_DOWNLOAD_TIMEOUT is their own limit of
+    Their metadata requests have none, so a server that accepts the connection and never answers
+    would block them forever. HF_HUB_DOWNLOAD_TIMEOUT is their own limit of
     seconds without a byte, 10 unless set.
     """
     from huggingface_hub import get_session
@@ -86,7 +86,7 @@ def bound_waiting() -> None:
 
 
 def _limit(request: Any) -> None:
-    """Give a request that may wait for ever the client's own limit."""
+    """Give a request without a time-out the client's own."""
     from huggingface_hub import constants
 
     limits = request.extensions.get("timeout", {})

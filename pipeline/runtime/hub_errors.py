@@ -1,8 +1,8 @@
-"""Why the Hugging Face hub gave nothing, in one plain line.
+"""Explains failures of the Hugging Face hub in one plain line.
 
 The hub's clients, huggingface_hub and datasets, raise two dozen types with messages of many lines
-about addresses. Which of them it was is found here in the chain of causes; the message says what
-was got and what to do.
+about addresses. The actual error is found here in the chain of causes; the message says what
+happened and what to do.
 """
 
 import errno
@@ -46,12 +46,12 @@ def why_no_rows(error: BaseException, repository: str, data_dir: str | None) -> 
         repository: The id that was asked for.
         data_dir: The folder in it.
     """
-    import datasets
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi
 
     if known := _known(error, repository, "dataset", None):
         return known
-    if isinstance(error, (datasets.exceptions.DatasetNotFoundError, ConnectionError)):
+    if isinstance(error, (DatasetNotFoundError, ConnectionError)):
         try:
             HfApi().auth_check(repository, repo_type="dataset")
         except Exception as answer:
@@ -59,12 +59,12 @@ def why_no_rows(error: BaseException, repository: str, data_dir: str | None) -> 
     names = _file_names(repository, "dataset", None)
     data = [name for name in names if not name.lower().endswith(_NOT_DATA)]
     if names and not data:
-        return f"there are no files of data in it ({_listed(names)}). Check the id."
+        return f"it has no data files ({_listed(names)}). Check the id."
     folder = PurePosixPath(data_dir) if data_dir else None
     if data and folder and not any(folder in PurePosixPath(name).parents for name in data):
         folders = sorted({name.rpartition("/")[0] for name in data} - {""})
         held = f"it has {_listed(folders)}" if folders else "its files are in no folder"
-        return f"there is no folder {data_dir!r} of data in it; {held}. Check `data_dir`."
+        return f"it has no data folder {data_dir!r}; {held}. Check `data_dir`."
     return why_no_table(error)
 
 
@@ -228,7 +228,7 @@ def _is_no_json(chain: list[BaseException]) -> bool:
 
 
 def _of_type(chain: list[BaseException], *names: str) -> BaseException | None:
-    """Return the first error of a type of httpx, whichever of its packages the client uses."""
+    """Return the first error of a type of httpx, for either of its packages."""
     for error in chain:
         if any(base.__name__ in names for base in type(error).__mro__):
             return error

@@ -2,12 +2,12 @@
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop; says what of it is kept.
+    """A run was asked to stop; says what is kept.
 
     Attributes:
-        kept: What there is now, in a sentence.
-        goes_on: How the same work goes on, in a sentence.
-        at_once: Whether it was asked twice, so that nothing may be waited for.
+        kept: What is kept, in a sentence.
+        goes_on: How to resume the work, in a sentence.
+        at_once: Whether it was asked twice, so that it must not wait for anything.
     """
 
     def __init__(self, kept: str, goes_on: str, *, at_once: bool = False) -> None:

@@ -1,9 +1,9 @@
 """Where bases and data sets were last seen on this machine, by their digests.
 
 Caches and heads travel, so they keep the names and digests of what they were made from, never the
-folders of whoever made them. What finds these things again on the same machine is kept here, one
-small file a digest in the user's cache folder (`MAV_CACHE_HOME`, or `mav` in `XDG_CACHE_HOME` or
-`~/.cache`); without it they have to be named.
+folders of their authors. Their places on this machine are kept here, one small
+file per digest in the user's cache folder (`MAV_CACHE_HOME`, or `mav` in `XDG_CACHE_HOME` or
+`~/.cache`); without it, places must be given.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from mav.cache_schema.storage.addresses import is_remote
 
 
 def cache_home() -> Path:
-    """Return the folder MAV keeps what it can make again in."""
+    """Return the folder for files that MAV can recreate."""
     if named := os.environ.get("MAV_CACHE_HOME"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mav"
@@ -25,7 +25,7 @@ def cache_home() -> Path:
 def remember(digest: str, place: str | Path) -> None:
     """Note where something is, if it is a file or folder here; never fails."""
     path = Path(place)
-    # Something to fall back on alone: a home that cannot be written to must not stop a run.
+    # Only a convenience: a home folder that cannot be written must not stop a run.
     with contextlib.suppress(OSError, RuntimeError):
         if not path.exists():
             return
@@ -37,7 +37,7 @@ def remember(digest: str, place: str | Path) -> None:
 
 
 def recall(digest: str) -> Path | None:
-    """Return where something was last seen, or None if that is not known or nothing is there."""
+    """Return where something was last seen, or None if unknown or gone."""
     with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
         path = Path(json.loads((_folder() / f"{digest}.json").read_bytes())["path"])
         return path if path.exists() else None
@@ -45,7 +45,7 @@ def recall(digest: str) -> Path | None:
 
 
 def shown_place(location: str | Path) -> str:
-    """Return what to call a place in a report that others read.
+    """Return the name of a place for reports that others read.
 
     An address, a relative path or a hub id is shown as it is, of an absolute path only the name; of
     a head in the output of a training, that folder's name too.

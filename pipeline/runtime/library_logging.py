@@ -16,7 +16,7 @@ class QuietLibraries:
         self._bars = log.is_progress_bar_enabled()
         log.set_verbosity(logging.ERROR)
         log.disable_progress_bar()
-        # Dequantizing GGUF files has a bar that does not go by that setting.
+        # Dequantizing GGUF files has a bar that ignores that setting.
         self._gguf_bar: Any = getattr(modeling_gguf_pytorch_utils, "tqdm", None)
         modeling_gguf_pytorch_utils.tqdm = log.tqdm
 

@@ -42,7 +42,7 @@ class PlacementOptions(DeviceOptions):
 
     Attributes:
         device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
-            `sequential`, or a device by module), in place of `device`; None for one device.
+            `sequential`, or a device by module), instead of `device`; None for one device.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
     """
 
@@ -50,7 +50,7 @@ class PlacementOptions(DeviceOptions):
         None,
         choices=get_args(SpreadName),
         other_types=True,
-        help="Spread the base over several devices, in place of --device.",
+        help="Spread the base over several devices, instead of --device.",
     )
     gguf_cache: bool = option(
         True, help="Convert a GGUF base to safetensors once, in MAV_CACHE_HOME, and load that."
@@ -66,7 +66,7 @@ class LoadOptions(PlacementOptions):
             dequantised to it.
         device: `auto`, or a torch device such as `cuda:1`.
         device_map: How accelerate spreads the base over several devices (`auto`, `balanced`,
-            `sequential`, or a device by module), in place of `device`; None for one device.
+            `sequential`, or a device by module), instead of `device`; None for one device.
         quantize: How the base's weights are quantized when they are loaded.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
     """

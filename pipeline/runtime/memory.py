@@ -16,26 +16,25 @@ _SAID: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What errors say that have no type of their own: of the CPU's and MPS's allocators, and of what
-libraries allocate beside PyTorch."""
+"""Messages of errors without their own type: of allocators of CPU, MPS and other libraries."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory did not suffice, on an accelerator or on the CPU."""
+    """Return whether an error reports running out of memory, on an accelerator or the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
 
 
 def free_memory() -> None:
-    """Give back what no tensor holds any more."""
+    """Free memory that is no longer in use."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 
 
 def too_long_for_memory(base: str, tokens: int) -> BaseModelError:
-    """Return what to raise where memory does not suffice for a single pair.
+    """Return the exception for running out of memory with a single pair.
 
     Args:
         base: What the base is called.

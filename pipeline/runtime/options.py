@@ -1,6 +1,6 @@
 """Options as dataclass fields that carry their help, choices and bounds.
 
-The command line makes its flags of them, and `check_options` validates them, so that each is stated
+The command line makes flags from them, and `check_options` validates them, so that each is stated
 once. Errors name the field, before a colon or in backticks; the command line shows its flag.
 """
 
@@ -18,12 +18,12 @@ _KEY: Final = "option"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is known of an option beside its name, type and default.
+    """Properties of an option besides name, type and default.
 
     Attributes:
         help: One line for `--help`.
         choices: Values it may have; any if empty.
-        other_types: Whether it may also have values that are not text, whatever `choices` are.
+        other_types: Whether values other than text are allowed besides `choices`.
         whole: Whether its value is a whole number.
         number: Whether its value is a number, whole or not.
         numbers: Whether its value is one number or more, each whole or not.
@@ -84,7 +84,7 @@ def option(default: Any, /, **values: Any) -> Any:
 
 
 def option_of(field: "dataclasses.Field[Any]") -> Option | None:
-    """Return what is known of a field, or None where it is not an option."""
+    """Return the option of a field, or None if it is not an option."""
     return field.metadata.get(_KEY)
 
 
@@ -92,7 +92,7 @@ def check_options(options: Any) -> None:
     """Check all fields of a dataclass against their options; numbers become Python's own.
 
     Raises:
-        UsageError: One line per field that is not as its option says.
+        UsageError: One line per invalid field.
     """
     problems = []
     for field in dataclasses.fields(options):
@@ -111,7 +111,7 @@ def check_options(options: Any) -> None:
 
 
 def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:
-    """Return what was expected of a value that is not as an option says, or None."""
+    """Return what was expected of an invalid value, or None."""
     if flag:
         return None if isinstance(value, bool) else "True or False"
     if rule.choices:
@@ -133,5 +133,5 @@ def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:
 
 
 def _plain(bound: float) -> str:
-    """Return a bound in digits, whatever its size."""
+    """Return a bound in digits, without an exponent."""
     return str(bound) if isinstance(bound, int) else f"{bound:g}"

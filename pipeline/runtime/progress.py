@@ -1,4 +1,4 @@
-"""Progress bars: rate and time left on a terminal, a line now and then in a log file."""
+"""Progress bars: rate and time left on a terminal, occasional lines in a log file."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> A
     """Return a tqdm bar on standard error, hidden where the logger `mav` is set above INFO.
 
     Args:
-        total: How much there is to do, if known.
+        total: Amount of work, if known.
         what: What is being done.
-        unit: What is counted.
-        done: How much is done already.
+        unit: Unit of the amount.
+        done: Amount already done.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -37,6 +37,6 @@ def progress_bar(total: int | None, what: str, unit: str, *, done: int = 0) -> A
         mininterval=0.2 if terminal else _LOG_SECONDS,
         ascii=None if terminal else True,
         leave=True,
-        # Of processes launched together, the first shows how far its share is.
+        # Of processes launched together, only the first shows progress, of its own share.
         disable=os.environ.get("RANK", "0") != "0" or logging.getLogger("mav").level > logging.INFO,
     )

@@ -1,4 +1,4 @@
-"""JSON lines that an interrupted run leaves whole, and that the same run goes on with.
+"""Files of JSON lines that an interrupted run leaves intact and can resume.
 
 The first line says what made the others. A line is forced to the disk before the next is computed,
 and a torn last one is cut off.
@@ -21,21 +21,23 @@ class ResumableLines(Generic[K]):
     """Lines of a file that is open, by their keys.
 
     Attributes:
-        found: The lines, those of earlier runs among them.
+        lines: The lines by key, including those of earlier runs.
     """
 
     def __init__(
-        self, file: IO[str], key: Callable[[dict[str, Any]], K], found: dict[K, Any]
+        self, file: IO[str], key: Callable[[dict[str, Any]], K], lines: dict[K, Any]
     ) -> None:
         """Begin with what earlier runs left; see `resumable_lines`."""
-        self.found = found
+        self.lines = lines
         self._file = file
         self._key = key
 
     def append(self, values: Sequence[dict[str, Any]]) -> None:
         """Write lines and force them to the disk."""
         _append(self._file, values)
-        self.found |= {self._key(value): value for value in values}
+        # Before the disk, which may be slow: an interruption meanwhile leaves them in the file.
+        self.lines |= {self._key(value): value for value in values}
+        os.fsync(self._file.fileno())
 
 
 @contextmanager
@@ -45,20 +47,21 @@ def resumable_lines(
     """Open a file for lines that a run makes, and lock it until the context is left.
 
     Args:
-        path: The file, made if it is not there.
-        made_by: All that determines the lines, of JSON values.
-        key: What tells one line from another.
+        path: The file, created if missing.
+        made_by: JSON values that determine the lines.
+        key: Returns what identifies a line.
 
     Raises:
         DataError: Another run is writing it or has left other lines, or they are not answers.
     """
     with path.open("a+", encoding="utf-8") as file:
         _lock(file, path)
-        found = _read(path, made_by, key)
-        if found is None:
-            found = {}
+        lines = _read(path, made_by, key)
+        if lines is None:
+            lines = {}
             _append(file, [dict(made_by)])
-        yield ResumableLines(file, key, found)
+            os.fsync(file.fileno())
+        yield ResumableLines(file, key, lines)
 
 
 def json_line(value: Mapping[str, Any]) -> str:
@@ -69,7 +72,6 @@ def json_line(value: Mapping[str, Any]) -> str:
 def _append(file: IO[str], values: Sequence[Mapping[str, Any]]) -> None:
     file.write("".join(map(json_line, values)))
     file.flush()
-    os.fsync(file.fileno())
 
 
 def _lock(file: IO[str], path: Path) -> None:
@@ -86,7 +88,7 @@ def _read(
 ) -> dict[K, Any] | None:
     """Return the lines of earlier runs by their keys, or None if there are none.
 
-    A torn last line is cut off, be it the first one, which says what made the others.
+    An incomplete last line is removed, even if it is the header, which describes the others.
     """
     raw = path.read_bytes()
     if not raw:
@@ -96,8 +98,8 @@ def _read(
         os.truncate(path, 0)
         return None
     try:
-        header, *lines = [json.loads(line) for line in whole.splitlines()]
-        found = {key(line): line for line in lines}
+        header, *values = [json.loads(line) for line in whole.splitlines()]
+        lines = {key(value): value for value in values}
         other = [name for name, value in made_by.items() if header.get(name) != value]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
@@ -107,7 +109,8 @@ def _read(
     if other:
         shown = "; ".join(f"{name}: {header.get(name)!r}, now {made_by[name]!r}" for name in other)
         raise DataError(
-            f"{path}: answers of a run with other settings ({shown}). Remove it to start over."
+            f"{path}: answers of a run with other settings ({shown}). Remove it to start over, or "
+            f"name another `output`."
         )
     os.truncate(path, len(whole))
-    return found
+    return lines

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Iterable
+from functools import cache
 
 UNKNOWN = "unknown"
 
@@ -15,6 +16,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -100,7 +100,9 @@ def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
 
 
 def _add_monitoring(app: FastAPI, options: ServeOptions, worker: Worker, metrics: Metrics) -> None:
-    head = options.head.rstrip("/").rpartition("/")[2]
+    places = {"": options.head} if isinstance(options.head, str) else options.head
+    shown = {name: place.rstrip("/").rpartition("/")[2] for name, place in places.items()}
+    head = shown if options.head_names else shown[""]
 
     @app.get("/health")
     async def health() -> Response:

@@ -9,8 +9,8 @@ from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import preview_base
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.decoding.attach import check_compatible
-from mav.pipeline.decoding.options import InferenceOptions
-from mav.pipeline.decoding.trained_head import load_trained
+from mav.pipeline.decoding.options import Heads, InferenceOptions
+from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +65,18 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
     return tuple(bases)
 
 
-def check_bases(head: str, sources: Sequence[BaseSource], options: InferenceOptions) -> None:
-    """Check that bases are compatible with a head, without loading their weights.
+def check_bases(head: Heads, sources: Sequence[BaseSource], options: InferenceOptions) -> None:
+    """Check that bases are compatible with a head, or several, without loading their weights.
 
     Args:
-        head: Folder of a head or of a training run, or a hub id.
+        head: Folder of a head or of a training run, or a hub id; or several by name.
         sources: The bases.
         options: How they will be loaded and attached.
 
     Raises:
         MAVError: A base is not compatible with the head, or is not a base.
     """
-    trained = load_trained(head)
+    trained = TrainedHeads.load(head)
     for source in sources:
         source = with_copy(source, gguf_cache=options.gguf_cache)
         preview = preview_base(source, options.quantize)

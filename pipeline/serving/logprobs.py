@@ -10,7 +10,7 @@ from mav.pipeline.decoding.logprobs import LogProbs
 
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LOWEST: Final = -9999.0
-"""Sent in place of minus infinity, which JSON does not have, as other servers do."""
+"""Sent instead of minus infinity, which JSON does not have, as other servers do."""
 
 
 class TokenLogprob(TypedDict):

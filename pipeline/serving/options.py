@@ -1,12 +1,13 @@
 """What `mav serve` is asked for."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
+from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.runtime.options import known, option
 
 MAX_ALPHA: Final = 100.0
@@ -18,14 +19,14 @@ class ServeOptions(InferenceOptions):
     """All settings of a server.
 
     Attributes:
-        head: Folder of a head or of a training run, or a hub id.
+        head: Folder of a head or of a training run, or a hub id; or several by name.
         bases: Hub ids, folders or `.gguf` files; the first is loaded at the start, requests switch
             to the others. None for the base the head was trained on.
         gguf_file: File inside the folder or repository of the one base.
         revision: Branch, tag or commit of the hub repository of the one base.
         dtype: Element type bases and head compute in; `auto` is what the device has natively.
         device: `auto` or a torch device.
-        device_map: How a base is spread over several devices, in place of `device`.
+        device_map: How a base is spread over several devices, instead of `device`.
         quantize: How a base's weights are quantized when it is loaded.
         prompt_form: Form of chat prompts; `auto` is what the head was trained in.
         template_date: Date given to a chat template that asks for it; see `MAVInference`.
@@ -36,32 +37,33 @@ class ServeOptions(InferenceOptions):
         host: Address to listen on; one that others can reach needs an API key.
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
-        alpha: Strength of requests that name none.
+        alpha: Strength of requests that name none; of several heads by name.
         max_rows: Most answers decoded at once.
         max_queue: Most requests that wait; more are refused with a time to retry.
         max_new_tokens: Most tokens of an answer.
         max_prompt_tokens: Most tokens of a prompt, however many the base could read.
     """
 
-    head: str = field(metadata=known(help="Folder or hub id of a head."))
+    head: str | Mapping[str, str] = field(
+        metadata=known(
+            help="Folder or hub id of a head; of several NAME=HEAD, given again.",
+            metavar="[NAME=]HEAD",
+        )
+    )
     bases: tuple[str, ...] = option(
         (),
         default_text="the one it was trained on",
-        help="Base to serve; several may be chosen from.",
+        help="Base to serve; may be repeated, requests choose one.",
     )
     host: str = option("127.0.0.1", help="Address to listen on.")
     port: int = option(
         8000, whole=True, at_least=0, at_most=65535, help="Port to listen on; 0 takes a free one."
     )
     api_key: str | None = option(
-        None, help="Key that clients must send; needed beyond this machine."
+        None, help="Key that clients must send; required to listen beyond this machine."
     )
-    alpha: float = option(
-        1.0,
-        number=True,
-        at_least=-MAX_ALPHA,
-        at_most=MAX_ALPHA,
-        help="Strength where a request names none.",
+    alpha: float | Mapping[str, float] = option(
+        1.0, help="Strength of requests that set none; of several heads NAME=ALPHA,…"
     )
     max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
     max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")
@@ -75,6 +77,17 @@ class ServeOptions(InferenceOptions):
         problems = list(self._problems())
         if problems:
             raise UsageError("\n".join(problems))
+        object.__setattr__(self, "alpha", self.strength.to_json())
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the heads; none of one head without a name."""
+        return () if isinstance(self.head, str) else tuple(self.head)
+
+    @property
+    def strength(self) -> Strength:
+        """Strength of requests that name none."""
+        return as_strength(self.alpha, self.head_names)
 
     @property
     def loopback(self) -> bool:
@@ -87,6 +100,15 @@ class ServeOptions(InferenceOptions):
             return False
 
     def _problems(self) -> Iterator[str]:
+        try:
+            strength = self.strength
+        except UsageError as error:
+            yield str(error)
+        else:
+            if not strength.is_constant or any(abs(one) > MAX_ALPHA for _, one in strength.points):
+                yield (
+                    f"alpha: got {strength}, expected numbers from {-MAX_ALPHA:g} to {MAX_ALPHA:g}"
+                )
         if len(self.bases) > 1 and (self.gguf_file or self.revision):
             name = "gguf_file" if self.gguf_file else "revision"
             yield (

@@ -15,6 +15,7 @@ from mav.pipeline.serving.errors import ApiError
 _F = TypeVar("_F", bound="_Fields")
 _MAX_ITEMS: Final = 2048
 """Most messages of a request, and parts of a message; longer lists are refused unread."""
+_Alpha = Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=1000)]
 _Stop = Annotated[str, Field(max_length=256)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 # Validation stops at the first invalid item, so that long lists are refused quickly.
@@ -48,7 +49,7 @@ class SharedFields(_Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
-    alpha: _Finite | Annotated[str, Field(max_length=1000)] | None = None
+    alpha: _Alpha | Annotated[dict[str, _Alpha], Field(max_length=64)] | None = None
 
 
 class _TextPart(_Fields):
@@ -222,7 +223,8 @@ def _refuse(error: ValidationError) -> NoReturn:
     errors = error.errors(include_url=False, include_context=False)
     # If a field may have several types, the error of the type it has says more than the others.
     same_field = [other for other in errors if other["loc"][:1] == errors[0]["loc"][:1]]
-    first = next((e for e in same_field if not e["type"].endswith("_type")), same_field[0])
+    deepest = max(same_field, key=lambda error: len(error["loc"]))
+    first = next((e for e in same_field if not e["type"].endswith("_type")), deepest)
     # After the last field's name, pydantic gives the names of the types it tried.
     place = [
         str(part)

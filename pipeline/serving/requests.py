@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import Request
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.decoding.steering.strengths import Alpha, Strength, as_strength
 from mav.pipeline.preferences.messages import Message, read_messages
 from mav.pipeline.runtime.json_input import strict_json
 from mav.pipeline.serving.errors import ApiError
@@ -51,7 +51,7 @@ class CompletionRequest:
     prompts: tuple[Prompt, ...]
     n: int
     max_tokens: int | None
-    alpha: AlphaSchedule
+    alpha: Strength
     sampling: Mapping[str, float]
     seed: int | None
     stop: tuple[str, ...] | None
@@ -179,7 +179,7 @@ def _request(
         prompts=prompts,
         n=fields.n or 1,
         max_tokens=max_tokens,
-        alpha=_alpha(options.alpha if fields.alpha is None else fields.alpha),
+        alpha=_alpha(options.alpha if fields.alpha is None else fields.alpha, options),
         sampling=_sampling(fields),
         seed=fields.seed,
         stop=_stop(fields.stop),
@@ -213,13 +213,13 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...] | None:
     return tuple(text for text in texts if text) or None
 
 
-def _alpha(value: float | str) -> AlphaSchedule:
+def _alpha(value: Alpha, options: ServeOptions) -> Strength:
     try:
-        schedule = AlphaSchedule.parse(value) if isinstance(value, str) else as_schedule(value)
+        strength = as_strength(value, options.head_names)
     except (UsageError, OverflowError) as error:
         raise ApiError(400, str(error), param="alpha") from error
     if any(
-        abs(alpha) > MAX_ALPHA or token > _MAX_SCHEDULE_TOKEN for token, alpha in schedule.points
+        abs(alpha) > MAX_ALPHA or token > _MAX_SCHEDULE_TOKEN for token, alpha in strength.points
     ):
         raise ApiError(
             400,
@@ -227,4 +227,4 @@ def _alpha(value: float | str) -> AlphaSchedule:
             f"tokens up to {_MAX_SCHEDULE_TOKEN}",
             param="alpha",
         )
-    return schedule
+    return strength

@@ -9,6 +9,7 @@ _TYPES: Final = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "answer.js": "text/javascript; charset=utf-8",
+    "strengths.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from mav.pipeline.evaluation.pair_scores import score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.training.checkpoint import TrainState
+from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import EvaluationSet
 from mav.pipeline.training.options import TrainOptions
 
@@ -24,13 +26,18 @@ _PAIRS_FOR_KL: Final = 64
 
 
 def judge(
-    state: TrainState, loss: float | None, options: TrainOptions, *, every: int, total: int
+    state: TrainState,
+    evaluation: Mapping[str, float],
+    options: TrainOptions,
+    *,
+    every: int,
+    total: int,
 ) -> tuple[TrainState, bool]:
     """Return the state after an evaluation, and whether this step's head is the best so far.
 
     Args:
         state: The state before it.
-        loss: The held-out loss; None where nothing is held out, which makes every head the best.
+        evaluation: Its metrics; none where nothing is held out, which makes every head the best.
         options: What to train.
         every: Steps between evaluations.
         total: Steps of the run.
@@ -38,15 +45,19 @@ def judge(
     Raises:
         DataError: The loss is not finite.
     """
-    if loss is not None and not math.isfinite(loss):
+    if not evaluation:
+        return dataclasses.replace(state, complete=state.step == total), True
+    loss, criterion = evaluation["loss"], CRITERIA[options.keep_by]
+    if not math.isfinite(loss):
         raise DataError(
             f"{options.folder}: the held-out loss is {loss} at step {state.step}, so the run "
             f"has diverged. Use a smaller `learning_rate` or turn `bf16` off; what was saved "
             f"before is kept."
         )
-    best = loss is None or state.best_loss is None or loss < state.best_loss
-    if best and loss is not None:
-        state = dataclasses.replace(state, best_step=state.step, best_loss=loss)
+    value = criterion.value(evaluation, state.step)
+    best = state.best_value is None or criterion.is_better(value, state.best_value)
+    if best:
+        state = dataclasses.replace(state, best_step=state.step, best_value=value)
     waited = (state.step - state.best_step) // every if state.best_step is not None else 0
     stop = options.early_stopping is not None and waited >= options.early_stopping
     return dataclasses.replace(state, complete=stop or state.step == total), best

@@ -1,7 +1,7 @@
 """The state of a training run: weights, optimizer, and the step it has reached.
 
     checkpoints/step-00000080/state.json        the state, and size and CRC32C of the other files
-    checkpoints/step-00000080/*.safetensors     "head" and "optimizer"
+    checkpoints/step-00000080/*.safetensors     "head", "optimizer", "average" where there is one
     checkpoints/step-00000060/...               the checkpoint before
 
 A checkpoint gets its name once all of it is on the disk, and every byte is covered by a checksum:
@@ -44,7 +44,7 @@ class TrainState:
     Attributes:
         step: Optimizer steps taken.
         best_step: Step of the best head so far, or None before the first evaluation.
-        best_loss: Its evaluation loss.
+        best_value: Its value by the criterion of the run.
         trajectory: The options that decide every weight.
         cache_identity: `Manifest.identity` of the cache.
         complete: Whether the run has ended.
@@ -52,7 +52,7 @@ class TrainState:
 
     step: int
     best_step: int | None
-    best_loss: float | None
+    best_value: float | None
     trajectory: dict[str, Any]
     cache_identity: str
     complete: bool
@@ -89,7 +89,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint whole or not at all, and keep only it and the one before it.
 
-    A run goes on from its newest sound checkpoint, so those of this step and later ones are
+    A run resumes from its newest intact checkpoint, so those of this step and later ones are
     damaged. They are removed: one of this step just before the new one takes its name, later ones
     just after.
 
@@ -195,7 +195,7 @@ def _read(folder: Path) -> Checkpoint:
     """
     try:
         document = check_checksum(_present(folder / _STATE).read_bytes())
-        state, files = TrainState(**document["state"]), dict(document["files"])
+        state, files = _state(document["state"]), dict(document["files"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{_STATE}: {error}") from error
     if state.step != _step(folder):
@@ -208,6 +208,12 @@ def _read(folder: Path) -> Checkpoint:
         if measure(path) != expected:
             raise ValueError(f"the bytes of {name} are not those that were written")
     return Checkpoint(folder=folder, state=state)
+
+
+def _state(fields: dict[str, Any]) -> TrainState:
+    """Return a state; before there were other criteria, the best value was called a loss."""
+    renamed = {"best_loss": "best_value"}
+    return TrainState(**{renamed.get(name, name): value for name, value in fields.items()})
 
 
 def _present(path: Path) -> Path:

@@ -41,7 +41,7 @@ class TrainingSet:
             DataError: There is no pair to train on.
         """
         subset = PairSubset(split="training", fraction=options.held_out_fraction)
-        wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+        wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
         self.layout = layout
         self.pairs = int(wanted.sum())
         self.tokens = int(reader.plan.response_length[wanted].sum())
@@ -139,12 +139,12 @@ def evaluation_set(
         every = np.ones(other.plan.pairs, np.bool_)
         return EvaluationSet(reader=other, wanted=every, layout=layout)
     subset = PairSubset(split="held-out", fraction=options.eval_fraction)
-    wanted = in_subset(reader.prompt_id, subset, reader.set_apart)
+    wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
     return EvaluationSet(reader=reader, wanted=wanted, layout=layout) if wanted.any() else None
 
 
 def _nothing_left(options: TrainOptions, reader: CacheReader) -> DataError:
-    if reader.set_apart.all():
+    if reader.evaluation_only.all():
         return DataError(
             f"{options.cache}: all of its {reader.plan.pairs} pairs are of data sets for "
             f"evaluation alone; name it as `eval_cache`, and as `cache` one that has pairs to "

@@ -24,7 +24,7 @@ class LogLine:
     Attributes:
         step: Optimizer steps taken.
         values: Metric -> value.
-        text: The line as it stands.
+        text: The line, verbatim.
     """
 
     step: int
@@ -62,7 +62,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open the log of a run, without lines of later steps than it goes on from.
+        """Open the log of a run, without lines of steps after the one it resumes from.
 
         Args:
             folder: Folder of the run.

@@ -23,34 +23,51 @@ class Scores:
         rejected_logps: log pi(l), [P].
         ref_chosen_logps: log pi_base(w), [P].
         ref_rejected_logps: log pi_base(l), [P].
+        token_logps: log pi of each response token, [N].
+        ref_token_logps: The same under the base, [N].
         squared_norm: ||a_t||^2 of each response token, [N].
+        kl: KL(pi || pi_base) at each response token in nats, [N], or None where it was not
+            computed.
     """
 
     chosen_logps: Tensor
     rejected_logps: Tensor
     ref_chosen_logps: Tensor
     ref_rejected_logps: Tensor
+    token_logps: Tensor
+    ref_token_logps: Tensor
     squared_norm: Tensor
+    kl: Tensor | None = None
 
     def pair_sum_loss(self, objective: Objective, batch: Batch) -> Tensor:
-        """Return the loss summed over pairs; each pair carries its own tokens' mean penalty.
+        """Return the loss summed over pairs; each pair carries its own tokens' mean penalties.
 
-        A pair's share of the penalty is the mean over its own tokens, so that the loss of a step
-        is the same however its pairs are cut into micro-batches and processes.
+        A pair's share of a penalty is the mean over its own tokens, so that the loss of a step is
+        the same however its pairs are cut into micro-batches and processes.
 
         Args:
-            objective: The objective.
+            objective: The objective; one with `lambda_kl` needs `kl`.
             batch: The batch that the scores are of.
         """
         lengths = batch.response_lengths
-        losses = objective.pair_losses(
-            (self.chosen_logps, self.rejected_logps),
-            (self.ref_chosen_logps, self.ref_rejected_logps),
-            lengths,
-        )
-        norms = torch.add(*batch.response_sums(self.squared_norm))
-        tokens = torch.add(*lengths).to(norms.dtype)
-        return losses.sum() + objective.lambda_l2 * (norms / tokens).sum()
+        logps = self.chosen_logps, self.rejected_logps
+        ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
+        if objective.ld_alpha is not None:
+            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
+            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
+        loss = objective.pair_losses(logps, ref_logps, lengths).sum()
+        loss = loss + objective.lambda_l2 * _means(self.squared_norm, batch).sum()
+        if objective.lambda_kl:
+            assert self.kl is not None, "a model of this objective computes it"
+            loss = loss + objective.lambda_kl * _means(self.kl, batch).sum()
+        if objective.lambda_sft:
+            loss = loss - objective.lambda_sft * (self.chosen_logps / lengths[0]).sum()
+        return loss
+
+    def margins(self) -> Tensor:
+        """Return what the head added to each pair's margin in nats, [P], without a graph."""
+        chosen = self.chosen_logps - self.ref_chosen_logps
+        return (chosen - (self.rejected_logps - self.ref_rejected_logps)).detach()
 
     def metrics(self, objective: Objective) -> dict[str, Tensor]:
         """Return sums over pairs, under the names TRL's DPO trainer uses."""
@@ -65,6 +82,24 @@ class Scores:
             "logps/rejected": self.rejected_logps.detach().sum(),
             "logps/accuracies": (self.chosen_logps > self.rejected_logps).sum(),
         }
+
+
+def _means(values: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of per-token values [N] over both responses of each pair, [P]."""
+    sums, tokens = torch.add(*batch.response_sums(values)), torch.add(*batch.response_lengths)
+    return sums / tokens.to(sums.dtype)
+
+
+def _desensitized(values: Tensor, batch: Batch, ld_alpha: float) -> tuple[Tensor, Tensor]:
+    """Sum per-token values [N] over responses; return chosen and rejected, [P] both.
+
+    Those behind the length of the pair's shorter response count `ld_alpha` times.
+    """
+    lengths, count = batch.offsets.diff(), len(values)
+    both = torch.minimum(*batch.response_lengths).repeat_interleave(2)
+    ends = (batch.offsets[:-1] + both).repeat_interleave(lengths, output_size=count)
+    inside = torch.arange(count, device=ends.device) < ends
+    return batch.response_sums(torch.where(inside, values, ld_alpha * values))
 
 
 def last_layer(head: AlignmentHead, *, bf16: bool, accumulates_grad: bool = False) -> Projection:
@@ -87,11 +122,16 @@ class PreferenceModel(nn.Module):
     """A head as a module whose forward call scores a batch.
 
     Data-parallel wrappers synchronise gradients of what their forward call used, so the head's last
-    layer must be used inside of one.
+    layer must be used inside one.
     """
 
     def __init__(
-        self, head: AlignmentHead, *, bf16: bool, projection: Projection | None = None
+        self,
+        head: AlignmentHead,
+        *,
+        bf16: bool,
+        projection: Projection | None = None,
+        wants_kl: bool = False,
     ) -> None:
         """Wrap a head.
 
@@ -100,11 +140,14 @@ class PreferenceModel(nn.Module):
             bf16: Whether its products are computed in bfloat16.
             projection: Its last layer with what is kept between steps; None where a wrapper gives
                 the head other weights at every call.
+            wants_kl: Whether to compute the divergence from the base in training too; in
+                evaluation it always is.
         """
         super().__init__()
         self.head = head
         self._bf16 = bf16
         self._projection = projection
+        self._wants_kl = wants_kl
 
     def forward(self, batch: Batch, base: BaseLogits) -> Scores:
         """Score a batch; gradients flow into the head.
@@ -117,13 +160,14 @@ class PreferenceModel(nn.Module):
         with torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self._bf16):
             projection = self._projection or last_layer(self.head, bf16=self._bf16)
             added = addition(self.head, batch.states, base, projection)
-        logp, squared_norm, base_logp = aligned_logprobs(
+        logp, squared_norm, base_logp, kl = aligned_logprobs(
             added.features,
             added.projection,
             added.base,
             batch.labels,
             base_logprobs=batch.base_logprobs,
             softcap=added.softcap,
+            wants_kl=self._wants_kl or not self.training,
         )
         chosen, rejected = batch.response_sums(logp)
         ref_chosen, ref_rejected = batch.response_sums(base_logp)
@@ -132,5 +176,8 @@ class PreferenceModel(nn.Module):
             rejected_logps=rejected,
             ref_chosen_logps=ref_chosen,
             ref_rejected_logps=ref_rejected,
+            token_logps=logp,
+            ref_token_logps=base_logp,
             squared_norm=squared_norm,
+            kl=kl,
         )

@@ -28,7 +28,7 @@ DEFAULT_SIMPO_GAMMA: Final = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    r"""A preference loss plus a penalty on the alignment vectors.
+    r"""A preference loss plus weighted terms on single responses and on what the head adds.
 
     Names are those of TRL's `loss_type`, beside `mav` and `simpo`; with s the logistic function:
 
@@ -56,12 +56,21 @@ class Objective:
       own; the same, equation 8.
 
     All add lambda_l2 times the mean, over the response tokens of both responses, of ||a_t||^2
-    (summed over the vocabulary).
+    (summed over the vocabulary), lambda_kl times the mean over the same of KL(pi || pi_base) at the
+    token, exact over the vocabulary and at alpha 1, as the head is trained, and lambda_sft times
+    -log pi(w) / n_w (Pang et al. 2024, "Iterative Reasoning Preference Optimization", equation 1).
+
+    With ld_alpha, log pi and log pi_base in a preference loss count each token of a response behind
+    the first min(n_w, n_l) by this factor; Liu et al. 2024, "Length Desensitization in Direct
+    Preference Optimization". Lengths and the other terms stay as they are, as in TRL.
 
     Attributes:
         name: Which preference loss.
         beta: Its inverse temperature; of `ipo` the weight of its regularisation, tau.
-        lambda_l2: Weight of the penalty.
+        lambda_l2: Weight of ||a_t||^2.
+        lambda_kl: Weight of the divergence from the base.
+        lambda_sft: Weight of the chosen response's likelihood.
+        ld_alpha: Weight of the tokens that only the longer response has; None for 1.
         label_smoothing: e of `robust`.
         simpo_gamma: gamma of `simpo`.
     """
@@ -69,6 +78,9 @@ class Objective:
     name: ObjectiveName
     beta: float
     lambda_l2: float
+    lambda_kl: float = 0.0
+    lambda_sft: float = 0.0
+    ld_alpha: float | None = None
     label_smoothing: float = DEFAULT_LABEL_SMOOTHING
     simpo_gamma: float = DEFAULT_SIMPO_GAMMA
 

@@ -79,7 +79,7 @@ def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
 
 def model_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a wrapped model's head, unsharded. All processes must call."""
-    return {name: _stored(unshard(p.detach())) for p, name in parameter_names(module).items()}
+    return {name: on_cpu(p.detach()) for p, name in parameter_names(module).items()}
 
 
 def load_model_state_dict(module: nn.Module, stored: Mapping[str, Tensor]) -> None:
@@ -105,9 +105,9 @@ def optimizer_state_dict(optimizer: torch.optim.Optimizer, module: nn.Module) ->
         for key, value in optimizer.state[parameter].items():
             if hasattr(value, "codes"):
                 parts = {f"{name}.{key}.{inner}": getattr(value, inner) for inner in _INNER}
-                tensors |= {path: _stored(part) for path, part in parts.items()}
+                tensors |= {path: on_cpu(part) for path, part in parts.items()}
             else:
-                tensors[f"{name}.{key}"] = _stored(unshard(torch.as_tensor(value)))
+                tensors[f"{name}.{key}"] = on_cpu(torch.as_tensor(value))
     return tensors
 
 
@@ -155,5 +155,6 @@ def _eight_bit_state(path: str, stored: Mapping[str, Tensor], device: torch.devi
     return state
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Return a tensor unsharded and on the CPU, itself if it is. All processes must call."""
+    return unshard(tensor).detach().cpu().contiguous()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.runtime.choices import HeadKind, ObjectiveName, OptimizerName, Tracker
-from mav.pipeline.runtime.options import check_options, known, option
+from mav.pipeline.runtime.choices import HeadKind, KeepBy, OptimizerName, Tracker
+from mav.pipeline.runtime.options import known, option
+from mav.pipeline.training.objective_options import ObjectiveOptions
 
 if TYPE_CHECKING:
     from mav.pipeline.loader.sampler import StepLayout
-    from mav.pipeline.training.objectives import Objective
 
 _NOT_THE_TRAJECTORY: Final = (
     "cache",
@@ -33,8 +33,8 @@ _DEFAULT_BATCH_SIZE: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What `mav train` is asked for.
+class TrainOptions(ObjectiveOptions):
+    """What `mav train` is asked for; the objective's own options are above.
 
     Attributes:
         cache: Folder or URL of the cache to train from.
@@ -48,25 +48,22 @@ class TrainOptions:
             `unembedding` without such a layer.
         dropout: Dropout after the fusion layer, or of a `bottleneck`'s state; if None 0.1, and 0
             for a `bottleneck`.
-        objective: See `Objective`; `sigmoid` becomes `dpo`, which is the same.
-        beta: Inverse temperature of the objective; if None 0.1, and for objectives of means over
-            tokens `BETAS`.
-        label_smoothing: Of `robust` alone: the share of pairs the wrong way round; 0.1 if None.
-        simpo_gamma: Of `simpo` alone: the margin aimed at; 0.5 if None.
-        lambda_l2: Weight of the penalty on alignment vectors.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: Gradients are clipped to this norm.
         num_epochs: Passes over the cache.
         batch_size: Pairs in a micro-batch; 16 if None.
-        batch_tokens: Most response tokens in a micro-batch, in place of `batch_size`.
+        batch_tokens: Most response tokens in a micro-batch, instead of `batch_size`.
         grad_accum: Micro-batches of each process in a step.
         warmup_steps: Steps of linear warm-up; a tenth of all, at most 100, if None.
         eval_steps: Steps between evaluations and checkpoints; four times per epoch if None.
         bf16: Compute in bfloat16, or in float32; `auto` is bfloat16 where the device multiplies it
             natively, and on resuming what the run was begun with. Weights stay float32.
         optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
-        early_stopping: Evaluations without a better held-out loss after which to stop.
+        ema: Decay of the moving average of the weights that is evaluated and saved as the head, see
+            `AveragedWeights`; none if None.
+        keep_by: What the best head is the best in; see `criteria`.
+        early_stopping: Evaluations without a better head after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
         workers: Threads that read the cache.
         shard: Whether to cut the head into shards, one per process (FSDP2), where there are
@@ -109,31 +106,6 @@ class TrainOptions:
         default_text="0.1; bottleneck 0",
         help="Dropout after the fusion layer.",
     )
-    objective: ObjectiveName = option(
-        "dpo",
-        choices=get_args(ObjectiveName),
-        help="dpo is anchored to the base's own margin; mav is the published objective; the "
-        "others are named as in TRL.",
-    )
-    beta: float | None = option(
-        None,
-        number=True,
-        above=0,
-        default_text="0.1; sigmoid_norm 5, simpo 2",
-        help="Inverse temperature of the objective.",
-    )
-    label_smoothing: float | None = option(
-        None,
-        number=True,
-        at_least=0,
-        below=0.5,
-        default_text="0.1",
-        help="Of robust: share of pairs the wrong way round.",
-    )
-    simpo_gamma: float | None = option(
-        None, number=True, at_least=0, default_text="0.5", help="Of simpo: the margin aimed at."
-    )
-    lambda_l2: float = option(0.001, number=True, at_least=0, help="Penalty on alignment vectors.")
     learning_rate: float = option(1e-4, number=True, above=0, help="Peak learning rate.")
     weight_decay: float = option(0.01, number=True, at_least=0, help="AdamW's weight decay.")
     max_grad_norm: float = option(1.0, number=True, above=0, help="Gradients are clipped to this.")
@@ -145,7 +117,7 @@ class TrainOptions:
         None,
         whole=True,
         at_least=1,
-        help="Most response tokens in a micro-batch, not --batch-size.",
+        help="Most response tokens in a micro-batch, instead of --batch-size.",
     )
     grad_accum: int = option(
         1, whole=True, at_least=1, help="Micro-batches of each process in a step."
@@ -166,30 +138,41 @@ class TrainOptions:
     )
     bf16: bool | Literal["auto"] = option(
         "auto",
-        help="Compute in bfloat16; auto is where the device has it natively. Weights are float32.",
+        help="Compute in bfloat16; auto does if the device has it natively. Weights are float32.",
     )
     optimizer: OptimizerName = option(
         "adamw",
         choices=get_args(OptimizerName),
-        help="adamw-8bit keeps its moments in a byte each; needs torchao.",
+        help="adamw-8bit keeps its moments in one byte each; needs torchao.",
+    )
+    ema: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        below=1,
+        metavar="DECAY",
+        help="Save the moving average of the weights as the head.",
+    )
+    keep_by: KeepBy = option(
+        "loss", choices=get_args(KeepBy), help="What the head kept as best is the best in."
     )
     early_stopping: int | None = option(
         None,
         whole=True,
         at_least=1,
         metavar="N",
-        help="Stop after N evaluations without a better held-out loss.",
+        help="Stop after N evaluations without a better head.",
     )
     report_to: Tracker = option(
-        "tensorboard", choices=get_args(Tracker), help="Tracker beside metrics.jsonl."
+        "tensorboard", choices=get_args(Tracker), help="Tracker in addition to metrics.jsonl."
     )
     workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
     shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
-    seed: int = option(0, whole=True, at_least=0, help="Of initialisation, order and dropout.")
-    resume: bool = option(False, help="Go on with the run in --output-dir, if there is one.")
+    seed: int = option(0, whole=True, at_least=0, help="Seed of initialisation, order and dropout.")
+    resume: bool = option(False, help="Resume the run in --output-dir, if there is one.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.bf16 not in (True, False, "auto"):
             raise UsageError(f"bf16: got {self.bf16!r}, expected auto, True or False")
         foreign = "rank" if self.head_type == "mlp" else "expansion_size"
@@ -199,25 +182,24 @@ class TrainOptions:
                 f"{foreign}: got {getattr(self, foreign)} with `head_type` {self.head_type}, "
                 f"expected none; it is a size of {kinds}"
             )
-        for name, objective in (("label_smoothing", "robust"), ("simpo_gamma", "simpo")):
-            if getattr(self, name) is not None and self.objective != objective:
-                raise UsageError(
-                    f"{name}: got {getattr(self, name)} with `objective` {self.objective}, "
-                    f"expected none; it is of {objective}"
-                )
-        if self.objective == "sigmoid":
-            object.__setattr__(self, "objective", "dpo")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise UsageError(
                 f"batch_size: got {self.batch_size}, and `batch_tokens` {self.batch_tokens}; a "
                 f"batch is counted in pairs or in tokens; give one of them"
             )
-        if (
-            self.early_stopping is not None
-            and self.held_out_fraction == 0
-            and self.eval_cache is None
-        ):
-            raise UsageError("early_stopping: nothing is held out to evaluate on")
+        if self.held_out_fraction == 0 and self.eval_cache is None:
+            if self.early_stopping is not None:
+                raise UsageError("early_stopping: nothing is held out to evaluate on")
+            if self.keep_by not in ("loss", "last"):
+                raise UsageError(
+                    f"keep_by: got {self.keep_by}, but nothing is held out to evaluate on; use a "
+                    f"larger `eval_fraction` or an `eval_cache`"
+                )
+        if self.early_stopping is not None and self.keep_by == "last":
+            raise UsageError(
+                f"early_stopping: got {self.early_stopping} with `keep_by` last, by which every "
+                f"head is better than the one before it"
+            )
 
     @property
     def folder(self) -> Path:
@@ -228,25 +210,6 @@ class TrainOptions:
     def held_out_fraction(self) -> float:
         """Share of the cache's prompts that are not trained on: none beside an `eval_cache`."""
         return 0.0 if self.eval_cache is not None else self.eval_fraction
-
-    def as_objective(self) -> "Objective":
-        """Return the objective these options describe."""
-        from mav.pipeline.training.objectives import (
-            BETAS,
-            DEFAULT_BETA,
-            DEFAULT_LABEL_SMOOTHING,
-            DEFAULT_SIMPO_GAMMA,
-            Objective,
-        )
-
-        smoothing, gamma = self.label_smoothing, self.simpo_gamma
-        return Objective(
-            name=self.objective,
-            beta=BETAS.get(self.objective, DEFAULT_BETA) if self.beta is None else self.beta,
-            lambda_l2=self.lambda_l2,
-            label_smoothing=DEFAULT_LABEL_SMOOTHING if smoothing is None else smoothing,
-            simpo_gamma=DEFAULT_SIMPO_GAMMA if gamma is None else gamma,
-        )
 
     def step_shape(self, world_size: int, rank: int) -> "StepLayout":
         """Return how the pairs of a step are shared out."""

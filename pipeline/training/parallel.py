@@ -29,7 +29,12 @@ def parallelism_of(accelerator: Accelerator, *, shard: bool) -> Parallelism:
 
 
 def wrap(
-    head: AlignmentHead, accelerator: Accelerator, parallelism: Parallelism, *, bf16: bool
+    head: AlignmentHead,
+    accelerator: Accelerator,
+    parallelism: Parallelism,
+    *,
+    bf16: bool,
+    wants_kl: bool = False,
 ) -> tuple[Any, Projection | None]:
     """Move a head to the accelerator's device and make it a module that can be trained.
 
@@ -38,6 +43,7 @@ def wrap(
         accelerator: Where to compute.
         parallelism: How the head is distributed.
         bf16: Whether products are computed in bfloat16.
+        wants_kl: See `PreferenceModel`.
 
     Returns:
         A `PreferenceModel`, wrapped for several processes, whose parameters are those to optimize;
@@ -47,7 +53,8 @@ def wrap(
     head.to(accelerator.device)
     if parallelism == "fsdp":
         # The weights are gathered at every call, so nothing of them can be kept.
-        return _shard(PreferenceModel(head, bf16=bf16), accelerator, bf16=bf16), None
+        model = PreferenceModel(head, bf16=bf16, wants_kl=wants_kl)
+        return _shard(model, accelerator, bf16=bf16), None
     if parallelism == "single":
         # Kept for the whole run: allocating gigabytes of gradients at each step is slow.
         for parameter in head.parameters():
@@ -55,7 +62,7 @@ def wrap(
     projection = None
     if not head.config.acts_on_state:
         projection = last_layer(head, bf16=bf16, accumulates_grad=parallelism == "single")
-    model = PreferenceModel(head, bf16=bf16, projection=projection)
+    model = PreferenceModel(head, bf16=bf16, projection=projection, wants_kl=wants_kl)
     return accelerator.prepare(model), projection
 
 

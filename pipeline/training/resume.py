@@ -13,7 +13,12 @@ _STEP: Final = {
     "micro_batches_per_step": "micro-batches in a step (`grad_accum` x processes)",
 }
 
-_OF_OLDER_RUNS: Final[dict[str, Any]] = {"head_type": "mlp"}
+_OF_OLDER_RUNS: Final[dict[str, Any]] = {
+    "head_type": "mlp",
+    "lambda_kl": 0.0,
+    "lambda_sft": 0.0,
+    "keep_by": "loss",
+}
 """What a run was begun with that recorded none, as there was no other."""
 
 
@@ -60,7 +65,7 @@ def require_same_run(folder: Path, begun: TrainState, now: TrainState) -> None:
 
 
 def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
-    """Return what to tell the user of a run that was interrupted.
+    """Return the message about an interrupted run.
 
     Args:
         saved: Step of the last checkpoint; 0 if there is none.
@@ -77,5 +82,5 @@ def interrupted(saved: int, step: int, total: int, every: int) -> Interrupted:
     return Interrupted(
         f"The last checkpoint is of step {saved} of {total}; {step - saved} steps after it are "
         f"not kept.",
-        "The same command with `resume=True` goes on from there.",
+        "The same command with `resume=True` continues from there.",
     )

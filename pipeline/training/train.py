@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,6 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.batch import CachedBase
-from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.runtime.distributed import (
     leave_at_exit,
@@ -28,57 +26,19 @@ from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
+from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import TrainingSet, evaluation_set
 from mav.pipeline.training.defaults import config_of, settled, told
 from mav.pipeline.training.log import MetricsLog, require_tracker, start_tracker
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.report import TrainReport
 from mav.pipeline.training.resume import checkpoint_to_go_on_from, interrupted, require_same_run
-from mav.pipeline.training.trainer import Trainer
+from mav.pipeline.training.trainer import AVERAGE, HEAD, Trainer
 
 _log = logging.getLogger(__name__)
 
 _LOG_STEPS: Final = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainReport:
-    """The outcome of a training run.
-
-    Attributes:
-        output_dir: Its folder; `best` and `last` in it are heads.
-        steps: Optimizer steps of the whole run.
-        best_step: Step of the best head, or None where nothing was held out.
-        stopped_early: Whether it ended before its last step, since it no longer improved.
-        evaluation: Metrics of the last evaluation; empty if this call made none.
-        head_type: Kind of the head.
-        alignment_parameters: Parameters of the alignment network.
-        total_parameters: Parameters with the fusion layer.
-        training_flops: Operations each response token took; see `HeadConfig`.
-        decoding_flops: Operations the head adds to each token of decoding; likewise.
-        computed_in: Type of the products.
-        kl_per_token: Mean KL(aligned || base) of the best head at alpha 1 over at most 64 held-out
-            pairs, in nats per token; None where nothing is held out, or nothing was trained.
-        hardly_moved: Whether that is so small that the head leaves the base about as it is.
-    """
-
-    output_dir: Path
-    steps: int
-    best_step: int | None
-    stopped_early: bool
-    evaluation: dict[str, float]
-    head_type: HeadKind
-    alignment_parameters: int
-    total_parameters: int
-    training_flops: int
-    decoding_flops: int
-    computed_in: str
-    kl_per_token: float | None
-    hardly_moved: bool | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 
 def train(options: TrainOptions) -> TrainReport:
@@ -155,7 +115,7 @@ class _Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         try:
-            self._trainer.restore(checkpoint.tensors("head"), checkpoint.tensors("optimizer"))
+            self._trainer.restore({part: checkpoint.tensors(part) for part in self._trainer.parts})
         except (KeyError, RuntimeError) as error:
             raise HeadError(
                 f"{checkpoint.folder}: not a checkpoint of this head ({error}). Remove "
@@ -190,7 +150,7 @@ class _Run:
                         )
                     if at_checkpoint:
                         evaluation = self._evaluate(log, state.step)
-                        state = self._save(state, evaluation.get("eval_loss"), every)
+                        state = self._save(state, evaluation, every)
                         saved = state.step
                         if state.complete:
                             break
@@ -202,7 +162,7 @@ class _Run:
         if state.step < schedule.total:
             _log.info(
                 f"Stopped after step {state.step} of {schedule.total}: {options.early_stopping} "
-                f"evaluations without a better held-out loss"
+                f"evaluations without a better {CRITERIA[options.keep_by].words}"
             )
         return self._report(state, evaluation, kl)
 
@@ -229,13 +189,12 @@ class _Run:
         if self._held_out is None:
             return {}
         metrics = self._trainer.evaluate(self._held_out.batches(), self._held_out_base)
-        evaluation = {f"eval_{name}": value for name, value in metrics.items()}
-        self._write(log, step, evaluation)
+        self._write(log, step, _as_evaluation(metrics))
         _log.info(
             f"step {step}: held-out loss {metrics['loss']:.4f}, reward accuracy "
             f"{metrics['rewards/accuracies']:.3f}, margin {metrics['rewards/margins']:.4f}"
         )
-        return evaluation
+        return metrics
 
     def _write(self, log: MetricsLog | None, step: int, values: dict[str, float]) -> None:
         values = {**values, "epoch": self._schedule.epochs(step)}
@@ -243,12 +202,13 @@ class _Run:
         if log is not None:
             log.write(step, values)
 
-    def _save(self, state: TrainState, loss: float | None, every: int) -> TrainState:
+    def _save(self, state: TrainState, evaluation: dict[str, float], every: int) -> TrainState:
         """Write heads and checkpoint; return the state with the best step and completion in it."""
         options = self._options
-        state, best = judge(state, loss, options, every=every, total=self._schedule.total)
+        state, best = judge(state, evaluation, options, every=every, total=self._schedule.total)
         # Gathered by all processes together, written by one.
-        weights, moments = self._trainer.weights(), self._trainer.optimizer_state()
+        tensors = self._trainer.state()
+        weights = tensors.get(AVERAGE, tensors[HEAD])
         if self._accelerator.is_main_process:
             origin = HeadOrigin(
                 manifest=self._manifest,
@@ -261,7 +221,6 @@ class _Run:
                 save_head(self._trainer.head, origin, options.folder / BEST, weights)
             if state.complete:
                 save_head(self._trainer.head, origin, options.folder / LAST, weights)
-            tensors = {"head": weights, "optimizer": moments}
             save_checkpoint(options.folder, tensors, state)
             _log.debug(f"Step {state.step}: checkpoint written to {options.folder}")
         self._accelerator.wait_for_everyone()
@@ -274,7 +233,7 @@ class _Run:
         return TrainState(
             step=0,
             best_step=None,
-            best_loss=None,
+            best_value=None,
             trajectory=self._trajectory(),
             cache_identity=self._manifest.identity(),
             complete=False,
@@ -287,8 +246,9 @@ class _Run:
             output_dir=self._options.folder,
             steps=state.step,
             best_step=state.best_step,
+            keep_by=self._options.keep_by,
             stopped_early=state.step < self._schedule.total,
-            evaluation=evaluation,
+            evaluation=_as_evaluation(evaluation),
             head_type=self._config.kind,
             alignment_parameters=self._config.alignment_parameters,
             total_parameters=self._config.total_parameters,
@@ -298,3 +258,8 @@ class _Run:
             kl_per_token=kl,
             hardly_moved=None if kl is None else has_hardly_moved(kl),
         )
+
+
+def _as_evaluation(metrics: dict[str, float]) -> dict[str, float]:
+    """Return metrics of held-out pairs under the names that they are logged by."""
+    return {f"eval_{name}": value for name, value in metrics.items()}

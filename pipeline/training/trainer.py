@@ -1,6 +1,8 @@
 """One optimizer step, and one evaluation, on any number of processes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
+from mav.pipeline.training.averaging import AveragedWeights
+from mav.pipeline.training.criteria import of_margins
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
@@ -27,6 +31,10 @@ from mav.pipeline.training.parallel import (
     unshard,
     wrap,
 )
+
+HEAD: Final = "head"
+OPTIMIZER: Final = "optimizer"
+AVERAGE: Final = "average"
 
 
 class Trainer:
@@ -48,13 +56,18 @@ class Trainer:
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
         self._parallelism = parallelism_of(accelerator, shard=options.shard)
         self._module, self._projection = wrap(
-            head, accelerator, self._parallelism, bf16=options.bf16
+            head,
+            accelerator,
+            self._parallelism,
+            bf16=options.bf16,
+            wants_kl=self._objective.lambda_kl > 0,
         )
         self.optimizer = make_optimizer(
             options.optimizer,
             self._module.parameters(),
             weight_decay=options.weight_decay,
         )
+        self._average = None if options.ema is None else AveragedWeights(self._module, options.ema)
 
     def step(
         self,
@@ -91,11 +104,15 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self._parallelism == "fsdp")
         self._weights_changed()
+        if self._average is not None:
+            self._average.update(step + 1)
         return float(norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], base: CachedBase) -> dict[str, float]:
-        """Return mean metrics over the batches of all processes.
+        """Return mean metrics over the batches of all processes, and `criteria.of_margins`.
+
+        Where weights are averaged it is the average that is evaluated.
 
         Args:
             batches: This process's batches.
@@ -103,37 +120,73 @@ class Trainer:
         """
         self._module.eval()
         metrics = MetricAccumulator()
-        for on_host in batches:
-            batch = on_host.to(self.accelerator.device)
-            scores = self._module(batch, base.logits(batch))
-            metrics.add(scores, scores.pair_sum_loss(self._objective, batch), self._objective)
-        return metrics.reduce(self.accelerator)
+        with self._averaged():
+            for on_host in batches:
+                batch = on_host.to(self.accelerator.device)
+                scores = self._module(batch, base.logits(batch))
+                loss = scores.pair_sum_loss(self._objective, batch)
+                metrics.add(scores, loss, self._objective, keep_margins=True)
+        margins = metrics.margins(self.accelerator)
+        means = metrics.reduce(self.accelerator)
+        return means | of_margins(margins, means["kl"])
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the head's weights, unsharded and on the CPU. All processes must call."""
-        reshard(self._module, self._parallelism)
-        return model_state_dict(self._module)
+        """Return the weights of the head to save, unsharded and on the CPU.
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Return the optimizer's state, unsharded and on the CPU. All processes must call."""
-        reshard(self._module, self._parallelism)
-        return optimizer_state_dict(self.optimizer, self._module)
+        They are the average where weights are averaged. All processes must call.
+        """
+        return self._trained_weights() if self._average is None else self._average.tensors()
 
-    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Load what `weights` and `optimizer_state` returned. All processes must call.
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return all that `restore` needs, by the names in `parts`. All processes must call."""
+        found = {HEAD: self._trained_weights()}
+        found[OPTIMIZER] = optimizer_state_dict(self.optimizer, self._module)
+        if self._average is not None:
+            found[AVERAGE] = self._average.tensors()
+        return found
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what `state` returns."""
+        return (HEAD, OPTIMIZER) if self._average is None else (HEAD, OPTIMIZER, AVERAGE)
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load what `state` returned. All processes must call.
 
         Args:
-            weights: The head's weights.
-            state: The optimizer's state.
+            state: Named tensors by the names in `parts`.
 
         Raises:
             KeyError: A tensor is missing.
             RuntimeError: A tensor has another shape.
         """
+        if self._average is not None:
+            with self._averaged():
+                load_model_state_dict(self._module, state[AVERAGE])
         reshard(self._module, self._parallelism)
-        load_model_state_dict(self._module, weights)
-        load_optimizer_state_dict(self.optimizer, self._module, state)
+        load_model_state_dict(self._module, state[HEAD])
+        load_optimizer_state_dict(self.optimizer, self._module, state[OPTIMIZER])
         self._weights_changed()
+
+    def _trained_weights(self) -> dict[str, Tensor]:
+        reshard(self._module, self._parallelism)
+        return model_state_dict(self._module)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the module compute with the averages, where there are any, in a block."""
+        if self._average is None:
+            yield
+            return
+        reshard(self._module, self._parallelism)
+        self._average.swap()
+        self._weights_changed()
+        try:
+            yield
+        finally:
+            reshard(self._module, self._parallelism)
+            self._average.swap()
+            self._weights_changed()
 
     def _weights_changed(self) -> None:
         if self._projection is not None:

@@ -33,20 +33,22 @@ class VerifyOptions(PlacementOptions):
     full: bool = option(
         True,
         off="fast",
-        help="Read everything and compare all digests, or look at existence and sizes alone.",
+        help="Read everything and compare all digests, or check existence and sizes only.",
     )
     against_base: int | None = option(
         None,
         whole=True,
         at_least=1,
         metavar="N",
-        help="Also run N pairs through the live base again.",
+        help="Also run N pairs through the base again.",
     )
     base_model: str | None = option(
         None, default_text="where it was", help="Where the base is now."
     )
     datasets: tuple[str, ...] = option(
-        (), default_text="where they were", help="Where the data sets are now, each in turn."
+        (),
+        default_text="where they were",
+        help="Where the data sets are now, in the cache's order.",
     )
     repair: bool = option(False, help="Mark what is damaged, so that mav extract writes it again.")
     dtype: "Dtype" = option(

@@ -106,7 +106,7 @@ def _problems(stored: VerifyReport) -> list[str]:
     ]
     if not stored.damaged_blocks and stored.committed < stored.blocks:
         problems.append(
-            f"{stored.blocks - stored.committed} blocks are not written; `mav extract` goes on"
+            f"{stored.blocks - stored.committed} blocks are not written; `mav extract` resumes"
         )
     elif not stored.complete and not problems:
         problems.append(

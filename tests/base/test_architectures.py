@@ -14,7 +14,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
-from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, pack_separate
+from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, separate_batch
 from tests.support.architectures import CATALOGUE
 from tests.support.char_tokenizer import some_pairs
 from tests.support.heads import random_head
@@ -50,7 +50,7 @@ def test_every_variant_has_peculiarities(name: str) -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_taps_are_hidden_states_and_logits_come_from_the_last(name: str) -> None:
     base = tiny_base(name)
-    batch = pack_separate(some_pairs(), range(3))
+    batch = separate_batch(some_pairs(), range(3))
     with base.hidden_state_hooks(ALL_LAYERS) as hooks:
         output = base.model(**batch.inputs, use_cache=False, output_hidden_states=True)
         assert len(output.hidden_states) == len(ALL_LAYERS)
@@ -80,7 +80,7 @@ def predicting_states(base: BaseModel, batch: ForwardBatch) -> dict[int, torch.T
 )
 def test_packing_changes_no_state(name: str, packing: Packing) -> None:
     base, pairs = tiny_base(name), some_pairs()
-    batch, plain = pack(pairs, range(4), packing, base.dtype), pack_separate(pairs, range(4))
+    batch, plain = pack(pairs, range(4), packing, base.dtype), separate_batch(pairs, range(4))
     assert batch.labels.tolist() == plain.labels.tolist()
     want, got = predicting_states(base, plain), predicting_states(base, batch)
     for layer in ALL_LAYERS:

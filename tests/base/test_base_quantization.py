@@ -105,7 +105,7 @@ def test_what_is_quantized_is_not_quantized_again(folder: Path, tmp_path: Path) 
     quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
     assert quantization_of(source, None) == "gptq 4 bit"
-    with pytest.raises(UsageError, match=r"quantized already \(gptq 4 bit\)"):
+    with pytest.raises(UsageError, match=r"already quantized \(gptq 4 bit\)"):
         load_base(str(source.folder), quantize="nf4")
     path.write_text("{")
     with pytest.raises(BaseModelError, match=r"config\.json: cannot be read"):

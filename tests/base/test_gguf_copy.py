@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,15 +175,20 @@ def test_one_that_was_interrupted_leaves_nothing(
     assert copies(home) == [source.converted]
 
 
-def test_several_processes_at_once_make_one(home: Path, tmp_path: Path) -> None:
+def test_several_processes_at_once_make_one(
+    home: Path, tmp_path: Path, warm_programs: Path
+) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     code = (
         "import logging, sys; from mav.pipeline.base.gguf_copy import resolve_with_copy; "
-        "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s'); "
+        "logging.basicConfig(stream=sys.stdout, format='%(message)s', force=True); "
+        "logging.getLogger('mav').setLevel('INFO'); "
         "print(resolve_with_copy(sys.argv[1]).converted)"
     )
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [warm_programs / "python", "-c", code, path], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     lines = [line for run in runs for line in run.communicate()[0].splitlines()]
@@ -285,5 +289,5 @@ def test_a_file_that_is_not_the_model_is_refused(
 def test_a_file_that_ends_too_early(home: Path, tmp_path: Path, gguf_cache: bool) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BaseModelError, match="the file ends too early"):
+    with pytest.raises(BaseModelError, match="the file is truncated"):
         load(path, gguf_cache=gguf_cache)

@@ -224,7 +224,7 @@ def _answers(ran: Ran) -> list[tuple[float, list[int]]]:
 def test_a_branch_that_moved_to_the_same_weights_is_told(world: World) -> None:
     assert world.result("same")["pairs"] == 12
     now, before = world.hub.repositories["models", "org/base"].refs["main"], world.commits["main"]
-    told = f"org/base is at another commit than when the cache was begun, {now} and not {before}"
+    told = f"org/base is at commit {now} now; when the cache was begun it was at {before}"
     assert told in world.ran["same"].err
     assert world.manifest("uf.cache").base.revision == before
 

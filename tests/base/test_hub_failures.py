@@ -57,10 +57,10 @@ BAD_HEADS: Final = {
     "bad/other name": "Name it as owner/name.",
 }
 BAD_DATA: Final = {
-    ("org/hh", "--data-dir", "../.."): "there is no folder '../..' of data in it",
-    ("org/hh", "--data-dir", "nope"): "there is no folder 'nope' of data in it; it has harmless-",
+    ("org/hh", "--data-dir", "../.."): "it has no data folder '../..'",
+    ("org/hh", "--data-dir", "nope"): "it has no data folder 'nope'; it has harmless-",
     ("org/hh", "--split", "nope"): "Unknown split \"nope\". Should be one of ['train', 'test']",
-    ("bad/no-data",): "there are no files of data in it (.gitattributes, README.md)",
+    ("bad/no-data",): "it has no data files (.gitattributes, README.md)",
     ("bad/no-rows",): "its files of data are empty.",
     ("bad/no-json",): "JSON parse error",
 }

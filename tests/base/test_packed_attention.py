@@ -12,7 +12,7 @@ from mav.pipeline.base.packed_attention import (
     packed_attention,
 )
 from mav.pipeline.extraction.forward import run_decoder
-from mav.pipeline.extraction.packing import pack_separate, pack_together
+from mav.pipeline.extraction.packing import packed_batch, separate_batch
 from tests.support.char_tokenizer import some_pairs
 from tests.support.segments import LAYOUT, TOKENS, attend, states
 from tests.support.tiny import tiny_base
@@ -91,12 +91,12 @@ def test_a_mask_or_a_bias_of_the_models_own_is_refused() -> None:
 
 
 def test_afterwards_the_model_attends_as_before() -> None:
-    base, plain = tiny_base(), pack_separate(some_pairs(), range(2))
+    base, plain = tiny_base(), separate_batch(some_pairs(), range(2))
     before = base.config._attn_implementation
     assert before != NAME
     with torch.no_grad():
         want = base.model(**plain.inputs).logits
-        run_decoder(base, pack_together(some_pairs(), range(2)))
+        run_decoder(base, packed_batch(some_pairs(), range(2)))
         assert torch.equal(base.model(**plain.inputs).logits, want)
     with pytest.raises(KeyError), packed_attention(base.decoder, LAYOUT):
         assert base.config._attn_implementation == NAME

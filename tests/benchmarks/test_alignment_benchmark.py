@@ -12,7 +12,7 @@ from benchmarks.baselines.scoring import final_states, pad_width, score_pairs, t
 from benchmarks.baselines.split import DataSettings, Split, load_split
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.statistics import wilson
-from mav.pipeline.extraction.packing import pack_shared
+from mav.pipeline.extraction.packing import shared_prompt_batch
 from mav.pipeline.loader.batch import collate
 from mav.pipeline.loader.split import PairSubset, in_subset
 from tests.support.live import cached_logprobs
@@ -74,7 +74,7 @@ def test_an_untrained_policy_is_the_base_as_the_cache_has_it(cache: Path, split:
 
 def test_padding_to_a_multiple_changes_no_state(split: Split) -> None:
     base, members = tiny_base(), split.training[:3]
-    batch = pack_shared(split.pairs, members, base.dtype)
+    batch = shared_prompt_batch(split.pairs, members, base.dtype)
     wide = pad_width(batch, 64)
     assert wide.inputs["input_ids"].shape[1] % 64 == 0
     with torch.inference_mode():

@@ -79,6 +79,12 @@ def test_steps_of_several_kinds_side_by_side(capsys: pytest.CaptureFixture[str])
     assert "unembedding " in step.table(found) and " of the first" in step.table(found)
 
 
+def test_steps_with_a_penalty_beside_those_without(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(step, capsys, *STEP, "--lambda-kl", "0.5", "--json"))
+    assert [*found["kinds"]] == ["mlp", "mlp with KL"]
+    assert found["kinds"]["mlp with KL"]["parameters"] == found["parameters"]
+
+
 def test_a_kind_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step.main(["--head-types", "mlp,linear"])

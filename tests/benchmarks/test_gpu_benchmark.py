@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu import check_cache, check_decoding, check_forward, check_training
 from benchmarks.gpu.__main__ import PAGE, PARTS, main, parse
-from benchmarks.gpu.place import Place, Settings, Tell
+from benchmarks.gpu.place import Place, Settings
 from benchmarks.gpu.report import BEGIN, END, all_right, docs_block, is_check, write_docs
 from benchmarks.gpu.running import Outcome, Part, run_parts
 from benchmarks.gpu.sizes import compute_dtype
@@ -25,6 +24,7 @@ from mav.pipeline.base.packed_attention import PackedSegments
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.tensor_storage import HostCopies, pool_states
+from tests.support import gpu_parts
 from tests.support.written_caches import quick_disk
 
 ROOT = Path(__file__).parents[2]
@@ -117,37 +117,18 @@ def test_the_block_of_the_documentation(found: dict[str, Any], tmp_path: Path) -
         write_docs(page, outcomes(found))
 
 
-def works(_: Place, tell: Tell) -> None:
-    tell(done=1)
-
-
-def fails(_: Place, tell: Tell) -> None:
-    tell(begun=1)
-    raise ValueError("one | two")
-
-
-def hangs(_: Place, tell: Tell) -> None:
-    while True:
-        time.sleep(60)
-
-
-def dies(_: Place, tell: Tell) -> None:
-    tell(begun=1)
-    os._exit(3)
-
-
 def part(name: str, work: Callable[..., None], seconds: float = 600.0) -> Part:
-    return Part(name=name, work=f"{__name__}:{work.__name__}", seconds=seconds)
+    return Part(name=name, work=f"{gpu_parts.__name__}:{work.__name__}", seconds=seconds)
 
 
 def test_parts_that_go_wrong_are_told_and_the_others_go_on(tmp_path: Path) -> None:
     told: list[list[str]] = []
     found = run_parts(
         [
-            part("first", works),
-            part("hangs", hangs, seconds=0.5),
-            part("dies", dies),
-            part("fails", fails),
+            part("first", gpu_parts.works),
+            part("hangs", gpu_parts.hangs, seconds=0.5),
+            part("dies", gpu_parts.dies),
+            part("fails", gpu_parts.fails),
         ],
         Settings(device="cpu", miniature=True, work=tmp_path),
         3600.0,
@@ -166,7 +147,7 @@ def test_parts_that_go_wrong_are_told_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_parts_that_no_time_is_left_for(tmp_path: Path) -> None:
     settings = Settings(device="cpu", miniature=True, work=tmp_path)
-    found = run_parts([part("late", works)], settings, 1.0, lambda _: None)
+    found = run_parts([part("late", gpu_parts.works)], settings, 1.0, lambda _: None)
     assert found["late"].state == "left out"
 
 
@@ -228,7 +209,7 @@ def test_wrong_gradients_are_found(place: Place, monkeypatch: pytest.MonkeyPatch
 def test_wrong_vectors_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = AlignedLM.vector
 
-    def off(self: AlignedLM, states: Tensor) -> Tensor:
+    def off(self: AlignedLM, states: Tensor, _: int = 0) -> Tensor:
         found = plain(self, states)
         return -found if self.head.dtype == torch.bfloat16 else found
 

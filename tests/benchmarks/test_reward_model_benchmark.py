@@ -1,7 +1,6 @@
 """The pairs a reward model is trained on, and how often it ranks those held out right."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,10 +73,10 @@ def test_the_last_layers_are_trained_alone() -> None:
     )
 
 
-def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_exists_is_refused(tmp_path: Path, warm_programs: Path) -> None:
     found = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.reward_model"),
+            *(warm_programs / "python", "-m", "benchmarks.reward_model"),
             *("--pairs", tmp_path / "pairs.jsonl", "--output", tmp_path),
         ],
         cwd=Path(__file__).parents[2],

@@ -1,6 +1,6 @@
 """A block that several writers try is committed by one of them, whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from tests.support.written_caches import (
     finish,
     go_on,
     held,
-    quick_disk,
     write,
     write_one,
 )
@@ -33,10 +32,7 @@ from tests.support.written_caches import (
 BLOCK = 1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 class Interrupted(LocalObjectStore):

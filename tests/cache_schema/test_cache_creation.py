@@ -1,7 +1,6 @@
 """Creating a cache: all of it or nothing, and never over something else."""
 
 import errno
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -27,17 +26,12 @@ from tests.support.written_caches import (
     finish,
     held,
     pair_columns,
-    quick_disk,
     read_all,
     unembedding,
     write,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def test_creation_makes_missing_parents(tmp_path: Path) -> None:

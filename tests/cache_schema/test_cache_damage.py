@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,6 @@ from tests.support.written_caches import (
     empty,
     go_on,
     held,
-    quick_disk,
     read_all,
     stored_objects,
     write,
@@ -44,10 +43,7 @@ WRITTEN_ONCE = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def _lengthen(file: Path) -> None:

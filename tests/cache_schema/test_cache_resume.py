@@ -1,6 +1,6 @@
 """Going on with a cache: only with the same settings, and only with the blocks it lacks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,12 @@ from tests.support.written_caches import (
     held,
     identity,
     leftovers,
-    quick_disk,
     read_all,
     stored_objects,
     write_one,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 # Which blocks are missing

@@ -1,6 +1,5 @@
 """A cache that is written is read back bit for bit, by MAV and by plain Zarr."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +33,6 @@ from tests.support.written_caches import (
     leftovers,
     of_kind,
     pair_columns,
-    quick_disk,
     read_all,
     same_bits,
     stored_objects,
@@ -59,10 +57,7 @@ def e4m3(code: int) -> float:
 E4M3 = np.array([e4m3(code) for code in range(256)], np.float32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def require_rows(manifest: Manifest, found: Rows, stored: Rows) -> None:

@@ -1,7 +1,7 @@
 """Repairing removes just what is damaged, and the next extraction makes the cache whole."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,11 @@ from tests.support.written_caches import (
     all_same_bits,
     go_on,
     held,
-    quick_disk,
     read_all,
     stored_objects,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def change(file: Path, damage: Callable[[bytes], bytes]) -> None:

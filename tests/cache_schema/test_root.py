@@ -1,7 +1,6 @@
 """The root of a cache: told from anything else, and from its own damaged self."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,9 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from tests.support.manifests import llama_7b
-from tests.support.written_caches import quick_disk, write
+from tests.support.written_caches import write
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What a cache was created with and has lost is written again, if it can be made as it was."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,11 @@ from tests.support.written_caches import (
     held,
     identity,
     pair_columns,
-    quick_disk,
     read_all,
     unembedding,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def restored(cache: Path) -> list[str]:

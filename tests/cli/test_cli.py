@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
-    asked = "chat compare demo evaluate extract generate harness inspect serve train verify"
+    asked = "chat compare demo evaluate extract generate harness inspect merge serve train verify"
     assert names == asked.split()
 
 
@@ -118,7 +118,7 @@ def test_extracting_again_leaves_the_cache_as_it_is(line: Line) -> None:
     result = mav(*line.extract, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["pairs_done"] == 0
-    assert "complete already, left as it is" in result.stderr
+    assert "already complete, nothing to do" in result.stderr
     assert contents(line.cache) == before
 
 
@@ -375,12 +375,13 @@ def test_another_base_of_the_same_tokenizer_is_told_and_used(line: Line, tmp_pat
 # The program
 
 
-def run_program(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mav", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
+def test_the_program_exits_with_the_code_of_the_error(
+    line: Line, tmp_path: Path, warm_programs: Path
+) -> None:
+    def run_program(*args: object) -> subprocess.CompletedProcess[str]:
+        command = [str(warm_programs / "python"), "-m", "mav", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PROCESS)
 
-
-def test_the_program_exits_with_the_code_of_the_error(line: Line, tmp_path: Path) -> None:
     found = run_program("inspect", line.cache)
     assert (found.returncode, found.stderr) == (0, "")
     missing = run_program("inspect", tmp_path / "nowhere")

@@ -33,9 +33,9 @@ def test_alpha_that_is_no_number(world: World, alpha: str) -> None:
     [
         ([], "give either --prompt or --prompts"),
         (["--prompt", "Hi", "--prompts", "x.txt"], "give either --prompt or --prompts"),
-        (["--prompt", "Hi", "--prompt", "Ho"], "--prompt is given 2 times, and takes one value"),
+        (["--prompt", "Hi", "--prompt", "Ho"], "--prompt is given 2 times, but takes one value"),
         (["--prompt", "Hi", "--alpha", 0, "--alpha", 1], "--alpha is given 2 times"),
-        (["--prompt", "Hi", "--stream", "--json"], "--stream prints text as it comes"),
+        (["--prompt", "Hi", "--stream", "--json"], "--stream prints text as it is generated"),
         (["--prompt", "Hi", "--max-new-tokens", 0], "--max-new-tokens: got 0, expected at least 1"),
         (["--prompt", "Hi", "--temperature", -1], "--temperature: got -1.0, expected 0 to 10000"),
         (["--prompt", "Hi", "--temperature", "nan"], "expected a finite number"),

@@ -17,7 +17,7 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr("mav.pipeline.extraction.extract.extract", interrupted)
     result = mav(*extract_args(world.base, world.data, output))
     assert result.exit_code == 130
-    assert "goes on where it was" in result.stderr
+    assert "resumes where it stopped" in result.stderr
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(

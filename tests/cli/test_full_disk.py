@@ -71,7 +71,7 @@ def test_disk_that_is_full_while_training(
     with monkeypatch.context() as patch:
         fill_disk(patch, works)
         message = refused(DATA, *train_args(world.cache, run))
-    assert "The disk is full; free some space. The same command with --resume goes on" in message
+    assert "The disk is full; free some space. The same command with --resume continues" in message
     assert leftovers(tmp_path) == []
     assert mav(*train_args(world.cache, run), "--resume").exit_code == 0
     weights = "last/model.safetensors"

@@ -3,7 +3,7 @@
 import re
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,19 +72,27 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     return Line.begun(tmp_path_factory.mktemp("line"), 64)
 
 
-def stopped(program: str, *args: object, name: str = "SIGINT") -> str:
-    """Run a command that signals itself; return what it said on standard error."""
-    code = TO_ITSELF.format(name=name) + program + START
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PROCESS,
-    )
-    assert ran.returncode == 128 + signal.Signals[name], ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran.stderr
+Stopped = Callable[..., str]
+
+
+@pytest.fixture
+def stopped(warm_programs: Path) -> Stopped:
+    """Runs a command that signals itself; returns what it said on standard error."""
+
+    def run(program: str, *args: object, name: str = "SIGINT") -> str:
+        code = TO_ITSELF.format(name=name) + program + START
+        ran = subprocess.run(
+            [warm_programs / "python", "-c", code, *map(str, args)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PROCESS,
+        )
+        assert ran.returncode == 128 + signal.Signals[name], ran.stderr
+        assert "Traceback" not in ran.stderr
+        return ran.stderr
+
+    return run
 
 
 def extract_to(line: Line, cache: Path) -> list[object]:
@@ -93,7 +101,9 @@ def extract_to(line: Line, cache: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_extraction_tells_what_it_kept(line: Line, tmp_path: Path, name: str) -> None:
+def test_an_extraction_tells_what_it_kept(
+    stopped: Stopped, line: Line, tmp_path: Path, name: str
+) -> None:
     cache = tmp_path / "cache"
     told = stopped(IN_BLOCK.format(block=4), *extract_to(line, cache), name=name)
     objects = open_object_store(cache)
@@ -102,14 +112,14 @@ def test_an_extraction_tells_what_it_kept(line: Line, tmp_path: Path, name: str)
     pairs = sum(record.pairs for record in kept.values())
     assert sorted(kept) == [0, 1, 2]  # also those that were computed and waited
     assert f"Interrupted. 3 of {manifest.plan.blocks} blocks are written and kept, " in told
-    assert f", {pairs} of 64 pairs. The same command goes on from there; " in told
+    assert f", {pairs} of 64 pairs. The same command resumes from there; " in told
     assert re.search(r"there; [1-9]\d* pairs that had run are run again\.", told)
     assert "lock.json" not in objects.sizes()
     done(*extract_to(line, cache))
     assert read_manifest(objects).complete
 
 
-def test_a_second_signal_ends_it_at_once(line: Line, tmp_path: Path) -> None:
+def test_a_second_signal_ends_it_at_once(stopped: Stopped, line: Line, tmp_path: Path) -> None:
     told = stopped(IN_BLOCK.format(block=2) + STUCK, *extract_to(line, tmp_path / "cache"))
     assert "Ctrl-C again ends at once" in told
     assert "Interrupted. Blocks that were written are kept." in told
@@ -124,7 +134,7 @@ def test_a_second_signal_ends_it_at_once(line: Line, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_training_tells_what_it_kept(
-    line: Line, tmp_path: Path, step: int, expected: str
+    stopped: Stopped, line: Line, tmp_path: Path, step: int, expected: str
 ) -> None:
     train = [tmp_path / "run" if arg == line.run else arg for arg in line.train]
     told = stopped(IN_STEP.format(step=step), *train, "--eval-steps", 2)
@@ -132,7 +142,7 @@ def test_a_training_tells_what_it_kept(
     done(*train, "--eval-steps", 2, *(["--resume"] if step > 2 else []))
 
 
-def test_answers_that_are_kept_are_counted(line: Line, tmp_path: Path) -> None:
+def test_answers_that_are_kept_are_counted(stopped: Stopped, line: Line, tmp_path: Path) -> None:
     if not line.run.exists():
         done(*line.train)
     prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"

@@ -13,7 +13,7 @@ from tests.support.tiny import make_cache
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--cache", "other", "--cache is given 2 times, and takes one value"),
+        ("--cache", "other", "--cache is given 2 times, but takes one value"),
         ("--eval-fraction", 1.5, "got 1.5, expected 0 or more and less than 1"),
         ("--eval-fraction", -0.1, "got -0.1, expected 0 or more and less than 1"),
         ("--eval-fraction", "nan", "got 'nan', expected a finite number such as 0.5"),

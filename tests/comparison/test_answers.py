@@ -79,8 +79,13 @@ def test_answers_beyond_a_limit_are_not_used(tmp_path: Path) -> None:
     rows = [{"prompt": text, "response": "x"} for text in ("Hi", "Why?")]
     found = read(tmp_path / "a.jsonl", rows, beyond=frozenset({key_of("Why?")}))
     assert (len(found.answers), found.beyond) == (1, 1)
-    with pytest.raises(DataError, match="none of its 1 answers is to one of the 2 prompts"):
+    with pytest.raises(DataError, match="none of its 1 answers belongs to one of the 2 prompts"):
         read(tmp_path / "a.jsonl", rows[1:], beyond=frozenset({key_of("Why?")}))
+
+
+def said(**more: object) -> dict[str, object]:
+    """An answer with something more about it."""
+    return {"prompt": "Hi", "response": "x", **more}
 
 
 @pytest.mark.parametrize(
@@ -91,12 +96,31 @@ def test_answers_beyond_a_limit_are_not_used(tmp_path: Path) -> None:
         ([{"prompt": "Hi"}], "line 1: got .'prompt'., expected 'prompt' and 'response'"),
         ([{"prompt": "Hi", "response": 3}], "expected 'prompt' and 'response'"),
         ([{"prompt": [], "response": "x"}], "line 1: messages: got none"),
-        ([{"prompt": "Hi", "response": "x", "turn": "b"}], "line 1: invalid literal"),
+        ([{"prompt": 3, "response": "x"}], "line 1: prompt: got int, expected a text"),
+        ([said(turn="b")], "line 1: turn: got .b., expected a whole number, at least 0"),
+        ([said(turn=-1)], "line 1: turn: got -1, expected a whole number"),
+        ([said(turn=0.5)], "turn: got 0.5, expected a whole number"),
+        ([said(turn=True)], "turn: got true, expected a whole number"),
+        ([said(turn=None)], "turn: got null, expected a whole number"),
+        ([said(new_tokens=-1)], "new_tokens: got -1, expected a whole number"),
+        ([said(new_tokens=10**400)], "new_tokens: got 1000*…, expected a whole number"),
+        ([said(kl="inf")], "kl: got .inf., expected a number"),
+        ([said(kl=False)], "kl: got false, expected a number"),
+        ([said(kl=10**400)], "kl: got 1000*…, which is too large"),
+        ([said(finish=3)], "finish: got 3, expected a text"),
     ],
 )
 def test_what_is_no_answer_is_told(tmp_path: Path, rows: list[Any], told: str) -> None:
     with pytest.raises(DataError, match=told):
         read(tmp_path / "a.jsonl", rows)
+
+
+@pytest.mark.parametrize("line", ["{", '{"prompt": "Hi", "response": "x", "kl": 1e999}', "NaN"])
+def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{json.dumps(said())}\n\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3: cannot be read"):
+        read_answers("it", path, PROMPTS)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

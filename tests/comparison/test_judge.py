@@ -292,15 +292,18 @@ def test_another_judge_is_asked_anew(path: Path, tmp_path: Path, change: dict[st
     ("answer", "said"),
     [
         (says("Once upon a time"), "the last gave 'Once upon a time', expected a reply that ends"),
-        (says(None), "the last gave got a chat completion without text"),
-        (Reply(body=b"hello"), "the last gave got 'hello', expected a chat completion"),
-        (fails(400, "no such field"), "answered 400: no such field"),
+        (says(None), "the last: got a chat completion without text"),
+        (Reply(body=b"hello"), "the last: got 'hello', expected a chat completion. Check"),
+        (Reply(body=b'{"choices": []}'), """the last: got '{"choices": []}', expected a chat"""),
+        (fails(400, "no such field"), "answered 400: no such field. Check `judge_url` and"),
     ],
 )
 def test_what_gives_no_verdict_is_no_judge(path: Path, answer: Reply, said: str) -> None:
     many = [Duel(prompt="?", answer=f"worth {n}", reference=f"worth {n + 1}") for n in range(9)]
     with judging(lambda *_: answer) as server:
-        with pytest.raises(DataError, match=r"tiny at http\S+ is no judge: 8 calls") as error:
+        with pytest.raises(
+            DataError, match=r"tiny at http\S+: 8 calls|is not a judge: 8 "
+        ) as error:
             decided(server, path, many)
         assert said in str(error.value)
     assert len(server.asked) <= 8 + 3  # those that were on their way
@@ -336,14 +339,16 @@ def test_failures_between_replies_do_not_end_it(path: Path) -> None:
 def test_no_server_at_all(path: Path) -> None:
     with judging(rightly) as server:
         pass
-    with pytest.raises(DataError, match=r"is no judge: 2 calls .*cannot be reached: .*refused"):
+    with pytest.raises(DataError, match=r"2 calls .*cannot be reached: .*refused"):
         decided(server, path, DUELS[:1])
 
 
 @pytest.mark.parametrize("key", ["", "secret"])
 def test_a_key_that_is_wanted(path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv(KEY, key)
-    remedy = f"the key in {KEY} is not taken" if key else f"no key was sent, as {KEY} is not set"
+    remedy = (
+        f"the key in {KEY} was rejected" if key else f"no key was sent because {KEY} is not set"
+    )
     with (
         judging(lambda *_: fails(401, "who are you")) as server,
         pytest.raises(UsageError, match=f"answered 401: who are you: {remedy}") as error,
@@ -363,22 +368,8 @@ def test_an_endpoint_that_is_not_there(path: Path) -> None:
         decided(server, path, judge_url=server.url + "/nowhere")
 
 
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:80/v1", "ftp://a/v1", "http://", "http://a b/v1", "http://a:x/v1"]
-)
-def test_what_is_no_url_is_refused(path: Path, url: str) -> None:
-    with pytest.raises(UsageError, match="judge_url: got "):
-        decided(JudgeServer(url=url), path)
-
-
-def test_a_key_that_no_header_holds_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, "a\nb")
-    with pytest.raises(UsageError, match=f"{KEY}: the key in it"):
-        decided(JudgeServer(url="http://127.0.0.1:1/v1"), path)
-
-
 def test_lines_that_are_not_a_judges_are_refused(path: Path) -> None:
     header = json.dumps({"made_by": "mav compare", "lines": "replies of a judge"})
     path.write_text(header + '\n{"key": "a", "reply": 3}\n', encoding="utf-8")
-    with pytest.raises(MAVError, match="reply: got int, expected a text"):
+    with pytest.raises(MAVError, match="reply: got int, expected text"):
         decided(JudgeServer(url="http://127.0.0.1:1/v1"), path)

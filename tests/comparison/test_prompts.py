@@ -39,7 +39,7 @@ def test_what_is_no_prompt_is_counted(tmp_path: Path) -> None:
     found = read_questions(path, None)
     assert len(found.questions) == 2
     assert found.dropped == {"identical_responses": 1, "repeated_prompt": 1}
-    assert found.told() == (
+    assert found.describe() == (
         "pairs.jsonl: 2 prompts of preference pairs of 4 rows read; dropped: 1 "
         "identical_responses, 1 repeated_prompt"
     )
@@ -68,6 +68,19 @@ def test_json_lines_of_prompts_are_those_of_mav_generate(tmp_path: Path) -> None
     path = written(tmp_path / "prompts.jsonl", [{"messages": messages}, {"prompt": "Ho"}])
     found = read_questions(path, None)
     assert [one.prompt for one in found.questions] == [messages, "Ho"]
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_files_of_other_editors_are_read_alike(tmp_path: Path, name: str) -> None:
+    texts = ["Hi", " ", "How do I mend a kite?", "Hi"]
+    if name.endswith(".jsonl"):
+        texts = [json.dumps({"prompt": text}) for text in texts]
+    (tmp_path / name).write_bytes("".join(f"{text}\r\n\r\n" for text in texts).encode("utf-8-sig"))
+    found = read_questions(str(tmp_path / name), None)
+    assert [one.prompt for one in found.questions] == ["Hi", "How do I mend a kite?"]
+    # A line of blanks is none, a prompt of blanks is one that says nothing.
+    blank = {"empty_prompt": 1} if name.endswith(".jsonl") else {}
+    assert found.dropped == {**blank, "repeated_prompt": 1}
 
 
 def test_alpaca_evals_instructions(tmp_path: Path) -> None:
@@ -123,7 +136,7 @@ def test_the_digest_is_of_prompts_and_follow_ups(tmp_path: Path) -> None:
         ("a.json", {"instruction": "x"}, "got a JSON dict, expected a list"),
         ("a.json", [{"instruction": 3}], 'row 0: got {"instruction": 3}, expected an object'),
         ("a.jsonl", [{"turns": []}], "line 1: got {\"turns\": []}, expected 'turns'"),
-        ("a.jsonl", [{"prompt": "x", "alpha": 1}], "line 1: got an alpha of its own"),
+        ("a.jsonl", [{"prompt": "x", "alpha": 1}], "line 1: got its own alpha"),
         ("a.jsonl", [{"text": "x"}], 'line 1: got \'{"text": "x"}\', expected either'),
         ("a.json", [{"instruction": " "}], "no usable prompt among 1 rows (dropped: 1 empty"),
         ("a.json", [{"text": "x"}], "not a preference pair"),

@@ -142,7 +142,7 @@ def test_a_prompt_that_the_template_does_not_take_has_no_score(
     assert found[2] == pytest.approx(alone, rel=1e-4)
     assert scorer.refused == 1
     assert any("1 of 3 answers have no score; the first: the reward" in one for one in messages)
-    with pytest.raises(DataError, match=r"chat template does not take a prompt .*no system"):
+    with pytest.raises(DataError, match=r"chat template rejects a prompt .*no system"):
         scorer.score([system], ["Yes."])
 
 

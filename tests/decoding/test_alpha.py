@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule, for_each
+from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
+from mav.pipeline.decoding.steering.strengths import strength_for_each
 
 STRENGTHS = st.floats(-1e6, 1e6)
 SCHEDULES = st.dictionaries(st.integers(0, 10_000), STRENGTHS, min_size=1, max_size=6).map(
@@ -123,12 +124,12 @@ def test_what_is_no_alpha(alpha: Any) -> None:
 
 @pytest.mark.parametrize("several", [[1.0, 2.0], (1, "2"), np.array([1, 2]), torch.tensor([1, 2])])
 def test_one_for_each(several: Any) -> None:
-    assert [one.at(0) for one in for_each(several, 2)] == [1.0, 2.0]
+    assert [one.at(0) for one in strength_for_each(several, 2)] == [1.0, 2.0]
     with pytest.raises(UsageError, match="got 2, expected one for each of 3"):
-        for_each(several, 3)
+        strength_for_each(several, 3)
 
 
 @pytest.mark.parametrize("one", [2, 2.0, "2", np.float32(2), torch.tensor(2.0)])
 def test_one_for_all(one: Any) -> None:
-    assert [alpha.at(0) for alpha in for_each(one, 3)] == [2.0] * 3
-    assert for_each("0:2,4:1", 2) == [AlphaSchedule(((0, 2.0), (4, 1.0)))] * 2
+    assert [alpha.at(0) for alpha in strength_for_each(one, 3)] == [2.0] * 3
+    assert strength_for_each("0:2,4:1", 2) == [AlphaSchedule(((0, 2.0), (4, 1.0)))] * 2

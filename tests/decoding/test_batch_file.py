@@ -254,7 +254,7 @@ def test_the_command_tells_of_errors_and_exits_with_1(folder: Path, tmp_path: Pa
     args = ["--prompts", prompts, "--output", tmp_path / "a.jsonl", "--max-new-tokens", 4]
     result = mav_command(folder, *args)
     assert result.exit_code == 1, result.output
-    assert "2 lines, 1 of them an error" in result.stdout
+    assert "2 lines, 1 failed" in result.stdout
     again = mav_command(folder, *args)
     assert again.exit_code == 1
     assert "exists already" in again.stderr

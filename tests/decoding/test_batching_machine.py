@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.continuous_batching import (
     ActiveSequence,
     ContinuousBatchDecoder,
@@ -16,6 +16,7 @@ from mav.pipeline.decoding.continuous_batching import (
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from tests.support.profiles import examples
 from tests.support.steered import steered
 
@@ -31,7 +32,7 @@ CASES: Final[list[tuple[int, int, Alpha, float, int | None]]] = [
 REQUESTS: Final = [
     Request(
         prompt=tuple(2 + (7 * length * (place + 3)) % 290 for place in range(length)),
-        alpha=as_schedule(alpha),
+        alpha=as_strength(alpha),
         decoding=GenerationOptions(max_new_tokens=tokens, temperature=temperature, seed=length),
         top_logprobs=top_logprobs,
     )

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import BaseModelError
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS
 from tests.support.listeners import Listener, alone, decoder_of
@@ -29,7 +30,7 @@ def random_request(chance: random.Random, **decoding: Any) -> Request:
     settings: dict[str, Any] = {"max_new_tokens": chance.randint(1, 12), **decoding}
     return Request(
         prompt=prompt,
-        alpha=as_schedule(chance.choice(STRENGTHS)),
+        alpha=as_strength(chance.choice(STRENGTHS)),
         decoding=GenerationOptions(**settings),
         top_logprobs=chance.choice([None, 0, 3]),
     )
@@ -60,7 +61,7 @@ def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
 def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: HeadKind) -> None:
     mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     chance = random.Random(3)
-    requests = [random_request(chance) for _ in range(9)]
+    requests = [random_request(chance) for _ in range(5)]
     listener = in_company(mav, requests, chance)
     for request in requests:
         heard, single = listener.of(request), alone(mav, request)
@@ -75,7 +76,7 @@ def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: Hea
         alpha = torch.tensor([0.0] * (len(request.prompt) - 1) + strengths)
         logits = whole_text_logits(mav, untouched, text, alpha)[len(request.prompt) - 1 :]
         assert heard.tokens == logits.argmax(-1).tolist()
-    assert len({tuple(listener.of(request).tokens) for request in requests}) > 4
+    assert len({tuple(listener.of(request).tokens) for request in requests}) > 3
 
 
 @pytest.mark.parametrize("architecture", NO_KEYS_AND_VALUES)
@@ -93,7 +94,7 @@ def test_rows_are_what_generate_says(mav: MAVInference, seed: int) -> None:
     requests = [
         Request(
             prompt=tuple(form.tokens(form.render(prompt))),
-            alpha=as_schedule(chance.choice(STRENGTHS)),
+            alpha=as_strength(chance.choice(STRENGTHS)),
             decoding=how,
         )
         for prompt in prompts
@@ -125,7 +126,7 @@ def test_requests_that_differ_in_their_seed_alone_differ(mav: MAVInference) -> N
     requests = [
         Request(
             prompt=(5, 6, 7),
-            alpha=as_schedule(1.0),
+            alpha=as_strength(1.0),
             decoding=GenerationOptions(max_new_tokens=10, temperature=1.4, seed=seed),
         )
         for seed in (1, 2, 1)
@@ -146,7 +147,7 @@ def test_log_probabilities_are_those_of_the_whole_text(
     requests = [
         Request(
             prompt=tuple(chance.randrange(2, 300) for _ in range(length)),
-            alpha=as_schedule(alpha),
+            alpha=as_strength(alpha),
             decoding=GenerationOptions(
                 max_new_tokens=7, temperature=temperature, seed=4, top_p=0.9
             ),
@@ -183,7 +184,7 @@ def test_log_probabilities_are_those_of_the_whole_text(
 def test_log_probabilities_are_there_for_whom_asked(mav: MAVInference) -> None:
     how = GenerationOptions(max_new_tokens=3)
     asked, silent = (
-        Request(prompt=(5, 6), alpha=as_schedule(1.0), decoding=how, top_logprobs=wanted)
+        Request(prompt=(5, 6), alpha=as_strength(1.0), decoding=how, top_logprobs=wanted)
         for wanted in (0, None)
     )
     listener = Listener(decoder_of(mav))
@@ -213,12 +214,12 @@ def test_a_cancelled_row_leaves_and_the_others_do_not_notice(mav: MAVInference) 
 
 def test_a_stop_string_ends_a_row(mav: MAVInference) -> None:
     whole = alone(
-        mav, Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=GenerationOptions())
+        mav, Request(prompt=(5, 6, 7), alpha=as_strength(5.0), decoding=GenerationOptions())
     )
     stop = whole.text[4:6]
     request = Request(
         prompt=(5, 6, 7),
-        alpha=as_schedule(5.0),
+        alpha=as_strength(5.0),
         decoding=GenerationOptions(stop=(stop,)),
         is_turn=False,
     )
@@ -238,7 +239,7 @@ def test_a_row_waits_for_the_prompts_of_others(
     monkeypatch.setattr("mav.pipeline.decoding.continuous_batching.perf_counter", lambda: clock)
     decoder = decoder_of(mav)
     first, second = (
-        Request(prompt=prompt, alpha=as_schedule(1.0), decoding=GenerationOptions())
+        Request(prompt=prompt, alpha=as_strength(1.0), decoding=GenerationOptions())
         for prompt in ((5, 6, 7), (8, 9))
     )
     waited = [[new.seconds for new in decoder.add([first])]]
@@ -257,7 +258,7 @@ def test_memory_goes_with_the_longest_row(mav: MAVInference) -> None:
     long, short = (
         Request(
             prompt=tuple(range(2, 2 + length)),
-            alpha=as_schedule(alpha),
+            alpha=as_strength(alpha),
             decoding=GenerationOptions(max_new_tokens=most),
         )
         for length, alpha, most in ((40, 1.0, 3), (5, 2.0, 8))
@@ -316,7 +317,7 @@ def test_without_rows_there_is_no_step(mav: MAVInference) -> None:
 
 
 def test_an_end_token_ends_a_row(mav: MAVInference, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = Request(prompt=(5, 6, 7), alpha=as_schedule(5.0), decoding=GenerationOptions())
+    request = Request(prompt=(5, 6, 7), alpha=as_strength(5.0), decoding=GenerationOptions())
     third = alone(mav, request).tokens[2]
     monkeypatch.setattr(mav.base.model.generation_config, "eos_token_id", [0, third])
     heard = alone(mav, request)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
+from mav.pipeline.decoding.steering.strengths import Alpha
 from tests.support.steered import (
     plain_generate,
     steered,
@@ -18,10 +19,10 @@ from tests.support.steered import (
     whole_text_logits,
 )
 
-NEW = 14
+NEW = 9
 ALPHA = 12.0
-RISING = AlphaSchedule(((0, 0.0), (3, 1.0), (8, 16.0)))
-FALLING = AlphaSchedule(((0, 18.0), (6, -9.0)))
+RISING = AlphaSchedule(((0, 0.0), (2, 1.0), (5, 16.0)))
+FALLING = AlphaSchedule(((0, 18.0), (4, -9.0)))
 
 PROMPTS = ["Hi", "How do I mend a kite in the old red house?", "Who would sell two chairs?"]
 EACH: list[Alpha] = [ALPHA, FALLING, RISING]
@@ -81,6 +82,19 @@ def prompt_tokens(mav: MAVInference, prompt: str) -> list[int]:
     return form.tokens(form.render(prompt))
 
 
+@pytest.fixture(scope="module")
+def plain_answers(mav: MAVInference, untouched: BaseModel) -> dict[tuple[str, str], Any]:
+    """(mode, prompt) -> the tokens of the base's own `generate()`."""
+    found = {}
+    for mode, settings in PLAIN.items():
+        for prompt in PROMPTS:
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                ids = prompt_tokens(mav, prompt)
+                found[mode, prompt] = plain_generate(untouched, ids, max_new_tokens=NEW, **settings)
+    return found
+
+
 def said(answers: list[Generation]) -> list[tuple[int, ...]]:
     return [answer.tokens for answer in answers]
 
@@ -88,14 +102,13 @@ def said(answers: list[Generation]) -> list[tuple[int, ...]]:
 @every_mode
 @every_cache
 def test_alpha_zero_is_the_untouched_base(
-    mav: MAVInference, untouched: BaseModel, mode: str, cache_implementation: str
+    mav: MAVInference,
+    plain_answers: dict[tuple[str, str], Any],
+    mode: str,
+    cache_implementation: str,
 ) -> None:
     for prompt in PROMPTS:
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            want = plain_generate(
-                untouched, prompt_tokens(mav, prompt), max_new_tokens=NEW, **PLAIN[mode]
-            )
+        want = plain_answers[mode, prompt]
         assert mav.generate(prompt, 0.0, decoding(mode, cache_implementation)).tokens == want
         assert mav.generate(prompt, ALPHA, decoding(mode, cache_implementation)).tokens != want
 

@@ -11,9 +11,10 @@ import torch
 
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule, as_schedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.scoring import Score
+from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from mav.pipeline.preferences.prompt_format import (
     PromptFormat,
 )
@@ -76,7 +77,7 @@ def test_it_is_what_step_by_step_says(mav: MAVInference, alpha: Alpha) -> None:
     text = mav.joined.form.tokens(score.prompt)
     assert score.alpha == (str(alpha) if isinstance(alpha, AlphaSchedule) else alpha)
     for at, (token, logprob) in enumerate(zip(score.tokens, score.logprobs, strict=True)):
-        with mav.steering(as_schedule(alpha).at(at)) as model, torch.no_grad():
+        with mav.steering(as_strength(alpha).at(at)) as model, torch.no_grad():
             logits = model(torch.tensor([text])).logits[0, -1]
         assert logprob == close(float(logits.log_softmax(-1)[token]))
         text.append(token)

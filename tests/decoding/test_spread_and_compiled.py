@@ -3,6 +3,7 @@
 import builtins
 import copy
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.generation.configuration_utils import CompileConfig
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import is_quantized, quantize_head
@@ -18,6 +20,7 @@ from mav.pipeline.runtime.choices import HeadKind
 from tests.support.device_maps import MAPS, MODULES, placed
 from tests.support.heads import KINDS
 from tests.support.live import relative
+from tests.support.several import steered_by
 from tests.support.steered import plain_generate, steered
 from tests.support.tiny import save_base, tiny_base
 
@@ -38,6 +41,12 @@ def answers(mav: MAVInference, decoding: GenerationOptions) -> list[tuple[int, .
     return [mav.generate("Hi there", alpha, decoding).tokens for alpha in (ALPHA, 0.0, -3.0, ALPHA)]
 
 
+@cache
+def in_one_place(kind: HeadKind) -> list[tuple[int, ...]]:
+    """What a base that is not spread answers."""
+    return answers(steered(kind=kind), GenerationOptions(max_new_tokens=NEW))
+
+
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("kind", ["mlp", "unembedding"])
@@ -46,7 +55,7 @@ def test_a_spread_base_answers_as_one_in_one_place(
 ) -> None:
     decoding = GenerationOptions(max_new_tokens=NEW, cache_implementation=cache_implementation)
     base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
-    assert answers(steered(base, kind), decoding) == answers(steered(kind=kind), decoding)
+    assert answers(steered(base, kind), decoding) == in_one_place(kind)
 
 
 @pytest.mark.gpu
@@ -88,8 +97,13 @@ COMPILED = GenerationOptions(max_new_tokens=NEW, cache_implementation="static", 
 STATIC = GenerationOptions(max_new_tokens=NEW, cache_implementation="static")
 
 
+def small_base() -> BaseModel:
+    """A base of two layers, each of which the compiler traces for a second."""
+    return tiny_base(num_hidden_layers=2)
+
+
 def check_compiled(kind: HeadKind) -> None:
-    mav, eager = steered(kind=kind), steered(kind=kind)
+    mav, eager = steered(small_base(), kind), steered(small_base(), kind)
     for alpha in (20.0, 0.0, -3.0, 20.0):
         compiled = mav.generate("Hi there", alpha, COMPILED).tokens
         assert compiled == eager.generate("Hi there", alpha, STATIC).tokens, alpha
@@ -101,13 +115,13 @@ def check_compiled(kind: HeadKind) -> None:
     mav.close()
     for settings in ({}, {"cache_implementation": "static", "disable_compile": True}):
         got = plain_generate(model, prompt, max_new_tokens=NEW, **settings)
-        assert got == plain_generate(tiny_base(), prompt, max_new_tokens=NEW)
+        assert got == plain_generate(small_base(), prompt, max_new_tokens=NEW)
     config = CompileConfig()
     config._compile_all_devices = True
     again = plain_generate(
         model, prompt, max_new_tokens=NEW, cache_implementation="static", compile_config=config
     )
-    assert again == plain_generate(tiny_base(), prompt, max_new_tokens=NEW)
+    assert again == plain_generate(small_base(), prompt, max_new_tokens=NEW)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "unembedding"])
@@ -125,10 +139,33 @@ def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None, kind: Head
     check_compiled(kind)
 
 
+def test_a_traced_base_under_several_heads(
+    fresh_compiler: None, without_code_generation: list[int]
+) -> None:
+    mav, eager = (steered_by(tiny_base(), "mlp", "unembedding") for _ in range(2))
+    alphas: list[Any] = [{"a": 9, "b": -6}, 0, {"a": "0:9,4:0", "b": 2}, {"a": 0, "b": 5}]
+    for alpha in alphas:
+        want = eager.generate("Hi there", alpha, STATIC).tokens
+        assert mav.generate("Hi there", alpha, COMPILED).tokens == want, alpha
+    assert without_code_generation, "nothing was compiled, so this test shows nothing"
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_spread_base_under_several_heads(folder: str, name: str) -> None:
+    base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
+    spread, whole = (
+        steered_by(one, "mlp", "unembedding", "bottleneck") for one in (base, tiny_base())
+    )
+    alpha = {"a": 6.0, "b": -3.0, "c": 2.0}
+    decoding = GenerationOptions(max_new_tokens=NEW)
+    want = whole.generate("Hi there", alpha, decoding).tokens
+    assert spread.generate("Hi there", alpha, decoding).tokens == want
+
+
 def test_another_head_in_a_base_that_was_traced_before(
     fresh_compiler: None, without_code_generation: list[int]
 ) -> None:
-    first = steered()
+    first = steered(small_base())
     first.generate("Hi there", ALPHA, COMPILED)
     base = first.base
     first.close()
@@ -152,6 +189,19 @@ def test_a_head_in_bytes_is_nearly_the_same(kind: HeadKind) -> None:
     assert 0 < relative(got, want) < 0.02
     assert (got.argmax(-1) == want.argmax(-1)).float().mean() > 0.95
     assert is_quantized(small) and not is_quantized(mav.head)
+
+
+@pytest.mark.slow
+@INDUCTOR
+def test_several_heads_in_bytes_are_nearly_the_same() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mav = steered_by(tiny_base(), "mlp", "unembedding", "bottleneck")
+    with torch.no_grad(), mav.steering({"a": 1.0, "b": -2.0, "c": 0.5}) as model:
+        want = model(ids).logits
+        for head in mav.heads.values():
+            quantize_head(head)
+        got = model(ids).logits
+    assert 0 < relative(got, want) < 0.02
 
 
 def test_a_head_in_bytes_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

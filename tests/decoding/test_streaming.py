@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.alpha import Alpha, AlphaSchedule
+from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.steering.strengths import Alpha
 from mav.pipeline.decoding.text_stream import Abandoned
 from tests.support.limits import EVENT, wait_until
 from tests.support.steered import steered

@@ -20,6 +20,7 @@ WORLDS: Final = {
     "docs/extracting.md": "world",
     "docs/training.md": "extracted",
     "docs/decoding.md": "trained",
+    "docs/several-heads.md": "trained",
     "docs/compare.md": "trained",
     "docs/serving.md": "trained",
     "docs/harness.md": "trained",

@@ -28,6 +28,7 @@ PAGES: Final = {
     "chat": "decoding",
     "serve": "serving",
     "harness": "harness",
+    "merge": "several-heads",
     "inspect": "index",
     "demo": "index",
 }

@@ -5,9 +5,7 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +18,9 @@ import tokenizers
 import transformers
 
 from mav.pipeline.base.model import BaseModel
-from tests.docs.warm_python import write_programs
 from tests.support.limits import EVENT, PROCESS, SCRIPT, wait_until
 from tests.support.tiny import rows, save_base, tiny_base
+from tests.support.warm_python import write_program
 
 ROOT: Final = Path(__file__).parents[2]
 VOCAB: Final = 2048
@@ -82,11 +80,11 @@ class World:
 
     Attributes:
         folder: The folder.
-        programs: Folder of `mav`, `python`, `pip` and `make`.
+        programs: Folders of `mav` and `python`, and of `pip` and `make`.
     """
 
     folder: Path
-    programs: Path
+    programs: tuple[Path, ...]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -94,7 +92,7 @@ class World:
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         return {
             **kept,
-            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "PATH": os.pathsep.join([*map(str, self.programs), os.environ["PATH"]]),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MAV_TEST_DEFAULTS": '{"extract": {"device": "cpu"}}',
@@ -138,60 +136,30 @@ class World:
 
     def copy(self, folder: Path) -> "World":
         """Return another folder with the same in it."""
-        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
         return World(folder=folder, programs=self.programs)
 
 
-def make_world(folder: Path, programs: Path) -> World:
+def make_world(folder: Path) -> None:
     """Make what every page may name: bases, data, the repository's own folders."""
-    folder.mkdir()
     for seed, name in enumerate(BASES):
         save_base(small_base(seed), folder / name)
     save_base(tiny_base(), folder / OF_ANOTHER_VOCABULARY)
     for name in _FROM_HERE:
         (folder / name).symlink_to(ROOT / name)
     _copy_dataset(folder / "Anthropic" / "hh-rlhf")
-    return World(folder=folder, programs=programs)
+
+
+def make_programs(folder: Path) -> None:
+    """Write the programs that pages name beside `mav` and `python`."""
+    for name, text in (("pip", _PIP), ("make", _MAKE)):
+        write_program(folder / name, text)
 
 
 def small_base(seed: int) -> BaseModel:
     """A random model with a vocabulary that suits the shipped pairs, and a chat template."""
     base = tiny_base(seed=seed, vocab_size=VOCAB, max_position_embeddings=2048)
     return BaseModel(model=base.model, tokenizer=_tokenizer())
-
-
-@contextmanager
-def warm_python(folder: Path) -> Iterator[Path]:
-    """Start the process that runs commands; yield the folder of its programs."""
-    programs, address, log = folder / "bin", folder / "warm", folder / "warm.log"
-    programs.mkdir(parents=True)
-    write_programs(programs, address)
-    for name, text in (("pip", _PIP), ("make", _MAKE)):
-        (programs / name).write_text(text, encoding="utf-8")
-        (programs / name).chmod(stat.S_IRWXU)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.warm_python", str(address)],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # A group of its own, to be ended with all that was forked from it.
-            start_new_session=True,
-        )
-    try:
-        _wait_for(address, process, log)
-        yield programs
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
 
 
 def free_port() -> int:
@@ -215,12 +183,6 @@ def _wait_until(address: str, process: subprocess.Popen[bytes], log: Path) -> No
     wait_until(lambda: process.poll() is not None or answers(), PROCESS)
     if process.poll() is not None:
         raise AssertionError(f"nothing answers at {address}:\n{log.read_text(errors='replace')}")
-
-
-def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    wait_until(lambda: process.poll() is not None or address.exists(), PROCESS)
-    if process.poll() is not None:
-        raise RuntimeError(f"no Python to run commands:\n{log.read_text(errors='replace')}")
 
 
 @cache

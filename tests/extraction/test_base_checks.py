@@ -40,7 +40,9 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     return ran
 
 
-@pytest.mark.parametrize(("architecture", "packing"), [("llama", "packed"), ("gptj", "padded")])
+@pytest.mark.parametrize(
+    ("architecture", "packing"), [("llama", "packed"), ("gptj", "shared_prompt")]
+)
 def test_where_memory_is_short_fewer_pairs_are_compared(
     monkeypatch: pytest.MonkeyPatch, architecture: str, packing: str
 ) -> None:

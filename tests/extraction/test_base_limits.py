@@ -91,7 +91,7 @@ def test_up_to_its_steady_length_such_a_base_is_packed(tmp_path: Path) -> None:
 
 
 def test_states_that_hang_on_what_is_in_the_batch_are_found() -> None:
-    with pytest.raises(BaseModelError, match="change with what else is in its batch"):
+    with pytest.raises(BaseModelError, match="depend on the rest of its batch"):
         check_base(
             tiny_base("phi3", **LONGROPE),
             pairs_of(20, 30, 40, STEADY + 30),
@@ -138,7 +138,7 @@ def test_options_that_cannot_be(tmp_path: Path, changes: dict[str, Any], told: s
 )
 def test_how_to_load_a_base_that_is_loaded(tmp_path: Path, changes: dict[str, Any]) -> None:
     base: BaseModel = tiny_base()
-    with pytest.raises(UsageError, match=f"{next(iter(changes))}: the base that was given is load"):
+    with pytest.raises(UsageError, match=f"{next(iter(changes))}: the given base is already load"):
         extract(asked("base", tmp_path, **changes), base=base)
 
 

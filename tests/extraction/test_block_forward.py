@@ -1,6 +1,7 @@
 """Rows of blocks: however batches are cut, and what happens when memory does not suffice."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +54,36 @@ def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
         np.testing.assert_allclose(got[path], values, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+RowsInOne = Callable[[str], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return rows_of(work(tmp_path_factory.mktemp("whole"), tiny_base()))
+def rows_in_one(tmp_path_factory: pytest.TempPathFactory) -> RowsInOne:
+    """Rows of an architecture whose tokens all go through it in one batch."""
+
+    @cache
+    def run(architecture: str) -> dict[str, Any]:
+        return rows_of(work(tmp_path_factory.mktemp("one"), tiny_base(architecture)))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(rows_in_one: RowsInOne) -> dict[str, Any]:
+    return rows_in_one("llama")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gptj", "bloom"])
 @pytest.mark.parametrize("budget", [1, 100, 300])
 def test_rows_do_not_hang_on_how_batches_are_cut(
-    tmp_path: Path, architecture: str, budget: int
+    tmp_path: Path, architecture: str, budget: int, rows_in_one: RowsInOne
 ) -> None:
-    base = tiny_base(architecture)
-    (tmp_path / "one").mkdir()
-    want = rows_of(work(tmp_path / "one", base))
-    found = work(tmp_path, base, budget)
+    found = work(tmp_path, tiny_base(architecture), budget)
     assert (
         found.forward.packing
-        == {"llama": "packed", "gptj": "padded", "bloom": "apart"}[architecture]
+        == {"llama": "packed", "gptj": "shared_prompt", "bloom": "separate"}[architecture]
     )
-    assert_same(rows_of(found), want)
+    assert_same(rows_of(found), rows_in_one(architecture))
 
 
 def test_parts_of_a_block_are_its_rows(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -105,12 +117,11 @@ def test_smaller_batches_where_memory_does_not_suffice(
     tmp_path: Path,
     architecture: str,
     error: Callable[[], Exception],
+    rows_in_one: RowsInOne,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base = tiny_base(architecture)
-    (tmp_path / "one").mkdir()
-    want = rows_of(work(tmp_path / "one", base))
-    found = work(tmp_path, base)
+    want = rows_in_one(architecture)
+    found = work(tmp_path, tiny_base(architecture))
     longest = int(found.data.pairs.shared_length.max())
     seen: list[int] = []
     run = with_room_for(2 * longest, seen, error)

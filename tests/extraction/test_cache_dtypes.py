@@ -71,7 +71,7 @@ def test_a_loaded_base_need_not_compute_in_what_is_stored(options: ExtractOption
     base = tiny_base(dtype=torch.float32)
     states = extract(options, base=base).manifest.states
     assert (states.dtype, states.computed_in) == ("bfloat16", ("float32",))
-    with pytest.raises(UsageError, match="asked for float16, but the base that was given"):
+    with pytest.raises(UsageError, match="asked for float16, but the given base"):
         extract(dataclasses.replace(options, dtype="float16"), base=base)
 
 

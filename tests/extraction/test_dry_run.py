@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -21,8 +20,9 @@ from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
 from tests.support.commands import done, extract_args, mav, tree
 from tests.support.dry_runs import Asked, interrupt, with_free
+from tests.support.sweeps import sweep
 from tests.support.tiny import HIDDEN, save_base, write_rows
-from tests.support.written_caches import draft, quick_disk
+from tests.support.written_caches import draft
 
 ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
 STORAGES: tuple[StorageDtype, ...] = get_args(StorageDtype)
@@ -35,17 +35,13 @@ JSON_KEYS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 # Sizes
 
 
-@pytest.mark.parametrize("logits", ENCODINGS)
-@pytest.mark.parametrize("storage", STORAGES)
+@sweep({"storage": STORAGES, "logits": ENCODINGS}, meet=1)
 def test_sizes_are_exact_without_compression(
     asked: Asked, storage: StorageDtype, logits: LogitsEncoding
 ) -> None:
@@ -62,9 +58,7 @@ def test_sizes_are_exact_without_compression(
     assert dataclasses.replace(expected.manifest, complete=True) == report.manifest
 
 
-@pytest.mark.parametrize("logits", ENCODINGS)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+@sweep({"compression": ["zstd", "blosc"], "storage": STORAGES, "logits": ENCODINGS})
 def test_sizes_are_close_with_compression(
     asked: Asked,
     compression: Compression,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,8 @@ from mav.cache_schema.storage.local import LocalObjectStore
 from mav.pipeline.extraction.dry_run import screen
 from tests.support.commands import tree
 from tests.support.dry_runs import Asked, interrupt, with_free
-from tests.support.written_caches import quick_disk
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def test_there_is_room_for_what_is_yet_to_be_written_and_a_little_more(asked: Asked) -> None:

@@ -29,8 +29,9 @@ ROOT = Path(__file__).parents[2]
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-BLOCKS = 29
-"""What 400 pairs make by default."""
+PAIRS = 100
+BLOCKS = 19
+"""What so many pairs make by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     made = World(
         base=save_base(tiny_base(), folder / "base"),
-        data=write_rows(folder / "pairs.jsonl", 400),
+        data=write_rows(folder / "pairs.jsonl", PAIRS),
         cache=folder / "cache",
     )
     done(*made.extract(made.cache))
@@ -70,12 +71,18 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | more
 
 
-def start(count: int, *args: object) -> subprocess.Popen[str]:
-    """Launch `mav` as so many processes, as users are told to."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+def start(count: int, *args: object, python: str | Path = sys.executable) -> subprocess.Popen[str]:
+    """Launch `mav` as so many processes, as users are told to.
+
+    Args:
+        count: Number of processes.
+        *args: What follows `mav`.
+        python: What runs the launcher and all processes.
+    """
+    launcher = [python, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     return subprocess.Popen(
         [*launcher, "--master_port", str(free_port()), str(ROOT / "cli.py"), *map(str, args)],
-        env=environment(),
+        env=environment(PYTHON_EXEC=str(python)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,13 +100,16 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 # Processes of one run
 
 
-def test_two_processes_make_the_cache_that_one_makes(world: World, tmp_path: Path) -> None:
-    code, out, err = finished(start(2, *world.extract(tmp_path / "cache")))
+def test_two_processes_make_the_cache_that_one_makes(
+    world: World, tmp_path: Path, warm_programs: Path
+) -> None:
+    command = world.extract(tmp_path / "cache")
+    code, out, err = finished(start(2, *command, python=warm_programs / "python"))
     assert code == 0, err
     # One speaks for both.
     found = json.loads(out)
-    assert (found["pairs"], found["pairs_done"], found["blocks"]) == (400, 400, BLOCKS)
-    assert err.count("400 pairs kept") == 1
+    assert (found["pairs"], found["pairs_done"], found["blocks"]) == (PAIRS, PAIRS, BLOCKS)
+    assert err.count(f"{PAIRS} pairs kept") == 1
     assert err.count(f"2 processes share {BLOCKS} blocks") == 1
     assert contents(tmp_path / "cache") == contents(world.cache)
     assert done("verify", tmp_path / "cache").endswith("\nSound.\n")
@@ -154,8 +164,8 @@ def test_more_processes_than_before_go_on(world: World, tmp_path: Path) -> None:
     assert mav("verify", cache, "--repair").exit_code == 1
     code, out, err = finished(start(3, *world.extract(cache)))
     assert code == 0, err
-    assert f"Going on where it stopped: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
-    assert json.loads(out)["pairs_done"] < 400
+    assert f"Resuming: {BLOCKS - 3} of {BLOCKS} blocks are written" in err
+    assert json.loads(out)["pairs_done"] < PAIRS
     assert contents(cache) == contents(world.cache)
 
 
@@ -265,14 +275,14 @@ os._exit(0)
 """
 
 
-def test_two_processes_are_told_what_the_first_found(tmp_path: Path) -> None:
+def test_two_processes_are_told_what_the_first_found(warm_programs: Path) -> None:
     port = str(free_port())
     begun = []
     for rank in ("0", "1"):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         begun.append(
             subprocess.Popen(
-                [sys.executable, "-c", TOGETHER],
+                [warm_programs / "python", "-c", TOGETHER],
                 env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -283,11 +293,11 @@ def test_two_processes_are_told_what_the_first_found(tmp_path: Path) -> None:
     (code, out, err), (other_code, other_out, other_err) = map(finished, begun)
     assert (code, other_code) == (0, 3), err + other_err
     assert out.startswith("Another process of this run has failed (")
-    assert out.endswith("Run the same command again; it goes on where it stopped.\n")
+    assert out.endswith("Run the same command again; it resumes where it stopped.\n")
     assert other_out == "The first process failed: 'boom'\n"
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
+def test_processes_that_do_not_know_of_each_other_are_refused(warm_programs: Path) -> None:
     code = (
         "from mav.pipeline.runtime.distributed import Processes\n"
         "from mav.cache_schema.errors import UsageError\n"
@@ -295,17 +305,16 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
         "except UsageError as error:\n    print(error)"
     )
     env = {key: value for key, value in environment(WORLD_SIZE="2").items() if "USE_CPU" not in key}
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    python = warm_programs / "python"
+    found = subprocess.run([python, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert found.stdout.startswith("2 processes were launched, but this one sees 1."), found.stderr
     assert "set ACCELERATE_USE_CPU=1" in found.stdout
 
 
-def test_a_number_of_processes_without_their_places_is_refused() -> None:
+def test_a_number_of_processes_without_their_places_is_refused(warm_programs: Path) -> None:
     code = "from mav.pipeline.runtime.distributed import Processes\nProcesses(on_cpu=True)"
     found = subprocess.run(
-        [sys.executable, "-c", code],
+        [warm_programs / "python", "-c", code],
         cwd=ROOT,
         env=environment(WORLD_SIZE="2"),
         capture_output=True,
@@ -356,4 +365,4 @@ def test_a_run_whose_lock_was_removed_stops(
         told = refused(1, *world.extract(cache))
     assert told.startswith(f"{cache}: this run has lost the cache's lock; its lock was removed")
     assert contents(cache) == {}
-    assert json.loads(done(*world.extract(cache)))["pairs_done"] == 400
+    assert json.loads(done(*world.extract(cache)))["pairs_done"] == PAIRS

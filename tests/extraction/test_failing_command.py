@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mav import cli
-from tests.cache_schema.faults.cache_program import decoded_digest
-from tests.cache_schema.faults.watched_os import Count, Fail, watching
+from tests.support.faults.cache_program import decoded_digest
+from tests.support.faults.watched_os import Count, Fail, watching
 from tests.support.tiny import save_base, tiny_base, write_rows
 
 FAILURES: Final = (

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,11 @@ from tests.support.written_caches import (
     held,
     leftovers,
     of_kind,
-    quick_disk,
     read_all,
     write_one,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 def test_the_block_that_did_not_fit_is_not_committed(

@@ -12,9 +12,9 @@ from mav.pipeline.extraction.packing import (
     ForwardBatch,
     batches_by_length,
     even_batches,
-    pack_separate,
-    pack_shared,
-    pack_together,
+    packed_batch,
+    separate_batch,
+    shared_prompt_batch,
 )
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from tests.support.char_tokenizer import CharTokenizer, pair, tiny_pairs
@@ -30,7 +30,7 @@ def mixed_pairs() -> TokenizedPairs:
 def test_packed_behind_one_prompt_a_token_sees_what_it_would_see_alone(dtype: torch.dtype) -> None:
     pairs = mixed_pairs()
     chosen_pairs = [2, 0, 5, 8, 1, 3, 4, 6, 7]
-    batch = pack_shared(pairs, chosen_pairs, dtype)
+    batch = shared_prompt_batch(pairs, chosen_pairs, dtype)
     ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
     mask = batch.inputs["attention_mask"][:, 0]
     assert mask.dtype == dtype
@@ -52,7 +52,7 @@ def test_packed_behind_one_prompt_a_token_sees_what_it_would_see_alone(dtype: to
 
 def test_packed_behind_one_prompt_every_answer_token_is_predicted_by_those_before_it() -> None:
     pairs = mixed_pairs()
-    batch = pack_shared(pairs, range(len(pairs)), torch.float32)
+    batch = shared_prompt_batch(pairs, range(len(pairs)), torch.float32)
     mask = batch.inputs["attention_mask"][:, 0]
     row_ids = batch.inputs["input_ids"]
     predicted = []
@@ -75,7 +75,7 @@ def expected_predictions(pairs: TokenizedPairs, numbers: Sequence[int]) -> list[
 def test_packed_apart_every_answer_token_is_predicted_by_those_before_it() -> None:
     pairs = mixed_pairs()
     numbers = [3, 1, 8, 0, 2]
-    batch = pack_separate(pairs, numbers)
+    batch = separate_batch(pairs, numbers)
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     assert len(ids) == 2 * len(numbers)
     predicted = []
@@ -88,7 +88,7 @@ def test_packed_apart_every_answer_token_is_predicted_by_those_before_it() -> No
 
 def test_packed_apart_padding_is_masked() -> None:
     pairs = mixed_pairs()
-    batch = pack_separate(pairs, range(len(pairs)))
+    batch = separate_batch(pairs, range(len(pairs)))
     parts = [pairs.parts(number) for number in range(len(pairs))]
     lengths = [len(p) + len(answer) - 1 for p, *answers in parts for answer in answers]
     assert batch.inputs["attention_mask"].sum(1).tolist() == lengths
@@ -97,7 +97,7 @@ def test_packed_apart_padding_is_masked() -> None:
 
 
 def test_a_batch_on_another_device_is_the_same_batch() -> None:
-    batch = pack_shared(mixed_pairs(), [0, 1], torch.float32)
+    batch = shared_prompt_batch(mixed_pairs(), [0, 1], torch.float32)
     moved = batch.to(torch.device("meta"))
     assert {name: t.device.type for name, t in moved.inputs.items()} == dict.fromkeys(
         batch.inputs, "meta"
@@ -124,7 +124,7 @@ def seen_by_segment(batch: ForwardBatch, window: int | None = None) -> list[list
 def test_packed_together_a_token_sees_what_it_would_see_alone(window: int | None) -> None:
     pairs = mixed_pairs()
     numbers = [2, 0, 5, 8, 1, 3, 4, 6, 7]
-    batch = pack_together(pairs, numbers)
+    batch = packed_batch(pairs, numbers)
     ids, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
     segments = iter(seen_by_segment(batch, window))
     last: list[int] = []
@@ -146,7 +146,7 @@ def test_packed_together_a_token_sees_what_it_would_see_alone(window: int | None
 def test_packed_together_the_same_tokens_are_predicted() -> None:
     pairs = mixed_pairs()
     numbers = [3, 1, 8, 0, 2]
-    together, plain = pack_together(pairs, numbers), pack_separate(pairs, numbers)
+    together, plain = packed_batch(pairs, numbers), separate_batch(pairs, numbers)
     assert together.labels.tolist() == plain.labels.tolist()
     ids = together.inputs["input_ids"][0]
     assert len(ids) == sum(pairs.shared_length[number] for number in numbers)
@@ -159,7 +159,7 @@ def test_packed_together_the_same_tokens_are_predicted() -> None:
 
 
 def test_edges_are_where_segments_begin() -> None:
-    layout = pack_together(mixed_pairs(), range(4)).layout
+    layout = packed_batch(mixed_pairs(), range(4)).layout
     assert layout is not None
     assert layout.query_edges.tolist() == [
         *(one.start for one in layout.segments),

@@ -9,7 +9,7 @@ is complete.
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,6 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from tests.support.mutation import changed
 from tests.support.tiny import save_base, tiny_base, tiny_extraction, write_rows
-from tests.support.written_caches import quick_disk
 
 PAIRS: Final = 12
 
@@ -126,10 +125,7 @@ def named_in(message: str) -> set[str]:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_waits_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["complete", "interrupted"])

@@ -126,5 +126,5 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch: pytest.Monke
     result = mav("harness", "--head", "nowhere", "--tasks", "blimp")
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "Error: lm-eval is not installed, which runs the tasks; pip install 'mav-align[eval]'"
+        "Error: lm-eval, which runs the tasks, is not installed; pip install 'mav-align[eval]'"
     ]

@@ -87,7 +87,7 @@ def test_a_training_run_goes_on_in_the_type_it_was_begun_in(
     state = TrainState(
         step=1,
         best_step=None,
-        best_loss=None,
+        best_value=None,
         trajectory={} if begun is None else {"bf16": begun},
         cache_identity="x",
         complete=False,

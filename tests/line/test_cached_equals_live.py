@@ -16,7 +16,7 @@ from tests.support.tiny import ARCHITECTURES, HIDDEN, VOCAB, make_cache, tiny_ba
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture: str, tmp_path: Path) -> None:
     base = tiny_base(architecture)
-    assert_equals_live(make_cache(tmp_path, base, pairs=12), base)
+    assert_equals_live(make_cache(tmp_path, base, pairs=6), base)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_every_choice_of_layers_pooling_logits_and_batches(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     base = tiny_base()
-    assert_equals_live(make_cache(tmp_path, base, pairs=12, **options), base)
+    assert_equals_live(make_cache(tmp_path, base, pairs=6, **options), base)
 
 
 @pytest.mark.parametrize("changes", [{"tie_word_embeddings": True}, {"hidden_size": 24}], ids=str)
 def test_tied_embeddings_and_other_widths(changes: dict[str, Any], tmp_path: Path) -> None:
     base = tiny_base("llama", **changes)
-    assert_equals_live(make_cache(tmp_path, base, pairs=8), base)
+    assert_equals_live(make_cache(tmp_path, base, pairs=6), base)
 
 
 def test_truncated_prompts_and_cut_answers(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_truncated_prompts_and_cut_answers(tmp_path: Path) -> None:
 
 def test_bfloat16_within_its_precision(tmp_path: Path) -> None:
     base = tiny_base(dtype=torch.bfloat16)
-    root = make_cache(tmp_path, base, pairs=8, dtype="bfloat16")
+    root = make_cache(tmp_path, base, pairs=6, dtype="bfloat16")
     assert_equals_live(root, base, tolerance=4e-2)
 
 
@@ -67,13 +67,13 @@ def test_a_model_that_does_not_honour_packing_runs_each_answer_apart(
 ) -> None:
     # Bloom's ALiBi counts keys, whatever the positions that are given.
     base = tiny_base("bloom")
-    root = make_cache(tmp_path, base, pairs=8)
+    root = make_cache(tmp_path, base, pairs=6)
     assert_equals_live(root, base)
 
 
 def test_a_window_shorter_than_the_texts(tmp_path: Path) -> None:
     base = tiny_base("mistral", sliding_window=16)
-    assert_equals_live(make_cache(tmp_path, base, pairs=8), base)
+    assert_equals_live(make_cache(tmp_path, base, pairs=6), base)
 
 
 def test_logits_that_are_no_function_of_the_state_are_refused_or_stored(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_logits_that_are_no_function_of_the_state_are_refused_or_stored(tmp_path
 
     base.model.register_forward_hook(shift)
     with pytest.raises(BaseModelError, match=r"cannot be factored.*`logits` dense"):
-        make_cache(tmp_path / "factored", base, pairs=8)
+        make_cache(tmp_path / "factored", base, pairs=6)
     assert not (tmp_path / "factored" / "cache").exists()
-    assert_equals_live(make_cache(tmp_path / "dense", base, pairs=8, logits="dense"), base)
+    assert_equals_live(make_cache(tmp_path / "dense", base, pairs=6, logits="dense"), base)
 
 
 def test_states_taken_from_a_wrong_layer_stop_the_extraction(
@@ -97,4 +97,4 @@ def test_states_taken_from_a_wrong_layer_stop_the_extraction(
     layers = BaseModel._layers
     monkeypatch.setattr(BaseModel, "_layers", lambda self: layers(self)[::-1])
     with pytest.raises(BaseModelError, match="layer 1 are not its hidden_states"):
-        make_cache(tmp_path, base, pairs=8)
+        make_cache(tmp_path, base, pairs=6)

@@ -1,6 +1,5 @@
 """States in one byte per value: what is lost, and that nothing else is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,8 @@ from tests.support.live import live_answers, relative, whole_cache
 from tests.support.runs import metrics
 from tests.support.streams import stream
 from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
-from tests.support.written_caches import quick_disk
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 EVERY_STORAGE = pytest.mark.parametrize("storage", ["int8", "fp8"])

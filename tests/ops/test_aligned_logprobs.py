@@ -63,7 +63,7 @@ def score(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     projection = Projection(given.weight, given.bias, dtype)
-    logp, norm, _ = aligned_logprobs(given.features, projection, base, given.labels, tiling=tiling)
+    logp, norm, *_ = aligned_logprobs(given.features, projection, base, given.labels, tiling=tiling)
     return logp, norm
 
 
@@ -280,7 +280,9 @@ def test_gradients_can_be_added_where_they_are_kept() -> None:
     buffers = [leaf.grad for leaf in given.leaves()]
     projection = Projection(given.weight, given.bias, accumulates_grad=True)
     for _ in range(2):
-        logp, norm, _ = aligned_logprobs(given.features, projection, base, given.labels, tiling=CUT)
+        logp, norm, *_ = aligned_logprobs(
+            given.features, projection, base, given.labels, tiling=CUT
+        )
         loss_of("both", logp, norm).backward()  # type: ignore[no-untyped-call]
     for leaf, buffer, gradient in zip(given.leaves(), buffers, expected, strict=True):
         assert leaf.grad is buffer

@@ -91,9 +91,10 @@ def tiled(
     head: AlignmentHead, base: FactoredLogits, tiling: Tiling | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     added = addition(head, states().to(head.dtype), base, UNUSED)
-    return aligned_logprobs(
+    logp, norm, base_logp, _ = aligned_logprobs(
         added.features, added.projection, added.base, LABELS, softcap=added.softcap, tiling=tiling
     )
+    return logp, norm, base_logp
 
 
 def loss_of(logp: Tensor, squared_norm: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ def test_a_small_shift_keeps_its_digits_in_bfloat16(size: float) -> None:
     base = FactoredLogits(final_state=state, unembedding=Unembedding(weight=weight))
     projection = Projection(weight, None, trained=False)
     labels = torch.randint(vocab, (TOKENS,))
-    logp, _, base_logp = aligned_logprobs(shift, projection, base, labels)
+    logp, _, base_logp, _ = aligned_logprobs(shift, projection, base, labels)
 
     def gains(shifted: Tensor) -> Tensor:
         before, after = (

@@ -73,7 +73,7 @@ def test_an_answer_ends_as_the_template_ends_a_turn(template: str, text: str) ->
         (
             "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<think>\n{% endif %}",
-            "does not write an answer behind its own generation prompt",
+            "does not write an answer after its own generation prompt",
         ),
         (
             "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}<end>"
@@ -93,7 +93,7 @@ def test_an_answer_that_changes_what_was_before_is_refused() -> None:
         "{% for m in messages %}{% if 'Odd' in messages[-1].content and loop.first %}!{% endif %}"
         "{{ m.content }}<end>{% endfor %}"
     )
-    with pytest.raises(DataError, match="does not put this answer behind the prompt"):
+    with pytest.raises(DataError, match="does not put this answer after the prompt"):
         answer_of(moves, "Odd")
     assert answer_of(moves, "Even") == "Even<end>"
 

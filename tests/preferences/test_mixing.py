@@ -187,7 +187,7 @@ def test_no_prompt_of_an_evaluation_set_is_trained_on(cache: Path, fraction: flo
 
     def chosen(which: Any) -> set[int]:
         subset = PairSubset(split=which, fraction=fraction)
-        found = in_subset(reader.prompt_id, subset, reader.set_apart)
+        found = in_subset(reader.prompt_id, subset, reader.evaluation_only)
         return {IDS[one] for one in reader.pair_id[found].tolist()}
 
     training, held_out = chosen("training"), chosen("held-out")

@@ -129,7 +129,7 @@ def test_a_curve_joins_a_heads_strengths_from_the_base_on() -> None:
 
 def test_the_table_says_what_was_left_out() -> None:
     told = comparison_table(FOUND.summary)
-    assert "Rows of prompts.txt that are no prompts: 2 repeated_prompt" in told
+    assert "Rows of prompts.txt that are not prompts: 2 repeated_prompt" in told
     assert all(len(line) == len(line.rstrip()) for line in told.splitlines())
 
 

@@ -217,7 +217,7 @@ def test_the_key_is_asked_for_and_kept(browser: Any, head: str, bases: tuple[str
 
 def test_what_the_page_may_do_is_little(server: HttpServer) -> None:
     with http(server) as web:
-        for path in ("/", "/page.js", "/answer.js", "/page.css", "/icon.svg"):
+        for path in ("/", "/page.js", "/answer.js", "/strengths.js", "/page.css", "/icon.svg"):
             response = web.get(path)
             assert response.status_code == 200
             assert "script-src 'self';" in response.headers["content-security-policy"]

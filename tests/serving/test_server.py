@@ -1,9 +1,7 @@
 """The start of a server: options, address, bases and packages; its end on a signal."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,12 +94,11 @@ def test_the_address_is_bound_before_anything_is_loaded(server: HttpServer) -> N
 
 
 @pytest.fixture(scope="module")
-def signalled(head: str, bases: tuple[str, str]) -> dict[str, Any]:
+def signalled(head: str, bases: tuple[str, str], warm_programs: Path) -> dict[str, Any]:
     """What `tests.serving.signalled_server` reports."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.serving.signalled_server", head, bases[0]],
+        [warm_programs / "python", "-m", "tests.serving.signalled_server", head, bases[0]],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=PROCESS,

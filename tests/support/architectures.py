@@ -271,7 +271,7 @@ _ALL: Final = (
         LEARNED,
         Peculiarity(words="local and global layers", shown=layer_kinds("local", "global")),
         OWN_ATTENTION,
-        window("window_size", "apart"),
+        window("window_size", "separate"),
         common={},
     ),
     _variant("gptj", "GPT-J", {"rotary_dim": 4}, BIASED, OWN_ATTENTION, common=_GPT),

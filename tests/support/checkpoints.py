@@ -22,7 +22,7 @@ def state(step: int, mark: float = 0.0) -> TrainState:
     return TrainState(
         step=step,
         best_step=None if step == 0 else step,
-        best_loss=mark,
+        best_value=mark,
         trajectory={"beta": 0.1, "objective": "dpo", "warmup_steps": None},
         cache_identity="a cache",
         complete=False,
@@ -59,7 +59,7 @@ def newest(folder: Path) -> tuple[int, float] | None:
 
 def saved_as(found: Checkpoint) -> tuple[int, float]:
     """Step and mark of a checkpoint, whose tensors are checked to be of the same save."""
-    mark = found.state.best_loss
+    mark = found.state.best_value
     assert mark is not None
     assert found.state == state(found.state.step, mark)
     for name, expected in tensors(found.state.step, mark).items():

@@ -19,6 +19,7 @@ from traceback import format_exception
 from typing import Any, Final
 
 from tests.support.limits import SCRIPT
+from tests.support.warm_python import import_all
 
 ROOT: Final = Path(__file__).parents[2]
 SIDE_BY_SIDE: Final = 8
@@ -99,10 +100,7 @@ def _run_in_turn(commands: list[list[str]], said: str) -> list[dict[str, Any]]:
 
 
 def _main() -> None:
-    # What the forks share. `cli` brings each command's modules when it is run.
-    import datasets  # noqa: F401
-    import transformers  # noqa: F401
-
+    import_all()
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(float(seconds) / 100)
     groups, said = json.load(sys.stdin)

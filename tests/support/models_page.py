@@ -34,11 +34,11 @@ def table(variants: Iterable[Variant]) -> str:
         ways = {
             packing: [it.words for it in found if it.packing == packing] for packing in PACKINGS
         }
-        run = "padded" if ways["padded"] else "packed"
-        if ways["apart"]:
-            run = f"each answer apart with {_listed(ways['apart'])}"
-            if any(kind.packing != "apart" for kind in kinds):
-                run = f"{'padded' if ways['padded'] else 'packed'}; {run}"
+        run = "padded" if ways["shared_prompt"] else "packed"
+        if ways["separate"]:
+            run = f"each answer in its own sequence with {_listed(ways['separate'])}"
+            if any(kind.packing != "separate" for kind in kinds):
+                run = f"{'padded' if ways['shared_prompt'] else 'packed'}; {run}"
         listed = _listed(it.words for it in found)
         lines.append(f"| `{model_type}` | {', '.join(examples)} | {listed} | {run} |")
     return "\n".join(lines)

@@ -167,13 +167,13 @@ MIXED: Final = Peculiarity(
 )
 EXPERTS: Final = Peculiarity(words="experts", shown=matters(num_experts_per_tok=1))
 QUERY_NORMS: Final = Peculiarity(words="normed queries and keys", shown=weighs("q_norm"))
-ALIBI: Final = Peculiarity(words="ALiBi", shown=_no_positions, packing="apart")
+ALIBI: Final = Peculiarity(words="ALiBi", shown=_no_positions, packing="separate")
 LINEAR_ATTENTION: Final = Peculiarity(
     words="linear attention",
     shown=layer_kinds("linear_attention", "full_attention"),
-    packing="apart",
+    packing="separate",
 )
 OWN_ATTENTION: Final = Peculiarity(
-    words="attention of its own", shown=_own_attention, packing="padded"
+    words="attention of its own", shown=_own_attention, packing="shared_prompt"
 )
 LEARNED: Final = Peculiarity(words="learned positions", shown=_learned_positions)

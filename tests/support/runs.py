@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mav.pipeline.training.checkpoint import Checkpoint, newest_checkpoint
 from mav.pipeline.training.options import TrainOptions
-from mav.pipeline.training.train import TrainReport, train
+from mav.pipeline.training.report import TrainReport
+from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 from tests.support.heads import FRACTION, size_option
 from tests.support.logs import logged_messages
@@ -29,6 +30,7 @@ METRICS = {
     "logps/accuracies",
     "squared_norm",
 }
+OF_EVALUATIONS = METRICS | {"kl", "scaled_loss", "margin_per_root_kl"}
 
 
 def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mav.pipeline.base.model import BaseModel
-from mav.pipeline.decoding.alpha import Alpha, as_schedule
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import size_option
 from tests.support.tiny import HIDDEN, tiny_base
@@ -59,7 +59,7 @@ def whole_text_choices(
 ) -> list[int]:
     """The most probable token after the prompt and after each new token but the last."""
     text = torch.tensor([prompt + new[:-1]])
-    schedule = as_schedule(alpha)
+    schedule = as_strength(alpha)
     strengths = [0.0] * (len(prompt) - 1) + [schedule.at(token) for token in range(len(new))]
     logits = whole_text_logits(mav, untouched, text, torch.tensor(strengths))
     choices: list[int] = logits[len(prompt) - 1 :].argmax(-1).tolist()

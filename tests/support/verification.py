@@ -10,7 +10,7 @@ from click.testing import Result
 
 from tests.support.commands import extract_args, mav
 
-PAIRS = 24
+PAIRS = 12
 
 
 @dataclass(frozen=True, kw_only=True)

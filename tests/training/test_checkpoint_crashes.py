@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from tests.support.checkpoints import (
     FILES,
     flip,
@@ -17,6 +15,7 @@ from tests.support.checkpoints import (
     save,
 )
 from tests.support.dying_disk import LOST, Disk, Killed, on, quick_disk
+from tests.support.sweeps import sweep
 
 
 def first(folder: Path) -> None:
@@ -80,10 +79,9 @@ BEFORE: Final = (
 )
 
 
-@pytest.mark.parametrize("end", ["before", "after", "all", "oldest", "none", "error"])
-@pytest.mark.parametrize("before", BEFORE, ids=lambda before: before.__name__)
+@sweep({"before": BEFORE, "end": ["before", "after", "all", "oldest", "none", "error"]}, meet=1)
 def test_a_writer_that_ends_anywhere(
-    tmp_path: Path, before: Callable[[Path], None], end: str
+    memory_path: Path, before: Callable[[Path], None], end: str
 ) -> None:
     """Either state is there, whole; and the next checkpoint is saved as if nothing had happened.
 
@@ -91,20 +89,20 @@ def test_a_writer_that_ends_anywhere(
     forced to the disk.
     """
     with quick_disk():
-        before(tmp_path / "base")
-    (tmp_path / "base").mkdir(exist_ok=True)
-    old, new = newest(tmp_path / "base"), (80, 9.0)
+        before(memory_path / "base")
+    (memory_path / "base").mkdir(exist_ok=True)
+    old, new = newest(memory_path / "base"), (80, 9.0)
     # A sound one of the same step makes way just before the new one takes its name.
     between = {(60, 0.0)} if old == (80, 0.0) else set()
     disk, states = Disk(), set[object]()
-    shutil.copytree(tmp_path / "base", tmp_path / "whole")
+    shutil.copytree(memory_path / "base", memory_path / "whole")
     with on(disk):
-        save(tmp_path / "whole", 80, 9.0)
-    assert newest(tmp_path / "whole") == new
+        save(memory_path / "whole", 80, 9.0)
+    assert newest(memory_path / "whole") == new
     assert len(disk.calls) > 10
     for at in range(len(disk.calls) + 1):
-        folder, must = tmp_path / str(at), {old, new} | between
-        shutil.copytree(tmp_path / "base", folder)
+        folder, must = memory_path / str(at), {old, new} | between
+        shutil.copytree(memory_path / "base", folder)
         whole = {path.stat().st_ino for path in folder.rglob("*")}
         broken = Disk(at, end if end in ("after", "error") else "before")
         with on(broken):

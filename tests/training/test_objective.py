@@ -208,6 +208,8 @@ def test_dpo_of_a_policy_that_is_the_base_is_log_two_exactly() -> None:
         rejected_logps=rejected,
         ref_chosen_logps=chosen,
         ref_rejected_logps=rejected,
+        token_logps=batch.base_logprobs,
+        ref_token_logps=batch.base_logprobs,
         squared_norm=torch.zeros(sum(LENGTHS), dtype=torch.float64),
     )
     loss = scores.pair_sum_loss(Objective(name="dpo", beta=0.1, lambda_l2=1.0), batch)
@@ -220,6 +222,8 @@ def test_metrics_by_hand() -> None:
         rejected_logps=torch.tensor([-2.0, -3.0, -8.0]),
         ref_chosen_logps=torch.tensor([-2.0, -9.0, -4.0]),
         ref_rejected_logps=torch.tensor([-4.0, -4.0, -9.0]),
+        token_logps=torch.zeros(0),
+        ref_token_logps=torch.zeros(0),
         squared_norm=torch.zeros(0),
     )
     found = scores.metrics(Objective(name="mav", beta=0.5, lambda_l2=0.0))

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mav.pipeline.loader.batch import Batch
 from mav.pipeline.runtime.choices import ObjectiveName
+from mav.pipeline.training.loss import Scores
 from mav.pipeline.training.objectives import Objective, Pair
 
 LENGTHS = ((3, 1), (5, 8), (2, 2), (1, 9), (7, 4))
@@ -49,7 +51,7 @@ def ours(name: ObjectiveName) -> Tensor:
     )
 
 
-def dpo_trainer(name: str) -> Any:
+def dpo_trainer(name: str, ld_alpha: float | None = None) -> Any:
     """What TRL's loss asks of its trainer, without a model or data."""
     gathered = SimpleNamespace(
         device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
@@ -58,7 +60,7 @@ def dpo_trainer(name: str) -> Any:
         accelerator=gathered,
         model=SimpleNamespace(training=False),
         aux_loss_enabled=False,
-        ld_alpha=None,
+        ld_alpha=ld_alpha,
         precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
         loss_types=[name],
@@ -71,7 +73,7 @@ def dpo_trainer(name: str) -> Any:
     )
 
 
-def by_trl(name: str) -> Tensor:
+def by_trl(name: str, ld_alpha: float | None = None) -> Tensor:
     """TRL's loss of each pair by itself, as it returns the mean over a batch."""
     trainers = pytest.importorskip("trl.trainer.dpo_trainer")
     found = []
@@ -92,11 +94,13 @@ def by_trl(name: str) -> Tensor:
             "input_ids": torch.zeros_like(mask),
             "attention_mask": torch.ones_like(mask),
             "completion_mask": mask,
-            "ref_chosen_logps": base[0].sum()[None],
-            "ref_rejected_logps": base[1].sum()[None],
         }
+        for side, response in zip(("chosen", "rejected"), base, strict=True):
+            both, behind = response[: min(LENGTHS[pair])], response[min(LENGTHS[pair]) :]
+            kept = 1.0 if ld_alpha is None else ld_alpha
+            inputs[f"ref_{side}_logps"] = (both.sum() + kept * behind.sum())[None]
         loss = trainers.DPOTrainer._compute_loss(
-            dpo_trainer(name), lambda said=said, **_: said, inputs, return_outputs=False
+            dpo_trainer(name, ld_alpha), lambda said=said, **_: said, inputs, return_outputs=False
         )
         found.append(loss)
     return torch.stack(found)
@@ -106,6 +110,46 @@ def by_trl(name: str) -> Tensor:
 @pytest.mark.parametrize("name", OF_DPO)
 def test_a_loss_of_the_dpo_trainer(name: ObjectiveName) -> None:
     torch.testing.assert_close(ours(name), by_trl(name), rtol=1e-12, atol=1e-12)
+
+
+def terms(name: ObjectiveName, **more: float) -> Tensor:
+    """Our loss of all pairs, from the log-probabilities of tokens as training has them."""
+    count = len(LENGTHS)
+    mine, base = (
+        torch.cat([tokens[at + side * count] for at in range(count) for side in range(2)])
+        for tokens in (token_logps(1), token_logps(2))
+    )
+    offsets = torch.tensor([0, *(n for pair in LENGTHS for n in pair)]).cumsum(0)
+    batch = Batch(rows={}, offsets=offsets, step_pairs=count)
+    (chosen, rejected), (ref_chosen, ref_rejected) = map(batch.response_sums, (mine, base))
+    scores = Scores(
+        chosen_logps=chosen,
+        rejected_logps=rejected,
+        ref_chosen_logps=ref_chosen,
+        ref_rejected_logps=ref_rejected,
+        token_logps=mine,
+        ref_token_logps=base,
+        squared_norm=torch.zeros_like(mine),
+    )
+    objective = Objective(
+        name=name, beta=BETA, lambda_l2=0.0, label_smoothing=SMOOTHING, simpo_gamma=GAMMA, **more
+    )
+    return scores.pair_sum_loss(objective, batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OF_DPO)
+def test_lengths_are_desensitized_as_by_the_dpo_trainer(name: ObjectiveName) -> None:
+    expected = by_trl(name, ld_alpha=0.4)
+    torch.testing.assert_close(terms(name, ld_alpha=0.4), expected.sum(), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(expected, by_trl(name))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_the_likelihood_of_chosen_ones_is_that_of_the_dpo_trainer(weight: float) -> None:
+    expected = (by_trl("sigmoid") + weight * by_trl("sft")).sum()
+    torch.testing.assert_close(terms("dpo", lambda_sft=weight), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore")

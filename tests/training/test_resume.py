@@ -140,6 +140,9 @@ def test_resume_begins_a_run_where_there_is_none(tiny_cache: Path, tmp_path: Pat
         ("objective", "mav"),
         ("beta", 0.2),
         ("lambda_l2", 0.0),
+        ("lambda_kl", 0.5),
+        ("lambda_sft", 0.5),
+        ("ld_alpha", 0.5),
         ("learning_rate", 1e-3),
         ("weight_decay", 0.0),
         ("max_grad_norm", 2.0),
@@ -176,6 +179,15 @@ def test_a_run_may_be_moved_and_evaluated_more_often(
     assert_same(weights(tmp_path / "new" / "last"), weights(finished / "last"))
 
 
+@pytest.fixture(scope="module")
+def begun(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted after three steps; read only."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    with interrupted_after(3):
+        run(tiny_cache, folder, eval_steps=2)
+    return folder
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -188,12 +200,11 @@ def test_a_run_may_be_moved_and_evaluated_more_often(
     ids=str,
 )
 def test_a_run_cannot_go_on_with_another_cache(
-    tiny_cache: Path, tmp_path: Path, other: dict[str, Any]
+    begun: Path, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     """Whatever decides a weight or the order of pairs; where the cache lies does not."""
     cache = make_cache(tmp_path / "other", **other)
-    with interrupted_after(3):
-        run(tiny_cache, tmp_path / "run", eval_steps=2)
+    shutil.copytree(begun, tmp_path / "run")
     with pytest.raises(MismatchError, match=r"- cache: another cache"):
         run(cache, tmp_path / "run", eval_steps=2, resume=True)
 
@@ -226,26 +237,40 @@ def test_a_step_may_be_shared_out_otherwise_on_resuming(tiny_cache: Path, tmp_pa
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def begun_longer(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs that was interrupted after seven steps; read only."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    with interrupted_after(7):
+        run(tiny_cache, folder, num_epochs=2, eval_steps=2)
+    return folder
+
+
 @pytest.mark.parametrize("name", ["state.json", "head.safetensors", "optimizer.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over(
-    tiny_cache: Path, tmp_path: Path, finished: Path, name: str, messages: list[str]
+    *,
+    tiny_cache: Path,
+    begun_longer: Path,
+    tmp_path: Path,
+    finished: Path,
+    name: str,
+    messages: list[str],
 ) -> None:
-    settings: dict[str, Any] = {"num_epochs": 2, "eval_steps": 2}
-    with interrupted_after(7):
-        run(tiny_cache, tmp_path, **settings)
+    shutil.copytree(begun_longer, tmp_path, dirs_exist_ok=True)
     file = checkpoint(tmp_path).folder / name
     file.write_bytes(file.read_bytes()[:100])
     messages.clear()
-    run(tiny_cache, tmp_path, **settings, resume=True)
+    run(tiny_cache, tmp_path, num_epochs=2, eval_steps=2, resume=True)
     assert any("damaged" in line for line in messages)
     assert "Going on after step 4 of 16" in messages
     assert_same(weights(tmp_path / "last"), weights(finished / "last"))
     assert metrics(tmp_path) == metrics(finished)
 
 
-def test_a_run_without_a_sound_checkpoint_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
-    with interrupted_after(7):
-        run(tiny_cache, tmp_path, eval_steps=2)
+def test_a_run_without_a_sound_checkpoint_is_refused(
+    tiny_cache: Path, begun: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("checkpoints/*/state.json"):
         file.write_text("{")
     with pytest.raises(HeadError, match=r"[Rr]emove .* to start over"):
@@ -253,10 +278,9 @@ def test_a_run_without_a_sound_checkpoint_is_refused(tiny_cache: Path, tmp_path:
 
 
 def test_held_out_pairs_cannot_be_taken_into_training_on_resuming(
-    tiny_cache: Path, tmp_path: Path, small_cache: Path
+    tiny_cache: Path, begun: Path, tmp_path: Path, small_cache: Path
 ) -> None:
     """With a cache of its own to evaluate on, nothing is held out of the training cache."""
-    with interrupted_after(3):
-        run(tiny_cache, tmp_path, eval_steps=2)
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     with pytest.raises(MismatchError, match=r"eval_(cache|fraction)"):
         run(tiny_cache, tmp_path, eval_steps=2, eval_cache=small_cache, resume=True)

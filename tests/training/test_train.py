@@ -20,7 +20,15 @@ from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
 from tests.support.heads import FRACTION, KINDS, sizes_of
-from tests.support.runs import METRICS, assert_same, checkpoint, metrics, run, weights
+from tests.support.runs import (
+    METRICS,
+    OF_EVALUATIONS,
+    assert_same,
+    checkpoint,
+    metrics,
+    run,
+    weights,
+)
 from tests.support.tiny import make_cache
 
 
@@ -47,7 +55,7 @@ def test_the_log_has_the_names_of_trl(finished: Path) -> None:
     for line in training:
         assert line.keys() == METRICS | {"step", "epoch", "learning_rate", "grad_norm"}
     for line in held_out:
-        assert line.keys() == {f"eval_{name}" for name in METRICS} | {"step", "epoch"}
+        assert line.keys() == {f"eval_{name}" for name in OF_EVALUATIONS} | {"step", "epoch"}
         assert line["epoch"] == line["step"] / 8
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
@@ -231,6 +239,10 @@ def test_learning_rate_is_logged(finished: Path) -> None:
         ({"max_grad_norm": 0.0}, r"max_grad_norm: got 0.0"),
         ({"lambda_l2": -0.1}, r"lambda_l2: got -0.1, expected at least 0"),
         ({"lambda_l2": math.nan}, r"lambda_l2: got nan"),
+        ({"lambda_kl": -1.0}, r"lambda_kl: got -1.0, expected at least 0"),
+        ({"lambda_sft": math.inf}, r"lambda_sft: got inf"),
+        ({"ld_alpha": 1.1}, r"ld_alpha: got 1.1, expected 0 to 1"),
+        ({"keep_by": "reward"}, r"keep_by: got 'reward', expected one of loss, accuracy, scaled"),
         ({"weight_decay": -1.0}, r"weight_decay: got -1.0"),
         ({"warmup_steps": -1}, r"warmup_steps: got -1"),
         ({"seed": -1}, r"seed: got -1"),

@@ -132,6 +132,26 @@ def test_heads_of_other_kinds_are_trained_together_too(
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("shard", [False, True])
+def test_terms_and_averages_are_those_of_one_process(
+    tiny_cache: Path, tmp_path: Path, shard: bool
+) -> None:
+    options: dict[str, Any] = {
+        "cache": str(tiny_cache),
+        "lambda_kl": 0.5,
+        "lambda_sft": 0.1,
+        "ld_alpha": 0.5,
+        "ema": 0.8,
+        "keep_by": "scaled_loss",
+        "eval_steps": 4,
+    }
+    train_on(1, tmp_path / "one", batch_size=8, **options)
+    train_on(2, tmp_path / "two", batch_size=4, shard=shard, **options)
+    assert_close(tmp_path / "two", tmp_path / "one")
+    for line, other in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
 def test_batches_by_tokens_are_shared_out_too(tiny_cache: Path, tmp_path: Path) -> None:
     cache = str(tiny_cache)
     train_on(1, tmp_path / "one", cache=cache, batch_tokens=40, grad_accum=2)

@@ -1,7 +1,7 @@
 """`mav verify --against-base`: caches that equal their base, and caches that only look sound."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mav.pipeline.base.loading import load_source
+from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.block_runner import BlockForward
+from mav.pipeline.runtime.load_options import LoadOptions
+from mav.pipeline.verification import against_base
 from tests.support.commands import done, refused
 from tests.support.tiny import HIDDEN
 from tests.support.verification import PAIRS, World, against, compared
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bases_are_loaded_once() -> Iterator[None]:
+    """All caches are of one base, which is frozen; loading it takes as long as to run it."""
+    loaded: dict[str, BaseModel] = {}
+
+    def load_once(source: BaseSource, options: LoadOptions) -> BaseModel:
+        wanted = f"{source.id} {options}"
+        if wanted not in loaded:
+            loaded[wanted] = load_source(source, options)
+        return loaded[wanted]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(against_base, "load_source", load_once)
+        yield
 
 
 def test_a_sound_cache_equals_its_base(world: World) -> None:

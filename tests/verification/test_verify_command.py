@@ -179,7 +179,7 @@ def test_an_incomplete_cache_is_not_sound_but_not_damaged(
     blocks = CacheReader(world.cache).plan.blocks
     text = unsound("verify", cache, how, "--repair")
     assert f"{cache}: 3 of {blocks} blocks committed" in text
-    assert f"- {blocks - 3} blocks are not written; `mav extract` goes on" in text
+    assert f"- {blocks - 3} blocks are not written; `mav extract` resumes" in text
     assert tree(cache) == before
     told = refused(1, "verify", cache, how, "--against-base", 2)
     assert "damaged or incomplete, so it was not compared with the base" in told

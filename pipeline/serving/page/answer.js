@@ -4,7 +4,7 @@
 const FULL = 3;
 
 export class Answer {
-  constructor(alpha, detail) {
+  constructor(label, detail) {
     this.detail = detail;
     this.tokens = [];
     this.at = -1;
@@ -12,7 +12,7 @@ export class Answer {
     this.element = document.createElement("section");
     this.element.className = "answer";
     const title = document.createElement("h2");
-    title.textContent = alpha === 0 ? "α = 0, the base" : `α = ${alpha}`;
+    title.textContent = `α = ${label}`;
     title.id = `title-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
     this.rate = document.createElement("p");
     this.rate.className = "rate";

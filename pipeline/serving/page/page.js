@@ -1,8 +1,7 @@
 // The page: requests completions of one prompt at several alphas and shows them as they stream.
 import { Answer } from "./answer.js";
+import { read, show } from "./strengths.js";
 
-// Browsers hold six connections to a server; a seventh stream would wait for one of them.
-const MOST = 6;
 const at = (id) => document.getElementById(id);
 let running = null;
 
@@ -34,19 +33,7 @@ async function begin() {
   at("base").replaceChildren(...options);
   at("tokens").max = models.max_tokens;
   at("tokens").value = Math.min(at("tokens").value, models.max_tokens);
-  at("alpha").value = models.alpha;
-  at("slider").value = models.alpha;
-}
-
-function alphas() {
-  const parts = at("compare").value.split(/[\s,;]+/).filter(Boolean);
-  const values = [at("alpha").value, ...parts].map((part) => Number(part.replace("−", "-")));
-  if (values.some((value) => !Number.isFinite(value))) {
-    throw new Error(`Strengths: got "${at("compare").value}", expected numbers such as 0, 2`);
-  }
-  const each = [...new Set(values)].sort((one, other) => one - other);
-  if (each.length > MOST) throw new Error(`Strengths: got ${each.length}, expected at most ${MOST}`);
-  return each;
+  show(models.alpha);
 }
 
 // The data of each event of a stream of server-sent events.
@@ -113,7 +100,7 @@ async function askAll() {
   showError("");
   let each;
   try {
-    each = alphas();
+    each = read();
   } catch (error) {
     showError(error.message);
     return;
@@ -123,21 +110,19 @@ async function askAll() {
   running = own;
   at("send").disabled = true;
   at("stop").disabled = false;
-  const answers = each.map((alpha) => new Answer(alpha, at("detail")));
+  const answers = each.map(({ label }) => new Answer(label, at("detail")));
   at("answers").replaceChildren(...answers.map((answer) => answer.element));
   at("announce").textContent = `${each.length} answers are being written.`;
-  await Promise.all(each.map((alpha, number) => one(alpha, answers[number], own.signal)));
+  await Promise.all(each.map(({ alpha }, number) => one(alpha, answers[number], own.signal)));
   if (running !== own) return;
   running = null;
   at("send").disabled = false;
   at("stop").disabled = true;
   // One announcement at the end: a screen reader must not read every token of every column.
-  const said = answers.map((answer, number) => `Alpha ${each[number]}: ${answer.text.textContent}`);
+  const said = answers.map((answer, number) => `Alpha ${each[number].label}: ${answer.text.textContent}`);
   at("announce").textContent = said.join("\n");
 }
 
-at("slider").addEventListener("input", () => { at("alpha").value = at("slider").value; });
-at("alpha").addEventListener("input", () => { at("slider").value = at("alpha").value; });
 at("stop").addEventListener("click", () => running?.abort());
 at("ask").addEventListener("submit", (event) => { event.preventDefault(); askAll(); });
 at("prompt").addEventListener("keydown", (event) => {

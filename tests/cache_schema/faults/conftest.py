@@ -1,15 +1,15 @@
 """What the tests of faults share: the process that forks, and the cache of an undisturbed run."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cache_schema.faults.cache_program import Whole, examine, extract, prepare
-from tests.cache_schema.faults.fork_server import ForkServer
-from tests.support.written_caches import quick_disk
+from tests.support.faults.cache_program import Whole, examine, extract, prepare
+from tests.support.faults.damage import Caches, make_whole
+from tests.support.faults.fork_server import ForkServer
+from tests.support.written_caches import quick_disk, read_all
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +20,9 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder, in memory where there is such a place: thousands of caches come and go in it."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="mav-", dir=memory))
-    yield folder
-    shutil.rmtree(folder)
+def place(memory_path: Path) -> Path:
+    """Where thousands of caches come and go."""
+    return memory_path
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +35,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     assert found.sound
     assert not found.unknown
     return found
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two caches of the same sizes and other values; read only."""
+    folder = tmp_path_factory.mktemp("damage")
+    with quick_disk():
+        make_whole(folder / "original")
+        make_whole(folder / "other", attempt=1)
+    return folder / "original", folder / "other"
+
+
+@pytest.fixture
+def caches(originals: tuple[Path, Path], place: Path) -> Caches:
+    """A copy of the first to damage, beside both."""
+    original, other = originals
+    return Caches(
+        damaged=shutil.copytree(original, place / "cache"),
+        original=original,
+        values=read_all(original),
+        other=other,
+    )

@@ -20,7 +20,7 @@ import pytest
 from mav.cache_schema.errors import CacheError
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from tests.cache_schema.faults.cache_program import (
+from tests.support.faults.cache_program import (
     Journal,
     Whole,
     committed_blocks,
@@ -28,8 +28,8 @@ from tests.cache_schema.faults.cache_program import (
     extract,
     journal_blocks,
 )
-from tests.cache_schema.faults.fork_server import Ended, ForkServer
-from tests.cache_schema.faults.watched_os import Around, Count, Fail, watching
+from tests.support.faults.fork_server import Ended, ForkServer
+from tests.support.faults.watched_os import Around, Count, Fail, watching
 
 FAILURES: Final[dict[str, tuple[int, ...]]] = {
     "open": (errno.ENOSPC, errno.EIO, errno.EMFILE),

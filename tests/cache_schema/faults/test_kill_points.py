@@ -22,7 +22,7 @@ import pytest
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.verify import VerifyReport, verify
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.faults.cache_program import (
+from tests.support.faults.cache_program import (
     BLOCKS,
     Journal,
     Whole,
@@ -31,8 +31,8 @@ from tests.cache_schema.faults.cache_program import (
     extract,
     journal_blocks,
 )
-from tests.cache_schema.faults.fork_server import ForkServer
-from tests.cache_schema.faults.watched_os import Count, Fail, Kill, watching
+from tests.support.faults.fork_server import ForkServer
+from tests.support.faults.watched_os import Count, Fail, Kill, watching
 from tests.support.written_caches import begin, draft, finish, held
 
 SOME: Final = 17

@@ -18,7 +18,7 @@ from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.faults.cache_program import (
+from tests.support.faults.cache_program import (
     BLOCKS,
     Whole,
     content,
@@ -26,8 +26,8 @@ from tests.cache_schema.faults.cache_program import (
     examine,
     extract,
 )
-from tests.cache_schema.faults.fork_server import ForkServer, fork
-from tests.cache_schema.faults.watched_os import Count, Kill, Watched, watching
+from tests.support.faults.fork_server import ForkServer, fork
+from tests.support.faults.watched_os import Count, Kill, Watched, watching
 from tests.support.limits import wait_until
 from tests.support.written_caches import lock_at_once
 

@@ -21,16 +21,16 @@ from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.faults import interleaving as writers
-from tests.cache_schema.faults import test_bit_flips as flips
-from tests.cache_schema.faults import test_damaged_shards as damage
-from tests.cache_schema.faults import test_power_loss as power
-from tests.cache_schema.faults.cache_program import Whole
-from tests.cache_schema.faults.fork_server import ForkServer
-from tests.cache_schema.faults.simulated_disk import Call, Recorder
-from tests.cache_schema.faults.watched_os import watching
+from tests.support.faults import bit_flips as flips
+from tests.support.faults import damage
+from tests.support.faults import interleaving as writers
+from tests.support.faults import power_loss as power
+from tests.support.faults.cache_program import Whole
+from tests.support.faults.fork_server import ForkServer
+from tests.support.faults.simulated_disk import Call, Recorder
+from tests.support.faults.watched_os import watching
 from tests.support.mutation import changed
-from tests.support.written_caches import quick_disk, read_all
+from tests.support.written_caches import read_all
 
 Mutation = contextlib.AbstractContextManager[None]
 Check = Callable[[Path], None]
@@ -219,10 +219,7 @@ SAFEGUARDS: Final = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_waits_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
 @pytest.mark.parametrize("name", SAFEGUARDS)

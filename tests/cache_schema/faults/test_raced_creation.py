@@ -16,7 +16,7 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.faults.interleaving import RECORD, SHARDS, Writer, rows_of, take_lock
+from tests.support.faults.interleaving import RECORD, SHARDS, Writer, rows_of, take_lock
 from tests.support.memory_objects import MemoryObjectStore
 from tests.support.written_caches import begin, draft
 

@@ -23,7 +23,7 @@ import pytest
 
 from mav.cache_schema.errors import CacheBusyError, MAVError
 from mav.cache_schema.storage import lock
-from tests.cache_schema.faults.cache_program import (
+from tests.support.faults.cache_program import (
     MORE_BLOCKS,
     Journal,
     Whole,
@@ -32,9 +32,9 @@ from tests.cache_schema.faults.cache_program import (
     extract,
     journal_blocks,
 )
-from tests.cache_schema.faults.fork_server import ForkServer
-from tests.cache_schema.faults.team import Member, launch, reap
-from tests.cache_schema.faults.watched_os import watching
+from tests.support.faults.fork_server import ForkServer
+from tests.support.faults.team import Member, launch, reap
+from tests.support.faults.watched_os import watching
 from tests.support.limits import PROCESS
 
 CALLS: Final = 850

@@ -10,8 +10,8 @@ conflict with its own write. However it goes, one attempt is committed, and all 
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -26,7 +26,7 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from tests.cache_schema.faults.interleaving import (
+from tests.support.faults.interleaving import (
     RECORD,
     SAME_RUN,
     SHARDS,
@@ -46,19 +46,19 @@ from tests.cache_schema.faults.interleaving import (
     takes_stock,
 )
 from tests.support.memory_objects import MemoryObjectStore
-from tests.support.written_caches import Rows, quick_disk
+from tests.support.sweeps import sweep
+from tests.support.written_caches import Rows
+
+pytestmark = pytest.mark.usefixtures("unflushed_disk")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_waits_for_the_disk() -> Iterator[None]:
-    with quick_disk():
-        yield
+PLACES: Final = ("folder", "tags of writes", "tags of contents")
 
 
-@pytest.fixture(params=["folder", "tags of writes", "tags of contents"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+@pytest.fixture(params=PLACES)
+def objects(request: pytest.FixtureRequest, place: Path) -> ObjectStore:
     if request.param == "folder":
-        return open_object_store(tmp_path / "cache")
+        return open_object_store(place / "cache")
     return MemoryObjectStore("write" if request.param == "tags of writes" else "content")
 
 
@@ -72,9 +72,15 @@ def test_every_interruption(objects: ObjectStore) -> None:
     assert set(ends) == {"CacheBusyError, returned", "returned, returned"}
 
 
-@pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("programs", [SAME_RUN, ZOMBIE, THIRD, TWO_TAKE_OVER])
+@sweep(
+    {
+        "objects": PLACES,
+        "programs": [SAME_RUN, ZOMBIE, THIRD, TWO_TAKE_OVER],
+        "lost": [False, True],
+        "killed": [False, True],
+    },
+    indirect=["objects"],
+)
 def test_random_interleavings(
     objects: ObjectStore, programs: tuple[Program, ...], lost: bool, killed: bool
 ) -> None:

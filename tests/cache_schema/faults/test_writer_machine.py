@@ -22,7 +22,7 @@ from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.cache_schema.faults.interleaving import Killed, Writer, take_lock
+from tests.support.faults.interleaving import Killed, Writer, take_lock
 from tests.support.memory_objects import MemoryObjectStore
 from tests.support.profiles import examples
 from tests.support.written_caches import (

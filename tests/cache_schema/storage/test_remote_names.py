@@ -10,7 +10,7 @@ from obstore.store import S3Store
 
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.open import open_object_store
-from tests.cache_schema.storage.test_addresses import SEGMENTS
+from tests.support.addresses import SEGMENTS
 from tests.support.profiles import examples
 from tests.support.s3_server import S3Server, s3_in_environment
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from mav.cache_schema.errors import MAVError
-from tests.cache_schema.faults.fork_server import fork
+from tests.support.faults.fork_server import fork
 
 _T = TypeVar("_T")
 

@@ -1,23 +1,31 @@
 """A Python that has imported everything, and forks to run `mav`, or a script, in a moment.
 
-The pages run dozens of commands, each of which would import torch for seconds. So this imports
-once and listens on a socket; the programs that `write_programs` makes hand their arguments, folder,
-environment and open files over, and wait. To a shell they are programs like any other: pipes,
-redirections, signals and exit codes work.
+Tests run dozens of commands in processes of their own, each of which would import torch for
+seconds. So this imports once and listens on a socket; the programs `mav` and `python` that `start`
+makes hand their arguments, folder, environment and open files over, and wait. To a shell they are
+programs like any other: pipes, redirections, signals and exit codes work. One such process serves
+all processes that the tests run in, and ends with the one that started those.
 """
 
+import gc
 import importlib
 import json
 import os
 import runpy
 import signal
 import socket
+import stat
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+from tests.support.limits import PROCESS, wait_until
+
+_ROOT: Final = Path(__file__).parents[2]
 _IMPORTED: Final = (
     "accelerate.tracking",
     "mav.cli",
@@ -57,13 +65,52 @@ sys.exit(code[0] if code else 70)
 """
 
 
-def write_programs(folder: Path, address: Path) -> None:
-    """Write the programs `mav` and `python` that are run by the process at an address."""
+def start(folder: Path, while_alive: int) -> None:
+    """Start the process.
+
+    Args:
+        folder: Gets its programs, and its log.
+        while_alive: Number of the process that it serves and ends with.
+    """
+    address, log = folder / "socket", folder / "log"
     for program in ("mav", "python"):
-        path = folder / program
         text = _CLIENT.format(python=sys.executable, socket=str(address), program=program)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
+        write_program(folder / program, text)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(address), str(while_alive)],
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A group of its own, which ends with all that was forked from it.
+            start_new_session=True,
+        )
+    wait_until(lambda: process.poll() is not None or address.exists(), PROCESS)
+    if (code := process.poll()) is not None:
+        said = log.read_text(errors="replace")
+        raise RuntimeError(f"no Python to run commands, exit code {code}:\n{said}")
+    # It outlives whoever happened to need it first.
+    process.returncode = 0
+
+
+def write_program(path: Path, text: str) -> None:
+    """Write a file that can be run."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(stat.S_IRWXU)
+
+
+def import_all() -> None:
+    """Import what commands import when they run."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
 
 
 def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, object]]) -> int:
@@ -76,9 +123,15 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
     """
     from mav import cli
 
+    # As launchers ask for; what is printed is flushed at the end in any case.
+    if program == "python" and args[0] == "-u":
+        args = args[1:]
     try:
         if program == "mav":
             cli.main(args, prog_name="mav", default_map=defaults)
+        elif args[0] == "-c":
+            sys.argv = ["-c", *args[2:]]
+            exec(compile(args[1], "<string>", "exec"), {"__name__": "__main__"})
         elif args[0] == "-m":
             sys.argv = args[1:]
             runpy.run_module(args[1], run_name="__main__", alter_sys=True)
@@ -98,6 +151,16 @@ def run(program: str, args: list[str], defaults: Mapping[str, Mapping[str, objec
 
 
 def _child(connection: socket.socket) -> None:
+    """Run what a connection asks for; does not return."""
+    end, own = os._exit, os.getpid()
+
+    def answer_and_end(status: int) -> NoReturn:
+        if os.getpid() == own:
+            connection.sendall(bytes([status]))
+        end(status)
+
+    # Some commands end so of themselves, and so do processes that they fork.
+    os._exit = answer_and_end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     raw, files, _, _ = socket.recv_fds(connection, 8, 3)
@@ -119,28 +182,40 @@ def _child(connection: socket.socket) -> None:
             stream.flush()
         except BrokenPipeError:
             code = 1
-    connection.sendall(bytes([code]))
+    os._exit(code)
 
 
-def main(address: str) -> None:
-    """Import what commands use, then serve until killed."""
-    for name in _IMPORTED:
-        importlib.import_module(name)
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main(address: str, while_alive: int) -> None:
+    """Import what commands use, then serve while another process lives."""
+    import_all()
+    gc.collect()
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
-        listener.listen()
+        listener.listen(64)
+        listener.settimeout(1)
         # Children are not waited for; what they answer is their exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                try:
-                    _child(connection)
-                finally:
-                    os._exit(0)
-            connection.close()
+        while _is_alive(while_alive):
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                if os.fork() == 0:
+                    listener.close()
+                    try:
+                        _child(connection)
+                    finally:
+                        os._exit(70)
+                connection.close()
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
