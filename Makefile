@@ -13,7 +13,7 @@ BASE := $(VENV)/.demo-base
 # has it otherwise.
 export PYTHONDONTWRITEBYTECODE :=
 
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema
 

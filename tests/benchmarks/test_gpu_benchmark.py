@@ -29,7 +29,7 @@ from tests.support.written_caches import quick_disk
 
 ROOT = Path(__file__).parents[2]
 CHECKS = {
-    "check forward": ("packed, float32", "padded, sdpa, bfloat16", "apart, eager",
+    "check forward": ("packed, float32", "shared_prompt, sdpa, bfloat16", "separate, eager",
                       "windows, packed", "soft-caps, packed", "wide heads, packed", "hooks",
                       "unembedding", "kernel for many lengths", "pooling", "copies to the host"),
     "check cache": ("factored, float32", "dense", "topk", "int8", "fp8", "batches read ahead"),
@@ -164,6 +164,7 @@ def wrong(check: Any, place: Place) -> list[str]:
     return [name for name, verdict in found.items() if not verdict["right"]]
 
 
+@pytest.mark.slow
 def test_a_wrong_mask_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedSegments, "mask", lambda *_: None)
     names = wrong(check_forward, place)
@@ -171,6 +172,7 @@ def test_a_wrong_mask_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert all(", packed, " in name for name in names)
 
 
+@pytest.mark.slow
 def test_wrong_copies_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = HostCopies.arrays
 
@@ -182,6 +184,7 @@ def test_wrong_copies_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -
     assert {"copies to the host, float32"} <= {*wrong(check_forward, place)}
 
 
+@pytest.mark.slow
 def test_wrong_states_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def off(states: Tensor, size: int) -> Tensor:
         pooled = pool_states(states, size)
@@ -193,6 +196,7 @@ def test_wrong_states_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -
     assert all("bfloat16" in name for name in names)
 
 
+@pytest.mark.slow
 def test_wrong_gradients_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = AlignmentHead.features
 

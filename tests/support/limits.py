@@ -18,6 +18,8 @@ PROCESS: Final = 900 * _STRETCH
 """Seconds for a process to start, import torch and do its work."""
 SCRIPT: Final = 1800 * _STRETCH
 """Seconds for a block of a page of the documentation: several commands."""
+POLL: Final = 1.0
+"""Seconds between two looks at whether a process is still needed."""
 NEVER: Final = 1_000_000.0
 """Seconds in place of a product's limit that must not be what ends a test."""
 

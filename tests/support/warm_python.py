@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-from tests.support.limits import PROCESS, wait_until
+from tests.support.limits import POLL, PROCESS, wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
 _IMPORTED: Final = (
@@ -201,7 +201,7 @@ def main(address: str, while_alive: int) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
-        listener.settimeout(1)
+        listener.settimeout(POLL)
         # Children are not waited for; what they answer is their exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while _is_alive(while_alive):

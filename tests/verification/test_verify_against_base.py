@@ -14,7 +14,7 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.load_options import LoadOptions
-from mav.pipeline.verification import against_base
+from mav.pipeline.verification import inputs
 from tests.support.commands import done, refused
 from tests.support.tiny import HIDDEN
 from tests.support.verification import PAIRS, World, against, compared
@@ -32,7 +32,7 @@ def bases_are_loaded_once() -> Iterator[None]:
         return loaded[wanted]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(against_base, "load_source", load_once)
+        patch.setattr(inputs, "load_source", load_once)
         yield
 
 
