@@ -38,7 +38,6 @@ _FROM_HERE: Final = (
     "configs",
     "constraints",
     "examples",
-    "pipeline",
     "pyproject.toml",
     "Makefile",
 )
@@ -47,6 +46,7 @@ _KEPT: Final = (
     # As which kind of processor this one is to be taken.
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
 )
+_SAMPLE: Final = Path("pipeline", "demo", "sample")
 _CHAT_TEMPLATE: Final = (
     "{% for turn in messages %}<|{{ turn['role'] }}|>{{ turn['content'] }}{{ eos_token }}"
     "{% endfor %}"
@@ -147,6 +147,7 @@ def make_world(folder: Path) -> None:
     save_base(tiny_base(), folder / OF_ANOTHER_VOCABULARY)
     for name in _FROM_HERE:
         (folder / name).symlink_to(ROOT / name)
+    _copy_sample(folder / _SAMPLE)
     _copy_dataset(folder / "Anthropic" / "hh-rlhf")
 
 
@@ -203,6 +204,26 @@ def _tokenizer() -> Any:
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
+
+
+def _copy_sample(folder: Path) -> None:
+    """Write the pairs that are shipped with the beginnings of their answers alone.
+
+    The pages train on them many times, which takes as long as the answers have tokens.
+    """
+    folder.mkdir(parents=True)
+    for file in (ROOT / _SAMPLE).glob("*.jsonl"):
+        cut = [
+            {name: _cut(text) for name, text in json.loads(line).items()}
+            for line in file.read_text(encoding="utf-8").splitlines()
+        ]
+        written = "".join(json.dumps(row) + "\n" for row in cut)
+        (folder / file.name).write_text(written, encoding="utf-8")
+
+
+def _cut(transcript: str) -> str:
+    start, mark, answer = transcript.rpartition("\n\nAssistant:")
+    return f"{start}{mark} {' '.join(answer.split()[:10])}"
 
 
 def _copy_dataset(folder: Path) -> None:

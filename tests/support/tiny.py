@@ -1,5 +1,6 @@
 """Tiny models, a tiny tokenizer and a few pairs, all made on the spot."""
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,9 @@ def tiny_base(
         elif parameter.requires_grad:
             # Biases and norms too, so that forgetting one shows.
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return BaseModel(model=model.to(dtype), tokenizer=tiny_tokenizer())
+    # A copy, as some tests give theirs a chat template.
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    return BaseModel(model=model.to(dtype), tokenizer=tokenizer)
 
 
 def save_base(base: BaseModel, folder: Path) -> Path:
