@@ -19,7 +19,7 @@ from mav.cli_commands._options import (
     options,
 )
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
-from mav.pipeline.runtime.named_values import heads_of
+from mav.pipeline.runtime.named_values import heads_of, names_of
 from mav.pipeline.serving.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class DecodingRequest:
     @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the heads; none of one head without a name."""
-        return () if isinstance(self.head, str) else tuple(self.head)
+        return names_of(self.head)
 
     def strength(self, alpha: Any) -> "strengths.Strength":
         """Return the strength that `--alpha` asks for; 1 if None, where there is one head alone.

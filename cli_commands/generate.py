@@ -18,6 +18,7 @@ from mav.cli_commands._answering import (
 from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import Numbers, OneOnly, fields_of
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.runtime.named_values import text_of
 
 
 @command(
@@ -98,7 +99,7 @@ def generate_command(
     if request.head_names and (alphas is not None or demo_switching is not None):
         raise click.UsageError(
             "--alphas and --demo-switching take one head without a name; give several heads "
-            "--alpha, as in --alpha " + ",".join(f"{name}=1" for name in request.head_names)
+            "--alpha, as in --alpha " + text_of(dict.fromkeys(request.head_names, 1))
         )
     strength = request.strength(alpha)
     if stream:

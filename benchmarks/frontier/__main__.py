@@ -16,17 +16,16 @@ The table alone, from a file: --table.
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.command_line import read_seeds, run_command
 from benchmarks.frontier.methods import METHODS, methods_named
 from benchmarks.frontier.picture import draw
 from benchmarks.frontier.results import Results
 from benchmarks.frontier.settings import Place, Sizes
 from benchmarks.frontier.summary import summary, table
-from benchmarks.synthetic import log_to_stderr
-from mav.cache_schema.errors import MAVError, UsageError
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.demo.run import installed_base
 from mav.pipeline.runtime.options import option_of
 
@@ -36,13 +35,7 @@ RESULTS: Final = Path(__file__).with_name("results.jsonl")
 
 def main() -> None:
     """Run, and print one JSON object or a table."""
-    asked = _parser().parse_args()
-    log_to_stderr()
-    try:
-        _run(asked)
-    except MAVError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_command(_run, _parser())
 
 
 def _run(asked: argparse.Namespace) -> None:
@@ -54,7 +47,7 @@ def _run(asked: argparse.Namespace) -> None:
     }
     sizes = Sizes(base=Path(base_model).name, **chosen)
     methods = methods_named(asked.methods)
-    seeds = _seeds(asked.seeds)
+    seeds = read_seeds(asked.seeds)
     results = Results(asked.results)
     if not asked.table:
         if asked.work is None:
@@ -78,13 +71,6 @@ def _run(asked: argparse.Namespace) -> None:
     if asked.picture is not None:
         draw(told["rows"], asked.picture)
     print(json.dumps(told, indent=1) if asked.json else table(told))
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds: got {text!r}, expected numbers such as 0,1,2") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,13 +1,9 @@
-"""The file of results: a line for each finished run, which is never run again.
+"""The file of results: a line for each point, accuracy, time or share that was measured.
 
-A line is a JSON object. What it is about is its `run`: kind, method, setting, strength, seed, part
-and sizes. The rest is what was found. Lines are only ever added, so that the file grows over days
-and machines; a line that was cut off by a crash is told and left out.
+What a line is about is its `run`: kind, method, setting, strength, seed, part and sizes.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +13,8 @@ import torch
 
 from benchmarks.frontier.prompts import Part
 from benchmarks.frontier.settings import Sizes
-from benchmarks.synthetic import device_name, say
+from benchmarks.result_lines import ResultLines
+from benchmarks.synthetic import device_name
 from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
 
 Kind = Literal["curve", "ranking", "time", "share"]
@@ -52,48 +49,31 @@ class Run:
 
 
 class Results:
-    """The lines of a file."""
+    """The lines of a file.
+
+    Attributes:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read what is there; a file that is not there yet has no lines."""
         self.path = path
-        self._found: dict[str, dict[str, Any]] = {}
-        if not path.is_file():
-            return
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                values = json.loads(line)
-                self._found[_key(values["run"])] = values
-            except (ValueError, KeyError, TypeError):
-                say(f"{path}, line {number}: is no result, and is left out")
+        self._lines = ResultLines(path)
 
     def get(self, run: Run) -> dict[str, Any] | None:
         """Return what was found for a run, or None if it was not run yet."""
-        return self._found.get(_key(run.to_json()))
+        return self._lines.get(run.to_json())
 
     def add(self, run: Run, found: Mapping[str, Any]) -> None:
         """Add a line, forced to the disk."""
-        values = {"run": run.to_json(), **found, "machine": machine()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        begun = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            # Behind a line that was cut off, this one would be lost with it.
-            file.write(("\n" if begun and self.path.stat().st_size else "") + json.dumps(values))
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._found[_key(values["run"])] = values
+        self._lines.add(run.to_json(), {**found, "machine": machine()})
 
     def of(self, sizes: Sizes, kind: Kind) -> Iterator[tuple[Run, dict[str, Any]]]:
         """Yield runs of a kind and of these sizes, in the order they were made."""
         wanted = dataclasses.asdict(sizes)
-        for values in self._found.values():
+        for values in self._lines:
             if values["run"]["sizes"] == wanted and values["run"]["kind"] == kind:
                 yield Run(**{**values["run"], "sizes": sizes}), values
-
-
-def _key(run: Mapping[str, Any]) -> str:
-    return json.dumps(run, sort_keys=True)
 
 
 def machine() -> dict[str, str]:

@@ -11,15 +11,14 @@ the file: --table.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.command_line import read_seeds, run_command
 from benchmarks.heads.grid import RECIPES, SIZES, variants
 from benchmarks.heads.summary import rows_of, table
 from benchmarks.result_lines import ResultLines
-from benchmarks.synthetic import log_to_stderr
-from mav.cache_schema.errors import MAVError, UsageError
+from mav.cache_schema.errors import UsageError
 
 RESULTS: Final = Path(__file__).with_name("results.jsonl")
 """The file that is committed."""
@@ -27,13 +26,7 @@ RESULTS: Final = Path(__file__).with_name("results.jsonl")
 
 def main() -> None:
     """Run, and print one JSON array or a table."""
-    asked = _parser().parse_args()
-    log_to_stderr()
-    try:
-        _run(asked)
-    except MAVError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_command(_run, _parser())
 
 
 def _run(asked: argparse.Namespace) -> None:
@@ -48,7 +41,7 @@ def _run(asked: argparse.Namespace) -> None:
         wanted = variants(
             kinds,
             asked.recipes.split(","),
-            _seeds(asked.seeds),
+            read_seeds(asked.seeds),
             learning_rate=asked.learning_rate,
             num_epochs=asked.epochs,
             eval_fraction=asked.eval_fraction,
@@ -56,13 +49,6 @@ def _run(asked: argparse.Namespace) -> None:
         run_missing(asked.cache, asked.work, results, wanted, most=asked.most)
     rows = rows_of(results)
     print(json.dumps(rows, indent=1) if asked.json else table(rows))
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--seeds: got {text!r}, expected numbers such as 0,1,2") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from mav.pipeline.runtime.choices import Split
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.known_places import shown_place
+from mav.pipeline.runtime.named_values import places_of
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         MAVError: Head or cache are missing, damaged, or do not fit each other.
     """
     cache, alphas = options.cache, options.alphas
-    places = {"": options.head} if isinstance(options.head, str | Path) else options.head
+    places = places_of(options.head)
     placed = pick_device(options.device)
     stored = {name: load_head(str(head), device=str(placed)) for name, head in places.items()}
     reader = CacheReader(cache)

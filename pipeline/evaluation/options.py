@@ -9,6 +9,7 @@ from typing import get_args
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.choices import Split
 from mav.pipeline.runtime.load_options import DeviceOptions
+from mav.pipeline.runtime.named_values import names_of, text_of
 from mav.pipeline.runtime.options import known, option
 
 
@@ -51,12 +52,12 @@ class EvaluateOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = [] if isinstance(self.head, str | Path) else [*self.head]
+        names = names_of(self.head)
         given = self.alpha or {}
         wrong = [name for name in given if name not in names]
         missing = [name for name in names if name not in given]
         if wrong or missing:
-            told = ",".join(f"{name}={alpha:g}" for name, alpha in given.items()) or "none"
+            told = text_of(given) or "none"
             raise UsageError(
                 f"alpha: got {told}, expected a number for each of the heads by name "
                 f"({', '.join(names) or 'there is one head, without a name'}); `alphas` multiply it"

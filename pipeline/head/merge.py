@@ -22,6 +22,7 @@ from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import StoredHead, load_head, save_head
 from mav.pipeline.head.storage import HeadOrigin, MergedPart
+from mav.pipeline.runtime.named_values import text_of
 
 
 def merge_heads(
@@ -44,9 +45,9 @@ def merge_heads(
         HeadError: One cannot be read.
     """
     if heads.keys() != alpha.keys():
-        told = ",".join(f"{name}={part:g}" for name, part in alpha.items())
         raise UsageError(
-            f"alpha: got {told or 'none'}, expected a number for each of {', '.join(heads)}"
+            f"alpha: got {text_of(alpha) or 'none'}, expected a number for each of "
+            f"{', '.join(heads)}"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output}: exists already; remove it, or name another `output`")

@@ -131,7 +131,8 @@ class _AlignedLogprobs(torch.autograd.Function):
                 norm[rows] += tile.squared_norm
                 picked[rows] += tile.logits.gather(-1, local_index).squeeze(-1) * in_tile
                 if wants_kl:
-                    moved_CD = work.moved(tile, rows, columns, base_CD)
+                    vector_CD = work.vector(tile.product, columns)
+                    moved_CD = work.moved(tile, vector_CD, rows, columns, base_CD)
                     of_tile, mean = logsumexp.with_mean(tile.logits, moved_CD)
                     whole = torch.logaddexp(total[rows], of_tile)
                     # Nothing of it where all logits so far are -inf, which has no share.
@@ -166,10 +167,10 @@ class _AlignedLogprobs(torch.autograd.Function):
             for number, (rows, columns) in enumerate(tiles):
                 tile = kept[number] if number < len(kept) else work.compute(rows, columns)
                 # d logp / d u = onehot(y) - softmax(u);  d n / d a = 2 a;  d KL / d u is above
-                slope = work.slope(tile.logits)
+                slope, vector_CD = work.slope(tile.logits), work.vector(tile.product, columns)
                 factor = -grad_logp[rows, None]
                 if grad_kl is not None:
-                    moved_CD = work.moved(tile, rows, columns)
+                    moved_CD = work.moved(tile, vector_CD, rows, columns)
                     of_kl = grad_kl[rows, None]
                     factor = torch.addcmul(factor - of_kl * mean_moved[rows, None], moved_CD, of_kl)
                 grad = tile.logits.sub_(total[rows, None]).exp_().mul_(factor)
@@ -177,6 +178,6 @@ class _AlignedLogprobs(torch.autograd.Function):
                 grad.scatter_add_(-1, local_index, (grad_logp[rows] * in_tile)[:, None])
                 if slope is not None:
                     grad.mul_(slope)
-                grad.addcmul_(work.vector(tile.product, columns), 2 * grad_norm[rows, None])
+                grad.addcmul_(vector_CD, 2 * grad_norm[rows, None])
                 grads.add(rows, columns, grad)
         return grads.features.to(ctx.features_type), *grads.for_autograd(), *[None] * 7

@@ -55,19 +55,25 @@ class TileWork:
         return vector if self.bias is None else vector.add_(self.bias[columns])
 
     def moved(
-        self, tile: Tile, rows: slice, columns: slice, base_CD: Tensor | None = None
+        self,
+        tile: Tile,
+        vector: Tensor,
+        rows: slice,
+        columns: slice,
+        base_CD: Tensor | None = None,
     ) -> Tensor:
         """Return by how much a tile's logits differ from the base's, c(z_t + a_t) - c(z_t), [C, D].
 
         Args:
             tile: The tile.
+            vector: a_t, which is returned as it is where there is no cap.
             rows: Its tokens.
             columns: Its part of the vocabulary.
             base_CD: c(z_t) for it, where it is known.
         """
         if self.softcap is None:
             # The vector itself: the difference would have only the digits that reach the logits'.
-            return self.vector(tile.product, columns)
+            return vector
         if base_CD is None:
             base_CD = capped(self.base.chunk(rows.start, rows.stop, columns), self.softcap)
         return tile.logits - base_CD

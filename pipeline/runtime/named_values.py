@@ -49,6 +49,21 @@ def heads_of(texts: Sequence[str]) -> str | dict[str, str]:
     return found
 
 
+def names_of(heads: str | Path | Mapping[str, str | Path]) -> tuple[str, ...]:
+    """Return the names of several heads; none of one without a name."""
+    return () if isinstance(heads, str | Path) else tuple(heads)
+
+
+def places_of(heads: str | Path | Mapping[str, str | Path]) -> Mapping[str, str | Path]:
+    """Return where heads are by name; one without a name is called ''."""
+    return {"": heads} if isinstance(heads, str | Path) else heads
+
+
+def text_of(values: Mapping[str, float]) -> str:
+    """Return numbers by name as they are given on the command line."""
+    return ",".join(f"{name}={value:g}" for name, value in values.items())
+
+
 def named_parts(text: str) -> Mapping[str, str]:
     """Return the values of `NAME=VALUE,NAME=VALUE`, which may have commas in them.
 

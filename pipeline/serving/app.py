@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from mav.pipeline.runtime.named_values import places_of
 from mav.pipeline.serving import middleware
 from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.metrics import Metrics
@@ -100,8 +101,8 @@ def _add_api(app: FastAPI, options: ServeOptions, worker: Worker) -> None:
 
 
 def _add_monitoring(app: FastAPI, options: ServeOptions, worker: Worker, metrics: Metrics) -> None:
-    places = {"": options.head} if isinstance(options.head, str) else options.head
-    shown = {name: place.rstrip("/").rpartition("/")[2] for name, place in places.items()}
+    places = places_of(options.head).items()
+    shown = {name: str(place).rstrip("/").rpartition("/")[2] for name, place in places}
     head = shown if options.head_names else shown[""]
 
     @app.get("/health")

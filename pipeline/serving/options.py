@@ -8,6 +8,7 @@ from typing import Final
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.decoding.steering.strengths import Strength, as_strength
+from mav.pipeline.runtime.named_values import names_of
 from mav.pipeline.runtime.options import known, option
 
 MAX_ALPHA: Final = 100.0
@@ -82,7 +83,7 @@ class ServeOptions(InferenceOptions):
     @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the heads; none of one head without a name."""
-        return () if isinstance(self.head, str) else tuple(self.head)
+        return names_of(self.head)
 
     @property
     def strength(self) -> Strength:

@@ -15,9 +15,9 @@ from mav.pipeline.serving.errors import ApiError
 _F = TypeVar("_F", bound="_Fields")
 _MAX_ITEMS: Final = 2048
 """Most messages of a request, and parts of a message; longer lists are refused unread."""
-_Alpha = Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=1000)]
 _Stop = Annotated[str, Field(max_length=256)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Alpha = _Finite | Annotated[str, Field(max_length=1000)]
 # Validation stops at the first invalid item, so that long lists are refused quickly.
 _LIST: Final = Field(min_length=1, max_length=_MAX_ITEMS, fail_fast=True)
 _TOKENS: Final = Field(min_length=1, max_length=1 << 20, fail_fast=True)

@@ -130,16 +130,10 @@ class Trainer:
         means = metrics.reduce(self.accelerator)
         return means | of_margins(margins, means["kl"])
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights of the head to save, unsharded and on the CPU.
-
-        They are the average where weights are averaged. All processes must call.
-        """
-        return self._trained_weights() if self._average is None else self._average.tensors()
-
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return all that `restore` needs, by the names in `parts`. All processes must call."""
-        found = {HEAD: self._trained_weights()}
+        reshard(self._module, self._parallelism)
+        found = {HEAD: model_state_dict(self._module)}
         found[OPTIMIZER] = optimizer_state_dict(self.optimizer, self._module)
         if self._average is not None:
             found[AVERAGE] = self._average.tensors()
@@ -167,10 +161,6 @@ class Trainer:
         load_model_state_dict(self._module, state[HEAD])
         load_optimizer_state_dict(self.optimizer, self._module, state[OPTIMIZER])
         self._weights_changed()
-
-    def _trained_weights(self) -> dict[str, Tensor]:
-        reshard(self._module, self._parallelism)
-        return model_state_dict(self._module)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

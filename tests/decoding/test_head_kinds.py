@@ -16,7 +16,7 @@ from mav.pipeline.decoding.inference import MAVInference, create_mav
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import random_head, size_option
 from tests.support.live import relative
-from tests.support.steered import LAYER_INDICES, steered
+from tests.support.steered import LAYER_INDICES, products_with_the_vocabulary, steered
 from tests.support.tiny import ARCHITECTURES, HIDDEN, save_base, tiny_base
 
 IDS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(3))
@@ -85,16 +85,6 @@ def test_strengths_go_to_the_positions_that_are_kept(keep: Any) -> None:
         got, before = keeping(aligned, alpha, logits_to_keep=keep)
     assert relative(got, want) < 1e-5
     assert relative(before, plain.logits[:, places]) < 1e-5
-
-
-def products_with_the_vocabulary(mav: MAVInference, run: Callable[[], object]) -> list[int]:
-    """Rows of each product."""
-    rows: list[int] = []
-    embedding = mav.base.model.get_output_embeddings()
-    handle = embedding.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    run()
-    handle.remove()
-    return rows
 
 
 def test_one_product_a_pass_and_twice_the_rows_only_where_the_base_is_asked_for() -> None:

@@ -1,5 +1,6 @@
 """A tiny base with a random head in it, and what a plain reading of `generate()` says of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ def whole_text_choices(
     logits = whole_text_logits(mav, untouched, text, torch.tensor(strengths))
     choices: list[int] = logits[len(prompt) - 1 :].argmax(-1).tolist()
     return choices
+
+
+def products_with_the_vocabulary(mav: MAVInference, run: Callable[[], object]) -> list[int]:
+    """Rows of each product with the vocabulary."""
+    rows: list[int] = []
+    embedding = mav.base.model.get_output_embeddings()
+    handle = embedding.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    run()
+    handle.remove()
+    return rows
 
 
 def plain_generate(untouched: BaseModel, prompt: list[int], **settings: Any) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+import psutil
+
 from tests.support.limits import POLL, PROCESS, wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -185,14 +187,6 @@ def _child(connection: socket.socket) -> None:
     os._exit(code)
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def main(address: str, while_alive: int) -> None:
     """Import what commands use, then serve while another process lives."""
     import_all()
@@ -204,7 +198,7 @@ def main(address: str, while_alive: int) -> None:
         listener.settimeout(POLL)
         # Children are not waited for; what they answer is their exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        while _is_alive(while_alive):
+        while psutil.pid_exists(while_alive):
             with suppress(TimeoutError):
                 connection, _ = listener.accept()
                 if os.fork() == 0:

@@ -18,7 +18,7 @@ from mav.pipeline.loader.sampler import EpochOrder, StepLayout, order_epoch
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
-from mav.pipeline.training.trainer import Trainer
+from mav.pipeline.training.trainer import HEAD, Trainer
 from tests.support.heads import FRACTION, KINDS, sizes_of
 from tests.support.runs import (
     METRICS,
@@ -92,7 +92,7 @@ def test_best_is_the_head_with_the_lowest_held_out_loss(
     losses, heads = [0.5, 0.3, 0.4, 0.3], []
 
     def evaluated(trainer: Trainer, *_: Any) -> dict[str, float]:
-        heads.append({name: t.clone() for name, t in trainer.weights().items()})
+        heads.append({name: t.clone() for name, t in trainer.state()[HEAD].items()})
         return {name: losses[len(heads) - 1] for name in METRICS}
 
     monkeypatch.setattr(Trainer, "evaluate", evaluated)

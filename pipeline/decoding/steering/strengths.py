@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
-from mav.pipeline.runtime.named_values import named_parts
+from mav.pipeline.runtime.named_values import named_parts, text_of
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def as_strength(alpha: Alpha, names: Sequence[str] = ()) -> Strength:
         one = as_schedule(cast("float | str | AlphaSchedule", alpha))
         if any(strength for _, strength in one.points):
             raise UsageError(
-                f"alpha: got {one}, expected a strength for each head, as in {_example(names)}; "
-                f"0 alone is the base"
+                f"alpha: got {one}, expected a strength for each head, as in "
+                f"{text_of(dict.fromkeys(names, 1))}; 0 alone is the base"
             )
         return HeadAlphas(tuple((name, one) for name in names))
     given = dict(by_name.schedules)
@@ -168,10 +168,6 @@ def _by_name(alpha: Any) -> HeadAlphas | None:
     if isinstance(alpha, Mapping):
         return HeadAlphas(tuple((str(name), as_schedule(one)) for name, one in alpha.items()))
     return HeadAlphas.parse(alpha) if isinstance(alpha, str) and "=" in alpha else None
-
-
-def _example(names: Sequence[str]) -> str:
-    return ",".join(f"{name}=1" for name in names)
 
 
 def _several(alpha: Alpha | Sequence[Alpha]) -> Sequence[Alpha] | None:

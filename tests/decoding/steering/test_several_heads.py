@@ -1,6 +1,5 @@
 """Several heads in one pass: the sum of what each adds, whatever their kinds."""
 
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS
@@ -20,7 +18,7 @@ from tests.support.several import (
     summed_logits,
     together,
 )
-from tests.support.steered import LAYER_INDICES
+from tests.support.steered import LAYER_INDICES, products_with_the_vocabulary
 from tests.support.tiny import HIDDEN, tiny_base
 
 IDS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(3))
@@ -88,22 +86,12 @@ def test_heads_that_pool_differently_read_their_own_widths() -> None:
         assert relative(base.model(IDS).logits, want) < 1e-5
 
 
-def products(mav: MAVInference, run: Callable[[], object]) -> list[int]:
-    """Rows of each product with the vocabulary."""
-    rows: list[int] = []
-    embedding = mav.base.model.get_output_embeddings()
-    handle = embedding.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    run()
-    handle.remove()
-    return rows
-
-
 def test_unembedding_heads_cost_one_product_together_and_no_matrix_of_their_own() -> None:
     mav = steered_by(tiny_base(), "unembedding", "unembedding", "unembedding")
     decoding = mav.decoding(max_new_tokens=4)
     alpha = {"a": 1.0, "b": -2.0, "c": 0.5}
-    assert products(mav, lambda: mav.generate("Hi", alpha, decoding)) == [1] * 4
-    assert products(mav, lambda: mav.score("Hi", "No.", alpha)) == [2]
+    assert products_with_the_vocabulary(mav, lambda: mav.generate("Hi", alpha, decoding)) == [1] * 4
+    assert products_with_the_vocabulary(mav, lambda: mav.score("Hi", "No.", alpha)) == [2]
     widest = max(p.shape[0] for h in mav.heads.values() for p in h.parameters())
     assert widest < mav.base.vocab_size
 
