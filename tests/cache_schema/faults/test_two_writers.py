@@ -115,13 +115,14 @@ def verifies(objects: ObjectStore, rows: Rows, run: str) -> None:
     assert not found.damaged_blocks, found.damaged_blocks
 
 
+@pytest.mark.parametrize("count", [15, pytest.param(50, marks=pytest.mark.slow)])
 @sweep({"objects": PLACES, "looks": [takes_stock, verifies]}, meet=1, indirect=["objects"])
 def test_a_commit_made_while_others_look_is_not_taken_for_damage(
-    objects: ObjectStore, looks: Program
+    objects: ObjectStore, looks: Program, count: int
 ) -> None:
     check_interleavings(objects, interrupted((of_the_run, looks)))
     killed = looks is takes_stock
-    check_interleavings(objects, random_cases((*SAME_RUN, looks), 15, seed=4, killed=killed))
+    check_interleavings(objects, random_cases((*SAME_RUN, looks), count, seed=4, killed=killed))
 
 
 def test_where_tags_are_of_contents_a_late_write_may_stay_unseen_but_never_when_read() -> None:
