@@ -50,8 +50,8 @@ def run_method(
             _run_best_of_n(world, results, seed)
         return
     if tune and method.learns and method.ranks_at is not None:
-        for setting in method.rates:
-            _run_correlation(world, results, method, setting, seed)
+        for rate in method.rates:
+            _run_correlation(world, results, method, rate, seed)
     if not report:
         return
     setting = chosen_setting(results, world.sizes, method)

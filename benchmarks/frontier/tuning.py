@@ -7,9 +7,14 @@ therefore risen by
     correlation(reward, A) * sd(reward) * sqrt(2 k),
 
 so of two policies near the base the one of the higher correlation is the better at any KL. A is
-log pi - log pi_base of an answer, which takes one teacher-forced pass. The answers are the same for
-all methods and settings; there are several times more of them than a curve has prompts, and a
-setting needs no sampling of its own.
+the sum over an answer's tokens of
+
+    log pi(y_t) - log pi_base(y_t) + KL(pi_base || pi) at t,
+
+the last of which takes off what the log-ratio is expected to be there: a policy some way from the
+base pays it at every token, whatever the token is. That takes one teacher-forced pass. The answers
+are the same for all methods and settings; there are several times more of them than a curve has
+prompts, and a setting needs no sampling of its own.
 """
 
 import json
@@ -21,7 +26,7 @@ import numpy as np
 
 from benchmarks.frontier.curves import Values
 from benchmarks.frontier.policies import Policy, plain
-from benchmarks.frontier.sampling import answer_logprobs, sample
+from benchmarks.frontier.sampling import centred_gains, sample
 from benchmarks.frontier.stages import World
 from benchmarks.synthetic import say
 
@@ -32,17 +37,17 @@ _SEED: Final = 777
 
 
 def correlation_with_reward(world: World, policy: Policy) -> dict[str, Any]:
-    """Return the correlation of a policy's log-ratio with the gold reward, within prompts.
+    """Return the correlation of what a policy gains, A, with the gold reward, within prompts.
 
     Args:
         world: Base, prompts and reward.
-        policy: The policy, at the strength its log-ratio is taken at.
+        policy: The policy, at the strength A is taken at.
 
     Returns:
         `correlation`, and the counts of `prompts` and `answers` that it stands on.
     """
-    prompts, answers, rewards, base = _answers_of_base(world)
-    gains = answer_logprobs(policy, prompts, answers).numpy() - base
+    prompts, answers, rewards = _answers_of_base(world)
+    gains = centred_gains(policy, plain(world.base, world.form), prompts, answers).numpy()
     shape = (-1, ANSWERS_EACH)
     found = within_prompts(rewards.reshape(shape), gains.reshape(shape))
     return {
@@ -70,8 +75,8 @@ def within_prompts(rewards: Values, gains: Values) -> float:
 
 
 @lru_cache(maxsize=1)
-def _answers_of_base(world: World) -> tuple[Sequence[str], list[list[int]], Values, Values]:
-    """Return prompts, answers, rewards and the base's log-probabilities, one of each an answer."""
+def _answers_of_base(world: World) -> tuple[Sequence[str], list[list[int]], Values]:
+    """Return prompts, answers and rewards, one of each an answer."""
     prompts = [text for text in world.prompts("tuning") for _ in range(ANSWERS_EACH)]
     policy = plain(world.base, world.form)
     path = world.place.work / "answers-tuning.json"
@@ -83,4 +88,4 @@ def _answers_of_base(world: World) -> tuple[Sequence[str], list[list[int]], Valu
         part.replace(path)
     answers: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
     rewards = np.array([world.reward(text) for text in world.texts(answers)])
-    return prompts, answers, rewards, answer_logprobs(policy, prompts, answers).numpy()
+    return prompts, answers, rewards
