@@ -65,7 +65,7 @@ def test_a_head_is_trained_with_what_its_entry_says(world: World, head: HeadChoi
     used = json.loads(file.read_text(encoding="utf-8"))["state"]["trajectory"]
     assert (used["head_type"], used["rank"]) == (head.kind, head.rank)
     assert used["expansion_size"] == (24 if head.kind == "mlp" else None)
-    assert (used["objective"], used["lambda_l2"]) == (head.objective, head.lambda_l2)
+    assert (used["objective"], used["lambda_l2"]) == (head.objective, head.lambda_l2 or 0.0)
     assert used["num_epochs"] == (head.epochs or 2)
     assert used["learning_rate"] == RATE
     if head.dropout is not None:
