@@ -39,7 +39,9 @@ class Scores:
     squared_norm: Tensor
     kl: Tensor | None = None
 
-    def pair_sum_loss(self, objective: Objective, batch: Batch) -> Tensor:
+    def pair_sum_loss(
+        self, objective: Objective, batch: Batch, credit: Tensor | None = None
+    ) -> Tensor:
         """Return the loss summed over pairs; each pair carries its own tokens' mean penalties.
 
         A pair's share of a penalty is the mean over its own tokens, so that the loss of a step is
@@ -48,14 +50,14 @@ class Scores:
         Args:
             objective: The objective; one with `lambda_kl` needs `kl`.
             batch: The batch that the scores are of.
+            credit: Credit of each response token, [N]; of the objective `credit` alone.
         """
         lengths = batch.response_lengths
-        logps = self.chosen_logps, self.rejected_logps
-        ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
-        if objective.ld_alpha is not None:
-            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
-            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
-        loss = objective.pair_losses(logps, ref_logps, lengths).sum()
+        if credit is None:
+            loss = self._preference_loss(objective, batch)
+        else:
+            wide = self.token_logps - self.ref_token_logps - credit / objective.beta
+            loss = _means(wide.square(), batch).sum()
         loss = loss + objective.lambda_l2 * _means(self.squared_norm, batch).sum()
         if objective.lambda_kl:
             assert self.kl is not None, "a model of this objective computes it"
@@ -63,6 +65,14 @@ class Scores:
         if objective.lambda_sft:
             loss = loss - objective.lambda_sft * (self.chosen_logps / lengths[0]).sum()
         return loss
+
+    def _preference_loss(self, objective: Objective, batch: Batch) -> Tensor:
+        logps = self.chosen_logps, self.rejected_logps
+        ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
+        if objective.ld_alpha is not None:
+            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
+            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
+        return objective.pair_losses(logps, ref_logps, batch.response_lengths).sum()
 
     def margins(self) -> Tensor:
         """Return what the head added to each pair's margin in nats, [P], without a graph."""

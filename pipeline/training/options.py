@@ -201,6 +201,10 @@ class TrainOptions(ObjectiveOptions):
                 f"head is better than the one before it"
             )
 
+    def _default_lambda_l2(self) -> float:
+        # A shift of the state changes every logit, so the same penalty would hold it at the base.
+        return 0.0 if self.head_type == "unembedding" else super()._default_lambda_l2()
+
     @property
     def folder(self) -> Path:
         """`output_dir` as a path."""

@@ -1,12 +1,14 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mav.cache_schema.errors import HeadError
 from mav.cache_schema.reader import CacheReader
@@ -26,6 +28,7 @@ from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
+from mav.pipeline.training.credit import MOST_PAIRS, TokenCredit, fit_credit
 from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import TrainingSet, evaluation_set
 from mav.pipeline.training.defaults import config_of, settled, told
@@ -91,12 +94,33 @@ class _Run:
         check_kind(self._config, self._manifest, str(options.cache))
         if self._held_out is not None:
             check_kind(self._config, self._held_out.reader.manifest, str(options.eval_cache))
-        self._trainer = Trainer(options, accelerator, AlignmentHead(self._config))
+        head = AlignmentHead(self._config)
+        self._trainer = Trainer(options, accelerator, head, self._token_credit())
         dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
         if self._held_out is not None and self._held_out.reader is not reader:
             self._held_out_base = CachedBase(self._held_out.reader, accelerator.device, dtype)
+
+    def _token_credit(self) -> TokenCredit | None:
+        """Fit what the objective `credit` needs, in the first process for all."""
+        options, accelerator = self._options, self._accelerator
+        if options.objective != "credit":
+            return None
+        found: list[TokenCredit | None] = [None]
+        if accelerator.is_main_process:
+            discount = options.as_objective().credit_discount
+            stream = functools.partial(self._data.first_pairs, MOST_PAIRS)
+            credit = fit_credit(stream, discount, accelerator.device)
+            layer = self._manifest.states.layers[credit.layer]
+            _log.info(
+                f"Credit of tokens from layer {layer}: a linear reward of its states ranks "
+                f"{credit.accuracy:.1%} of {min(self._data.pairs, MOST_PAIRS):,} training pairs "
+                f"right, each fitted to other pairs"
+            )
+            found = [credit]
+        broadcast_object_list(found)
+        return found[0]
 
     def run(self, checkpoint: Checkpoint | None) -> TrainReport:
         options, total = self._options, self._schedule.total

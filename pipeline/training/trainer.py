@@ -12,7 +12,9 @@ from torch import Tensor
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.training.averaging import AveragedWeights
+from mav.pipeline.training.credit import TokenCredit
 from mav.pipeline.training.criteria import of_margins
+from mav.pipeline.training.loss import Scores
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
@@ -47,10 +49,17 @@ class Trainer:
         optimizer: The optimizer of the head.
     """
 
-    def __init__(self, options: TrainOptions, accelerator: Accelerator, head: AlignmentHead):
+    def __init__(
+        self,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        head: AlignmentHead,
+        credit: TokenCredit | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.head = head
         self._options = options
+        self._credit = credit
         self._objective: Objective = options.as_objective()
         assert isinstance(options.bf16, bool), "options are settled"
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
@@ -95,7 +104,7 @@ class Trainer:
             last = number == len(batches) - 1
             with gradient_sync(module, accelerator, self._parallelism, last=last):
                 scores = module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = self._loss(scores, batch)
                 # Gradients are averaged over processes, each of which saw some of the pairs.
                 accelerator.backward(loss * accelerator.num_processes / batch.step_pairs)
             metrics.add(scores, loss, self._objective)
@@ -124,11 +133,15 @@ class Trainer:
             for on_host in batches:
                 batch = on_host.to(self.accelerator.device)
                 scores = self._module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = self._loss(scores, batch)
                 metrics.add(scores, loss, self._objective, keep_margins=True)
         margins = metrics.margins(self.accelerator)
         means = metrics.reduce(self.accelerator)
         return means | of_margins(margins, means["kl"])
+
+    def _loss(self, scores: Scores, batch: Batch) -> Tensor:
+        credit = None if self._credit is None else self._credit.of(batch)
+        return scores.pair_sum_loss(self._objective, batch, credit)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return all that `restore` needs, by the names in `parts`. All processes must call."""
