@@ -100,6 +100,9 @@ def _made_by(
     chosen = asdict(decoding)
     for name in ("num_beams", "cache_implementation", "compile"):
         del chosen[name]
+    if decoding.steer_above is None:
+        # Files that were begun before there were limits have none, and go on.
+        del chosen["steer_above"]
     return {
         "prompts": prompts.digest,
         "head": mav.head_digest if steers else None,
