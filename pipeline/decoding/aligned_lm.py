@@ -30,12 +30,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.output_forms import OutputForm
 from mav.pipeline.decoding.steering.pass_output import require_named, with_added
 from mav.pipeline.decoding.steering.pass_states import states_of_pass
 from mav.pipeline.decoding.steering.uncertainty import entropy, plus_where
 from mav.pipeline.decoding.steering.weighted_heads import Limits, ToEach, WeightedHeads
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.ops.base_logits import capped
 
 
 class AlignedLM:
@@ -87,7 +87,7 @@ class AlignedLM:
         self._apart: int | None = None
         self._to_logits: Tensor | None = None
         self._where: Tensor | None = None
-        self._form: tuple[float, float | None] | None = None
+        self._form: OutputForm | None = None
         self.set_alpha(alpha)
 
     def __enter__(self) -> Self:
@@ -157,8 +157,7 @@ class AlignedLM:
         try:
             self._weighted.set_limits(above)
             if self._weighted.limited and self._weighted.on_state and self._form is None:
-                form = self.base.unembedding()
-                self._form = form.scale, form.softcap
+                self._form = self.base.output_form()
             self.set_alpha(alpha)
             yield
         finally:
@@ -230,8 +229,7 @@ class AlignedLM:
     def _add_where(self, embedding: nn.Module, state: Tensor, product: Tensor) -> Tensor | None:
         """Add the product of alpha f where the base is uncertain enough."""
         assert self._form is not None
-        scale, softcap = self._form
-        self._where = where = self._weighted.where(entropy(capped(product * scale, softcap)))
+        self._where = where = self._weighted.where(entropy(self._form.logits(product)))
         inputs = self._inputs(self._logits_to_keep, product.shape[1], where)
         self._to_logits = self._weighted.total(self._weighted.used_on_logits, inputs, where)
         added = self._weighted.total(self._weighted.used_on_state, inputs, where)

@@ -14,7 +14,8 @@ from tests.support.several import summed_logits
 def entropies(base: BaseModel, text: Tensor) -> Tensor:
     """Of the base's distributions at every position of texts [B, S], float64, in nats."""
     logprobs = base.model(text, use_cache=False).logits.double().log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    found: Tensor = -(logprobs.exp() * logprobs).sum(-1)
+    return found
 
 
 def limit_between(values: Tensor) -> float:
