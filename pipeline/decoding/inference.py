@@ -136,17 +136,22 @@ class MAVInference:
         self._in_use, self._model = ExclusiveUse(), model
 
     @classmethod
-    def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
+    def with_new_head(
+        cls, base: BaseModel, *, rules: AttachOptions | None = None, **head: Any
+    ) -> "MAVInference":
         """Return a base with a new head, which leaves it as it is until trained.
 
         Args:
             base: The base.
+            rules: How prompts are written and what is allowed.
             **head: `head_type`, `layer_selection`, `num_layers`, `pooled_size`, `expansion_size`
                 and `rank`; sizes that are left out follow the base.
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(SwitchableModel(base, new_head(base, **head), AttachOptions(), placement))
+        made._begin(
+            SwitchableModel(base, new_head(base, **head), rules or AttachOptions(), placement)
+        )
         return made
 
     @property
