@@ -19,7 +19,7 @@ from mav.pipeline.runtime.load_options import BaseOptions
     --output pairs.jsonl
 """
 )
-@field_of(PairOptions, "samples")
+@field_of(PairOptions, "samples", required=True)
 @field_of(PairOptions, "reward_model", cls=OneOnly)
 @field_of(PairOptions, "scores", cls=OneOnly, type=click.Path(path_type=Path))
 @fields_of(PairOptions, "rule", "margin")
