@@ -48,7 +48,8 @@ BASE_MODEL = click.option(
 )
 SAMPLING = fields_of(
     GenerationOptions,
-    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("steer_above", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "seed"),
 )
 ALPHA = click.option(
     "--alpha",

@@ -101,7 +101,7 @@ def _goes_on(ctx: click.Context) -> str | None:
     """Return how to resume an interrupted command, or None."""
     if ctx.info_name == "train":
         return "The same command with --resume continues from the last checkpoint."
-    if ctx.info_name in ("extract", "demo", "compare") or (
+    if ctx.info_name in ("extract", "demo", "compare", "sample") or (
         ctx.params.get("prompts_file") and ctx.params.get("output")
     ):
         return "The same command resumes where it stopped; what was written is kept."

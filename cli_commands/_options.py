@@ -32,6 +32,22 @@ class Number(click.ParamType[float]):
         return number
 
 
+class NumberOr(Number):
+    """A finite number, or one of some words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or the word, or fail with a usage error."""
+        if value in self._words:
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}, or {' or '.join(self._words)}", param, ctx)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Finite numbers separated by commas."""
 
@@ -155,6 +171,8 @@ def _kind_of(rule: Option) -> dict[str, Any]:
         return {"type": click.Choice(rule.choices)}
     if rule.numbers:
         return {"type": Numbers()}
+    if rule.words:
+        return {"type": NumberOr(rule.words)}
     if rule.number or rule.whole:
         return {"type": int if rule.whole else Number()}
     return {}

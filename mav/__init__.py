@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from mav.pipeline.head.config import HeadConfig
     from mav.pipeline.head.model import AlignmentHead
     from mav.pipeline.preferences.sources import DataSource
+    from mav.pipeline.rounds.options import PairOptions, SampleOptions
+    from mav.pipeline.rounds.pairs import PairReport, make_pairs
+    from mav.pipeline.rounds.sample import SampleReport, sample
     from mav.pipeline.training.options import TrainOptions
     from mav.pipeline.training.report import TrainReport
     from mav.pipeline.training.train import train
@@ -77,6 +80,10 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "MismatchError",
+    "PairOptions",
+    "PairReport",
+    "SampleOptions",
+    "SampleReport",
     "Score",
     "TrainOptions",
     "TrainReport",
@@ -89,6 +96,8 @@ __all__ = [
     "evaluate",
     "extract",
     "load_base",
+    "make_pairs",
+    "sample",
     "train",
     "verify",
 ]
@@ -121,6 +130,10 @@ _FROM = {
     "Manifest": "mav.cache_schema",
     "ManifestError": "mav.cache_schema.errors",
     "MismatchError": "mav.cache_schema.errors",
+    "PairOptions": "mav.pipeline.rounds.options",
+    "PairReport": "mav.pipeline.rounds.pairs",
+    "SampleOptions": "mav.pipeline.rounds.options",
+    "SampleReport": "mav.pipeline.rounds.sample",
     "Score": "mav.pipeline.decoding.scoring",
     "TrainOptions": "mav.pipeline.training.options",
     "TrainReport": "mav.pipeline.training.report",
@@ -133,6 +146,8 @@ _FROM = {
     "evaluate": "mav.pipeline.evaluation.evaluate",
     "extract": "mav.pipeline.extraction.extract",
     "load_base": "mav.pipeline.base.loading",
+    "make_pairs": "mav.pipeline.rounds.pairs",
+    "sample": "mav.pipeline.rounds.sample",
     "train": "mav.pipeline.training.train",
     "verify": "mav.pipeline.verification.verify",
 }

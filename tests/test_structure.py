@@ -12,13 +12,14 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
-    "mav": "cache_schema base comparison decoding evaluation extraction head preferences training "
-    "verification",
+    "mav": "cache_schema base comparison decoding evaluation extraction head preferences rounds "
+    "training verification",
     "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness head "
-    "preferences reporting runtime serving training verification",
+    "preferences reporting rounds runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
     "harness": "cache_schema decoding runtime",
+    "rounds": "cache_schema base comparison decoding preferences runtime",
     "serving": "cache_schema base decoding preferences runtime",
     "reporting": "cache_schema comparison evaluation head preferences runtime training",
     "verification": "cache_schema base extraction loader ops preferences runtime",

@@ -13,7 +13,7 @@ from mav.cache_schema.errors import BaseModelError, DataError
 from mav.cache_schema.manifest import BaseModelRecord
 from mav.pipeline.base.generation_defaults import tokens_named
 from mav.pipeline.base.hidden_states import HiddenStateHooks
-from mav.pipeline.base.output_forms import closest, is_linear, possible_forms
+from mav.pipeline.base.output_forms import OutputForm, closest, is_linear, possible_forms
 from mav.pipeline.base.quantization import (
     quantization_in,
     quantization_of,
@@ -188,6 +188,11 @@ class BaseModel:
             for form in possible_forms(self.config)
         ]
         return candidates[0] if len(candidates) == 1 else closest(candidates, *self._some_logits())
+
+    def output_form(self) -> OutputForm:
+        """Return what the model does to products with its output embedding."""
+        unembedding = self.unembedding()
+        return OutputForm(scale=unembedding.scale, softcap=unembedding.softcap)
 
     @torch.inference_mode()
     def _some_logits(self) -> tuple[torch.Tensor, torch.Tensor]:

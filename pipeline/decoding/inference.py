@@ -1,6 +1,7 @@
 """Online decoding: a frozen base and heads together, alpha chosen at each call."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from mav.pipeline.decoding.options import (
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
+from mav.pipeline.decoding.steering.counting import said_of
 from mav.pipeline.decoding.steering.strengths import (
     Alpha,
     Strength,
@@ -29,6 +31,7 @@ from mav.pipeline.decoding.steering.strengths import (
     constant_strengths,
     strength_for_each,
 )
+from mav.pipeline.decoding.steering.weighted_heads import Limits
 from mav.pipeline.decoding.switching import SwitchableModel
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
 from mav.pipeline.decoding.trained_head import new_head
@@ -37,6 +40,8 @@ from mav.pipeline.preferences.prompt_format import Messages
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Messages
 
@@ -131,17 +136,22 @@ class MAVInference:
         self._in_use, self._model = ExclusiveUse(), model
 
     @classmethod
-    def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
+    def with_new_head(
+        cls, base: BaseModel, *, rules: AttachOptions | None = None, **head: Any
+    ) -> "MAVInference":
         """Return a base with a new head, which leaves it as it is until trained.
 
         Args:
             base: The base.
+            rules: How prompts are written and what is allowed.
             **head: `head_type`, `layer_selection`, `num_layers`, `pooled_size`, `expansion_size`
                 and `rank`; sizes that are left out follow the base.
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(SwitchableModel(base, new_head(base, **head), AttachOptions(), placement))
+        made._begin(
+            SwitchableModel(base, new_head(base, **head), rules or AttachOptions(), placement)
+        )
         return made
 
     @property
@@ -238,7 +248,13 @@ class MAVInference:
             return respond(self.joined, prompts, each, decoding or self.decoding())
 
     def score(
-        self, prompt: Prompt, response: str, alpha: Alpha = 1.0, *, ended: bool = True
+        self,
+        prompt: Prompt,
+        response: str,
+        alpha: Alpha = 1.0,
+        *,
+        ended: bool = True,
+        steer_above: float | None = None,
     ) -> Score:
         """Return the log-probabilities of a response's tokens, under base and head and the base.
 
@@ -247,11 +263,14 @@ class MAVInference:
             response: The response, of which the tokens are those that training would see.
             alpha: Strength of the alignment, or a schedule over the response.
             ended: Whether the response ends there, so that the token which says so counts too.
+            steer_above: Entropy in nats, as `GenerationOptions` has it.
 
         Raises:
             DataError: Prompt or response is malformed, or they are too long for the base.
         """
-        return self.score_batch([prompt], [response], alpha, ended=ended)[0]
+        return self.score_batch([prompt], [response], alpha, ended=ended, steer_above=steer_above)[
+            0
+        ]
 
     def score_batch(
         self,
@@ -260,6 +279,7 @@ class MAVInference:
         alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         ended: bool = True,
+        steer_above: float | None = None,
     ) -> list[Score]:
         """Return the scores of several responses, from one forward pass; see `score`.
 
@@ -268,6 +288,7 @@ class MAVInference:
             responses: The responses.
             alpha: One for all, or one for each.
             ended: As `score` takes it.
+            steer_above: Likewise, for all.
 
         Raises:
             UsageError: There are not as many prompts, responses and alphas.
@@ -280,7 +301,9 @@ class MAVInference:
             )
         each = strength_for_each(alpha, len(responses), self.head_names)
         with self._in_use.acquire():
-            return score_responses(self.joined, prompts, responses, each, ended=ended)
+            return score_responses(
+                self.joined, prompts, responses, each, ended=ended, above=steer_above
+            )
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
         """Yield the response to a prompt piece by piece; see `generate_response`."""
@@ -312,12 +335,16 @@ class MAVInference:
                 stream.begin(joined.response_text(decoding))
                 tokens = [joined.form.tokens(joined.form.render(prompt))]
                 joined.base.require_within(tokens, decoding.max_new_tokens)
-                decode(joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream)
+                (new,), counted = decode(
+                    joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream
+                )
+                if counted is not None:
+                    _log.info(said_of(counted.count(0, new), len(new)))
 
         yield from stream_from(run)
 
     @contextmanager
-    def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
+    def steering(self, alpha: Alpha | Sequence[Alpha], steer_above: Limits = None) -> Iterator[Any]:
         """Yield the transformers model with the head attached, for direct use.
 
         What a call of its `generate()` leaves open, the base's own generation_config fills.
@@ -325,16 +352,18 @@ class MAVInference:
         Args:
             alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
                 own count no tokens of a response.
+            steer_above: Entropy of the base in nats, one for all rows or one for each; tokens at
+                which it is not above that are the base's. None steers every token.
 
         Raises:
-            UsageError: It is open already, or an alpha is not a finite number.
+            UsageError: It is open already, an alpha is not a finite number, or a limit below 0.
 
         Example:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
         strengths = constant_strengths(alpha, self.head_names)
-        with self._in_use.hand_out(), self.joined.aligned.steering(strengths):
+        with self._in_use.hand_out(), self.joined.aligned.steering(strengths, steer_above):
             yield self.base.model
 
     @contextmanager

@@ -81,6 +81,8 @@ class GenerationOptions:
         repetition_penalty: What logits of tokens that came before are divided or multiplied by; 1
             leaves them alone.
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
+        steer_above: Entropy of the base's own distribution of the next token, in nats; heads are
+            computed and added only at tokens where it is above that. None steers every token.
         num_beams: Beams to search with; 1 searches none.
         stop: Strings that end a response and are not part of it.
         cache_implementation: `dynamic` grows with the response, `static` has its full size from the
@@ -110,6 +112,14 @@ class GenerationOptions:
         at_most=_LARGEST_SEED,
         help="Seed of the sampling.",
     )
+    steer_above: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        metavar="NATS",
+        default_text="everywhere",
+        help="Steer only tokens at which the base's entropy is above this.",
+    )
     num_beams: int = option(1, whole=True, at_least=1, help="Beams to search with.")
     stop: tuple[str, ...] = option((), help="Text that ends a response; may be repeated.")
     cache_implementation: CacheImplementation = option(
@@ -126,6 +136,11 @@ class GenerationOptions:
             raise UsageError(
                 f"compile: got {self.cache_implementation} as `cache_implementation`, expected "
                 f"static"
+            )
+        if self.compile and self.steer_above is not None:
+            raise UsageError(
+                "compile: got True with `steer_above`, expected one of them, as each token's own "
+                "entropy decides whether the heads run, which compiled code cannot"
             )
 
     def _take_stop(self) -> None:
@@ -194,6 +209,7 @@ class Generation:
         tokens: Ids of the new tokens, the one that ended them included.
         finish: `stop` where the base ended the response or a stop string came, else `length`.
         seconds: Time taken, by all responses of its batch together.
+        steered_tokens: How many of the tokens heads were added at; None without `steer_above`.
     """
 
     prompt: str
@@ -202,7 +218,11 @@ class Generation:
     tokens: tuple[int, ...]
     finish: Literal["stop", "length"]
     seconds: float
+    steered_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dataclasses.asdict(self)
+        """Return plain JSON values; `steered_tokens` only with `steer_above`."""
+        values = dataclasses.asdict(self)
+        if self.steered_tokens is None:
+            del values["steered_tokens"]
+        return values

@@ -39,6 +39,8 @@ class ServeOptions(InferenceOptions):
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
         alpha: Strength of requests that name none; of several heads by name.
+        steer_above: Entropy of the base in nats; of requests that name none, only tokens at which
+            it is above that are steered. None steers every token.
         max_rows: Most answers decoded at once.
         max_queue: Most requests that wait; more are refused with a time to retry.
         max_new_tokens: Most tokens of an answer.
@@ -65,6 +67,14 @@ class ServeOptions(InferenceOptions):
     )
     alpha: float | Mapping[str, float] = option(
         1.0, help="Strength of requests that set none; of several heads NAME=ALPHA,…"
+    )
+    steer_above: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        metavar="NATS",
+        default_text="everywhere",
+        help="Steer only tokens at which the base's entropy is above this; requests may set it.",
     )
     max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
     max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")

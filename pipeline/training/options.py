@@ -60,8 +60,8 @@ class TrainOptions(ObjectiveOptions):
         bf16: Compute in bfloat16, or in float32; `auto` is bfloat16 where the device multiplies it
             natively, and on resuming what the run was begun with. Weights stay float32.
         optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
-        ema: Decay of the moving average of the weights that is evaluated and saved as the head, see
-            `AveragedWeights`; none if None.
+        ema: Decay of the moving average of the weights that is evaluated and saved as the head, or
+            `bema` for TRL's bias-corrected one, see `AveragedWeights`; none if None.
         keep_by: What the best head is the best in; see `criteria`.
         early_stopping: Evaluations without a better head after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
@@ -145,13 +145,14 @@ class TrainOptions(ObjectiveOptions):
         choices=get_args(OptimizerName),
         help="adamw-8bit keeps its moments in one byte each; needs torchao.",
     )
-    ema: float | None = option(
+    ema: float | Literal["bema"] | None = option(
         None,
         number=True,
+        words=("bema",),
         at_least=0,
         below=1,
         metavar="DECAY",
-        help="Save the moving average of the weights as the head.",
+        help="Save the moving average of the weights as the head; bema is TRL's form of it.",
     )
     keep_by: KeepBy = option(
         "loss", choices=get_args(KeepBy), help="What the head kept as best is the best in."

@@ -26,6 +26,7 @@ from mav.pipeline.runtime.distributed import (
 )
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.progress import progress_bar
+from mav.pipeline.training.averaging import AVERAGE
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
 from mav.pipeline.training.credit import MOST_PAIRS, TokenCredit, fit_credit
@@ -37,7 +38,7 @@ from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.report import TrainReport
 from mav.pipeline.training.resume import checkpoint_to_go_on_from, interrupted, require_same_run
-from mav.pipeline.training.trainer import AVERAGE, HEAD, Trainer
+from mav.pipeline.training.trainer import HEAD, Trainer
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.training.averaging import AveragedWeights
+from mav.pipeline.training.averaging import AVERAGE, AveragedWeights
 from mav.pipeline.training.credit import TokenCredit
 from mav.pipeline.training.criteria import of_margins
 from mav.pipeline.training.loss import Scores
@@ -36,7 +36,6 @@ from mav.pipeline.training.parallel import (
 
 HEAD: Final = "head"
 OPTIMIZER: Final = "optimizer"
-AVERAGE: Final = "average"
 
 
 class Trainer:
@@ -149,13 +148,13 @@ class Trainer:
         found = {HEAD: model_state_dict(self._module)}
         found[OPTIMIZER] = optimizer_state_dict(self.optimizer, self._module)
         if self._average is not None:
-            found[AVERAGE] = self._average.tensors()
+            found |= self._average.tensors()
         return found
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of what `state` returns."""
-        return (HEAD, OPTIMIZER) if self._average is None else (HEAD, OPTIMIZER, AVERAGE)
+        return (HEAD, OPTIMIZER, *(() if self._average is None else self._average.parts))
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load what `state` returned. All processes must call.
@@ -168,27 +167,28 @@ class Trainer:
             RuntimeError: A tensor has another shape.
         """
         if self._average is not None:
-            with self._averaged():
-                load_model_state_dict(self._module, state[AVERAGE])
+            for part in self._average.parts:
+                with self._averaged(part):
+                    load_model_state_dict(self._module, state[part])
         reshard(self._module, self._parallelism)
         load_model_state_dict(self._module, state[HEAD])
         load_optimizer_state_dict(self.optimizer, self._module, state[OPTIMIZER])
         self._weights_changed()
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self, part: str = AVERAGE) -> Iterator[None]:
         """Have the module compute with the averages, where there are any, in a block."""
         if self._average is None:
             yield
             return
         reshard(self._module, self._parallelism)
-        self._average.swap()
+        self._average.swap(part)
         self._weights_changed()
         try:
             yield
         finally:
             reshard(self._module, self._parallelism)
-            self._average.swap()
+            self._average.swap(part)
             self._weights_changed()
 
     def _weights_changed(self) -> None:

@@ -29,6 +29,8 @@ PAGES: Final = {
     "serve": "serving",
     "harness": "harness",
     "merge": "several-heads",
+    "pairs": "rounds",
+    "sample": "rounds",
     "inspect": "index",
     "demo": "index",
 }
