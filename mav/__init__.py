@@ -9,7 +9,7 @@ Example:
     print(mav.generate_response("How do I apologise to a friend?", alpha=1.0))
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mav.cache_schema import lazy_names
 
@@ -139,7 +139,15 @@ _FROM = {
 _NAMED_OTHERWISE = {"FeatureCache": "CacheReader"}
 
 
-__getattr__ = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+_lazy = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mav-align")
+    return _lazy(name)
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ from mav.pipeline.head.config import default_pooled_size, head_config
 from mav.pipeline.head.model import AlignmentHead, quantize_head
 from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.preferences.transcripts import TEMPLATE
+from mav.pipeline.runtime.argument_names import tells_of_wrong_arguments
 from mav.pipeline.runtime.choices import HeadKind
 
 
@@ -31,6 +32,7 @@ class TrainedHead:
         template_date: Date this template was given, or None.
         digest: SHA-256 over its weights.
         folder: Its folder, or None if it was made in memory.
+        borrowed: Whether the weights are those of someone's own head, which must stay as they are.
     """
 
     name: str
@@ -41,6 +43,7 @@ class TrainedHead:
     template_date: str | None
     digest: str
     folder: Path | None
+    borrowed: bool = False
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
         """Find the base it was trained on.
@@ -84,6 +87,42 @@ def load_trained(
     )
 
 
+def given_head(head: AlignmentHead, *, int8: bool = False) -> TrainedHead:
+    """Return a head that was given as an object, with the weights it has.
+
+    Where it is on the base's device and of its type, the weights stay shared: what training it
+    further changes, decoding follows.
+
+    Args:
+        head: The head, which is not changed.
+        int8: Keep a copy of its weights in a byte each; needs torchao.
+
+    Raises:
+        UsageError: It does not say what it was trained from, or what int8 needs is not installed.
+    """
+    if head.origin is None:
+        raise UsageError(
+            "head: got an AlignmentHead that does not say which states it reads; expected one from "
+            "`AlignmentHead.from_pretrained` or `AlignmentHead.for_cache`"
+        )
+    shared, manifest = head.sharing_weights(), head.origin.manifest
+    digest = tensors_digest(head.state_dict())
+    if int8:
+        quantize_head(shared)
+    return TrainedHead(
+        name="The given head",
+        head=shared,
+        base=manifest.base,
+        states=manifest.states,
+        template=manifest.text.prompt_template,
+        template_date=manifest.text.template_date,
+        digest=digest,
+        folder=None,
+        borrowed=True,
+    )
+
+
+@tells_of_wrong_arguments
 def new_head(
     base: BaseModel,
     *,

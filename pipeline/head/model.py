@@ -19,6 +19,7 @@ vocabulary matrix of its own; whatever it adds to the logits lies in the span of
 The letters of shapes are in CONTRIBUTING.md.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -28,12 +29,14 @@ from torch import Tensor, nn
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.storage import (
+    HeadOrigin,
     find_head,
     load_weights,
     read_head_config,
     require_finite,
 )
 from mav.pipeline.ops.tensor_storage import pool_states
+from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype
 
 
 class AlignmentHead(nn.Module):
@@ -43,11 +46,13 @@ class AlignmentHead(nn.Module):
 
     Attributes:
         config: Its kind and sizes.
+        origin: What it was trained from and how; None of one that was made from sizes alone.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.origin: HeadOrigin | None = None
         layers = {
             name: nn.Linear(layer.inputs, layer.outputs, bias=layer.bias)
             for name, layer in config.layers.items()
@@ -102,7 +107,7 @@ class AlignmentHead(nn.Module):
     def from_pretrained(
         path_or_hub_id: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: Dtype = torch.float32,
         device: str = "cpu",
     ) -> "AlignmentHead":
         """Load a head from a folder, a training output or the hub.
@@ -110,15 +115,23 @@ class AlignmentHead(nn.Module):
         Args:
             path_or_hub_id: Folder with `config.json` and `model.safetensors`, the output folder
                 of `mav train` (its best head), or a hub id.
-            dtype: Element type to load it in.
+            dtype: Element type to load it in: a name such as `bfloat16`, torch's type, or `auto`.
             device: Where to put it.
 
         Raises:
             HeadError: There is no head, or its files are not those of a head.
         """
+        resolved = resolve_dtype(dtype, device)
         folder = find_head(path_or_hub_id)
-        config, _ = read_head_config(folder)
-        return load_from_folder(folder, config, dtype=dtype, device=device)[0]
+        config, origin = read_head_config(folder)
+        head = load_from_folder(folder, config, dtype=resolved, device=device)[0]
+        head.origin = origin
+        return head
+
+    def sharing_weights(self) -> "AlignmentHead":
+        """Return a head in eval mode with the very weights of this one, which stays as it is."""
+        kept = {id(weight): weight for weight in self.parameters()}
+        return copy.deepcopy(self, {**kept, id(self.origin): self.origin}).eval()
 
 
 def load_from_folder(

@@ -24,6 +24,7 @@ from mav.pipeline.head.storage import (
     recorded_weights,
     weights_file,
 )
+from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype
 from mav.pipeline.runtime.durable_files import (
     measure,
     partial_name,
@@ -121,7 +122,7 @@ def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> d
 
 
 def load_head(
-    path_or_hub_id: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    path_or_hub_id: str, *, dtype: Dtype = torch.float32, device: str = "cpu"
 ) -> StoredHead:
     """Load a head and its origin.
 
@@ -135,5 +136,8 @@ def load_head(
     """
     folder = find_head(path_or_hub_id)
     config, origin = read_head_config(folder)
-    head, digest = load_from_folder(folder, config, dtype=dtype, device=device)
+    head, digest = load_from_folder(
+        folder, config, dtype=resolve_dtype(dtype, device), device=device
+    )
+    head.origin = origin
     return StoredHead(head=head, origin=origin, path=folder, digest=digest)
