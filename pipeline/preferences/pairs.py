@@ -17,14 +17,12 @@ class ReadCounts:
 
     Attributes:
         rows: Rows read.
-        joined: Pairs that were made of two rows each.
         dropped: Those that hold no usable pair, by cause.
         held_out_prompts: Ids of all prompts of a data set for evaluation alone, those of dropped
             rows too.
     """
 
     rows: int = 0
-    joined: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     held_out_prompts: set[int] = field(default_factory=set)
 

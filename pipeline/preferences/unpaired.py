@@ -15,6 +15,8 @@ from mav.pipeline.preferences.rows import ANSWERS, COMPLETION, LABEL, read_respo
 
 _GOOD: Final = (True, 1, "true", "True", "1")
 _BAD: Final = (False, 0, "false", "False", "0")
+SECOND: Final = "second_of_a_pair"
+"""Counts rows that went into a pair beside another row, so that rows are pairs and causes."""
 _ROW_OF_ONE: Final = (COMPLETION, LABEL)
 
 
@@ -81,7 +83,7 @@ def _pairs_of(prompt: _Prompt, counts: ReadCounts) -> Iterator[PreferencePair]:
         if isinstance(pair, str):
             counts.dropped[pair] += 2
         else:
-            counts.joined += 1
+            counts.dropped[SECOND] += 1
             yield pair
     over = len(prompt.good) - len(prompt.bad)
     if over:
