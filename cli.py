@@ -11,6 +11,7 @@ from mav.cli_commands.generate import generate_command
 from mav.cli_commands.harness import harness_command
 from mav.cli_commands.inspect import inspect_command
 from mav.cli_commands.merge import merge_command
+from mav.cli_commands.push import push_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
@@ -35,6 +36,7 @@ for _command in (
     harness_command,
     inspect_command,
     merge_command,
+    push_command,
     generate_command,
     chat_command,
     serve_command,

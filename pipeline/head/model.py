@@ -20,15 +20,21 @@ The letters of shapes are in CONTRIBUTING.md.
 """
 
 import copy
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mav.cache_schema.errors import UsageError
+from mav.cache_schema.errors import HeadError, UsageError
+from mav.pipeline.head.card import write_card
 from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.push import push_folder
+from mav.pipeline.head.saving import save_head
 from mav.pipeline.head.storage import (
+    CurvePoint,
     HeadOrigin,
     find_head,
     load_weights,
@@ -107,6 +113,7 @@ class AlignmentHead(nn.Module):
     def from_pretrained(
         path_or_hub_id: str,
         *,
+        revision: str | None = None,
         dtype: Dtype = torch.float32,
         device: str = "cpu",
     ) -> "AlignmentHead":
@@ -115,6 +122,7 @@ class AlignmentHead(nn.Module):
         Args:
             path_or_hub_id: Folder with `config.json` and `model.safetensors`, the output folder
                 of `mav train` (its best head), or a hub id.
+            revision: Branch, tag or commit of a hub repository.
             dtype: Element type to load it in: a name such as `bfloat16`, torch's type, or `auto`.
             device: Where to put it.
 
@@ -122,11 +130,64 @@ class AlignmentHead(nn.Module):
             HeadError: There is no head, or its files are not those of a head.
         """
         resolved = resolve_dtype(dtype, device)
-        folder = find_head(path_or_hub_id)
+        folder = find_head(path_or_hub_id, revision)
         config, origin = read_head_config(folder)
         head = load_from_folder(folder, config, dtype=resolved, device=device)[0]
         head.origin = origin
         return head
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head with its origin, and a model card, so that `from_pretrained` reads it.
+
+        Args:
+            folder: Where to; made if it does not exist. A README.md that is there stays.
+
+        Raises:
+            HeadError: It does not say what it was trained from.
+            OSError: It cannot be written; a head that was there stays.
+        """
+        if self.origin is None:
+            raise HeadError(
+                "This head does not say what it was trained from, which a head in a folder must. "
+                "Make it by `AlignmentHead.for_cache`, or set its `origin`."
+            )
+        save_head(self, self.origin, Path(folder))
+        write_card(Path(folder), self.config, self.origin, replace=False)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload an alignment head",
+        curve: Sequence[CurvePoint] = (),
+    ) -> str:
+        """Send the head to the hub with a model card that says what it is and how to use it.
+
+        Args:
+            repository: Its id there; made if it does not exist.
+            private: Whether a new repository is private; what its owner has set if None.
+            revision: Branch to send it to, the main one if None.
+            commit_message: Message of the commit.
+            curve: What was measured of it by alpha, for the card; that of its training if empty.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HeadError: It does not say what it was trained from, or the hub does not take it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(
+                Path(folder),
+                repository,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                curve=curve,
+            )
 
     def sharing_weights(self) -> "AlignmentHead":
         """Return a head in eval mode with the very weights of this one, which stays as it is."""

@@ -9,6 +9,7 @@ come from safetensors, all else from JSON.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 import safetensors.torch
 from torch import Tensor, nn
 
-from mav.cache_schema.errors import CacheError, HeadError
+from mav.cache_schema.errors import CacheError, HeadError, UsageError
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.runtime import hub, hub_errors
@@ -50,6 +51,44 @@ class MergedPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """What a head does to held-out pairs at one strength; see `AlphaResult`.
+
+    Attributes:
+        alpha: The strength.
+        reward_accuracy: Share of pairs whose chosen response gained more; None at alpha 0.
+        logp_accuracy: Share of pairs whose chosen response is the more probable one.
+        margin: In nats.
+        kl_per_token: In nats.
+    """
+
+    alpha: float
+    reward_accuracy: float | None
+    logp_accuracy: float
+    margin: float
+    kl_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The strength at which a head reaches a KL from its base, on pairs it was not trained on.
+
+    Attributes:
+        alpha: The strength.
+        target_kl: The KL per token that was asked for, in nats.
+        kl_per_token: The KL there.
+        pairs: Number of held-out pairs.
+        curve: What was measured, by alpha.
+    """
+
+    alpha: float
+    target_kl: float
+    kl_per_token: float
+    pairs: int
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadOrigin:
     """What a head was trained from and how.
 
@@ -60,6 +99,7 @@ class HeadOrigin:
         held_out_fraction: Share of prompts that training did not see.
         steps: Optimizer steps taken.
         merged: The heads it is the weighted sum of; none of one that was trained.
+        recommended: The strength to start from, where training was asked to find it.
     """
 
     manifest: Manifest
@@ -68,6 +108,7 @@ class HeadOrigin:
     held_out_fraction: float
     steps: int
     merged: tuple[MergedPart, ...] = ()
+    recommended: Recommendation | None = None
 
 
 def load_weights(head: nn.Module, folder: Path, device: str) -> str:
@@ -174,13 +215,22 @@ def require_finite(head: nn.Module, folder: Path) -> None:
             )
 
 
-def find_head(path_or_hub_id: str) -> Path:
+def find_head(path_or_hub_id: str, revision: str | None = None) -> Path:
     """Return the folder of a head, downloading it from the hub if need be.
+
+    Args:
+        path_or_hub_id: Its folder, the output of a training, or a hub id.
+        revision: Branch, tag or commit of a hub repository.
 
     Raises:
         HeadError: There is none.
+        UsageError: A revision is given for a folder.
     """
     path = Path(path_or_hub_id)
+    if revision is not None and path.exists():
+        raise UsageError(
+            f"revision: got {revision!r}, but {path} is here and has no revisions; leave it out"
+        )
     for folder in (path, path / "best", path / "last"):
         if (folder / CONFIG).is_file():
             return folder
@@ -190,9 +240,9 @@ def find_head(path_or_hub_id: str) -> Path:
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
     try:
-        folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
+        folder = hub.download(path_or_hub_id, revision=revision, allow=[CONFIG, WEIGHTS])
     except Exception as error:
-        reason = hub_errors.why(error, path_or_hub_id, "model")
+        reason = hub_errors.why(error, path_or_hub_id, "model", revision)
         raise HeadError(
             f"{path_or_hub_id}: no such folder here, and the hub did not give it: {reason}"
         ) from error
@@ -232,6 +282,7 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         origin = HeadOrigin(
             manifest=Manifest.from_json(value["cache"], str(path)),
             merged=tuple(MergedPart(**part) for part in value.get("merged", [])),
+            recommended=_recommendation(value.get("recommended")),
             **value["training"],
         )
         config = HeadConfig(**value["head"])
@@ -243,6 +294,16 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         raise HeadError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeadError(f"{path}: not a head's configuration: {error}") from error
+
+
+def _recommendation(value: Any) -> Recommendation | None:
+    if value is None:
+        return None
+    curve = tuple(CurvePoint(**point) for point in value["curve"])
+    found = Recommendation(**{**value, "curve": curve})
+    if not math.isfinite(found.alpha):
+        raise ValueError(f"recommended.alpha: got {found.alpha}, expected a finite number")
+    return found
 
 
 def _require_same_sizes(head: HeadConfig, cache: Manifest, path: Path) -> None:

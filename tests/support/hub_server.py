@@ -3,6 +3,7 @@
 What it says follows huggingface.co as huggingface_hub 1 to 2.4 and datasets 4 to 5.2 ask it: what a
 repository is at a revision, the tree of a commit, `resolve` with its headers, and large files at
 another origin, as the hub leads to its CDN. Repositories may be in trouble, each in its own way.
+What is sent to it is in `hub_uploads`.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Literal, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support import hub_uploads as uploads
 
 Kind = Literal["models", "datasets"]
 Trouble = Literal[
@@ -86,6 +89,8 @@ class Hub:
         repositories: (kind, id) -> repository.
         asked: All requests so far.
         sent: How often each file was asked for.
+        stored: Large files that were sent, by their SHA-256.
+        private: Repositories that were made, and whether they were to be private.
     """
 
     endpoint: str
@@ -93,6 +98,8 @@ class Hub:
     repositories: dict[tuple[Kind, str], Repository] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    private: dict[str, bool | None] = field(default_factory=dict)
 
     def add(
         self, kind: Kind, name: str, files: Mapping[str, bytes], trouble: Trouble | None = None
@@ -148,6 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
@@ -161,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization")
 
     def _answer(self) -> None:
-        self.form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         host, port = self.connection.getsockname()[:2]
         on_cdn = self.hub.cdn == f"http://{host}:{port}"
         path = unquote(urlsplit(self.path).path)
@@ -174,8 +184,18 @@ class _Handler(BaseHTTPRequestHandler):
                 on_cdn=on_cdn,
             )
         )
-        if on_cdn:
+        if on_cdn and self.command == "PUT":
+            self.hub.stored[path.rpartition("/")[2]] = self.body
+            self._send(200, b"", {})
+        elif on_cdn:
             self._from_cdn(path)
+        elif self.command == "POST" and (sent := uploads.answer(self.hub, path, self.body)):
+            if self.token is None:
+                self._refuse(401, None, "Invalid username or password.")
+            elif sent.status == 200:
+                self._json(sent.value)
+            else:
+                self._refuse(sent.status, None, str(sent.value))
         elif path == "/api/whoami-v2":
             self._json({"type": "user", "name": "tester", "orgs": []})
         elif found := _API.fullmatch(path):
@@ -251,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._json(entries)
         elif verb == "paths-info":
-            wanted = parse_qs(self.form).get("paths", [])
+            wanted = parse_qs(self.body.decode()).get("paths", [])
             everything = _entries(files, "", deep=True)
             self._json([entry for entry in everything if entry["path"] in wanted])
         else:
