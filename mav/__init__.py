@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from mav.pipeline.head.model import AlignmentHead
     from mav.pipeline.preferences.sources import DataSource
     from mav.pipeline.training.options import TrainOptions
+    from mav.pipeline.training.own.callbacks import TrainCallback
+    from mav.pipeline.training.own.loop import PreferenceScorer, cache_loader
     from mav.pipeline.training.report import TrainReport
     from mav.pipeline.training.train import train
     from mav.pipeline.verification.options import VerifyOptions
@@ -77,12 +79,15 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "MismatchError",
+    "PreferenceScorer",
     "Score",
+    "TrainCallback",
     "TrainOptions",
     "TrainReport",
     "UsageError",
     "VerificationReport",
     "VerifyOptions",
+    "cache_loader",
     "compare",
     "create_mav",
     "dry_run",
@@ -121,12 +126,15 @@ _FROM = {
     "Manifest": "mav.cache_schema",
     "ManifestError": "mav.cache_schema.errors",
     "MismatchError": "mav.cache_schema.errors",
+    "PreferenceScorer": "mav.pipeline.training.own.loop",
     "Score": "mav.pipeline.decoding.scoring",
+    "TrainCallback": "mav.pipeline.training.own.callbacks",
     "TrainOptions": "mav.pipeline.training.options",
     "TrainReport": "mav.pipeline.training.report",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
     "VerifyOptions": "mav.pipeline.verification.options",
+    "cache_loader": "mav.pipeline.training.own.loop",
     "compare": "mav.pipeline.comparison.run",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",

@@ -197,6 +197,12 @@ class MAVInference:
         return self.joined.aligned.head
 
     @property
+    def recommended_alpha(self) -> float | None:
+        """The strength that `mav train --target-kl` found for the head; None without one."""
+        found = None if self.head_names else self._model.trained.parts[0].recommended
+        return None if found is None else found.alpha
+
+    @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the heads; none of one head without a name."""
         return self._model.trained.names

@@ -14,6 +14,7 @@ from mav.pipeline.base.source import BaseSource, tensors_digest
 from mav.pipeline.head.config import default_pooled_size, head_config
 from mav.pipeline.head.model import AlignmentHead, quantize_head
 from mav.pipeline.head.pretrained import load_head
+from mav.pipeline.head.recommendation import Recommendation
 from mav.pipeline.preferences.transcripts import TEMPLATE
 from mav.pipeline.runtime.argument_names import tells_of_wrong_arguments
 from mav.pipeline.runtime.choices import HeadKind
@@ -33,6 +34,7 @@ class TrainedHead:
         digest: SHA-256 over its weights.
         folder: Its folder, or None if it was made in memory.
         borrowed: Whether the weights are those of someone's own head, which must stay as they are.
+        recommended: The strength to start from, if training found one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TrainedHead:
     digest: str
     folder: Path | None
     borrowed: bool = False
+    recommended: Recommendation | None = None
 
     def source(self, revision: str | None, gguf_file: str | None) -> BaseSource:
         """Find the base it was trained on.
@@ -84,6 +87,7 @@ def load_trained(
         template_date=manifest.text.template_date,
         digest=stored.digest,
         folder=stored.path,
+        recommended=stored.origin.recommended,
     )
 
 
@@ -119,6 +123,7 @@ def given_head(head: AlignmentHead, *, int8: bool = False) -> TrainedHead:
         digest=digest,
         folder=None,
         borrowed=True,
+        recommended=head.origin.recommended,
     )
 
 

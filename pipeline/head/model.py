@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.cache_schema.errors import HeadError, UsageError
+from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.card import write_card
-from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.config import HeadConfig, head_config
 from mav.pipeline.head.push import push_folder
 from mav.pipeline.head.saving import save_head
 from mav.pipeline.head.storage import (
@@ -42,6 +43,7 @@ from mav.pipeline.head.storage import (
     require_finite,
 )
 from mav.pipeline.ops.tensor_storage import pool_states
+from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype
 
 
@@ -134,6 +136,50 @@ class AlignmentHead(nn.Module):
         config, origin = read_head_config(folder)
         head = load_from_folder(folder, config, dtype=resolved, device=device)[0]
         head.origin = origin
+        return head
+
+    @staticmethod
+    def for_cache(
+        cache: str | Path | CacheReader,
+        *,
+        head_type: HeadKind = "mlp",
+        expansion_size: int | None = None,
+        rank: int | None = None,
+        dropout: float | None = None,
+    ) -> "AlignmentHead":
+        """Return a new head for a cache, which changes nothing until it is trained.
+
+        It says what it was made for, so it can be saved and decoded with.
+
+        Args:
+            cache: The cache, or where it is.
+            head_type: `mlp`, `unembedding` or `bottleneck`.
+            expansion_size: Width of the widest layer of an `mlp`; by the base's size if None.
+            rank: Width of the narrow layer of the other kinds.
+            dropout: Dropout after the first layer; the kind's own if None.
+
+        Raises:
+            UsageError: A size is given that this kind has not.
+            CacheError: There is no complete cache.
+        """
+        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        manifest = reader.manifest
+        try:
+            config = head_config(
+                manifest.base,
+                head_type,
+                num_layers=len(manifest.states.layers),
+                pooled_size=manifest.states.pooled_size,
+                expansion_size=expansion_size,
+                rank=rank,
+                dropout=dropout,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        head = AlignmentHead(config)
+        head.origin = HeadOrigin(
+            manifest=manifest, objective="one's own", beta=0.0, held_out_fraction=0.0, steps=0
+        )
         return head
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mav.cache_schema.portable import portable
 from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.recommendation import Recommendation
 from mav.pipeline.head.storage import (
     CONFIG,
     KIND,
@@ -107,3 +108,11 @@ def _config(sizes: HeadConfig, origin: HeadOrigin, weights: dict[str, int]) -> d
         **({"merged": [asdict(part) for part in origin.merged]} if origin.merged else {}),
         "cache": portable(origin.manifest).to_json(),
     }
+
+
+def write_recommendation(folder: Path, found: Recommendation) -> None:
+    """Note a recommended strength in the configuration of a head that is there."""
+    path = folder / CONFIG
+    config = json.loads(path.read_bytes())
+    config["recommended"] = asdict(found)
+    write_file(path, json.dumps(config, indent=1).encode())

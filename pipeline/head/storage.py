@@ -9,7 +9,6 @@ come from safetensors, all else from JSON.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 from mav.cache_schema.errors import CacheError, HeadError, UsageError
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.recommendation import CurvePoint as CurvePoint
+from mav.pipeline.head.recommendation import Recommendation as Recommendation
+from mav.pipeline.head.recommendation import recommendation_of
 from mav.pipeline.runtime import hub, hub_errors
 from mav.pipeline.runtime.durable_files import measure
 
@@ -48,44 +50,6 @@ class MergedPart:
     objective: str
     beta: float
     steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """What a head does to held-out pairs at one strength; see `AlphaResult`.
-
-    Attributes:
-        alpha: The strength.
-        reward_accuracy: Share of pairs whose chosen response gained more; None at alpha 0.
-        logp_accuracy: Share of pairs whose chosen response is the more probable one.
-        margin: In nats.
-        kl_per_token: In nats.
-    """
-
-    alpha: float
-    reward_accuracy: float | None
-    logp_accuracy: float
-    margin: float
-    kl_per_token: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """The strength at which a head reaches a KL from its base, on pairs it was not trained on.
-
-    Attributes:
-        alpha: The strength.
-        target_kl: The KL per token that was asked for, in nats.
-        kl_per_token: The KL there.
-        pairs: Number of held-out pairs.
-        curve: What was measured, by alpha.
-    """
-
-    alpha: float
-    target_kl: float
-    kl_per_token: float
-    pairs: int
-    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +246,7 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         origin = HeadOrigin(
             manifest=Manifest.from_json(value["cache"], str(path)),
             merged=tuple(MergedPart(**part) for part in value.get("merged", [])),
-            recommended=_recommendation(value.get("recommended")),
+            recommended=recommendation_of(value.get("recommended")),
             **value["training"],
         )
         config = HeadConfig(**value["head"])
@@ -294,16 +258,6 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         raise HeadError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeadError(f"{path}: not a head's configuration: {error}") from error
-
-
-def _recommendation(value: Any) -> Recommendation | None:
-    if value is None:
-        return None
-    curve = tuple(CurvePoint(**point) for point in value["curve"])
-    found = Recommendation(**{**value, "curve": curve})
-    if not math.isfinite(found.alpha):
-        raise ValueError(f"recommended.alpha: got {found.alpha}, expected a finite number")
-    return found
 
 
 def _require_same_sizes(head: HeadConfig, cache: Manifest, path: Path) -> None:

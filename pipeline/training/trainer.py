@@ -13,6 +13,7 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.training.averaging import AveragedWeights
 from mav.pipeline.training.criteria import of_margins
+from mav.pipeline.training.loss import PairLoss
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
@@ -47,11 +48,18 @@ class Trainer:
         optimizer: The optimizer of the head.
     """
 
-    def __init__(self, options: TrainOptions, accelerator: Accelerator, head: AlignmentHead):
+    def __init__(
+        self,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        head: AlignmentHead,
+        loss: PairLoss | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.head = head
         self._options = options
         self._objective: Objective = options.as_objective()
+        self._loss = loss
         assert isinstance(options.bf16, bool), "options are settled"
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
         self._parallelism = parallelism_of(accelerator, shard=options.shard)
@@ -95,7 +103,7 @@ class Trainer:
             last = number == len(batches) - 1
             with gradient_sync(module, accelerator, self._parallelism, last=last):
                 scores = module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = scores.pair_sum_loss(self._objective, batch, self._loss)
                 # Gradients are averaged over processes, each of which saw some of the pairs.
                 accelerator.backward(loss * accelerator.num_processes / batch.step_pairs)
             metrics.add(scores, loss, self._objective)
@@ -124,7 +132,7 @@ class Trainer:
             for on_host in batches:
                 batch = on_host.to(self.accelerator.device)
                 scores = self._module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = scores.pair_sum_loss(self._objective, batch, self._loss)
                 metrics.add(scores, loss, self._objective, keep_margins=True)
         margins = metrics.margins(self.accelerator)
         means = metrics.reduce(self.accelerator)
