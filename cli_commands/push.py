@@ -24,7 +24,7 @@ from mav.pipeline.evaluation.options import EvaluateOptions
     "measured]",
 )
 @field_of(EvaluateOptions, "alphas", type=Numbers())
-@click.option("--private/--public", default=None, help="Whether a new repository is private.")
+@click.option("--private", is_flag=True, help="Make a new repository a private one.")
 @click.option("--revision", help="Branch to send it to.  [default: the main one]")
 @click.option("--message", default="Upload an alignment head", help="Message of the commit.")
 @JSON
@@ -34,7 +34,7 @@ def push_command(
     head: str,
     cache: str | None,
     alphas: tuple[float, ...],
-    private: bool | None,
+    private: bool,
     revision: str | None,
     message: str,
     as_json: bool,
@@ -51,7 +51,7 @@ def push_command(
     address = push_folder(
         folder,
         repository,
-        private=private,
+        private=private or None,
         revision=revision,
         commit_message=message,
         curve=found,

@@ -29,6 +29,7 @@ PAGES: Final = {
     "serve": "serving",
     "harness": "harness",
     "merge": "several-heads",
+    "push": "hub",
     "inspect": "index",
     "demo": "index",
 }

@@ -72,7 +72,7 @@ def test_there_and_back(tmp_path: Path) -> None:
             [
                 [
                     pushed,
-                    [*pushed, "--cache", cache, "--alphas", "0,1", "--json", "--public"],
+                    [*pushed, "--cache", cache, "--alphas", "0,1", "--json"],
                     ["push", "--head", head, READ_ONLY],
                     ["inspect", "tester/line"],
                 ]

@@ -73,7 +73,7 @@ def test_a_head_learns_in_five_lines_and_is_decoded_with(tiny_cache: Path, tmp_p
     for _ in range(4):
         for batch in cache_loader(tiny_cache, batch_size=8):
             loss = dpo(model(batch), batch).mean()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
