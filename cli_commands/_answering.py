@@ -118,7 +118,7 @@ class DecodingRequest:
         from mav.pipeline.decoding.steering.strengths import as_strength
 
         if alpha is None and isinstance(self.head, str):
-            from mav.pipeline.head.pretrained import starting_alpha
+            from mav.pipeline.decoding.trained_head import starting_alpha
 
             alpha = starting_alpha(self.head)
         return as_strength(1.0 if alpha is None else alpha, self.head_names)

@@ -1,11 +1,12 @@
 """A head with the record of what it was trained on: loaded, or new."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mav.cache_schema.errors import UsageError
+from mav.cache_schema.errors import MAVError, UsageError
 from mav.cache_schema.manifest import BaseModelRecord, StatesRecord
 from mav.pipeline.base.find_base import find_base
 from mav.pipeline.base.layer_selection import select_layers
@@ -13,11 +14,13 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import BaseSource, tensors_digest
 from mav.pipeline.head.config import default_pooled_size, head_config
 from mav.pipeline.head.model import AlignmentHead, quantize_head
-from mav.pipeline.head.pretrained import load_head
+from mav.pipeline.head.pretrained import load_head, recommended_alpha
 from mav.pipeline.head.recommendation import Recommendation
 from mav.pipeline.preferences.transcripts import TEMPLATE
 from mav.pipeline.runtime.argument_names import tells_of_wrong_arguments
 from mav.pipeline.runtime.choices import HeadKind
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +180,17 @@ def new_head(
         digest=tensors_digest(head.state_dict()),
         folder=None,
     )
+
+
+def starting_alpha(path_or_hub_id: str) -> float:
+    """Return the strength to start from: the recommended one, or 1.
+
+    What is wrong with the head is told when it is loaded.
+    """
+    try:
+        found = recommended_alpha(path_or_hub_id)
+    except MAVError:
+        return 1.0
+    if found is not None:
+        _log.info(f"Starting from alpha {found:g}, with which the head is recommended")
+    return 1.0 if found is None else found

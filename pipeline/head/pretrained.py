@@ -1,12 +1,10 @@
 """Loading heads together with their origin."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mav.cache_schema.errors import MAVError
 from mav.pipeline.head.model import AlignmentHead, load_from_folder
 from mav.pipeline.head.saving import save_head as save_head
 from mav.pipeline.head.storage import (
@@ -15,8 +13,6 @@ from mav.pipeline.head.storage import (
     read_head_config,
 )
 from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +70,3 @@ def recommended_alpha(path_or_hub_id: str) -> float | None:
     """
     found = read_head_config(find_head(path_or_hub_id))[1].recommended
     return None if found is None else found.alpha
-
-
-def starting_alpha(path_or_hub_id: str) -> float:
-    """Return the strength to start from: the recommended one, or 1.
-
-    What is wrong with the head is told when it is loaded.
-    """
-    try:
-        found = recommended_alpha(path_or_hub_id)
-    except MAVError:
-        return 1.0
-    if found is not None:
-        _log.info(f"Starting from alpha {found:g}, with which the head is recommended")
-    return 1.0 if found is None else found

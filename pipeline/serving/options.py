@@ -97,7 +97,7 @@ class ServeOptions(InferenceOptions):
         return as_strength(self.alpha, self.head_names)
 
     def _starting_alpha(self) -> float:
-        from mav.pipeline.head.pretrained import starting_alpha
+        from mav.pipeline.decoding.trained_head import starting_alpha
 
         return starting_alpha(self.head) if isinstance(self.head, str) else 1.0
 

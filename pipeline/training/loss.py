@@ -115,6 +115,11 @@ def require_pair_losses(losses: object, pairs: int) -> Tensor:
     return losses
 
 
+def name_of_loss(loss: PairLoss) -> str:
+    """Return what a run calls a loss of the user's."""
+    return f"own loss {getattr(loss, '__name__', type(loss).__name__)}"
+
+
 def _means(values: Tensor, batch: Batch) -> Tensor:
     """Return the mean of per-token values [N] over both responses of each pair, [P]."""
     sums, tokens = torch.add(*batch.response_sums(values)), torch.add(*batch.response_lengths)

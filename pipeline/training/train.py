@@ -32,7 +32,7 @@ from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import TrainingSet, evaluation_set
 from mav.pipeline.training.defaults import config_of, settled, told
 from mav.pipeline.training.log import MetricsLog, require_tracker, start_tracker
-from mav.pipeline.training.loss import PairLoss
+from mav.pipeline.training.loss import PairLoss, name_of_loss
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.own.callbacks import TrainCallback, call, require_callbacks
@@ -242,7 +242,7 @@ class _Run:
         if self._accelerator.is_main_process:
             origin = HeadOrigin(
                 manifest=self._manifest,
-                objective=options.objective if self._loss is None else _name_of(self._loss),
+                objective=options.objective if self._loss is None else name_of_loss(self._loss),
                 beta=options.as_objective().beta,
                 held_out_fraction=options.held_out_fraction,
                 steps=state.step,
@@ -258,7 +258,7 @@ class _Run:
         return state
 
     def _trajectory(self) -> dict[str, Any]:
-        own = {} if self._loss is None else {"loss": _name_of(self._loss)}
+        own = {} if self._loss is None else {"loss": name_of_loss(self._loss)}
         return self._options.trajectory(self._data.layout.world_size) | own
 
     def _first_state(self) -> TrainState:
@@ -290,11 +290,6 @@ class _Run:
             kl_per_token=kl,
             hardly_moved=None if kl is None else has_hardly_moved(kl),
         )
-
-
-def _name_of(loss: PairLoss) -> str:
-    """Return what a run calls a loss of the user's."""
-    return f"own loss {getattr(loss, '__name__', type(loss).__name__)}"
 
 
 def _as_evaluation(metrics: dict[str, float]) -> dict[str, float]:

@@ -13,10 +13,11 @@ from mav.cache_schema.errors import HeadError, UsageError
 from mav.cli_commands._answering import DecodingRequest
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
+from mav.pipeline.decoding.trained_head import starting_alpha
 from mav.pipeline.evaluation.evaluate import evaluate
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.head.card import card
-from mav.pipeline.head.pretrained import load_head, recommended_alpha, starting_alpha
+from mav.pipeline.head.pretrained import load_head, recommended_alpha
 from mav.pipeline.head.storage import CurvePoint
 from mav.pipeline.reporting.inspect import describe
 from mav.pipeline.serving.options import ServeOptions
