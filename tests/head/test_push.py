@@ -53,7 +53,7 @@ json.dump({"commits": [first, second], "sums": sums, "told": told}, sys.stdout)
 """
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_there_and_back(warm_programs: Path, tmp_path: Path) -> None:
     cache = make_cache(tmp_path, pairs=12)
     head = write_head(tmp_path / "head", cache)
     with hub_server() as hub:
@@ -69,6 +69,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         found = json.loads(ran.stdout)
         pushed = ["push", "--head", head, "tester/line"]
         ((plain, measured, refused, there),) = run(
+            warm_programs / "early-python",
             [
                 [
                     pushed,
