@@ -12,6 +12,7 @@ from mav.cli_commands.harness import harness_command
 from mav.cli_commands.inspect import inspect_command
 from mav.cli_commands.merge import merge_command
 from mav.cli_commands.pairs import pairs_command
+from mav.cli_commands.push import push_command
 from mav.cli_commands.sample import sample_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
@@ -37,6 +38,7 @@ for _command in (
     harness_command,
     inspect_command,
     merge_command,
+    push_command,
     generate_command,
     chat_command,
     sample_command,

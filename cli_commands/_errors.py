@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from mav.cli_commands._config import config_option
 from mav.cli_commands._flags import with_flags
 from mav.cli_commands._logging import log_to_stderr, verbosity_options
 from mav.cli_commands._options import OneOnly
@@ -136,7 +137,7 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
             cls=ReportsErrors,
             epilog="\b\nExample:\n" + example.strip("\n"),
         )(function)
-        made.params += verbosity_options()
+        made.params += [config_option(), *verbosity_options()]
         return made
 
     return decorate

@@ -80,6 +80,25 @@ class NamedNumbers(click.ParamType[dict[str, float]]):
         return {name: Number().convert(part, param, ctx) for name, part in parts.items()}
 
 
+class Columns(click.ParamType[dict[str, str]]):
+    """Names of columns, by what they are here."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        """Return the names or fail with a usage error."""
+        from mav.pipeline.preferences.columns import parse_columns
+
+        if isinstance(value, dict):
+            return value
+        try:
+            return parse_columns(str(value))
+        except ValueError as error:
+            self.fail(f"got {value!r}, {error}", param, ctx)
+
+
 class Strength(click.ParamType[Any]):
     """A strength, or a schedule of strengths; of several heads these by name."""
 
@@ -180,4 +199,4 @@ def _kind_of(rule: Option) -> dict[str, Any]:
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 PLACEMENT = fields_of(BaseOptions, "dtype", "device", "device_map", "quantize")
-BASE = fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision")
+BASE = fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision", "merge_adapter")

@@ -9,7 +9,7 @@ Example:
     print(mav.generate_response("How do I apologise to a friend?", alpha=1.0))
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mav.cache_schema import lazy_names
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from mav.pipeline.rounds.pairs import PairReport, make_pairs
     from mav.pipeline.rounds.sample import SampleReport, sample
     from mav.pipeline.training.options import TrainOptions
+    from mav.pipeline.training.own.callbacks import TrainCallback
+    from mav.pipeline.training.own.loop import PreferenceScorer, cache_loader
     from mav.pipeline.training.report import TrainReport
     from mav.pipeline.training.train import train
     from mav.pipeline.verification.options import VerifyOptions
@@ -82,14 +84,17 @@ __all__ = [
     "MismatchError",
     "PairOptions",
     "PairReport",
+    "PreferenceScorer",
     "SampleOptions",
     "SampleReport",
     "Score",
+    "TrainCallback",
     "TrainOptions",
     "TrainReport",
     "UsageError",
     "VerificationReport",
     "VerifyOptions",
+    "cache_loader",
     "compare",
     "create_mav",
     "dry_run",
@@ -134,12 +139,15 @@ _FROM = {
     "PairReport": "mav.pipeline.rounds.pairs",
     "SampleOptions": "mav.pipeline.rounds.options",
     "SampleReport": "mav.pipeline.rounds.sample",
+    "PreferenceScorer": "mav.pipeline.training.own.loop",
     "Score": "mav.pipeline.decoding.scoring",
+    "TrainCallback": "mav.pipeline.training.own.callbacks",
     "TrainOptions": "mav.pipeline.training.options",
     "TrainReport": "mav.pipeline.training.report",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
     "VerifyOptions": "mav.pipeline.verification.options",
+    "cache_loader": "mav.pipeline.training.own.loop",
     "compare": "mav.pipeline.comparison.run",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",
@@ -154,7 +162,15 @@ _FROM = {
 _NAMED_OTHERWISE = {"FeatureCache": "CacheReader"}
 
 
-__getattr__ = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+_lazy = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mav-align")
+    return _lazy(name)
 
 
 def __dir__() -> list[str]:

@@ -4,16 +4,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.preferences.chat_template import parse_date
+from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
 
-Heads = str | Path | Mapping[str, str | Path]
-"""Where a head is, or where several are, by name."""
+if TYPE_CHECKING:
+    from mav.pipeline.head.model import AlignmentHead
+
+OneHead = Union[str, Path, "AlignmentHead"]
+"""Where a head is, or the head itself."""
+Heads = Union[OneHead, Mapping[str, OneHead]]  # noqa: UP007
+"""A head, or several by name."""
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
@@ -22,7 +28,7 @@ _LARGEST_SEED: Final = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachOptions:
+class AttachOptions(NamedArguments):
     """Options for attaching a head to a base.
 
     Attributes:
@@ -69,7 +75,7 @@ class InferenceOptions(BaseOptions, AttachOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
+class GenerationOptions(NamedArguments):
     """Options of generation.
 
     Attributes:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.choices import ObjectiveName
 from mav.pipeline.runtime.options import check_options, option
 
@@ -19,7 +20,7 @@ _LAMBDA_L2: Final = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions:
+class ObjectiveOptions(NamedArguments):
     """What a head is trained to do.
 
     Attributes:

@@ -20,6 +20,9 @@ _NOT_THE_TRAJECTORY: Final = (
     "eval_steps",
     "early_stopping",
     "report_to",
+    "run_name",
+    "project",
+    "target_kl",
     "workers",
     "shard",
     "resume",
@@ -65,6 +68,10 @@ class TrainOptions(ObjectiveOptions):
         keep_by: What the best head is the best in; see `criteria`.
         early_stopping: Evaluations without a better head after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
+        run_name: Name of the run there.
+        project: Project of the run, of trackers that have projects; `mav` if None.
+        target_kl: KL per token to the base, in nats; the strength that reaches it on held-out pairs
+            is written into the best head as the one to start from.
         workers: Threads that read the cache.
         shard: Whether to cut the head into shards, one per process (FSDP2), where there are
             several.
@@ -167,6 +174,17 @@ class TrainOptions(ObjectiveOptions):
     report_to: Tracker = option(
         "tensorboard", choices=get_args(Tracker), help="Tracker in addition to metrics.jsonl."
     )
+    run_name: str | None = option(None, help="Name of the run, for the tracker.")
+    project: str | None = option(
+        None, default_text="mav", help="Project of the run, in wandb or trackio."
+    )
+    target_kl: float | None = option(
+        None,
+        number=True,
+        above=0,
+        metavar="NATS",
+        help="Recommend the alpha at which the head is so far from the base, per token.",
+    )
     workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
     shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
     seed: int = option(0, whole=True, at_least=0, help="Seed of initialisation, order and dropout.")
@@ -188,7 +206,19 @@ class TrainOptions(ObjectiveOptions):
                 f"batch_size: got {self.batch_size}, and `batch_tokens` {self.batch_tokens}; a "
                 f"batch is counted in pairs or in tokens; give one of them"
             )
+        if self.project is not None and self.report_to not in ("wandb", "trackio"):
+            raise UsageError(
+                f"project: got {self.project!r} with `report_to` {self.report_to}, which has no "
+                f"projects; expected wandb or trackio"
+            )
+        if self.run_name is not None and self.report_to == "none":
+            raise UsageError(f"run_name: got {self.run_name!r}, but `report_to` is none")
         if self.held_out_fraction == 0 and self.eval_cache is None:
+            if self.target_kl is not None:
+                raise UsageError(
+                    "target_kl: nothing is held out to measure it on; use a larger "
+                    "`eval_fraction` or an `eval_cache`"
+                )
             if self.early_stopping is not None:
                 raise UsageError("early_stopping: nothing is held out to evaluate on")
             if self.keep_by not in ("loss", "last"):

@@ -14,7 +14,7 @@ from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.training.averaging import AVERAGE, AveragedWeights
 from mav.pipeline.training.credit import TokenCredit
 from mav.pipeline.training.criteria import of_margins
-from mav.pipeline.training.loss import Scores
+from mav.pipeline.training.loss import PairLoss, Scores
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
@@ -53,13 +53,16 @@ class Trainer:
         options: TrainOptions,
         accelerator: Accelerator,
         head: AlignmentHead,
+        *,
         credit: TokenCredit | None = None,
+        loss: PairLoss | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.head = head
         self._options = options
         self._credit = credit
         self._objective: Objective = options.as_objective()
+        self._loss = loss
         assert isinstance(options.bf16, bool), "options are settled"
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
         self._parallelism = parallelism_of(accelerator, shard=options.shard)
@@ -103,7 +106,7 @@ class Trainer:
             last = number == len(batches) - 1
             with gradient_sync(module, accelerator, self._parallelism, last=last):
                 scores = module(batch, base.logits(batch))
-                loss = self._loss(scores, batch)
+                loss = self._loss_of(scores, batch)
                 # Gradients are averaged over processes, each of which saw some of the pairs.
                 accelerator.backward(loss * accelerator.num_processes / batch.step_pairs)
             metrics.add(scores, loss, self._objective)
@@ -132,15 +135,15 @@ class Trainer:
             for on_host in batches:
                 batch = on_host.to(self.accelerator.device)
                 scores = self._module(batch, base.logits(batch))
-                loss = self._loss(scores, batch)
+                loss = self._loss_of(scores, batch)
                 metrics.add(scores, loss, self._objective, keep_margins=True)
         margins = metrics.margins(self.accelerator)
         means = metrics.reduce(self.accelerator)
         return means | of_margins(margins, means["kl"])
 
-    def _loss(self, scores: Scores, batch: Batch) -> Tensor:
+    def _loss_of(self, scores: Scores, batch: Batch) -> Tensor:
         credit = None if self._credit is None else self._credit.of(batch)
-        return scores.pair_sum_loss(self._objective, batch, credit)
+        return scores.pair_sum_loss(self._objective, batch, credit=credit, own=self._loss)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return all that `restore` needs, by the names in `parts`. All processes must call."""

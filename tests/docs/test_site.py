@@ -31,6 +31,7 @@ PAGES: Final = {
     "merge": "several-heads",
     "pairs": "rounds",
     "sample": "rounds",
+    "push": "hub",
     "inspect": "index",
     "demo": "index",
 }

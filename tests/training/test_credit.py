@@ -124,7 +124,7 @@ def test_the_loss_is_the_mean_square_over_a_pairs_own_tokens() -> None:
         squared_norm=torch.ones(10, dtype=torch.float64),
     )
     objective = Objective(name="credit", beta=2.0, lambda_l2=0.25)
-    found = scores.pair_sum_loss(objective, batch, credit)
+    found = scores.pair_sum_loss(objective, batch, credit=credit)
     wide = (logps - base).detach() - credit / 2
     squares = wide.square()
     assert found.item() == pytest.approx(float(squares[:4].mean() + squares[4:].mean()) + 2 * 0.25)
