@@ -40,7 +40,15 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @fields_of(
     TrainOptions,
     *("eval_fraction", "head_type", "expansion_size", "rank", "dropout", "objective", "beta"),
-    *("label_smoothing", "simpo_gamma", "ld_alpha", "lambda_l2", "lambda_kl", "lambda_sft"),
+    *(
+        "label_smoothing",
+        "simpo_gamma",
+        "credit_discount",
+        "ld_alpha",
+        "lambda_l2",
+        "lambda_kl",
+        "lambda_sft",
+    ),
     *("learning_rate", "weight_decay", "max_grad_norm", "num_epochs", "batch_size"),
     *(
         "batch_tokens",

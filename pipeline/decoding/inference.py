@@ -208,7 +208,7 @@ class MAVInference:
 
     @property
     def recommended_alpha(self) -> float | None:
-        """The strength that `mav train --target-kl` found for the head; None without one."""
+        """The strength that training with `target_kl` found for the head; None without one."""
         found = None if self.head_names else self._model.trained.parts[0].recommended
         return None if found is None else found.alpha
 

@@ -20,16 +20,25 @@ al. 2024, "Controlled Decoding from Language Models"), which need a pass for eve
 where a head says it for all of them at once.
 """
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from mav.cache_schema.errors import DataError
+from mav.cache_schema.manifest import Manifest
 from mav.pipeline.loader.batch import Batch
+from mav.pipeline.training.data import TrainingSet
+from mav.pipeline.training.options import TrainOptions
+
+_log = logging.getLogger(__name__)
 
 MOST_PAIRS: Final = 4096
 """Linear models of some thousand numbers gain nothing from more, which the first so many are:
@@ -101,6 +110,36 @@ def returns(values: Tensor, offsets: Tensor, discount: float) -> Tensor:
         found = found + discount**held * behind(found, held)
         held *= 2
     return found
+
+
+def credit_of_run(
+    data: TrainingSet, manifest: Manifest, options: TrainOptions, accelerator: Accelerator
+) -> TokenCredit | None:
+    """Fit to the first pairs of a run in its first process, and give that to the others.
+
+    None of another objective.
+
+    Args:
+        data: What the run trains on.
+        manifest: The manifest of its cache.
+        options: The run's.
+        accelerator: Its processes, all of which must call.
+    """
+    if options.objective != "credit":
+        return None
+    found: list[TokenCredit | None] = [None]
+    if accelerator.is_main_process:
+        discount = options.as_objective().credit_discount
+        stream = functools.partial(data.first_pairs, MOST_PAIRS)
+        credit = fit_credit(stream, discount, accelerator.device)
+        _log.info(
+            f"Credit of tokens from layer {manifest.states.layers[credit.layer]}: a linear reward "
+            f"of its states ranks {credit.accuracy:.1%} of {min(data.pairs, MOST_PAIRS):,} "
+            f"training pairs right, each fitted to other pairs"
+        )
+        found = [credit]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def fit_credit(

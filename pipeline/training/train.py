@@ -1,7 +1,6 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from mav.cache_schema.errors import HeadError
 from mav.cache_schema.reader import CacheReader
@@ -31,7 +29,7 @@ from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.training.averaging import AVERAGE
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
-from mav.pipeline.training.credit import MOST_PAIRS, TokenCredit, fit_credit
+from mav.pipeline.training.credit import credit_of_run
 from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import TrainingSet, evaluation_set
 from mav.pipeline.training.defaults import config_of, settled, told
@@ -83,12 +81,8 @@ def train(
     if Path(reader.manifest.base.id).is_absolute():
         # Caches of earlier programs held the place itself, which the head will not.
         remember(reader.manifest.base.weights_digest, reader.manifest.base.id)
-    options = settled(
-        options,
-        reader.manifest,
-        accelerator.device,
-        begun=checkpoint.state if checkpoint else None,
-    )
+    begun = checkpoint.state if checkpoint else None
+    options = settled(options, reader.manifest, accelerator.device, begun=begun)
     return _Run(options, reader, accelerator, loss, called).run(checkpoint)
 
 
@@ -118,33 +112,13 @@ class _Run:
         if self._held_out is not None:
             check_kind(self._config, self._held_out.reader.manifest, str(options.eval_cache))
         head = AlignmentHead(self._config)
-        credit = self._token_credit() if loss is None else None
+        credit = credit_of_run(self._data, self._manifest, options, accelerator)
         self._trainer = Trainer(options, accelerator, head, credit=credit, loss=loss)
         dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
         if self._held_out is not None and self._held_out.reader is not reader:
             self._held_out_base = CachedBase(self._held_out.reader, accelerator.device, dtype)
-
-    def _token_credit(self) -> TokenCredit | None:
-        """Fit what the objective `credit` needs, in the first process for all."""
-        options, accelerator = self._options, self._accelerator
-        if options.objective != "credit":
-            return None
-        found: list[TokenCredit | None] = [None]
-        if accelerator.is_main_process:
-            discount = options.as_objective().credit_discount
-            stream = functools.partial(self._data.first_pairs, MOST_PAIRS)
-            credit = fit_credit(stream, discount, accelerator.device)
-            layer = self._manifest.states.layers[credit.layer]
-            _log.info(
-                f"Credit of tokens from layer {layer}: a linear reward of its states ranks "
-                f"{credit.accuracy:.1%} of {min(self._data.pairs, MOST_PAIRS):,} training pairs "
-                f"right, each fitted to other pairs"
-            )
-            found = [credit]
-        broadcast_object_list(found)
-        return found[0]
 
     def run(self, checkpoint: Checkpoint | None) -> TrainReport:
         options, total = self._options, self._schedule.total

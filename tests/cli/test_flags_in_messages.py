@@ -76,6 +76,7 @@ AT_A_SHELL: dict[str, set[str] | None] = {
     "harness/__main__.py": {"--model", "--tasks"},  # of lm_eval, here and in the next
     "harness/language_model.py": {"--model", "--tasks"},
     "head/storage.py": {"--output-dir"},
+    "head/card.py": {"--head", "--cache", "--alpha", "--base-model"},  # how it is used
     "verification/verify.py": {"--repair"},
     "extraction/options.py": {"--logits", "--dtype"},  # --help
     "training/options.py": {"--batch-size", "--output-dir"},
