@@ -51,7 +51,10 @@ def main(job: dict[str, Any]) -> list[dict[str, Any]]:
     for request in job["requests"]:
         alpha, prompt = request["alpha"], request["prompt"]
         options = GenerationOptions(max_new_tokens=request["max_tokens"])
-        (found,) = decode(mav.joined, [prompt], [as_strength(alpha, mav.head_names)], options)
+        strength = as_strength(alpha, mav.head_names)
+        found = request.get("forced")
+        if found is None:
+            (found,) = decode(mav.joined, [prompt], [strength], options)
         logprobs = log_probabilities(mav, plain, prompt, found, alpha)
         answers.append({"tokens": found, "logprobs": logprobs.tolist()})
     return answers

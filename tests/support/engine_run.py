@@ -29,11 +29,22 @@ SMALL: Final[dict[str, Any]] = {
 def parameters(request: dict[str, Any]) -> Any:
     """vLLM's sampling parameters of a request."""
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     given = {"logprobs": -1, "temperature": 0.0, **request.get("sampling", {})}
+    if "regex" in request:
+        given["structured_outputs"] = StructuredOutputsParams(regex=request["regex"])
     alpha = request.get("alpha")
     extra = {} if alpha is None else {"extra_args": {"alpha": alpha}}
     return SamplingParams(max_tokens=request["max_tokens"], **extra, **given)
+
+
+def adapter_of(request: dict[str, Any]) -> Any:
+    """The LoRA adapter of a request, or None."""
+    from vllm.lora.request import LoRARequest
+
+    place = request.get("adapter")
+    return None if place is None else LoRARequest("adapter", 1, place)
 
 
 def answer_of(completion: Any, prompt_logprobs: Any = None) -> dict[str, Any]:
@@ -58,6 +69,7 @@ def in_rounds(llm: Any, rounds: list[list[dict[str, Any]]]) -> list[Any]:
             [{"prompt_token_ids": request["prompt"]} for request in requests],
             [parameters(request) for request in requests],
             use_tqdm=False,
+            lora_request=[adapter_of(request) for request in requests],
         )
         answers.append(
             [
@@ -105,17 +117,18 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from mav.vllm import engine_args
 
     arguments = engine_args(job["head"], job["base"], **job.get("options", {}))
-    llm = LLM(**{**SMALL, **arguments, **job.get("engine", {})})
+    try:
+        llm = LLM(**{**SMALL, **arguments, **job.get("engine", {})})
+    except Exception as error:
+        if not job.get("refused"):
+            raise
+        return {"refused": f"{type(error).__name__}: {error}"}
     result: dict[str, Any] = {}
     if "rounds" in job:
         result["rounds"] = in_rounds(llm, job["rounds"])
     if "joining" in job:
         result.update(at_random(llm, job["joining"], job["seed"]))
-        if llm.llm_engine.vllm_config.observability_config is not None:
-            try:
-                result["preemptions"] = preemptions(llm)
-            except AssertionError:
-                result["preemptions"] = -1
+        result["preemptions"] = preemptions(llm)
     return result
 
 
