@@ -15,6 +15,7 @@ import torch
 from benchmarks.command_line import run_command
 from mav.cache_schema.errors import MAVError
 from mav.cache_schema.reader import CacheReader
+from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
@@ -121,9 +122,9 @@ def main(asked: argparse.Namespace) -> None:
     }
     results: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = resolve_base(asked.base)
+        source = with_copy(resolve_base(asked.base), gguf_cache=True)
         heads = make_heads(asked.base, Path(folder))
-        model = str(source.folder.resolve())
+        model = str((source.converted or source.folder).resolve())
         plain = {"way": "vllm", "head": None, "model": model, "alphas": [None], **shared}
         results[PLAIN] = run_configuration(plain)
         for kind, head in heads.items():

@@ -26,7 +26,6 @@ from mav.pipeline.engine.vocabulary_heads import VocabularyHeads
 _BACKENDS: Final = ("TransformersForCausalLM", "TransformersMoEForCausalLM")
 _OF_EXPERTS: Final = ("Moe", "MoE", "Mixtral", "Experts")
 _HEADS: Final = "mav_heads"
-_CHECKED_ROWS: Final = 2
 
 
 def __getattr__(name: str) -> type:
@@ -82,6 +81,8 @@ def _with_heads(own: Any) -> type:
             order = [last, *others]
             self._places = [order.index(layer) for layer in heads.reads]
             self._width = len(order)
+            if heads.on_state:
+                _vocabulary_layer(self)
             setattr(self, _HEADS, heads)
             self._rows: Tensor | None = None
             self._state_part: tuple[SteeredRows, Tensor | None] | None = None
@@ -213,13 +214,15 @@ def _with_heads(own: Any) -> type:
             self.added_logits(every)
             if not heads.on_state:
                 return
-            some = torch.randn(_CHECKED_ROWS, last.shape[-1], device=last.device).to(last.dtype)
+            ramp = torch.linspace(-1, 1, last.shape[-1], device=last.device)
+            some = torch.stack([ramp, ramp.square() - 0.5]).to(last.dtype)
             logits, products = super().compute_logits(some), self._products(some)
             zero = self._products(torch.zeros_like(some))
             twice = self._products(2 * some)
             if logits is None:
                 return
-            whole = torch.allclose(logits.float(), self._finished(products).float(), rtol=1e-3)
+            own_way = self._finished(products).float()
+            whole = torch.allclose(logits.float(), own_way, rtol=1e-3, atol=1e-2)
             size = float((products - zero).float().abs().max())
             linear = twice.float() - zero.float() - 2 * (products.float() - zero.float())
             if not whole or float(linear.abs().max()) > 0.05 * size:
@@ -238,5 +241,15 @@ def _is_general(own: Any) -> bool:
 
 
 def _vocabulary_layer(model: Any) -> Any:
-    """Return vLLM's layer that makes logits of products."""
-    return model.logits_processor
+    """Return vLLM's layer that makes logits of products.
+
+    Raises:
+        UsageError: The class has none.
+    """
+    layer = getattr(model, "logits_processor", None)
+    if layer is None:
+        raise UsageError(
+            f"{type(model).__name__}: makes its logits in a way of its own, so a head of kind "
+            f"unembedding cannot steer it; use one of kind mlp"
+        )
+    return layer

@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         told.write_text(json.dumps(job))
         ended = subprocess.run(
             [sys.executable, "-W", "default", "-m", f"tests.support.{program}", told, written],
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(cache), **environment},
+            env={"VLLM_CACHE_ROOT": str(cache), **os.environ, **ENVIRONMENT, **environment},
             capture_output=True,
             text=True,
             timeout=PROCESS,

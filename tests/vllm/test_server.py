@@ -67,7 +67,7 @@ def served(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with log.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, "-W", "default", "-m", "mav", *map(str, words)],
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache")},
+            env={"VLLM_CACHE_ROOT": str(folder / "cache"), **os.environ, **ENVIRONMENT},
             stdout=written,
             stderr=subprocess.STDOUT,
         )
