@@ -52,11 +52,11 @@ def made_head(folder: Path, cache: Path, kind: HeadKind, seed: int = 3) -> Path:
     return folder
 
 
-def write_world(folder: Path, architecture: str = "llama", **changes: Any) -> Path:
+def write_world(folder: Path, architecture: str = "llama", **extraction: Any) -> Path:
     """Save a base as `base` and a head of each kind under its name; return the folder."""
-    base = engine_base(architecture, **changes)
+    base = engine_base(architecture)
     save_base(base, folder / "base")
-    cache = make_cache(folder / "made", base, pairs=8, pooled_size=POOLED)
+    cache = make_cache(folder / "made", base, pairs=8, pooled_size=POOLED, **extraction)
     for number, kind in enumerate(KINDS):
         made_head(folder / kind, cache, kind, seed=number)
     made_head(folder / "other", cache, "mlp", seed=9)

@@ -1,13 +1,16 @@
 """What an engine answers equals what MAV answers, token by token, in float32."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.support.engine_jobs import Run
+from tests.support.engine_world import write_world
 from tests.support.heads import KINDS
-from tests.vllm.conftest import Run
+from tests.support.once import made_once
 
 CLOSE: Final = 1e-4
 """Most that a log-probability may differ by, of any token of the vocabulary."""
@@ -59,6 +62,26 @@ def compare(run: Run, job: dict[str, Any], **environment: str) -> float:
 def test_each_kind_of_head(run: Run, world: Path, kind: str) -> None:
     head, base = str(world / kind), str(world / "base")
     compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS)]})
+
+
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_embeddings_are_read_and_the_last_state_is_not(
+    run: Run, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    made = partial(write_world, layer_selection="0,2")
+    world = made_once(tmp_path_factory, "vllm-layers", made)
+    head, base = str(world / kind), str(world / "base")
+    compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]})
+
+
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_a_soft_capped_base_in_transformers_code(
+    run: Run, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    made = partial(write_world, architecture="gemma2")
+    world = made_once(tmp_path_factory, "vllm-gemma2", made)
+    head, base = str(world / kind), str(world / "base")
+    compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]})
 
 
 def test_several_heads_by_name(run: Run, world: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.vllm.conftest import Run
+from tests.support.engine_jobs import Run
 
 CLOSE: Final = 1e-4
 PROMPT: Final = [*range(30, 90)]

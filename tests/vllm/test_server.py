@@ -15,9 +15,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.engine_jobs import ENVIRONMENT, Run, free_port
 from tests.support.limits import EVENT, PROCESS
-from tests.vllm.conftest import ENVIRONMENT, Run
-from tests.vllm.listening import free_port
 
 pytestmark = pytest.mark.filterwarnings("default")
 PROMPT: Final = [*range(20, 60)]
