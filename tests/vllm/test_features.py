@@ -91,17 +91,20 @@ def test_an_adapter_of_lora(run: Run, world: Path, tmp_path: Path) -> None:
     write_adapter(world, tmp_path)
     asked = [{"prompt": PROMPT, "alpha": alpha, "max_tokens": 8} for alpha in (0, 1.5)]
     adapted = [{**request, "adapter": str(tmp_path / "adapter")} for request in asked]
-    job = engine(world, "mlp", *asked, *adapted)
-    answered = run("engine_run", {**job, "engine": {"enable_lora": True, "max_lora_rank": 8}})
+    job = engine(world, "mlp", engine={"enable_lora": True, "max_lora_rank": 8})
+    # Apart: in a batch with adapted requests, vLLM 0.32 on a CPU answers others wrongly, without
+    # heads too.
+    answered = run("engine_run", {**job, "rounds": [asked, adapted]})
     own = expected(run, world, "mlp", *asked)
     merged = run(
         "engine_reference",
         {"heads": str(world / "mlp"), "base": str(tmp_path / "merged"), "requests": asked},
     )
     assert own != merged
-    for (got,), reference in zip(answered["rounds"][0], [*own, *merged], strict=True):
-        assert got["tokens"] == reference["tokens"]
-        assert furthest(got["logprobs"], reference["logprobs"]) < CLOSE
+    for answers, references in zip(answered["rounds"], (own, merged), strict=True):
+        for (got,), reference in zip(answers, references, strict=True):
+            assert got["tokens"] == reference["tokens"]
+            assert furthest(got["logprobs"], reference["logprobs"]) < CLOSE
 
 
 @pytest.mark.parametrize(
