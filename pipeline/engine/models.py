@@ -100,7 +100,7 @@ def _with_heads(own: Any) -> type:
 
         def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             """Return the base's logits, and keep the states of their rows."""
-            rows = hidden_states.view(-1, self._width, self._hidden_size)
+            rows = hidden_states.reshape(-1, self._width, self._hidden_size)
             last = rows[:, 0].contiguous()
             self._rows, self._state_part = rows, None
             if not self._in_use:
