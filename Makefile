@@ -45,7 +45,7 @@ demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow and not gpu and not browser"
+	$(PYTEST) --warm -m "not slow and not gpu and not browser"
 
 test-format: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu" $(FORMAT_TESTS)

@@ -7,7 +7,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import atexit
 import gc
 import shutil
 import tempfile
@@ -21,10 +20,12 @@ from tests.support.profiles import load_profile
 from tests.support.written_caches import quick_disk, write
 
 # What runs note of this machine is the tests' own.
-os.environ["MAV_CACHE_HOME"] = tempfile.mkdtemp(prefix="mav-home-")
-atexit.register(shutil.rmtree, os.environ["MAV_CACHE_HOME"], ignore_errors=True)
+_HOME = tempfile.mkdtemp(prefix="mav-home-")
+os.environ["MAV_CACHE_HOME"] = _HOME
 
 load_profile()
+
+pytest_plugins = ["tests.support.warm_workers"]
 
 SLOW_FIRST = ("docs/", "benchmarks/", "test_package", "base/test_hub", "cli/test_interruption")
 """Files whose few tests take long; begun last, one process would end long after the others."""
@@ -39,6 +40,11 @@ def pytest_collection_finish() -> None:
     """Leave what imports made out of later searches for garbage, of which tests ask many."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Remove what runs noted."""
+    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture
@@ -64,11 +70,14 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm_programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of programs `mav` and `python` that start in a moment; for all processes."""
     from tests.support.once import is_one_of_several, made_once
     from tests.support.warm_python import start
+    from tests.support.warm_workers import told
 
+    if (programs := told(pytestconfig)) is not None:
+        return programs
     ends_with = os.getppid() if is_one_of_several() else os.getpid()
     return made_once(tmp_path_factory, "warm", lambda folder: start(folder, ends_with))
 

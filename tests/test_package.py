@@ -70,12 +70,13 @@ def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Pat
     base = save_base(tiny_base(), work / "base")
     rows = write_rows(work / "rows.jsonl", 24)
 
+    assert "mav, version" in run("-m", "mav", "--version", cwd=work, PYTHONPATH=str(installed))
     extract = ("extract", "--base-model", base, "--dataset", rows, "--output", "cache")
-    run("-m", "mav", *extract, "--device", "cpu", cwd=work, PYTHONPATH=str(installed))
     options = ("--expansion-size", 16, "--report-to", "none", "--eval-fraction", 0.3)
     generate = ("--head", "head", "--prompt", "Hi", "--max-new-tokens", 2, "--device", "cpu")
-    # The others share a process, which takes seconds to import what they need.
-    later: list[list[object]] = [
+    # Commands share a process, which takes seconds to import what they need.
+    commands: list[list[object]] = [
+        [*extract, "--device", "cpu"],
         ["train", "--cache", "cache", "--output-dir", "head", *options],
         ["evaluate", "--head", "head", "--cache", "cache"],
         ["generate", *generate],
@@ -84,7 +85,7 @@ def test_the_line_runs_beside_files_of_the_same_names(wheel: Path, tmp_path: Pat
         "import json, sys, mav.cli\nprint(mav.cli.__file__)\n"
         "for args in json.loads(sys.argv[1]): mav.cli.main(args, standalone_mode=False)"
     )
-    words = json.dumps([[str(word) for word in command] for command in later])
+    words = json.dumps([[str(word) for word in command] for command in commands])
     said = run("-c", code, words, cwd=work, PYTHONPATH=str(installed))
     assert said.splitlines()[0] == str(installed / "mav" / "cli.py")
     assert "reward accuracy" in said

@@ -38,6 +38,7 @@ class World:
     Attributes:
         hub: The hub.
         folder: Where commands were run.
+        python: What they were run by.
         commits: Commits of org/base, by the ref that pointed to them at first.
         ran: Name -> what the command did.
         asked: Name of a process -> what it asked of the hub.
@@ -45,6 +46,7 @@ class World:
 
     hub: Hub
     folder: Path
+    python: Path
     commits: dict[str, str]
     ran: dict[str, Ran]
     asked: dict[str, list[Asked]]
@@ -53,7 +55,13 @@ class World:
         """Run commands in one process, in turn, and keep what they did."""
         before = len(self.hub.asked)
         home = self.hub.environment(self.folder / "home") | environment
-        (done,) = run([list(commands.values())], self.folder, home, said="/base org/other\nHello\n")
+        (done,) = run(
+            self.python,
+            [list(commands.values())],
+            self.folder,
+            home,
+            said="/base org/other\nHello\n",
+        )
         self.ran.update(zip(commands, done, strict=True))
         self.asked[process] = self.hub.asked[before:]
 
@@ -71,10 +79,11 @@ def _extract(*words: object, output: str) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(warm_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("hub")
     with hub_server() as hub:
-        made = World(hub, folder, _add_repositories(hub, folder), {}, {})
+        python = warm_programs / "early-python"
+        made = World(hub, folder, python, _add_repositories(hub, folder), {}, {})
         named = ("--base-model", "org/base")
         made.run(
             "first",
@@ -125,7 +134,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 "other": _extract(*named, "--revision", "v1", *MESSAGES, output="uf.cache"),
             },
         )
-        offline = {f"{name}-offline": decoding[name] for name in ("generate", "evaluate-hub")}
         offline = {f"{name}-offline": decoding[name] for name in ("generate", "evaluate-hub")}
         made.run(
             "offline",

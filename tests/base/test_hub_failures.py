@@ -72,6 +72,7 @@ class Done:
 
     hub: Hub
     folder: Path
+    python: Path
     ran: dict[tuple[str, ...], list[Ran]]
 
     def failed(self, *key: str) -> str:
@@ -96,8 +97,8 @@ def _command(key: tuple[str, ...]) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    folder = tmp_path_factory.mktemp("failures")
+def done(warm_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    folder, python = tmp_path_factory.mktemp("failures"), warm_programs / "early-python"
     base = tiny_base()
     save_base(base, folder / "local")
     write_rows(folder / "rows.jsonl", 10)
@@ -118,8 +119,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
             ("base", "bad/one-file", "--gguf-file", "q8.gguf"),
         ]
         groups = [[_command(key)] * (2 if "bad/cut-six" in key else 1) for key in keys]
-        ran = run(groups, folder, hub.environment(folder / "home"))
-        yield Done(hub, folder, dict(zip(keys, ran, strict=True)))
+        ran = run(python, groups, folder, hub.environment(folder / "home"))
+        yield Done(hub, folder, python, dict(zip(keys, ran, strict=True)))
 
 
 def _add_bad_ones(hub: Hub, sharded: dict[str, bytes], whole: dict[str, bytes]) -> None:
@@ -218,6 +219,7 @@ def test_a_hub_that_cannot_be_reached(done: Done, tmp_path: Path) -> None:
     elsewhere = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_ETAG_TIMEOUT": "1"}
     keys = [(kind, "org/unreachable") for kind in KINDS]
     ran = run(
+        done.python,
         [[_command(key)] for key in keys],
         done.folder,
         done.hub.environment(tmp_path / "home") | elsewhere,
@@ -238,6 +240,7 @@ def test_a_hub_that_takes_the_connection_and_says_nothing(done: Done, tmp_path: 
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         }
         ran = run(
+            done.python,
             [[_command((kind, "org/silent"))] for kind in ("base", "head")],
             done.folder,
             done.hub.environment(tmp_path / "home") | elsewhere,

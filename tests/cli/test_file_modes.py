@@ -26,7 +26,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tiny_base(), tmp_path_factory.mktemp("base") / "base")
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077])
+# A mode that is fixed anywhere is wrong under one of the first two.
+@pytest.mark.parametrize(
+    "mask", [0o027, 0o002, *(pytest.param(mask, marks=pytest.mark.slow) for mask in (0o022, 0o077))]
+)
 def test_files_and_folders_follow_the_umask(mask: int, base: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "pairs.jsonl", 16)
     out = tmp_path / "out"

@@ -10,6 +10,7 @@ from torch import Tensor
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.steered import steered, varied_base
+from tests.support.sweeps import sweep
 from tests.support.tiny import ARCHITECTURES
 
 ALPHA = 12.0
@@ -22,8 +23,8 @@ def cross_entropy(logits: Tensor, labels: Tensor = LABELS, **more: Any) -> Tenso
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), **more)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+# A head that acts on the state meets what an architecture does to its logits.
+@sweep({"kind": ["unembedding", "mlp"], "architecture": ARCHITECTURES}, meet=1)
 def test_of_every_architecture(architecture: str, kind: HeadKind) -> None:
     mav = steered(varied_base(architecture), kind)
     plain = mav.base.model(IDS, labels=LABELS)

@@ -17,6 +17,7 @@ from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS
 from tests.support.listeners import Listener, alone, decoder_of
 from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.sweeps import sweep
 from tests.support.tiny import ARCHITECTURES
 
 NO_KEYS_AND_VALUES = ("qwen3_next", "qwen3_5_text")
@@ -56,8 +57,8 @@ def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
     made.close()
 
 
-@pytest.mark.parametrize("architecture", ROWS_OF_TOKENS)
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+# A head that acts on the state meets what an architecture does to its logits.
+@sweep({"kind": ["unembedding", "mlp"], "architecture": ROWS_OF_TOKENS}, meet=1)
 def test_rows_of_every_architecture_are_as_if_alone(architecture: str, kind: HeadKind) -> None:
     mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     chance = random.Random(3)
@@ -85,7 +86,9 @@ def test_a_running_state_is_refused(architecture: str) -> None:
         decoder_of(steered(varied_base(architecture)))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 def test_rows_are_what_generate_says(mav: MAVInference, seed: int) -> None:
     chance = random.Random(seed)
     prompts = [f"Who would {verb} it {seed} times?" * chance.randint(1, 3) for verb in "abcdefg"]
@@ -108,7 +111,9 @@ def test_rows_are_what_generate_says(mav: MAVInference, seed: int) -> None:
         assert heard.finish == answer.finish
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+)
 def test_a_seed_gives_the_same_answer_in_any_company(mav: MAVInference, seed: int) -> None:
     chance = random.Random(seed)
     requests = [
@@ -136,9 +141,13 @@ def test_requests_that_differ_in_their_seed_alone_differ(mav: MAVInference) -> N
     assert first == third != second
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2-window", "cohere"])
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-@pytest.mark.parametrize("kind", KINDS)
+@sweep(
+    {
+        "architecture": ["llama", "gemma2-window", "cohere"],
+        "temperature": [0.0, 1.5],
+        "kind": KINDS,
+    }
+)
 def test_log_probabilities_are_those_of_the_whole_text(
     architecture: str, temperature: float, kind: HeadKind
 ) -> None:

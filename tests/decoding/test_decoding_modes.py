@@ -1,6 +1,6 @@
 """Every way of `generate()`, with the head in place: each gives what one plain pass says."""
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.steering.strengths import Alpha
+from mav.pipeline.runtime.choices import HeadKind
 from tests.support.steered import (
     plain_generate,
     steered,
@@ -18,6 +19,7 @@ from tests.support.steered import (
     whole_text_choices,
     whole_text_logits,
 )
+from tests.support.sweeps import sweep
 
 NEW = 9
 ALPHA = 12.0
@@ -42,32 +44,58 @@ CACHES = ("dynamic", "static", "none")
 # Rotary positions; soft-capped and windowed; learned positions.
 BASES = ("llama", "gemma2-window", "gpt2")
 
-every_mode = pytest.mark.parametrize("mode", MODES)
-every_cache = pytest.mark.parametrize("cache_implementation", CACHES)
-batchable_mode = pytest.mark.parametrize("mode", ["greedy", "beams"])
+# Soft-caps are the harder case of a head that acts on the state.
+STEERED = [*(f"{base} mlp" for base in BASES), "gemma2-window unembedding", "llama unembedding"]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *(pytest.param((base, "mlp"), id=f"{base}-mlp") for base in BASES),
-        # Soft-caps are the harder case of a head that acts on the state.
-        pytest.param(("gemma2-window", "unembedding"), id="gemma2-window-unembedding"),
-        pytest.param(("llama", "unembedding"), id="llama-unembedding", marks=pytest.mark.slow),
-    ],
-)
-def mav(request: pytest.FixtureRequest) -> Iterator[MAVInference]:
-    base, kind = request.param
-    made = steered(varied_base(base), kind)
-    yield made
-    made.close()
+@cache
+def made(base: str, kind: HeadKind) -> MAVInference:
+    return steered(varied_base(base), kind)
 
 
-@pytest.fixture(scope="module")
-def untouched(mav: MAVInference) -> BaseModel:
-    """The same base, which no head was ever put into."""
-    kinds = {varied_base(name).config.model_type: name for name in BASES}
-    return varied_base(kinds[mav.base.config.model_type])
+@cache
+def bare(base: str) -> BaseModel:
+    """A base, which no head was ever put into."""
+    return varied_base(base)
+
+
+@cache
+def bare_answers(base: str) -> dict[tuple[str, str], Any]:
+    """(mode, prompt) -> the tokens of the base's own `generate()`."""
+    found = {}
+    for mode, settings in PLAIN.items():
+        for prompt in PROMPTS:
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                ids = prompt_tokens(made(base, "mlp"), prompt)
+                found[mode, prompt] = plain_generate(
+                    bare(base), ids, max_new_tokens=NEW, **settings
+                )
+    return found
+
+
+# Made once, as sweeps do not ask for one base after the other.
+@pytest.fixture(params=[*STEERED[:-1], pytest.param(STEERED[-1], marks=pytest.mark.slow)])
+def mav(request: pytest.FixtureRequest) -> MAVInference:
+    base, kind = request.param.split()
+    return made(base, kind)
+
+
+@pytest.fixture
+def base_name(mav: MAVInference) -> str:
+    return next(
+        name for name in BASES if mav.base.config.model_type == bare(name).config.model_type
+    )
+
+
+@pytest.fixture
+def untouched(base_name: str) -> BaseModel:
+    return bare(base_name)
+
+
+@pytest.fixture
+def plain_answers(base_name: str) -> dict[tuple[str, str], Any]:
+    return bare_answers(base_name)
 
 
 def decoding(mode: str, cache_implementation: str = "dynamic", **more: Any) -> GenerationOptions:
@@ -86,25 +114,11 @@ def prompt_tokens(mav: MAVInference, prompt: str) -> list[int]:
     return form.tokens(form.render(prompt))
 
 
-@pytest.fixture(scope="module")
-def plain_answers(mav: MAVInference, untouched: BaseModel) -> dict[tuple[str, str], Any]:
-    """(mode, prompt) -> the tokens of the base's own `generate()`."""
-    found = {}
-    for mode, settings in PLAIN.items():
-        for prompt in PROMPTS:
-            with torch.random.fork_rng():
-                torch.manual_seed(5)
-                ids = prompt_tokens(mav, prompt)
-                found[mode, prompt] = plain_generate(untouched, ids, max_new_tokens=NEW, **settings)
-    return found
-
-
 def said(answers: list[Generation]) -> list[tuple[int, ...]]:
     return [answer.tokens for answer in answers]
 
 
-@every_mode
-@every_cache
+@sweep({"mav": STEERED, "mode": MODES, "cache_implementation": CACHES}, indirect=["mav"])
 def test_alpha_zero_is_the_untouched_base(
     mav: MAVInference,
     plain_answers: dict[tuple[str, str], Any],
@@ -117,8 +131,9 @@ def test_alpha_zero_is_the_untouched_base(
         assert mav.generate(prompt, ALPHA, decoding(mode, cache_implementation)).tokens != want
 
 
-@batchable_mode
-@every_cache
+@sweep(
+    {"mav": STEERED, "mode": ["greedy", "beams"], "cache_implementation": CACHES}, indirect=["mav"]
+)
 def test_a_batch_is_its_prompts_one_by_one(
     mav: MAVInference, mode: str, cache_implementation: str
 ) -> None:
@@ -132,8 +147,7 @@ def test_a_batch_is_its_prompts_one_by_one(
     assert all(mine != theirs for mine, theirs in zip(said(together), said(others), strict=True))
 
 
-@every_mode
-@pytest.mark.parametrize("alpha", [ALPHA, FALLING], ids=str)
+@sweep({"mav": STEERED, "mode": MODES, "alpha": [ALPHA, FALLING]}, indirect=["mav"])
 def test_caches_change_nothing(mav: MAVInference, mode: str, alpha: Alpha) -> None:
     found = {
         cache_implementation: mav.generate(
@@ -144,8 +158,14 @@ def test_caches_change_nothing(mav: MAVInference, mode: str, alpha: Alpha) -> No
     assert len(set(found.values())) == 1, found
 
 
-@every_cache
-@pytest.mark.parametrize("alpha", [0.0, ALPHA, FALLING, RISING], ids=str)
+@sweep(
+    {
+        "mav": STEERED,
+        "cache_implementation": CACHES,
+        "alpha": [0.0, ALPHA, FALLING, RISING],
+    },
+    indirect=["mav"],
+)
 def test_step_by_step_is_one_pass_over_the_whole_text(
     mav: MAVInference, untouched: BaseModel, cache_implementation: str, alpha: Alpha
 ) -> None:

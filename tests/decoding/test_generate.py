@@ -39,9 +39,8 @@ def test_every_architecture_decodes_as_one_pass_over_the_whole_text_says(archite
     ids = base.tokenizer("\n\nHuman: How?\n\nAssistant:", return_tensors="pt").input_ids
     with AlignedLM(base, random_head(HIDDEN), LAYER_INDICES, alpha=20.0):
         whole = base.model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
-    for length in range(ids.shape[1], whole.shape[1]):
-        want = aligned_logits(base, whole[:, :length], 20.0)[0, -1].argmax()
-        assert whole[0, length] == want
+    want = aligned_logits(base, whole[:, :-1], 20.0)[0, ids.shape[1] - 1 :].argmax(-1)
+    assert torch.equal(whole[0, ids.shape[1] :], want)
     plain = base.model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert not torch.equal(plain, whole), "the head changed nothing, so this test shows nothing"
 

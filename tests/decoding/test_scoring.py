@@ -25,6 +25,7 @@ from mav.pipeline.runtime.choices import Form, HeadKind
 from tests.support.chat_templates import TEMPLATE_TEXT
 from tests.support.heads import KINDS
 from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.sweeps import sweep
 from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
 
 ALPHA = 12.0
@@ -57,8 +58,8 @@ def whole_text_logprobs(
     return values
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+# A head that acts on the state meets what an architecture does to its logits.
+@sweep({"kind": ["unembedding", "mlp"], "architecture": ARCHITECTURES}, meet=1)
 def test_of_every_architecture_together(architecture: str, kind: HeadKind) -> None:
     mav, untouched = steered(varied_base(architecture), kind), varied_base(architecture)
     alphas = [ALPHA, 0.0, -ALPHA]

@@ -22,6 +22,7 @@ from tests.support.heads import KINDS
 from tests.support.live import relative
 from tests.support.several import steered_by
 from tests.support.steered import plain_generate, steered
+from tests.support.sweeps import sweep
 from tests.support.tiny import save_base, tiny_base
 
 NEW = 10
@@ -47,9 +48,13 @@ def in_one_place(kind: HeadKind) -> list[tuple[int, ...]]:
     return answers(steered(kind=kind), GenerationOptions(max_new_tokens=NEW))
 
 
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+@sweep(
+    {
+        "name": MAPS,
+        "cache_implementation": ["dynamic", "static"],
+        "kind": ["mlp", "unembedding"],
+    }
+)
 def test_a_spread_base_answers_as_one_in_one_place(
     folder: str, name: str, cache_implementation: Any, kind: HeadKind
 ) -> None:
@@ -142,7 +147,7 @@ def test_a_compiled_base_answers_as_a_plain_one(fresh_compiler: None, kind: Head
 def test_a_traced_base_under_several_heads(
     fresh_compiler: None, without_code_generation: list[int]
 ) -> None:
-    mav, eager = (steered_by(tiny_base(), "mlp", "unembedding") for _ in range(2))
+    mav, eager = (steered_by(small_base(), "mlp", "unembedding") for _ in range(2))
     alphas: list[Any] = [{"a": 9, "b": -6}, 0, {"a": "0:9,4:0", "b": 2}, {"a": 0, "b": 5}]
     for alpha in alphas:
         want = eager.generate("Hi there", alpha, STATIC).tokens

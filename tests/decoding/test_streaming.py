@@ -50,8 +50,8 @@ def assert_untouched(mav: MAVInference) -> None:
     ids=str,
 )
 def test_pieces_are_the_whole(mav: MAVInference, alpha: Alpha, decoding: dict[str, Any]) -> None:
-    whole = mav.generate_response("Hi", alpha, max_new_tokens=30, **decoding)
-    pieces = list(mav.stream_response("Hi", alpha, max_new_tokens=30, **decoding))
+    whole = mav.generate_response("Hi", alpha, max_new_tokens=14, **decoding)
+    pieces = list(mav.stream_response("Hi", alpha, max_new_tokens=14, **decoding))
     assert "".join(pieces).rstrip() == whole
     assert all(pieces)
     assert len(pieces) > 3 or "stop" in decoding

@@ -2,7 +2,7 @@
 
 `python -m tests.support.hub_commands` reads groups of argument lists and writes what each did, as
 JSON. The clients read their environment once, so a process is for one home and one endpoint. Groups
-run side by side in forks of it, which share the seconds that it takes to import everything. The
+run side by side in forks of it, which share the seconds that it takes to import them. The
 commands of a group run in turn. What the clients wait before they try again is cut to a hundredth.
 """
 
@@ -45,6 +45,7 @@ class Ran:
 
 
 def run(
+    python: Path,
     groups: Sequence[Sequence[Sequence[object]]],
     folder: Path,
     environment: Mapping[str, str],
@@ -53,6 +54,7 @@ def run(
     """Run groups of commands, each a list of arguments for `mav`.
 
     Args:
+        python: One that has not imported the clients.
         groups: The groups.
         folder: Where to run them.
         environment: What they find in their environment besides.
@@ -65,7 +67,7 @@ def run(
     proxies = ("http_proxy", "https_proxy", "all_proxy")
     kept = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.hub_commands"],
+        [python, "-m", "tests.support.hub_commands"],
         input=json.dumps([asked, said]),
         cwd=folder,
         env={**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},

@@ -1,7 +1,7 @@
 """Sweeps over many axes: of all combinations, few are run always and the others as slow tests."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pytest
@@ -36,7 +36,7 @@ def few_of(sizes: Sequence[int], meet: int = PAIRS) -> list[_Combination]:
 
 
 def sweep(
-    axes: Mapping[str, Sequence[Any]], *, meet: int = PAIRS, indirect: Sequence[str] = ()
+    axes: Mapping[str, Iterable[Any]], *, meet: int = PAIRS, indirect: Sequence[str] = ()
 ) -> pytest.MarkDecorator:
     """Run a test with all combinations of values, those that `few_of` does not choose as slow ones.
 
@@ -45,12 +45,13 @@ def sweep(
         meet: See `few_of`.
         indirect: Arguments that are fixtures, which get the values.
     """
-    chosen = set(few_of([len(values) for values in axes.values()], meet))
+    axes_values = [list(values) for values in axes.values()]
+    chosen = set(few_of([len(values) for values in axes_values], meet))
     params = [
         pytest.param(
-            *(values[place] for values, place in zip(axes.values(), places, strict=True)),
+            *(values[place] for values, place in zip(axes_values, places, strict=True)),
             marks=[] if places in chosen else [pytest.mark.slow],
         )
-        for places in itertools.product(*(range(len(values)) for values in axes.values()))
+        for places in itertools.product(*(range(len(values)) for values in axes_values))
     ]
     return pytest.mark.parametrize(tuple(axes), params, indirect=list(indirect))

@@ -5,6 +5,10 @@ seconds. So this imports once and listens on a socket; the programs `mav` and `p
 makes hand their arguments, folder, environment and open files over, and wait. To a shell they are
 programs like any other: pipes, redirections, signals and exit codes work. One such process serves
 all processes that the tests run in, and ends with the one that started those.
+
+The hub's clients read their environment when they are imported. So there is a third program,
+`early-python`, for what runs in another environment: all is imported there but those clients and
+what needs them.
 """
 
 import gc
@@ -28,12 +32,25 @@ import psutil
 from tests.support.limits import POLL, PROCESS, wait_until
 
 _ROOT: Final = Path(__file__).parents[2]
-_IMPORTED: Final = (
-    "accelerate.tracking",
-    "mav.cli",
-    "mav",
+_EARLY: Final = (
+    "click",
+    "fastapi",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
+    "openai",
+    "pandas",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "uvicorn.config",
+    "zarr",
+)
+"""What commands and tests import of others that needs no client of the hub."""
+_IMPORTED: Final = (
+    "accelerate.tracking",
+    "datasets",
+    "hypothesis",
+    "mav",
+    "mav.cli",
     "mav.pipeline.decoding.batch_file",
     "mav.pipeline.decoding.chat",
     "mav.pipeline.demo.run",
@@ -44,11 +61,10 @@ _IMPORTED: Final = (
     "mav.pipeline.serving.worker",
     "mav.pipeline.demo.switching",
     "mav.pipeline.verification.verify",
-    "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama",
     "transformers.quantizers.auto",
 )
-"""What commands import when they run."""
+"""What else they import."""
 
 _CLIENT: Final = """\
 #!{python} -SE
@@ -74,10 +90,14 @@ def start(folder: Path, while_alive: int) -> None:
         folder: Gets its programs, and its log.
         while_alive: Number of the process that it serves and ends with.
     """
-    address, log = folder / "socket", folder / "log"
-    for program in ("mav", "python"):
-        text = _CLIENT.format(python=sys.executable, socket=str(address), program=program)
-        write_program(folder / program, text)
+    address, early, log = folder / "socket", folder / "early-socket", folder / "log"
+    for name, program, asked in (
+        ("mav", "mav", address),
+        ("python", "python", address),
+        ("early-python", "python", early),
+    ):
+        text = _CLIENT.format(python=sys.executable, socket=str(asked), program=program)
+        write_program(folder / name, text)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -86,7 +106,7 @@ def start(folder: Path, while_alive: int) -> None:
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(address), str(while_alive)],
+            [sys.executable, "-m", __name__, str(address), str(early), str(while_alive)],
             cwd=_ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -111,7 +131,7 @@ def write_program(path: Path, text: str) -> None:
 
 def import_all() -> None:
     """Import what commands import when they run."""
-    for name in _IMPORTED:
+    for name in _EARLY + _IMPORTED:
         importlib.import_module(name)
 
 
@@ -187,29 +207,43 @@ def _child(connection: socket.socket) -> None:
     os._exit(code)
 
 
-def main(address: str, while_alive: int) -> None:
+def main(address: str, early: str, while_alive: int) -> None:
     """Import what commands use, then serve while another process lives."""
-    import_all()
-    gc.collect()
-    gc.freeze()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(64)
-        listener.settimeout(POLL)
-        # Children are not waited for; what they answer is their exit code.
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        while psutil.pid_exists(while_alive):
-            with suppress(TimeoutError):
-                connection, _ = listener.accept()
-                if os.fork() == 0:
-                    listener.close()
-                    try:
-                        _child(connection)
-                    finally:
-                        os._exit(70)
-                connection.close()
+    for name in _EARLY:
+        importlib.import_module(name)
+    listener = _listener(early)
+    if os.fork():
+        listener.close()
+        import_all()
+        listener = _listener(address)
+    _serve(listener, while_alive)
     os.killpg(0, signal.SIGKILL)
 
 
+def _listener(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    return listener
+
+
+def _serve(listener: socket.socket, while_alive: int) -> None:
+    gc.collect()
+    gc.freeze()
+    listener.settimeout(POLL)
+    # Children are not waited for; what they answer is their exit code.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while psutil.pid_exists(while_alive):
+        with suppress(TimeoutError):
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                try:
+                    _child(connection)
+                finally:
+                    os._exit(70)
+            connection.close()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -2,7 +2,6 @@
 
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +281,10 @@ print(report.steps, sorted(found))
 """
 
 
-def test_the_base_model_is_absent(tiny_cache: Path, tmp_path: Path) -> None:
+def test_the_base_model_is_absent(tiny_cache: Path, tmp_path: Path, warm_programs: Path) -> None:
     """With a process that reads ahead, as `mav train` has it."""
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, tiny_cache, tmp_path / "run"],
+        [warm_programs / "early-python", "-c", ALONE, tiny_cache, tmp_path / "run"],
         capture_output=True,
         text=True,
         check=False,
