@@ -1,6 +1,7 @@
 """What an engine refuses to have heads in, with configurations made up."""
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ def tested_release(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vllm", "vllm.version"):
         module = ModuleType(name)
         module.__version__ = "0.32.0+cpu"  # type: ignore[attr-defined]
+        module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
 
 
