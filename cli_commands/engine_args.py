@@ -21,7 +21,7 @@ UNTESTED = click.option(
     """
   mav engine-args --head runs/head
   mav engine-args --head runs/head --json > engine.json
-  eval "$(mav engine-args --head runs/head) --max-model-len 4096"
+  mav engine-args --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0
 """
 )
 @field_of(ServeOptions, "head", multiple=True)

@@ -63,7 +63,7 @@ def test_the_list_of_commands_says_what_each_does() -> None:
     text = done("--help")
     for name, command in COMMANDS:
         # A narrow terminal cuts the end of a line.
-        assert f"\n  {name:<10}{command.get_short_help_str(200)[:30]}" in text
+        assert f"\n  {name:<13}{command.get_short_help_str(200)[:30]}" in text
 
 
 @EVERY_COMMAND

@@ -75,6 +75,8 @@ AT_A_SHELL: dict[str, set[str] | None] = {
     "extraction/dry_run.py": {"--logits", "--storage-dtype", "--compression", "--dry-run"},
     "harness/__main__.py": {"--model", "--tasks"},  # of lm_eval, here and in the next
     "harness/language_model.py": {"--model", "--tasks"},
+    "engine/arguments.py": None,  # words of vLLM's command, here and in the next
+    "engine/launch.py": None,
     "head/storage.py": {"--output-dir"},
     "verification/verify.py": {"--repair"},
     "extraction/options.py": {"--logits", "--dtype"},  # --help

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support.engine_jobs import ENVIRONMENT, Run, free_port
-from tests.support.limits import EVENT, PROCESS
+from tests.support.limits import EVENT, PROCESS, wait_until
 
 pytestmark = pytest.mark.filterwarnings("default")
 PROMPT: Final = [*range(20, 60)]
@@ -80,14 +79,14 @@ def served(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def _wait(server: Served, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + PROCESS
-    while time.monotonic() < end and process.poll() is None:
+    def answers() -> bool:
         try:
-            if server.get("/health")[0] == 200:
-                return
+            return server.get("/health")[0] == 200
         except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text(errors="replace")[-6000:])
+            return False
+
+    wait_until(lambda: process.poll() is not None or answers(), PROCESS)
+    assert process.poll() is None, log.read_text(errors="replace")[-6000:]
 
 
 def test_many_at_once_have_the_alphas_they_asked_for(served: Served, run: Run, world: Path) -> None:
