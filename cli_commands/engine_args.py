@@ -20,7 +20,7 @@ UNTESTED = click.option(
 @command(
     """
   mav engine-args --head runs/head
-  mav engine-args --head runs/head --json > engine.json
+  mav engine-args --head runs/head --json
   mav engine-args --head helpful=runs/a --head harmless=runs/b --alpha helpful=1,harmless=0
 """
 )
