@@ -82,6 +82,11 @@ def check_model(
                 f"{base}: got states {model_config.get_hidden_size()} wide, expected "
                 f"{head.hidden_size}, to which the head adds"
             )
+    if in_transformers and getattr(model_config.hf_text_config, "attn_logit_softcapping", None):
+        raise UsageError(
+            f"{base}: caps the logits of its attention, which vLLM leaves out where it runs a base "
+            f"in transformers' modelling code, as it must to hand out states; use `mav serve`"
+        )
     if in_transformers and 0 in config.layers:
         raise UsageError(
             f"layers: got {list(config.layers)}, expected none before the first, as vLLM runs "

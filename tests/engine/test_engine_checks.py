@@ -45,6 +45,7 @@ def model(config: SteeringConfig, **changes: Any) -> Any:
         model="base",
         tokenizer="base",
         skip_tokenizer_init=False,
+        hf_text_config=SimpleNamespace(attn_logit_softcapping=given.get("softcapping")),
         get_total_num_hidden_layers=lambda: given["depth"],
         get_vocab_size=lambda: given["vocabulary"],
         get_hidden_size=lambda: given["width"],
@@ -93,6 +94,7 @@ def test_a_release_that_was_not_tested_is_refused(world: Path) -> None:
         ({"vocabulary": 301}, "got a vocabulary of 301 tokens, expected 300"),
         ({"width": 32}, "got states 32 wide, expected 64"),
         ({"digest": "0" * 64}, "got a tokenizer of digest 000000000000"),
+        ({"softcapping": 50.0}, "caps the logits of its attention"),
     ],
 )
 def test_another_base_than_the_one_checked_is_refused(

@@ -75,11 +75,11 @@ def test_embeddings_are_read_and_the_last_state_is_not(
 
 
 @pytest.mark.parametrize("kind", ["mlp", "unembedding"])
-def test_a_soft_capped_base_in_transformers_code(
+def test_a_base_in_transformers_code(
     run: Run, tmp_path_factory: pytest.TempPathFactory, kind: str
 ) -> None:
-    made = partial(write_world, architecture="gemma2")
-    world = made_once(tmp_path_factory, "vllm-gemma2", made)
+    made = partial(write_world, architecture="gemma")
+    world = made_once(tmp_path_factory, "vllm-gemma", made)
     head, base = str(world / kind), str(world / "base")
     compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]})
 
