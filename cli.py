@@ -12,6 +12,9 @@ from mav.cli_commands.generate import generate_command
 from mav.cli_commands.harness import harness_command
 from mav.cli_commands.inspect import inspect_command
 from mav.cli_commands.merge import merge_command
+from mav.cli_commands.pairs import pairs_command
+from mav.cli_commands.push import push_command
+from mav.cli_commands.sample import sample_command
 from mav.cli_commands.serve import serve_command
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
@@ -36,8 +39,11 @@ for _command in (
     harness_command,
     inspect_command,
     merge_command,
+    push_command,
     generate_command,
     chat_command,
+    sample_command,
+    pairs_command,
     serve_command,
     engine_args_command,
     demo_command,

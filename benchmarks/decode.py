@@ -17,6 +17,11 @@ apart (`first_token_seconds`).
     in_flight_over_generate   the server's decoder over generate(), both steered; it makes text too
     head_seconds          the head alone, on states at hand
 
+`--steered-shares 0.1,0.3` also times each head where it steers only tokens at which the base's
+entropy is above a limit: that which such a share of the tokens of the base's own answer exceeds.
+`over_mav` and `over_base` are ratios of all time between tokens, since a median would be that of a
+token of one sort; `steered_share` is what came of it.
+
 `floor_latency` is what MAV would be over base if time were bytes of weights read: base and head,
 each weight once, over the base. Of an input embedding that is not the output's too a row is read,
 so it does not count; neither do KV cache and activations.
@@ -46,7 +51,16 @@ import psutil
 import torch
 
 from benchmarks.baselines.decoding import weight_bytes
-from benchmarks.decoders import Task, Timing, Way, copied, latency, latency_ratio, take_rounds
+from benchmarks.decoders import (
+    Task,
+    Timing,
+    Way,
+    copied,
+    latency,
+    latency_ratio,
+    take_rounds,
+    whole_ratio,
+)
 from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 from benchmarks.shapes import BaseShape, HeadShape, read_bytes
 from benchmarks.synthetic import machine, require_positive, say
@@ -166,6 +180,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         ways[f"mav {name}"] = partial(task.timed, base, aligned)
         ways[f"in-flight {name}"] = partial(task.timed_in_flight, aligned)
         ways[f"head {name}"] = partial(task.timed_head, aligned)
+    limits = {share: task.limit_for(base, share) for share in asked.steered_shares}
+    for name, aligned in heads.items():
+        for share, limit in limits.items():
+            ways[f"limited {share:g} {name}"] = partial(task.timed, base, aligned, above=limit)
     timings = take_rounds(ways, asked.repeats)
 
     two = {
@@ -189,6 +207,20 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             **_seconds(timings[f"mav {name}"]),
             "head_seconds": latency(timings[f"head {name}"]),
             "in_flight": _seconds(timings[f"in-flight {name}"]),
+            "limited": [
+                {
+                    "asked_share": share,
+                    "limit_nats": limit,
+                    "steered_share": task.steered_share(heads[name], limit),
+                    **{
+                        f"over_{other}": whole_ratio(
+                            timings[f"limited {share:g} {name}"], timings[below]
+                        )
+                        for other, below in (("mav", f"mav {name}"), ("base", "base"))
+                    },
+                }
+                for share, limit in limits.items()
+            ],
             **memory[name],
         }
         for name, shape_ in ((head.name, head) for head in head_shapes)
@@ -245,6 +277,11 @@ def table(found: dict[str, Any]) -> str:
         row(name, head["seconds_per_token"], over, head["floor_latency"], memory, weights)
         row("  the head alone", head["head_seconds"], None, *_NONE)
         row("  in flight", head["in_flight"]["seconds_per_token"], None, *_NONE)
+        lines += [
+            f"  above {one['limit_nats']:.2f} nats: {one['steered_share']:.0%} of tokens steered, "
+            f"in {one['over_mav']:.2f} of the time of all, {one['over_base']:.2f} of the base's"
+            for one in head["limited"]
+        ]
     row(
         "two models",
         found["two_model"]["seconds_per_token"],
@@ -267,6 +304,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=32, help="of 7B shapes; fewer fit a CPU")
     parser.add_argument("--heads", default=None, help=f"such as {_REDUCED},{_FULL}")
     parser.add_argument("--int8", action="store_true", help="each head with int8 weights too")
+    parser.add_argument(
+        "--steered-shares", default="", help="also steer only so uncertain tokens: 0.1,0.3"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -275,6 +315,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(argv)
     require_positive(parser, asked)
+    try:
+        asked.steered_shares = [float(part) for part in asked.steered_shares.split(",") if part]
+    except ValueError:
+        parser.error(f"--steered-shares: got {asked.steered_shares!r}, expected such as 0.1,0.3")
+    if not all(0 < share < 1 for share in asked.steered_shares):
+        parser.error(f"--steered-shares: got {asked.steered_shares}, expected shares below 1")
     if asked.new_tokens < 2:
         parser.error("--new-tokens: got 1, expected at least 2, the first being left out")
     if asked.shapes is None and asked.base_model is None:

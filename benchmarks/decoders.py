@@ -6,7 +6,7 @@ its reward model has the base's shape, weights of its own (copies) and a cache o
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.baselines.decoding import BesideReward
@@ -28,6 +28,8 @@ from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.steering.counting import SteeredTokens
+from mav.pipeline.decoding.steering.uncertainty import entropy
 from mav.pipeline.preferences.prompt_format import PromptFormat
 
 ALPHA: Final = 1.0
@@ -98,6 +100,7 @@ class Task:
         reward: BaseModel | None = None,
         *,
         clock: Clock | None = None,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> Tensor:
         """Return prompts and answers, [B, S].
 
@@ -106,8 +109,9 @@ class Task:
             steered: Steers it while open.
             reward: Decodes beside it, both equally strong.
             clock: Notes the times.
+            processors: Called between the tokens.
         """
-        processors = [] if reward is None else [BesideReward(reward, 1.0)]
+        beside = [] if reward is None else [BesideReward(reward, 1.0)]
         with nullcontext() if steered is None else steered:
             found: Tensor = base.model.generate(
                 self.prompts,
@@ -115,7 +119,7 @@ class Task:
                 generation_config=GenerationConfig(
                     max_new_tokens=self.new_tokens, do_sample=False, pad_token_id=0
                 ),
-                logits_processor=LogitsProcessorList(processors),
+                logits_processor=LogitsProcessorList([*beside, *processors]),
                 streamer=clock,
             )
         assert found.shape[1] == self.prompts.shape[1] + self.new_tokens, "an answer ended early"
@@ -127,13 +131,32 @@ class Task:
         aligned: AlignedLM | None = None,
         alpha: float = ALPHA,
         reward: BaseModel | None = None,
+        above: float | None = None,
     ) -> Timing:
-        """Time an answer; a head's hooks are there for as long."""
+        """Time an answer; a head's hooks are there for as long, and steer above this entropy."""
         with nullcontext() if aligned is None else aligned:
-            steered = None if aligned is None else aligned.steering(alpha)
+            steered = None if aligned is None else aligned.steering(alpha, above)
             clock = Clock()
             self.generate(base, steered, reward, clock=clock)
         return clock.timing()
+
+    def limit_for(self, base: BaseModel, share: float) -> float:
+        """Return the entropy in nats that a share of the base's own tokens exceeds."""
+        answer = self.generate(base)
+        kept = answer.shape[1] - self.prompts.shape[1] + 1
+        logits = base.model(answer, use_cache=False, logits_to_keep=kept).logits[:, :-1]
+        return float(entropy(logits).flatten().quantile(1 - share))
+
+    def steered_share(self, aligned: AlignedLM, above: float) -> float:
+        """Return the share of an answer's tokens that are steered above an entropy."""
+        counted = SteeredTokens(aligned, len(self.prompts), self.prompts.shape[1])
+        with aligned:
+            found = self.generate(
+                aligned.base, aligned.steering(ALPHA, above), processors=[counted]
+            )
+        new = found[:, self.prompts.shape[1] :].tolist()
+        steered = sum(counted.count(number, tokens) for number, tokens in enumerate(new))
+        return steered / (len(new) * self.new_tokens)
 
     def timed_in_flight(self, aligned: AlignedLM) -> Timing:
         """Time the same answers by the decoder of requests that come and go, text included."""
@@ -201,6 +224,14 @@ def latency_ratio(above: list[Timing], below: list[Timing]) -> float:
     """Return the median over rounds of the ratio of two answers' medians."""
     pairs = zip(above, below, strict=True)
     return median(median(a.tokens) / median(b.tokens) for a, b in pairs)
+
+
+def whole_ratio(above: list[Timing], below: list[Timing]) -> float:
+    """Return the median over rounds of the ratio of all time between two answers' tokens.
+
+    Where tokens take one of two times, the median of them says nothing of the other.
+    """
+    return median(sum(a.tokens) / sum(b.tokens) for a, b in zip(above, below, strict=True))
 
 
 def _differences(at: list[float]) -> list[float]:

@@ -158,8 +158,9 @@ class InLoopTrainer:
             logp, squared_norm = self.token_logprobs(answers)
             sums.append((logp * answers.token_mask).sum(-1))
             norms.append(squared_norm.mean())
-        losses = -F.logsigmoid(self._options.as_objective().beta * (sums[0] - sums[1]))
-        return losses.mean() + self._options.lambda_l2 * (norms[0] + norms[1]) / 2
+        objective = self._options.as_objective()
+        losses = -F.logsigmoid(objective.beta * (sums[0] - sums[1]))
+        return losses.mean() + objective.lambda_l2 * (norms[0] + norms[1]) / 2
 
     def step(self, chosen: PaddedAnswers, rejected: PaddedAnswers) -> float:
         """Take one optimizer step; return the loss."""

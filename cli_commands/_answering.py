@@ -48,14 +48,15 @@ BASE_MODEL = click.option(
 )
 SAMPLING = fields_of(
     GenerationOptions,
-    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("steer_above", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "seed"),
 )
 ALPHA = click.option(
     "--alpha",
     cls=OneOnly,
     type=Strength(),
     help="Strength; 0 is the base itself, 0:2,64:0.5 a schedule over tokens; of several heads "
-    "helpful=1,harmless=0.5.  [default: 1.0 of one head]",
+    "helpful=1,harmless=0.5.  [default: what the head is recommended with, or 1.0, of one head]",
 )
 
 
@@ -108,13 +109,19 @@ class DecodingRequest:
         return names_of(self.head)
 
     def strength(self, alpha: Any) -> "strengths.Strength":
-        """Return the strength that `--alpha` asks for; 1 if None, where there is one head alone.
+        """Return the strength that `--alpha` asks for.
+
+        If None, that with which the head is recommended, or 1, where there is one head alone.
 
         Raises:
             UsageError: It names other heads than there are, or does not name them all.
         """
         from mav.pipeline.decoding.steering.strengths import as_strength
 
+        if alpha is None and isinstance(self.head, str):
+            from mav.pipeline.decoding.trained_head import starting_alpha
+
+            alpha = starting_alpha(self.head)
         return as_strength(1.0 if alpha is None else alpha, self.head_names)
 
     def load(self) -> "tuple[MAVInference, GenerationOptions]":

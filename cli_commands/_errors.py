@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from mav.cli_commands._config import config_option
 from mav.cli_commands._flags import with_flags
 from mav.cli_commands._logging import log_to_stderr, verbosity_options
 from mav.cli_commands._options import OneOnly
@@ -101,7 +102,7 @@ def _goes_on(ctx: click.Context) -> str | None:
     """Return how to resume an interrupted command, or None."""
     if ctx.info_name == "train":
         return "The same command with --resume continues from the last checkpoint."
-    if ctx.info_name in ("extract", "demo", "compare") or (
+    if ctx.info_name in ("extract", "demo", "compare", "sample") or (
         ctx.params.get("prompts_file") and ctx.params.get("output")
     ):
         return "The same command resumes where it stopped; what was written is kept."
@@ -136,7 +137,7 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
             cls=ReportsErrors,
             epilog="\b\nExample:\n" + example.strip("\n"),
         )(function)
-        made.params += verbosity_options()
+        made.params += [config_option(), *verbosity_options()]
         return made
 
     return decorate

@@ -32,6 +32,22 @@ class Number(click.ParamType[float]):
         return number
 
 
+class NumberOr(Number):
+    """A finite number, or one of some words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or the word, or fail with a usage error."""
+        if value in self._words:
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}, or {' or '.join(self._words)}", param, ctx)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Finite numbers separated by commas."""
 
@@ -62,6 +78,25 @@ class NamedNumbers(click.ParamType[dict[str, float]]):
         except ValueError:
             self.fail(f"got {value!r}, expected such as helpful=1,harmless=0.5", param, ctx)
         return {name: Number().convert(part, param, ctx) for name, part in parts.items()}
+
+
+class Columns(click.ParamType[dict[str, str]]):
+    """Names of columns, by what they are here."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        """Return the names or fail with a usage error."""
+        from mav.pipeline.preferences.columns import parse_columns
+
+        if isinstance(value, dict):
+            return value
+        try:
+            return parse_columns(str(value))
+        except ValueError as error:
+            self.fail(f"got {value!r}, {error}", param, ctx)
 
 
 class Strength(click.ParamType[Any]):
@@ -155,6 +190,8 @@ def _kind_of(rule: Option) -> dict[str, Any]:
         return {"type": click.Choice(rule.choices)}
     if rule.numbers:
         return {"type": Numbers()}
+    if rule.words:
+        return {"type": NumberOr(rule.words)}
     if rule.number or rule.whole:
         return {"type": int if rule.whole else Number()}
     return {}
@@ -162,4 +199,4 @@ def _kind_of(rule: Option) -> dict[str, Any]:
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 PLACEMENT = fields_of(BaseOptions, "dtype", "device", "device_map", "quantize")
-BASE = fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision")
+BASE = fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision", "merge_adapter")

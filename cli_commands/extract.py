@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import BASE, JSON, PLACEMENT, fields_of
+from mav.cli_commands._options import BASE, JSON, PLACEMENT, Columns, field_of, fields_of
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 
@@ -24,7 +24,7 @@ from mav.pipeline.preferences.sources import DataSource
     required=True,
     multiple=True,
     help="File, folder, or hub id; may be repeated. Takes its own data_dir=, split=, "
-    "limit=, weight= and held_out= after commas.",
+    "limit=, weight=, held_out= and columns= (prompt:question+chosen:good) after commas.",
 )
 @fields_of(DataSource, "data_dir", "split")
 @fields_of(
@@ -33,6 +33,7 @@ from mav.pipeline.preferences.sources import DataSource
     *("template_date", "logits", "top_k", "compression", "storage_dtype"),
 )
 @fields_of(DataSource, "limit")
+@field_of(DataSource, "columns", type=Columns())
 @fields_of(ExtractOptions, "batch_tokens")
 @click.option(
     "--dry-run",
@@ -49,6 +50,7 @@ def extract_command(
     data_dir: str | None,
     split: str,
     limit: int | None,
+    columns: dict[str, str] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -62,7 +64,7 @@ def extract_command(
     from mav.pipeline.extraction.extract import extract
     from mav.pipeline.preferences.sources import parse_source
 
-    defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit)
+    defaults = DataSource(id="", data_dir=data_dir, split=split, limit=limit, columns=columns)
     sources = tuple(parse_source(dataset, defaults) for dataset in data)
     asked = ExtractOptions(data=sources, **options)
     if dry_run:

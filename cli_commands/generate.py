@@ -1,6 +1,7 @@
 """`mav generate`: answers to prompts."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from mav.cli_commands._errors import command, print_result
 from mav.cli_commands._options import Numbers, OneOnly, fields_of
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.runtime.named_values import text_of
+
+_log = logging.getLogger(__name__)
 
 
 @command(
@@ -92,6 +95,7 @@ def generate_command(
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
     from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.decoding.steering.counting import said_of
     from mav.pipeline.decoding.steering.strengths import as_strength
     from mav.pipeline.preferences.prompt_format import require_prompt
 
@@ -140,6 +144,8 @@ def generate_command(
                 click.echo()
                 continue
             answer = mav.generate(one, given, decoding)
+            if answer.steered_tokens is not None and not as_json:
+                _log.info(said_of(answer.steered_tokens, len(answer.tokens)))
             fields = {**lines[number].fields, "line": lines[number].number} if lines else {}
             click.echo(json.dumps({**fields, **answer.to_json()}) if as_json else answer.response)
 
@@ -158,6 +164,7 @@ def _answer_file(
 ) -> None:
     from mav.pipeline.decoding.batch_file import generate_file, require_new
     from mav.pipeline.decoding.prompt_file import read_prompts
+    from mav.pipeline.decoding.steering.counting import said_of
 
     require_new(output)
     read_prompts(prompts, request.head_names)
@@ -171,6 +178,8 @@ def _answer_file(
         batch_size=batch_size,
     )
     failed = f", {found.failed:,} failed" if found.failed else ""
-    print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}")
+    steered = found.steered_tokens
+    share = "" if steered is None else f"; {said_of(steered, found.new_tokens)}"
+    print_result(as_json, found.to_json(), f"{output}: {found.lines:,} lines{failed}{share}")
     if found.failed:
         raise SystemExit(1)

@@ -26,7 +26,7 @@ from mav.pipeline.serving.options import ServeOptions
 @HEAD_AND_BASE
 @field_of(ServeOptions, "bases", flag="--base-model")
 @field_of(ServeOptions, "alpha", cls=OneOnly, type=Strength())
-@fields_of(ServeOptions, "host", "port")
+@fields_of(ServeOptions, "steer_above", "host", "port")
 @field_of(ServeOptions, "api_key", envvar="MAV_API_KEY", show_envvar=True)
 @fields_of(ServeOptions, "max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens")
 @click.option(

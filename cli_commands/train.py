@@ -67,7 +67,11 @@ def _bf16(ctx: click.Context, param: click.Parameter, value: str) -> str:
     callback=_turn_off_bf16,
     help="The same as --bf16 off.",
 )
-@fields_of(TrainOptions, "optimizer", "shard", "report_to", "workers", "seed", "resume")
+@fields_of(
+    TrainOptions,
+    *("target_kl", "optimizer", "shard", "report_to", "project", "run_name"),
+    *("workers", "seed", "resume"),
+)
 @JSON
 def train_command(*, bf16: str, as_json: bool, **options: Any) -> None:
     """Train an alignment head from a cache alone; the base model is not needed."""

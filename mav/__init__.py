@@ -9,7 +9,7 @@ Example:
     print(mav.generate_response("How do I apologise to a friend?", alpha=1.0))
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mav.cache_schema import lazy_names
 
@@ -43,7 +43,12 @@ if TYPE_CHECKING:
     from mav.pipeline.head.config import HeadConfig
     from mav.pipeline.head.model import AlignmentHead
     from mav.pipeline.preferences.sources import DataSource
+    from mav.pipeline.rounds.options import PairOptions, SampleOptions
+    from mav.pipeline.rounds.pairs import PairReport, make_pairs
+    from mav.pipeline.rounds.sample import SampleReport, sample
     from mav.pipeline.training.options import TrainOptions
+    from mav.pipeline.training.own.callbacks import TrainCallback
+    from mav.pipeline.training.own.loop import PreferenceScorer, cache_loader
     from mav.pipeline.training.report import TrainReport
     from mav.pipeline.training.train import train
     from mav.pipeline.verification.options import VerifyOptions
@@ -77,18 +82,27 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "MismatchError",
+    "PairOptions",
+    "PairReport",
+    "PreferenceScorer",
+    "SampleOptions",
+    "SampleReport",
     "Score",
+    "TrainCallback",
     "TrainOptions",
     "TrainReport",
     "UsageError",
     "VerificationReport",
     "VerifyOptions",
+    "cache_loader",
     "compare",
     "create_mav",
     "dry_run",
     "evaluate",
     "extract",
     "load_base",
+    "make_pairs",
+    "sample",
     "train",
     "verify",
 ]
@@ -121,25 +135,42 @@ _FROM = {
     "Manifest": "mav.cache_schema",
     "ManifestError": "mav.cache_schema.errors",
     "MismatchError": "mav.cache_schema.errors",
+    "PairOptions": "mav.pipeline.rounds.options",
+    "PairReport": "mav.pipeline.rounds.pairs",
+    "SampleOptions": "mav.pipeline.rounds.options",
+    "SampleReport": "mav.pipeline.rounds.sample",
+    "PreferenceScorer": "mav.pipeline.training.own.loop",
     "Score": "mav.pipeline.decoding.scoring",
+    "TrainCallback": "mav.pipeline.training.own.callbacks",
     "TrainOptions": "mav.pipeline.training.options",
     "TrainReport": "mav.pipeline.training.report",
     "UsageError": "mav.cache_schema.errors",
     "VerificationReport": "mav.pipeline.verification.verify",
     "VerifyOptions": "mav.pipeline.verification.options",
+    "cache_loader": "mav.pipeline.training.own.loop",
     "compare": "mav.pipeline.comparison.run",
     "create_mav": "mav.pipeline.decoding.inference",
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",
     "extract": "mav.pipeline.extraction.extract",
     "load_base": "mav.pipeline.base.loading",
+    "make_pairs": "mav.pipeline.rounds.pairs",
+    "sample": "mav.pipeline.rounds.sample",
     "train": "mav.pipeline.training.train",
     "verify": "mav.pipeline.verification.verify",
 }
 _NAMED_OTHERWISE = {"FeatureCache": "CacheReader"}
 
 
-__getattr__ = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+_lazy = lazy_names(__name__, _FROM, _NAMED_OTHERWISE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mav-align")
+    return _lazy(name)
 
 
 def __dir__() -> list[str]:

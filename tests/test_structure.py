@@ -13,13 +13,14 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
     "mav": "cache_schema base comparison decoding engine evaluation extraction head preferences "
-    "training verification",
+    "rounds training verification",
     "cli_commands": "cache_schema base comparison decoding demo engine evaluation extraction "
-    "harness head preferences reporting runtime serving training verification",
+    "harness head preferences reporting rounds runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
     "engine": "cache_schema base decoding head preferences runtime serving",
     "harness": "cache_schema decoding runtime",
+    "rounds": "cache_schema base comparison decoding preferences runtime",
     "serving": "cache_schema base decoding preferences runtime",
     "reporting": "cache_schema comparison evaluation head preferences runtime training",
     "verification": "cache_schema base extraction loader ops preferences runtime",

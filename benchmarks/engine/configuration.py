@@ -65,7 +65,7 @@ def with_batches(job: dict[str, Any]) -> Callable[[float | None], int]:
         strengths = [as_strength(alpha or 0.0)] * len(prompts)
         # None ends before its last token, as with vLLM.
         length = job["new_tokens"]
-        answers = decode(mav.joined, prompts, strengths, decoding, min_new_tokens=length)
+        answers, _ = decode(mav.joined, prompts, strengths, decoding, min_new_tokens=length)
         return sum(map(len, answers))
 
     return answer

@@ -16,6 +16,7 @@ _RANK: Final = 64
 _BOTTLENECK_RANK: Final = 256
 _ALPHAS: Final = (1, 2, 4, 8)
 _SMALL_ALPHAS: Final = (0.25, 0.5, 1, 2)
+_CREDIT_ALPHAS: Final = (0.5, 1, 2, 4)
 _LARGE_ALPHAS: Final = (32, 64, 128)
 """Of heads that the penalty holds near the base: a shift of the state changes every logit."""
 
@@ -30,7 +31,7 @@ class HeadChoice:
         kind: What it is made of and acts on.
         rank: Width of its narrow layer; None for an `unembedding` without one, and an `mlp`.
         objective: What it is trained by.
-        lambda_l2: Penalty on what it adds.
+        lambda_l2: Penalty on what it adds; None for what `mav train` has for kind and objective.
         dropout: Dropout; the kind's own if None.
         epochs: Passes over the pairs; those of the experiment if None.
         alphas: Strengths of the last head's curve, chosen by the KL that they have alone.
@@ -41,7 +42,7 @@ class HeadChoice:
     kind: HeadKind = "mlp"
     rank: int | None = None
     objective: ObjectiveName = "dpo"
-    lambda_l2: float = _LAMBDA_L2
+    lambda_l2: float | None = _LAMBDA_L2
     dropout: float | None = None
     epochs: int | None = None
     alphas: tuple[float, ...] = _ALPHAS
@@ -49,7 +50,11 @@ class HeadChoice:
 
 MLP: Final = HeadChoice(name="mav", label="mlp")
 UNEMBEDDING: Final = HeadChoice(
-    name="mav-unembedding", label="unembedding", kind="unembedding", alphas=_LARGE_ALPHAS
+    name="mav-unembedding",
+    label="unembedding",
+    kind="unembedding",
+    lambda_l2=None,
+    alphas=_SMALL_ALPHAS,
 )
 NARROW: Final = HeadChoice(
     name=f"mav-unembedding-{_RANK}",
@@ -64,7 +69,22 @@ BOTTLENECK: Final = HeadChoice(
     kind="bottleneck",
     rank=_BOTTLENECK_RANK,
 )
-HEADS: Final[Sequence[HeadChoice]] = (MLP, UNEMBEDDING, NARROW, BOTTLENECK)
+CREDIT: Final = HeadChoice(
+    name="mav-unembedding-credit",
+    label="unembedding, `credit`",
+    kind="unembedding",
+    objective="credit",
+    lambda_l2=None,
+    alphas=_CREDIT_ALPHAS,
+)
+MLP_CREDIT: Final = HeadChoice(
+    name="mav-credit",
+    label="mlp, `credit`",
+    objective="credit",
+    lambda_l2=None,
+    alphas=_CREDIT_ALPHAS,
+)
+HEADS: Final[Sequence[HeadChoice]] = (MLP, UNEMBEDDING, NARROW, BOTTLENECK, CREDIT, MLP_CREDIT)
 
 
 def _variant(name: str, label: str, **changes: object) -> HeadChoice:

@@ -11,12 +11,12 @@ import torch
 from benchmarks.frontier.curves import best_of_n_kl, best_of_n_reward
 from benchmarks.frontier.methods import BASE, BEST_OF_N, Method
 from benchmarks.frontier.policies import Policy, plain
-from benchmarks.frontier.prompts import Part
 from benchmarks.frontier.results import Results, Run
 from benchmarks.frontier.sampling import answer_logprobs, sample, sequence_kl
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.summary import chosen_setting
 from benchmarks.frontier.trained import ensure_trained
+from benchmarks.frontier.tuning import correlation_with_reward
 from benchmarks.synthetic import say
 
 _SAMPLING_SEED: Final = 1000
@@ -49,13 +49,13 @@ def run_method(
         if report:
             _run_best_of_n(world, results, seed)
         return
-    if tune:
-        for setting in method.rates if method.learns else (None,):
-            _run_curve(world, results, method, setting, seed, "tuning")
+    if tune and method.learns and method.ranks_at is not None:
+        for rate in method.rates:
+            _run_correlation(world, results, method, rate, seed)
     if not report:
         return
     setting = chosen_setting(results, world.sizes, method)
-    _run_curve(world, results, method, setting, seed, "held-out")
+    _run_curve(world, results, method, setting, seed)
     if method.ranks_at is not None:
         _run_ranking(world, results, method, setting, seed)
     if method is not BASE:
@@ -69,7 +69,7 @@ def _folder(world: World, method: Method, setting: float | None, seed: int) -> P
 
 
 def _run_curve(
-    world: World, results: Results, method: Method, setting: float | None, seed: int, part: Part
+    world: World, results: Results, method: Method, setting: float | None, seed: int
 ) -> None:
     runs = [
         Run(
@@ -78,7 +78,6 @@ def _run_curve(
             setting=setting,
             strength=strength,
             seed=seed,
-            part=part,
             sizes=world.sizes,
         )
         for strength in method.strengths
@@ -87,14 +86,14 @@ def _run_curve(
     if not missing:
         return
     folder = _folder(world, method, setting, seed)
-    prompts = world.prompts(part)
+    prompts = world.prompts("held-out")
     measured = min(world.sizes.kl_prompts, len(prompts))
     with (
         method.open(world, world.base, folder) as native,
         method.open(world, world.wide, folder) as wide,
     ):
         for run in missing:
-            say(f"{method.name}, {method.means or 'strength'} {run.strength:g}, {part}")
+            say(f"{method.name}, {method.means or 'strength'} {run.strength:g}")
             policy = native(run.strength)
             answers = sample(policy, prompts, world.sizes.new_tokens, _SAMPLING_SEED + seed)
             kl = torch.zeros(measured, dtype=torch.float64)
@@ -117,6 +116,28 @@ def _run_curve(
                 f"{method.name} at {run.strength:g}: reward {statistics.fmean(rewards):.3f}, "
                 f"KL {float(kl.mean()):.2f} nats"
             )
+
+
+def _run_correlation(
+    world: World, results: Results, method: Method, setting: float, seed: int
+) -> None:
+    assert method.ranks_at is not None
+    run = Run(
+        kind="correlation",
+        method=method.name,
+        setting=setting,
+        strength=method.ranks_at,
+        seed=seed,
+        part="tuning",
+        sizes=world.sizes,
+    )
+    if results.get(run) is not None:
+        return
+    folder = _folder(world, method, setting, seed)
+    with method.open(world, world.base, folder) as at:
+        found = correlation_with_reward(world, at(method.ranks_at))
+    results.add(run, {**found, **_trained(world, method, setting, seed)})
+    say(f"{method.name}, rate {setting:g}: correlation {found['correlation']:.3f}")
 
 
 def _trained(world: World, method: Method, setting: float | None, seed: int) -> dict[str, Any]:

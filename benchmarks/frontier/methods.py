@@ -56,7 +56,8 @@ class Method:
         train: Its training.
         default: Its setting where none was tuned; None if it has none to tune.
         rates: The grid of its setting.
-        ranks_at: Strength its ranking accuracy is taken at; None to leave it out.
+        ranks_at: Strength its log-ratio is taken at, for ranking accuracy and for the choice of a
+            rate; None to leave both out.
     """
 
     name: str
@@ -181,6 +182,7 @@ METHODS: Final[Sequence[Method]] = (
         trained="dpo-lora",
         train=train_dpo_lora,
         default=1e-3,
+        ranks_at=1,
     ),
 )
 """In the order they are run."""

@@ -1,4 +1,4 @@
-"""The file of results: a line for each point, accuracy, time or share that was measured.
+"""The file of results: a line for each point, correlation, accuracy, time or share measured.
 
 What a line is about is its `run`: kind, method, setting, strength, seed, part and sizes.
 """
@@ -17,7 +17,7 @@ from benchmarks.result_lines import ResultLines
 from benchmarks.synthetic import device_name
 from mav.pipeline.runtime.compute_dtype import native_dtype, plain_name
 
-Kind = Literal["curve", "ranking", "time", "share"]
+Kind = Literal["curve", "correlation", "ranking", "time", "share"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Run:
     """What a line is about.
 
     Attributes:
-        kind: A point of a curve; or ranking accuracy, time per token, or the share of a shift that
-            a head expresses.
+        kind: A point of a curve; or the correlation that a rate is chosen by, ranking accuracy,
+            time per token, or the share of a shift that a head expresses.
         method: Name of the method.
         setting: Its rate; None where it has none.
         strength: Alpha, scale, multiplier, n; 0 for the base.

@@ -92,6 +92,33 @@ def sequence_kl(
     return torch.cat(found)
 
 
+@torch.inference_mode()
+def centred_gains(
+    policy: Policy, base: Policy, prompts: Sequence[str], answers: Sequence[Tokens]
+) -> Tensor:
+    """Return what a policy gains over the base at an answer's tokens, float64 [answers].
+
+    The sum over tokens of the log-ratio less its mean over the base's next tokens, which is
+    -KL(pi_base || pi): 0 in the mean over answers that the base samples.
+    """
+    found: list[Tensor] = []
+    with progress_bar(len(prompts), "Scoring", "answer") as bar:
+        for first in range(0, len(prompts), _KL_AT_ONCE):
+            some = slice(first, first + _KL_AT_ONCE)
+            logs = []
+            for one in (policy, base):
+                with one.active():
+                    logs.append(_forced(one, prompts[some], answers[some]))
+            (log_BTV, mask_BT), (base_BTV, _) = logs
+            ratio_BTV = log_BTV.sub_(base_BTV)
+            labels, _ = padded(answers[some], left=False)
+            gain_BT = ratio_BTV.gather(-1, labels[..., None])[..., 0].double()
+            gain_BT -= ratio_BTV.mul_(base_BTV.exp_()).sum(-1, dtype=torch.float64)
+            found.append((gain_BT * mask_BT).sum(-1))
+            bar.update(len(answers[some]))
+    return torch.cat(found)
+
+
 def _forced(
     policy: Policy, prompts: Sequence[str], answers: Sequence[Tokens]
 ) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The table: for each method, what its curve comes to, read from the file of results."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +19,6 @@ from benchmarks.frontier.settings import Sizes
 
 KLS: Final = (2.0, 5.0, 10.0)
 """Nats at which curves are compared."""
-_TUNED_AT: Final = 5.0
 _FEWEST_RUNS: Final = 4
 
 
@@ -35,28 +33,19 @@ def points_of(
     return [point_of(lines) for _, lines in sorted(by_strength.items())]
 
 
+def correlations(results: Results, sizes: Sizes, method: Method) -> dict[float, float]:
+    """Return the correlation with the gold reward on tuning prompts by setting tried."""
+    return {
+        run.setting: line["correlation"]
+        for run, line in results.of(sizes, "correlation")
+        if run.method == method.name and run.setting is not None
+    }
+
+
 def chosen_setting(results: Results, sizes: Sizes, method: Method) -> float | None:
-    """Return the setting that did best on the tuning prompts, or the default.
-
-    The best has the highest reward at 5 nats, or at any point nearer than that where its curve
-    ends before.
-    """
-    if not method.learns:
-        return None
-    base = points_of(results, sizes, BASE.name, None, "tuning")
-    scores = {}
-    for setting in method.rates:
-        points = points_of(results, sizes, method.name, setting, "tuning")
-        if points:
-            scores[setting] = _score([*base, *points])
-    return max(scores, key=lambda setting: scores[setting]) if scores else method.default
-
-
-def _score(points: Sequence[Point]) -> float:
-    found = reward_with_interval(_TUNED_AT, points)
-    if found is not None:
-        return found[0]
-    return max(float(point.reward.mean()) for point in points)
+    """Return the setting that did best on the tuning prompts, or the default; see `tuning`."""
+    found = correlations(results, sizes, method)
+    return max(found, key=lambda setting: found[setting]) if found else method.default
 
 
 def rows_of(results: Results, sizes: Sizes) -> list[dict[str, Any]]:
@@ -79,11 +68,6 @@ def _row(
     points: list[Point],
     base: list[Point],
 ) -> dict[str, Any]:
-    tuned = {
-        run.setting
-        for run, _ in results.of(sizes, "curve")
-        if run.method == method.name and run.part == "tuning"
-    }
     seeds = {
         run.seed
         for run, _ in results.of(sizes, "curve")
@@ -93,7 +77,7 @@ def _row(
         "method": method.name,
         "label": method.label,
         "setting": setting,
-        "settings_tried": sorted(value for value in tuned if value is not None),
+        "correlations": dict(sorted(correlations(results, sizes, method).items())),
         "means": method.means,
         "seeds": sorted(seeds),
         "prompts": len(points[0].reward),
@@ -207,8 +191,8 @@ def table(told: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     rate = "" if row["setting"] is None else f"{row['setting']:g}"
-    if rate and len(row["settings_tried"]) > 1:
-        tried = ", ".join(f"{value:g}" for value in row["settings_tried"])
+    if rate and len(row["correlations"]) > 1:
+        tried = ", ".join(f"{value:g}" for value in row["correlations"])
         rate += f" of {tried}"
     elif rate:
         rate += ", not tuned"

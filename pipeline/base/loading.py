@@ -1,14 +1,16 @@
 """Loads a base model with its tokenizer, or without its weights to check it first."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from mav.cache_schema.errors import BaseModelError
+from mav.cache_schema.errors import BaseModelError, MAVError
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.given.adapter import require_peft, with_adapter
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.pretrained import load_model, load_tokenizer, read_config
 from mav.pipeline.base.quantization import (
@@ -19,13 +21,17 @@ from mav.pipeline.base.source import (
     BaseSource,
 )
 from mav.pipeline.base.tokenizer import require_tokens_within
+from mav.pipeline.runtime.argument_names import tells_of_wrong_arguments
 from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, resolve_dtype
 from mav.pipeline.runtime.devices import pick_device
 from mav.pipeline.runtime.library_logging import QuietLibraries
 from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
 
+_log = logging.getLogger(__name__)
 
+
+@tells_of_wrong_arguments
 def load_base(
     base_model: str | Path,
     *,
@@ -36,11 +42,13 @@ def load_base(
     device_map: DeviceMap | None = None,
     quantize: Quantize | None = None,
     gguf_cache: bool = True,
+    merge_adapter: bool = False,
 ) -> BaseModel:
     """Load a base model and its tokenizer, running no code from the checkpoint.
 
     Args:
-        base_model: Hub id, folder or `.gguf` file.
+        base_model: Hub id, folder or `.gguf` file; or those of an adapter, loaded with PEFT into
+            the base it names.
         gguf_file: File inside the folder or repository, for weights in GGUF.
         revision: Branch, tag or commit of a hub repository.
         dtype: See `LoadOptions`.
@@ -48,22 +56,22 @@ def load_base(
         device_map: Likewise.
         quantize: Likewise.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        merge_adapter: See `LoadOptions`.
 
     Raises:
         BaseModelError: It cannot be found or loaded.
-        UsageError: The device is not available.
+        UsageError: The device is not available, or PEFT is not installed.
     """
-    source = resolve_with_copy(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
-    return load_source(
-        source,
-        LoadOptions(
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            quantize=quantize,
-            gguf_cache=gguf_cache,
-        ),
+    placement = LoadOptions(
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantize=quantize,
+        gguf_cache=gguf_cache,
+        merge_adapter=merge_adapter,
     )
+    source = resolve_with_copy(str(base_model), gguf_file, revision, gguf_cache=gguf_cache)
+    return load_source(source, placement)
 
 
 def load_source(
@@ -77,6 +85,10 @@ def load_source(
         tokenizer: Its tokenizer, if already loaded.
     """
     source.weight_files()
+    if source.adapter is not None:
+        require_peft(source.id)  # before the base is loaded
+    elif placement.merge_adapter:
+        _log.warning(f"`merge_adapter` changes nothing: {source.id} is no adapter")
     spread = placement.device_map
     placed = pick_device(placement.device) if spread is None else None
     quantization_of(source, placement.quantize)
@@ -95,7 +107,9 @@ def load_source(
             **({} if spread is None else {"device_map": spread}),
         )
         tokenizer = tokenizer or load_tokenizer(source)
-    except BaseModelError:
+        if source.adapter is not None:
+            model = with_adapter(model, source.adapter, merge=placement.merge_adapter)
+    except MAVError:
         raise
     except Exception as error:
         raise BaseModelError(

@@ -1,6 +1,8 @@
 """The frozen base model, with what extraction and decoding need from it."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -12,8 +14,10 @@ from torch import nn
 from mav.cache_schema.errors import BaseModelError, DataError
 from mav.cache_schema.manifest import BaseModelRecord
 from mav.pipeline.base.generation_defaults import tokens_named
+from mav.pipeline.base.given.adapters_in import adapter_state
+from mav.pipeline.base.given.borrowed import lent, set_as_a_base
 from mav.pipeline.base.hidden_states import HiddenStateHooks
-from mav.pipeline.base.output_forms import closest, is_linear, possible_forms
+from mav.pipeline.base.output_forms import OutputForm, closest, is_linear, possible_forms
 from mav.pipeline.base.quantization import (
     quantization_in,
     quantization_of,
@@ -40,6 +44,8 @@ class BaseModel:
         tokenizer: Its tokenizer.
         source: Its files, or None for a model built in memory.
         quantize: How it was quantized when it was loaded.
+        borrowed: Whether the model is someone else's, and so is frozen by no one and put in eval
+            mode only while it is in use.
         generation_config: The model's own, even while it is emptied.
     """
 
@@ -47,6 +53,7 @@ class BaseModel:
     tokenizer: Any
     source: BaseSource | None = None
     quantize: Quantize | None = None
+    borrowed: bool = False
     generation_config: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,14 +62,19 @@ class BaseModel:
                 f"{self.id}: its configuration says is_encoder_decoder, and only decoders can be "
                 f"bases; if it is one, set that to false in its config.json"
             )
-        self.model.eval().requires_grad_(False)
-        # Outputs are read by name, and some architectures return what their parts return.
-        # Some compute attention differently when asked to return the weights.
-        for config in (self.model.config, self.config):
-            config.return_dict = True
-            if config.output_attentions:
-                config.output_attentions = False
+        if not self.borrowed:
+            set_as_a_base(self.model)
+            self.model.requires_grad_(False)
         object.__setattr__(self, "generation_config", self.model.generation_config)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Have the model as a base needs it while the context is open; opened by whatever runs it.
+
+        Of a borrowed model, mode and configuration are put back afterwards, after errors too.
+        """
+        with lent(self.model) if self.borrowed else nullcontext():
+            yield
 
     @property
     def id(self) -> str:
@@ -189,12 +201,17 @@ class BaseModel:
         ]
         return candidates[0] if len(candidates) == 1 else closest(candidates, *self._some_logits())
 
+    def output_form(self) -> OutputForm:
+        """Return what the model does to products with its output embedding."""
+        unembedding = self.unembedding()
+        return OutputForm(scale=unembedding.scale, softcap=unembedding.softcap)
+
     @torch.inference_mode()
     def _some_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return final states [S, hidden] of a short text, and the model's own logits of them."""
         ids = self.tokenizer("How do I say no politely?", return_tensors="pt")["input_ids"]
         last = self.num_hidden_layers
-        with self.hidden_state_hooks((last,)) as hooks:
+        with self.in_use(), self.hidden_state_hooks((last,)) as hooks:
             output = self.model(input_ids=ids.to(self.device), use_cache=False, return_dict=True)
             return hooks.states[last][0], output.logits[0]
 
@@ -228,7 +245,10 @@ class BaseModel:
         All weights are read for their digest: those of files once, those of a model built in memory
         at every call, since they may have changed.
         """
-        return self._fingerprint() if self.source is None else self._fingerprint_of_files
+        if self.source is not None:
+            return self._fingerprint_of_files
+        with self.in_use():
+            return self._fingerprint()
 
     @cached_property
     def _fingerprint_of_files(self) -> BaseModelRecord:
@@ -246,9 +266,7 @@ class BaseModel:
                 else quantization_in(self.model.config)
             ),
             architecture=type(self.model).__name__,
-            weights_digest=(
-                source.weights_digest() if source else tensors_digest(self.model.state_dict())
-            ),
+            weights_digest=(source.weights_digest() if source else _digest_in_memory(self.model)),
             config_digest=(
                 source.config_digest() if source else config_digest(self.config.to_dict())
             ),
@@ -269,3 +287,8 @@ class BaseModel:
             f"{type(self.model).__name__}: no list of {wanted} decoder layers found in it, so its "
             f"hidden states cannot be taken. Please report this architecture."
         )
+
+
+def _digest_in_memory(model: nn.Module) -> str:
+    weights, adapters = tensors_digest(model.state_dict()), adapter_state(model)
+    return hashlib.sha256(f"{weights} {adapters}".encode()).hexdigest() if adapters else weights

@@ -30,6 +30,10 @@ class OutputForm:
     scale: float = 1.0
     softcap: float | None = None
 
+    def logits(self, product: Tensor) -> Tensor:
+        """Return the logits of a product of last states and output embedding."""
+        return capped(product if self.scale == 1.0 else product * self.scale, self.softcap)
+
 
 def possible_forms(config: Any) -> list[OutputForm]:
     """Return the possible meanings of a configuration, the literal one first."""
@@ -65,7 +69,7 @@ def is_linear(config: Any, state: Tensor, given: Tensor, product: Tensor, logits
     if given.shape != state.shape:
         return False
     forms = possible_forms(config)
-    of_forms = [_apart(capped(product * form.scale, form.softcap), logits) for form in forms]
+    of_forms = [_apart(form.logits(product), logits) for form in forms]
     # Written so that a NaN does not pass.
     return _apart(given, state) <= _MOST_APART and min(of_forms) <= _MOST_APART
 

@@ -47,12 +47,16 @@ def load_tokenizer(source: BaseSource) -> Any:
     Raises:
         BaseModelError: There is none, or it cannot be read or used.
     """
-    if "gguf_file" not in source.loaded_from:
+    places = source.loaded_from
+    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+        # Trainers save one beside an adapter, with the chat template it was trained in.
+        places = {"pretrained_model_name_or_path": source.adapter}
+    elif "gguf_file" not in places:
         require_vocabulary_files(source.converted or source.folder)
     try:
         with QuietLibraries():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                **source.loaded_from, trust_remote_code=False
+                **places, trust_remote_code=False
             )
     except Exception as error:
         raise BaseModelError(

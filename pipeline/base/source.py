@@ -1,5 +1,6 @@
 """Finds a base model (hub id, folder or GGUF file) and computes its digests."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from mav.cache_schema.errors import BaseModelError, UsageError
 from mav.cache_schema.portable import portable_name
+from mav.pipeline.base.given.adapter import adapter_digest, base_of_adapter, is_adapter
 from mav.pipeline.base.weight_files import refuse_adapter, safetensors_files
 from mav.pipeline.runtime import hub, hub_errors
 
@@ -43,6 +45,7 @@ class BaseSource:
         revision: Commit of the hub repository, or None for local files.
         converted: Folder with the GGUF file's contents as safetensors, if there is one; see
             `mav.pipeline.base.gguf_copy`.
+        adapter: Folder of an adapter that the files above are the base of; `id` is its then.
     """
 
     id: str
@@ -50,6 +53,7 @@ class BaseSource:
     gguf_file: str | None
     revision: str | None
     converted: Path | None = None
+    adapter: Path | None = None
 
     @property
     def loaded_from(self) -> dict[str, Any]:
@@ -74,7 +78,14 @@ class BaseSource:
         return safetensors_files(self.folder)
 
     def weights_digest(self) -> str:
-        """Return a SHA-256 over the weights: of one file, or of names and contents of several."""
+        """Return a SHA-256 over the weights: of one file, or of names and contents of several.
+
+        Of an adapter with its base, over both.
+        """
+        own = self._weights_digest()
+        return own if self.adapter is None else adapter_digest(self.adapter, own)
+
+    def _weights_digest(self) -> str:
         files = self.weight_files()
         with ThreadPoolExecutor() as pool:
             digests = list(pool.map(file_digest, files))
@@ -128,6 +139,8 @@ def resolve_base(
     if path.is_dir():
         if gguf_file is not None and not (path / gguf_file).is_file():
             raise BaseModelError(f"{path}: no file {gguf_file!r} in it; check `gguf_file`")
+        if is_adapter(path):
+            return _adapted(base_model, path, gguf_file)
         if gguf_file is None and not (path / "config.json").is_file():
             refuse_adapter(path)
             ggufs = sorted(file.name for file in path.glob("*.gguf"))
@@ -141,6 +154,26 @@ def resolve_base(
     ):
         raise BaseModelError(f"{base_model}: no such file or folder")
     return _from_hub(base_model, gguf_file, revision)
+
+
+def _adapted(name: str, folder: Path, gguf_file: str | None) -> BaseSource:
+    """Return the source of an adapter's base, with the adapter."""
+    named = base_of_adapter(folder)
+    if is_adapter(Path(named)):
+        raise BaseModelError(f"{name}: an adapter of {named}, which is an adapter itself")
+    try:
+        base = resolve_base(named, gguf_file)
+    except BaseModelError as error:
+        raise BaseModelError(f"{name}: the base of this adapter is not found: {error}") from error
+    if base.adapter is not None:
+        raise BaseModelError(f"{name}: an adapter of {named}, which is an adapter itself")
+    here = Path(name).exists()
+    return dataclasses.replace(
+        base,
+        id=str(folder.resolve()) if here else name,
+        revision=None if here else folder.name,
+        adapter=folder,
+    )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -201,6 +234,8 @@ def _from_hub(repository: str, gguf_file: str | None, revision: str | None) -> B
         raise BaseModelError(
             f"{repository}: no such folder here, and the hub did not give it: {reason}"
         ) from error
+    if is_adapter(folder):
+        return _adapted(repository, folder, gguf_file)
     _require_a_model(repository, folder, gguf_file)
     return BaseSource(id=repository, folder=folder, gguf_file=gguf_file, revision=folder.name)
 

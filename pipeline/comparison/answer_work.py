@@ -37,6 +37,7 @@ class _Job:
     request: Request
     text: str = ""
     tokens: int = 0
+    steered: int = 0
     kl: float = 0.0
     base_logprob: float = 0.0
     seconds: float = 0.0
@@ -191,6 +192,7 @@ class AnswerWork:
             finish=finish,
             kl=job.kl,
             base_logprob=job.base_logprob,
+            steered_tokens=None if self._decoding.steer_above is None else job.steered,
             seconds=job.seconds,
         )
         self.answers[job.key] = answer
@@ -234,6 +236,7 @@ def _take(job: _Job, output: TokenOutput, seconds: float) -> None:
     assert output.logprobs.kl is not None
     job.text += output.text
     job.tokens += 1
+    job.steered += output.steered
     job.kl += output.logprobs.kl
     job.base_logprob += output.logprobs.base
     job.seconds += seconds

@@ -23,7 +23,7 @@ from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, answer_of
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.steering.strengths import HeadAlphas, as_strength
+from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.runtime.interruption import Interrupted
 from mav.pipeline.runtime.progress import progress_bar
 from mav.pipeline.runtime.resumable_lines import resumable_lines
@@ -35,7 +35,7 @@ def generate_answers(
     mav: MAVInference,
     name: str,
     prompts: Prompts,
-    alpha: float | HeadAlphas,
+    alpha: float | Strength,
     path: Path,
     *,
     decoding: GenerationOptions,
@@ -90,7 +90,7 @@ def generate_answers(
 def _made_by(
     mav: MAVInference,
     prompts: Prompts,
-    alpha: float | HeadAlphas,
+    alpha: float | Strength,
     decoding: GenerationOptions,
     samples: int,
 ) -> dict[str, Any]:
@@ -100,6 +100,9 @@ def _made_by(
     chosen = asdict(decoding)
     for name in ("num_beams", "cache_implementation", "compile"):
         del chosen[name]
+    if decoding.steer_above is None:
+        # Files that were begun before there were limits have none, and go on.
+        del chosen["steer_above"]
     return {
         "prompts": prompts.digest,
         "head": mav.head_digest if steers else None,
@@ -108,7 +111,7 @@ def _made_by(
         "dtype": str(mav.base.dtype).removeprefix("torch."),
         "quantization": base.quantization,
         "int8_head": steers and mav.int8_head,
-        "alpha": alpha.to_json() if isinstance(alpha, HeadAlphas) else alpha,
+        "alpha": alpha if isinstance(alpha, int | float) else alpha.to_json(),
         "samples": samples,
         **chosen,
         "seed": decoding.seed or 0,

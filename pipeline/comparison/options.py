@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import GenerationOptions, Heads
 from mav.pipeline.decoding.steering.strengths import HeadAlphas
+from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.named_values import NAME, split_name
 from mav.pipeline.runtime.options import check_options, known, option
 
@@ -48,7 +49,7 @@ class SteeredSystem(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class JudgeOptions(NamedArguments):
     """Options of the judge.
 
     Attributes:
@@ -87,7 +88,7 @@ class JudgeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(NamedArguments):
     """Options of `mav compare`.
 
     Attributes:

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _NONE: Final[frozenset[str]] = frozenset()
 Kind = Literal["pairs", "prompts", "alpaca-eval", "mt-bench"]
 
-_DATA_SET: Final = (".jsonl.gz", ".json", ".parquet")
+_DATA_SET: Final = (".jsonl.gz", ".json", ".parquet", ".csv")
 _WHAT: Final[dict[Kind, str]] = {
     "pairs": "prompts of preference pairs",
     "prompts": "prompts",

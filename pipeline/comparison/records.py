@@ -38,6 +38,8 @@ class Answer:
         kl: KL(pi_alpha || pi_base) in nats, summed over its tokens; None if unknown. See
             `generation`.
         base_logprob: Log-probability of its tokens under the base alone; None if unknown.
+        steered_tokens: How many of its tokens heads were added at; None if unknown, or
+            if there was no limit.
         seconds: Its share of the time its batch took; None if unknown.
         error: Why there is no answer, or None.
     """
@@ -48,6 +50,7 @@ class Answer:
     finish: str | None = None
     kl: float | None = None
     base_logprob: float | None = None
+    steered_tokens: int | None = None
     seconds: float | None = None
     error: str | None = None
 
@@ -90,8 +93,9 @@ def measured(line: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: A field has an impossible value.
     """
     fields: dict[str, Any] = {}
-    if line.get("new_tokens") is not None:
-        fields["new_tokens"] = whole_number(line, "new_tokens")
+    for name in ("new_tokens", "steered_tokens"):
+        if line.get(name) is not None:
+            fields[name] = whole_number(line, name)
     for name in ("kl", "base_logprob", "seconds"):
         value = line.get(name)
         if value is None:

@@ -55,6 +55,7 @@ class SystemSummary:
         reward_gains: Reward minus that of the reference, paired by prompt.
         wins: Win rates against the reference, by reward model or `JUDGE`.
         kl: KL to the base in nats, summed over an answer's tokens.
+        steered: Share of an answer's tokens that heads were added at, where there was a limit.
         tokens: New tokens of an answer.
         words: Words of an answer.
         repetition: rep-n by n.
@@ -79,6 +80,7 @@ class SystemSummary:
     reward_gains: Mapping[str, Estimate]
     wins: Mapping[str, Wins]
     kl: Estimate
+    steered: Estimate
     tokens: Estimate
     words: Estimate
     repetition: Mapping[int, Estimate]
@@ -176,6 +178,7 @@ def _summarize(
         },
         wins=_wins(system, against, count),
         kl=mean(lambda answer: answer.kl),
+        steered=mean(_steered),
         tokens=mean(lambda answer: answer.new_tokens),
         words=mean(lambda answer: length(answer.response)),
         repetition={n: mean(partial(_repetition, n)) for n in _ORDERS},
@@ -217,6 +220,12 @@ def _wins(system: System, against: System, count: int) -> dict[str, Wins]:
         )
         for name, values in measured.items()
     }
+
+
+def _steered(answer: Answer) -> float | None:
+    if answer.steered_tokens is None or not answer.new_tokens:
+        return None
+    return answer.steered_tokens / answer.new_tokens
 
 
 def _repetition(n: int, answer: Answer) -> float | None:

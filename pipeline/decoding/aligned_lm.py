@@ -9,6 +9,10 @@ state's, which reads the weight once all the same, and the two products are adde
 Of several heads the sum is added: z + sum_i alpha_i a_i, and of those that act on the state
 sum_i alpha_i f_i, so that they cost one product with the vocabulary together.
 
+Where a request has a limit, heads are computed only at positions at which the base's entropy is
+above it, if there are any in a pass. A head that acts on the state then takes a product of its own
+with the vocabulary, of these positions, as the base's logits have to be known first.
+
 So all of `generate()` works unchanged, with one forward pass per token, and heads are computed
 only where logits are. `docs/decisions/` says why either addition leaves the output embedding in its
 place.
@@ -16,7 +20,7 @@ place.
 Shape legend: B sequences, S positions of the pass, T positions with logits, K layers, H hidden.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -26,10 +30,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.output_forms import OutputForm
 from mav.pipeline.decoding.steering.pass_output import require_named, with_added
+from mav.pipeline.decoding.steering.pass_states import states_of_pass
+from mav.pipeline.decoding.steering.uncertainty import entropy, plus_where
+from mav.pipeline.decoding.steering.weighted_heads import Limits, ToEach, WeightedHeads
 from mav.pipeline.head.model import AlignmentHead
-
-_ToEach = float | Sequence[float | Sequence[float]] | Tensor
 
 
 class AlignedLM:
@@ -54,7 +60,7 @@ class AlignedLM:
         base: BaseModel,
         head: AlignmentHead | Sequence[AlignmentHead],
         layers: tuple[int, ...],
-        alpha: _ToEach = 0.0,
+        alpha: ToEach = 0.0,
     ) -> None:
         """Prepare; hooks are registered on entering the context.
 
@@ -65,14 +71,11 @@ class AlignedLM:
             alpha: Strength, as `set_alpha` takes it.
         """
         self.base = base
-        self._several = not isinstance(head, AlignmentHead)
+        several = not isinstance(head, AlignmentHead)
         self.heads = (head,) if isinstance(head, AlignmentHead) else tuple(head)
         assert all(one.config.vocab_size == base.vocab_size for one in self.heads)
         assert all(one.config.num_layers == len(layers) for one in self.heads)
-        self._on_state, self._on_logits = (
-            tuple(n for n, one in enumerate(self.heads) if one.config.acts_on_state is acts)
-            for acts in (True, False)
-        )
+        self._weighted = WeightedHeads(self.heads, several=several)
         self.keep_base_logits = False
         self.base_logits: Tensor | None = None
         self.layers = layers
@@ -83,6 +86,8 @@ class AlignedLM:
         self._doubled = False
         self._apart: int | None = None
         self._to_logits: Tensor | None = None
+        self._where: Tensor | None = None
+        self._form: OutputForm | None = None
         self.set_alpha(alpha)
 
     def __enter__(self) -> Self:
@@ -90,7 +95,7 @@ class AlignedLM:
         self._forget_compiled()
         self._taps.__enter__()
         model = self.base.model
-        if self._on_state:
+        if self._weighted.on_state:
             embedding = model.get_output_embeddings()
             self._handles = [
                 model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -118,9 +123,9 @@ class AlignedLM:
     @property
     def device(self) -> torch.device:
         """Where the heads are."""
-        return self.heads[0].device
+        return self._weighted.device
 
-    def set_alpha(self, alpha: _ToEach) -> None:
+    def set_alpha(self, alpha: ToEach) -> None:
         """Set alpha for the following passes.
 
         Args:
@@ -133,29 +138,31 @@ class AlignedLM:
         Raises:
             UsageError: An alpha is not a finite number.
         """
-        values = torch.as_tensor(alpha, dtype=torch.float32)
-        if not values.numel() or not values.isfinite().all():
-            raise UsageError(f"alpha: got {alpha}, expected finite numbers")
-        if not self._several or not values.dim():
-            values = values[..., None].expand(*values.shape, len(self.heads))
-        assert values.shape[-1] == len(self.heads)
-        used = values.reshape(-1, len(self.heads)).any(0).tolist()
-        self._taps.paused = self._off = not any(used)
-        self._used_on_state, self._used_on_logits = (
-            tuple(number for number in numbers if used[number])
-            for numbers in (self._on_state, self._on_logits)
-        )
-        by_token = values.reshape(*values.shape[:-1], *[1] * (3 - values.dim()), len(self.heads))
-        self._alphas = by_token.to(self.device)
+        self._weighted.set_alpha(alpha)
+        self._taps.paused = self._weighted.off
+
+    def steered_last(self, rows: int) -> list[bool]:
+        """Return of each row of the latest pass whether a head was added at its last position."""
+        return self._weighted.steered_last(rows)
 
     @contextmanager
-    def steering(self, alpha: _ToEach) -> Iterator[None]:
-        """Steer while the context is open; outside it the base is unchanged."""
-        self.set_alpha(alpha)
+    def steering(self, alpha: ToEach, above: Limits = None) -> Iterator[None]:
+        """Steer while the context is open; outside it the base is unchanged.
+
+        Args:
+            alpha: As `set_alpha` takes it.
+            above: Entropy of the base's own distribution in nats, one for all or one per request;
+                tokens at which it is not above that are left to the base. None for no limit.
+        """
         try:
+            self._weighted.set_limits(above)
+            if self._weighted.limited and self._weighted.on_state and self._form is None:
+                self._form = self.base.output_form()
+            self.set_alpha(alpha)
             yield
         finally:
             self.set_alpha(0.0)
+            self._weighted.set_limits(None)
             self.keep_base_logits, self.base_logits = False, None
             # Of a pass that failed.
             self._taps.states.clear()
@@ -168,25 +175,30 @@ class AlignedLM:
     ) -> Any:
         if self.keep_base_logits:
             self.base_logits = output.logits
-        if self._off:
+        if self._weighted.off or self._is_draft():
+            self._taps.states.clear()
             return output
         require_named(output)
-        inputs = self._inputs(kwargs.get("logits_to_keep", 0), output.logits.shape[1])
-        added = self._sum(self._used_on_logits, inputs)
-        return output if added is None else with_added(model, (args, kwargs), output, added)
+        where = self._weighted.where(entropy(output.logits)) if self._weighted.limited else None
+        kept, positions = kwargs.get("logits_to_keep", 0), output.logits.shape[1]
+        inputs = self._inputs(kept, positions, where)
+        added = self._weighted.total(self._weighted.used_on_logits, inputs, where)
+        return output if added is None else with_added(model, (args, kwargs), output, added, where)
 
     def _begin(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.keep_base_logits and kwargs.get("labels") is not None:
             raise UsageError("labels: got some, expected none while the base's logits are kept")
         self._logits_to_keep = kwargs.get("logits_to_keep", 0)
-        self._doubled, self._apart, self._to_logits = False, None, None
+        self._doubled, self._apart, self._to_logits, self._where = False, None, None, None
 
     def _add_to_state(self, embedding: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Put alpha f on the state, or under it where the sum would lose what f has."""
+        if self._weighted.off or self._is_draft() or self._weighted.limited:
+            return None
         state: Tensor = args[0]
-        inputs = None if self._off else self._inputs(self._logits_to_keep, state.shape[1])
-        self._to_logits = self._sum(self._used_on_logits, inputs)
-        added = self._sum(self._used_on_state, inputs)
+        inputs = self._inputs(self._logits_to_keep, state.shape[1], None)
+        self._to_logits = self._weighted.total(self._weighted.used_on_logits, inputs, None)
+        added = self._weighted.total(self._weighted.used_on_state, inputs, None)
         if added is None:
             return None
         added = added.to(state.device)
@@ -200,8 +212,12 @@ class AlignedLM:
                 rows.append(torch.zeros_like(state[:1]))
         return (torch.cat(rows), *args[1:])
 
-    def _add_products(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _add_products(
+        self, embedding: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
         """Add the products of state and alpha f in float32, where they were kept apart."""
+        if self._weighted.limited and not (self._weighted.off or self._is_draft()):
+            return self._add_where(embedding, args[0], output)
         if self._apart is None:
             return None
         rows, products = self._apart, output.float()
@@ -209,6 +225,25 @@ class AlignedLM:
         if len(products) > 2 * rows:
             aligned -= products[2 * rows :]
         return torch.cat([aligned, base]) if self._doubled else aligned
+
+    def _add_where(self, embedding: nn.Module, state: Tensor, product: Tensor) -> Tensor | None:
+        """Add the product of alpha f where the base is uncertain enough."""
+        assert self._form is not None
+        self._where = where = self._weighted.where(entropy(self._form.logits(product)))
+        inputs = self._inputs(self._logits_to_keep, product.shape[1], where)
+        self._to_logits = self._weighted.total(self._weighted.used_on_logits, inputs, where)
+        added = self._weighted.total(self._weighted.used_on_state, inputs, where)
+        if added is None:
+            return None
+        rows = added.to(state.device, state.dtype)
+        biased = getattr(embedding, "bias", None) is not None
+        if biased:
+            rows = torch.cat([rows, torch.zeros_like(rows[:1])])
+        # By its forward, which no hook of this class is around.
+        products = embedding.forward(rows[None])[0].float()
+        aligned = plus_where(product, products[:-1] - products[-1:] if biased else products, where)
+        self._doubled = self.keep_base_logits
+        return torch.cat([aligned, product.float()]) if self._doubled else aligned
 
     def _end(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -222,50 +257,29 @@ class AlignedLM:
             self.base_logits = output.logits
             if self._doubled:
                 output.logits, self.base_logits = output.logits.chunk(2)
-        return output if added is None else with_added(model, (args, kwargs), output, added)
+        if added is None:
+            return output
+        return with_added(model, (args, kwargs), output, added, self._where)
 
-    def _inputs(self, kept: int | Tensor, positions: int) -> dict[int, Tensor] | None:
-        """Return what each head in use reads, [B, T, K, width], and forget the states of the pass.
+    def _is_draft(self) -> bool:
+        # By the first layers alone (`assistant_early_exit`): a pass of all, which is steered, takes
+        # what it proposes or leaves it.
+        return self.base.num_hidden_layers < self._depth
 
-        None in a draft by the first layers alone (`assistant_early_exit`): what it proposes is
-        taken or left by a pass of all layers, which is steered.
+    def _inputs(
+        self, kept: int | Tensor, positions: int, where: Tensor | None
+    ) -> dict[int, Tensor] | None:
+        """Return what each head in use reads, and forget the states of the pass.
 
-        Args:
-            kept: `logits_to_keep` of the pass.
-            positions: How many positions have logits: not every model keeps as few as it is asked.
+        As `WeightedHeads.total` takes it; the arguments are those of `states_of_pass`.
         """
         states = {**self._taps.states}
         self._taps.states.clear()
-        if self.base.num_hidden_layers < self._depth:
+        if where is not None and not where.any():
             return None
-        places = slice(-positions, None) if isinstance(kept, int) else kept
-        states_BTKH = torch.stack(
-            [_state(states, layer)[:, places].to(self.device) for layer in self.layers], dim=-2
+        return self._weighted.inputs(
+            states_of_pass(states, self.layers, kept, positions, where, self.device)
         )
-        if not self._several:
-            return {0: states_BTKH}
-        used = {n: self.heads[n] for n in (*self._used_on_state, *self._used_on_logits)}
-        # Once for all heads that pool alike.
-        pooled = {head.config.pooled_size: head for head in used.values()}
-        by_size = {size: head.pooled(states_BTKH) for size, head in pooled.items()}
-        return {n: by_size[head.config.pooled_size] for n, head in used.items()}
-
-    def _sum(self, numbers: tuple[int, ...], inputs: dict[int, Tensor] | None) -> Tensor | None:
-        """Return the sum of alpha times what heads add, float32 [B, T, size]; None of no heads."""
-        if inputs is None:
-            return None
-        total: Tensor | None = None
-        for number in numbers:
-            vector = self.vector(inputs[number], number)
-            if len(vector) % len(self._alphas):
-                raise UsageError(
-                    f"alpha: got {len(self._alphas)} strengths, but {len(vector)} rows are "
-                    f"decoded; give one for all, or one for each request"
-                )
-            alphas = self._alphas[..., number : number + 1]
-            part = alphas.repeat_interleave(len(vector) // len(alphas), dim=0) * vector
-            total = part if total is None else total + part
-        return total
 
     def vector(self, states: Tensor, number: int = 0) -> Tensor:
         """Return what a head adds at alpha 1, float32 [..., vocab] or [..., hidden].
@@ -274,22 +288,10 @@ class AlignedLM:
             states: [..., K, width].
             number: Of the head.
         """
-        with torch.no_grad():
-            vector: Tensor = self.heads[number](states).float()
-        return vector
+        return self._weighted.vector(states, number)
 
     def _forget_compiled(self) -> None:
         """Drop the base's compiled forward pass, which holds earlier hooks."""
         if hasattr(self.base.model, "_compiled_call"):
             del self.base.model._compiled_call
             torch.compiler.reset()
-
-
-def _state(states: Mapping[int, Tensor], layer: int) -> Tensor:
-    """Return a layer's input in a pass, [B, S, hidden]."""
-    if layer not in states:
-        raise UsageError(
-            f"a pass of the base ran without its layer {layer}, whose state the head reads; run "
-            f"all layers, or steer with alpha 0"
-        )
-    return states[layer]

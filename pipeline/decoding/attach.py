@@ -10,7 +10,7 @@ from typing import Any
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import load_source, preview_base
-from mav.pipeline.base.model import BaseModel
+from mav.pipeline.base.model import IN_MEMORY, BaseModel
 from mav.pipeline.base.source import BaseSource
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
@@ -165,7 +165,12 @@ def _check_one(
             f"{record.id} is {_precision(record.quantization)}, and the base the head was trained "
             f"on was {_precision(trained.base.quantization)}: its states differ a little"
         )
-    if record.weights_digest != trained.base.weights_digest:
+    if base.source is None and not trained.base.id.startswith(IN_MEMORY):
+        notes.append(
+            f"{record.id} is a model in memory, of which nothing tells whether it is the base the "
+            f"head was trained on ({trained.base.id}); reading its layers {list(layers)}"
+        )
+    elif record.weights_digest != trained.base.weights_digest:
         notes.append(
             f"{record.id} is another base than the head was trained on ({trained.base.id}); "
             f"reading its layers {list(layers)}"
@@ -190,7 +195,7 @@ def attach_head(
     if any(part.head.config.acts_on_state for part in several.parts):
         base.require_linear_output()
     settings = _base_settings(base, rules)
-    heads = [_placed(part.head, base) for part in several.parts]
+    heads = [_placed(part, base) for part in several.parts]
     aligned = AlignedLM(base, heads if several.names else heads[0], layers)
     return AttachedModel(
         base=base,
@@ -202,7 +207,10 @@ def attach_head(
     )
 
 
-def _placed(head: AlignmentHead, base: BaseModel) -> AlignmentHead:
+def _placed(trained: TrainedHead, base: BaseModel) -> AlignmentHead:
+    head = trained.head
+    if trained.borrowed and head.device != base.logits_device:
+        head = copy.deepcopy(head)
     head = head.to(base.logits_device)
     # One in int8 computes in the type it was quantized from, which is that of all bases under it.
     if head.dtype != base.dtype and not is_quantized(head):

@@ -26,7 +26,9 @@ from mav.pipeline.runtime.resumable_lines import json_line, resumable_lines
 
 _log = logging.getLogger(__name__)
 
-OWN_FIELDS: Final = ("line", "alpha", "response", "new_tokens", "finish", "error")
+OWN_FIELDS: Final = (
+    *("line", "alpha", "response", "new_tokens", "steered_tokens", "finish", "error"),
+)
 """What a line of the output says of the response."""
 
 
@@ -38,15 +40,19 @@ class BatchReport:
         output: Where the responses are.
         lines: Lines of it, one for each prompt.
         failed: How many of them carry an error.
+        new_tokens: Tokens of all responses.
+        steered_tokens: How many of them heads were added at; None without `steer_above`.
     """
 
     output: str
     lines: int
     failed: int
+    new_tokens: int
+    steered_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+        """Return plain JSON values; `steered_tokens` only with `steer_above`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def generate_file(
@@ -61,8 +67,8 @@ def generate_file(
     """Generate a response for every prompt of a file; resume an interrupted run.
 
     A line of the output has the fields of the prompt's, and `line`, `response`, `new_tokens`,
-    `finish` and `alpha`, or `error` in their place; what the prompt's line had under these names
-    is left out.
+    `finish`, `alpha` and with `steer_above` also `steered_tokens`, or `error` in their place; what
+    the prompt's line had under these names is left out.
 
     Args:
         mav: Head and base.
@@ -101,6 +107,10 @@ def generate_file(
         output=str(output),
         lines=len(ordered),
         failed=sum("error" in response for response in ordered),
+        new_tokens=sum(response.get("new_tokens", 0) for response in ordered),
+        steered_tokens=None
+        if decoding.steer_above is None
+        else sum(response.get("steered_tokens", 0) for response in ordered),
     )
 
 
@@ -199,6 +209,7 @@ def _line_out(line: PromptLine, response: Generation | str | None) -> dict[str, 
         "alpha": response.alpha,
         "response": response.response,
         "new_tokens": len(response.tokens),
+        **({} if response.steered_tokens is None else {"steered_tokens": response.steered_tokens}),
         "finish": response.finish,
     }
 
@@ -215,6 +226,9 @@ def _made_by(
     named = json.dumps([[line.number, line.text] for line in lines])
     digest = hashlib.sha256(named.encode()).hexdigest()
     settings = json.loads(json.dumps(asdict(decoding)))
+    if decoding.steer_above is None:
+        # Files that were begun before there were limits have none, and go on.
+        del settings["steer_above"]
     base = mav.base.fingerprint()
     return {
         "prompts": digest,

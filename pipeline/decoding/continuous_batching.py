@@ -10,7 +10,7 @@ Shape legend: B sequences, S positions of the longest one, V vocabulary.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ class TokenOutput:
         offset: Where in the response's text the token begins.
         finish: Why the response ends here, or None.
         logprobs: Where they were asked for.
+        steered: Whether a head was added at the token.
         seconds: Since the sequence's token before, or None for its first.
     """
 
@@ -49,6 +50,7 @@ class TokenOutput:
     offset: int
     finish: Literal["stop", "length"] | None
     logprobs: LogProbs | None
+    steered: bool
     seconds: float | None
 
 
@@ -154,7 +156,7 @@ class ContinuousBatchDecoder:
         size = max(1, PROMPT_LOGITS // (len(sequences) * self._joined.base.vocab_size))
         for begin in range(0, width, size):
             end = min(begin + size, width)
-            logits, base = self._logits(
+            logits, base, steered = self._logits(
                 sequences, ids[:, begin:end], mask[:, :end], cache, end - begin
             )
             assert base is not None
@@ -168,7 +170,8 @@ class ContinuousBatchDecoder:
                 sequence.prompt_logprobs += logprobs_of(
                     tokens, logits[at, first:until], base[at, first:until], top
                 )
-        return self._choose(sequences, logits[:, -1:], None if base is None else base[:, -1:])
+        assert base is not None
+        return self._choose(sequences, logits[:, -1:], base[:, -1:], steered)
 
     def _logits(
         self,
@@ -177,13 +180,17 @@ class ContinuousBatchDecoder:
         mask: Tensor,
         cache: DynamicCache,
         kept: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return float32 logits of the last positions, [B, kept, V], and the base's if wanted."""
+    ) -> tuple[Tensor, Tensor | None, list[bool]]:
+        """Return float32 logits of the last positions, [B, kept, V], the base's, and what steered.
+
+        That is of each sequence whether a head was added at the last position.
+        """
         aligned = self._joined.aligned
         wants = any(sequence.request.top_logprobs is not None for sequence in sequences)
         positions = positions_of(mask, ids.shape[1])
         with aligned.steering(
-            [sequence.request.alpha.at(len(sequence.tokens)) for sequence in sequences]
+            [sequence.request.alpha.at(len(sequence.tokens)) for sequence in sequences],
+            [sequence.request.decoding.steer_above for sequence in sequences],
         ):
             aligned.keep_base_logits = wants
             output = self._joined.base.model(
@@ -195,8 +202,10 @@ class ContinuousBatchDecoder:
                 return_dict=True,
                 **({"position_ids": positions} if self._takes_positions else {}),
             )
-            base = _last(aligned.base_logits, kept) if wants else None
-        return _last(output.logits, kept), base
+            base = aligned.base_logits
+            steered = aligned.steered_last(len(sequences))
+        plain = None if base is None else base[:, -kept:].float()
+        return output.logits[:, -kept:].float(), plain, steered
 
     def _pass(
         self, sequences: Sequence[ActiveSequence], ids: Tensor, mask: Tensor, cache: DynamicCache
@@ -204,7 +213,11 @@ class ContinuousBatchDecoder:
         return self._choose(sequences, *self._logits(sequences, ids, mask, cache, 1))
 
     def _choose(
-        self, sequences: Sequence[ActiveSequence], logits: Tensor, base: Tensor | None
+        self,
+        sequences: Sequence[ActiveSequence],
+        logits: Tensor,
+        base: Tensor | None,
+        steered: Sequence[bool],
     ) -> list[TokenOutput]:
         """Choose the next token of each sequence under logits [B, 1, V]."""
         logits_BV = logits[:, 0]
@@ -216,12 +229,14 @@ class ContinuousBatchDecoder:
             None if base is None else base[:, 0],
         )
         return [
-            self._advance(sequence, token, probs)
-            for sequence, token, probs in zip(sequences, chosen, logprobs, strict=True)
+            self._advance(sequence, token, probs, is_steered)
+            for sequence, token, probs, is_steered in zip(
+                sequences, chosen, logprobs, steered, strict=True
+            )
         ]
 
     def _advance(
-        self, sequence: ActiveSequence, token: int, logprobs: LogProbs | None
+        self, sequence: ActiveSequence, token: int, logprobs: LogProbs | None, steered: bool
     ) -> TokenOutput:
         now, before = perf_counter(), sequence.latest
         sequence.latest = now
@@ -242,6 +257,7 @@ class ContinuousBatchDecoder:
             offset=sequence.text.offset,
             finish=finish,
             logprobs=logprobs,
+            steered=steered,
             seconds=None if before is None else now - before,
         )
 
@@ -253,7 +269,8 @@ class ContinuousBatchDecoder:
             self._cache, self._mask = cache, mask
         else:
             width = max(mask.shape[1], self._mask.shape[1])
-            self._mask = torch.cat([_widened(self._mask, width), _widened(mask, width)])
+            masks = (F.pad(one, (width - one.shape[1], 0)) for one in (self._mask, mask))
+            self._mask = torch.cat([*masks])
             for layer, other in zip(self._cache.layers, cache.layers, strict=True):
                 layer.keys = _stacked(layer.keys, other.keys, width)
                 layer.values = _stacked(layer.values, other.values, width)
@@ -276,15 +293,6 @@ class ContinuousBatchDecoder:
         for layer in self._cache.layers:
             layer.keys = layer.keys[at.to(layer.keys.device), :, first:]
             layer.values = layer.values[at.to(layer.values.device), :, first:]
-
-
-def _last(logits: Any, kept: int) -> Tensor:
-    last: Tensor = logits[:, -kept:].float()
-    return last
-
-
-def _widened(mask: Tensor, width: int) -> Tensor:
-    return F.pad(mask, (width - mask.shape[1], 0))
 
 
 def _stacked(above: Tensor, below: Tensor, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
+from mav.pipeline.decoding.steering.counting import SteeredTokens
 from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.preferences.prompt_format import Messages
 
@@ -34,8 +36,10 @@ def decode(
     *,
     stopping: Sequence[StoppingCriteria] = (),
     **extra: Any,
-) -> list[list[int]]:
+) -> tuple[list[list[int]], SteeredTokens | None]:
     """Return the new tokens of each prompt, with the padding that follows where they end.
+
+    With `steer_above`, also what counts those of them that were steered.
 
     Args:
         joined: Base and head.
@@ -49,16 +53,20 @@ def decode(
         BaseModelError: transformers cannot run the base as it is configured.
     """
     if not prompts:
-        return []
+        return [], None
     base = joined.base
     inputs = left_padded(prompts, base.pad_token)
     width = inputs["input_ids"].shape[1]
     processors = LogitsProcessorList()
+    counted = None
+    if decoding.steer_above is not None:
+        counted = SteeredTokens(joined.aligned, len(prompts), width)
+        processors.append(counted)
     if not all(schedule.is_constant for schedule in schedules):
         processors.append(_FollowSchedules(joined.aligned, schedules, width))
     with (
         torch.random.fork_rng(enabled=decoding.seed is not None),
-        joined.aligned.steering([schedule.at(0) for schedule in schedules]),
+        joined.aligned.steering([schedule.at(0) for schedule in schedules], decoding.steer_above),
         generation_config_set_aside(base.model),
         explain_failures(base),
     ):
@@ -74,7 +82,7 @@ def decode(
             **extra,
         )
     new: list[list[int]] = output[:, width:].tolist()
-    return new
+    return new, counted
 
 
 def respond(
@@ -98,11 +106,17 @@ def respond(
     tokens = [joined.form.tokens(text) for text in texts]
     joined.base.require_within(tokens, decoding.max_new_tokens)
     started = perf_counter()
-    rows = decode(joined, tokens, schedules, decoding)
+    rows, counted = decode(joined, tokens, schedules, decoding)
     seconds = perf_counter() - started
-    return [
+    finished = [
         _finished(joined, text, schedule, row, decoding, seconds)
         for text, schedule, row in zip(texts, schedules, rows, strict=True)
+    ]
+    if counted is None:
+        return finished
+    return [
+        replace(one, steered_tokens=counted.count(number, one.tokens))
+        for number, one in enumerate(finished)
     ]
 
 

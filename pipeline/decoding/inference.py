@@ -1,12 +1,16 @@
 """Online decoding: a frozen base and heads together, alpha chosen at each call."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import inspect
+import logging
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.base.given.wrap import GivenBase, loaded_base, require_as_loaded
 from mav.pipeline.base.loading import load_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import resolve_base
@@ -22,6 +26,7 @@ from mav.pipeline.decoding.options import (
     InferenceOptions,
 )
 from mav.pipeline.decoding.scoring import Score, score_responses
+from mav.pipeline.decoding.steering.counting import said_of
 from mav.pipeline.decoding.steering.strengths import (
     Alpha,
     Strength,
@@ -29,14 +34,22 @@ from mav.pipeline.decoding.steering.strengths import (
     constant_strengths,
     strength_for_each,
 )
-from mav.pipeline.decoding.switching import SwitchableModel
+from mav.pipeline.decoding.steering.weighted_heads import Limits
+from mav.pipeline.decoding.switching import SwitchableModel, described
 from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
 from mav.pipeline.decoding.trained_head import new_head
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import Messages
+from mav.pipeline.runtime.argument_names import (
+    require_one,
+    tells_of_wrong_arguments,
+    wrong_argument,
+)
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
 from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Messages
 
@@ -52,10 +65,12 @@ class MAVInference:
         print(both.generate_response("Hello", alpha={"helpful": 1.0, "harmless": 0.5}))
     """
 
+    @tells_of_wrong_arguments
     def __init__(
         self,
         head: Heads,
-        base: str | Path | BaseModel | None = None,
+        base: GivenBase | None = None,
+        tokenizer: Any = None,
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
@@ -69,14 +84,21 @@ class MAVInference:
         int8_head: bool = False,
         base_generation_config: bool = False,
         gguf_cache: bool = True,
+        merge_adapter: bool = False,
     ) -> None:
         """Load heads and base, and check that they belong together.
 
+        A model that is loaded already is left as it was: its mode and configuration are changed
+        only during calls, its weights and what requires gradients never, and `close()`, or leaving
+        the context, removes the hooks.
+
         Args:
-            head: Folder of a head or of a training run, or a hub id; or several by name. Several
-                add up, z_base + sum_i alpha_i a_i, and each call names an alpha for each.
-            base: Hub id, folder, `.gguf` file or loaded base; the one the head was trained on if
-                None.
+            head: Folder of a head or of a training run, a hub id, or an `AlignmentHead`; or several
+                by name. Several add up, z_base + sum_i alpha_i a_i, and each call names an alpha
+                for each.
+            base: Hub id, folder or `.gguf` file, an adapter's too; or a loaded transformers model,
+                PEFT's around one, or a `BaseModel`. The one the head was trained on if None.
+            tokenizer: The tokenizer of a loaded model; that of the files it names if None.
             gguf_file: File inside the base's folder or repository.
             revision: Branch, tag or commit of a hub repository.
             dtype: Element type of both, unless the base is loaded already: a name, torch's type, or
@@ -93,6 +115,7 @@ class MAVInference:
             base_generation_config: Decode as the base's generation_config says, where nothing
                 else is asked for; else only the tokens that end responses are taken from it.
             gguf_cache: Keep GGUF weights as safetensors in the cache folder, and use them.
+            merge_adapter: Merge an adapter into its base; see `LoadOptions`.
 
         Raises:
             MAVError: One cannot be loaded, or they do not belong together.
@@ -100,7 +123,7 @@ class MAVInference:
         self._begin(
             SwitchableModel.load(
                 head,
-                base,
+                _loaded_or_named(base, tokenizer),
                 InferenceOptions(
                     gguf_file=gguf_file,
                     revision=revision,
@@ -114,6 +137,7 @@ class MAVInference:
                     int8_head=int8_head,
                     base_generation_config=base_generation_config,
                     gguf_cache=gguf_cache,
+                    merge_adapter=merge_adapter,
                 ),
             )
         )
@@ -129,19 +153,30 @@ class MAVInference:
 
     def _begin(self, model: SwitchableModel) -> None:
         self._in_use, self._model = ExclusiveUse(), model
+        self._watch()
+
+    def _watch(self) -> None:
+        if self.base.borrowed:
+            # Its owner may drop this object without closing it.
+            weakref.finalize(self, self._model.close).atexit = False
 
     @classmethod
-    def with_new_head(cls, base: BaseModel, **head: Any) -> "MAVInference":
+    def with_new_head(
+        cls, base: BaseModel, *, rules: AttachOptions | None = None, **head: Any
+    ) -> "MAVInference":
         """Return a base with a new head, which leaves it as it is until trained.
 
         Args:
             base: The base.
+            rules: How prompts are written and what is allowed.
             **head: `head_type`, `layer_selection`, `num_layers`, `pooled_size`, `expansion_size`
                 and `rank`; sizes that are left out follow the base.
         """
         made = cls.__new__(cls)
         placement = LoadOptions(dtype=base.dtype, device=str(base.device))
-        made._begin(SwitchableModel(base, new_head(base, **head), AttachOptions(), placement))
+        made._begin(
+            SwitchableModel(base, new_head(base, **head), rules or AttachOptions(), placement)
+        )
         return made
 
     @property
@@ -160,11 +195,22 @@ class MAVInference:
         return self.joined.base
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the base in use."""
+        return self.base.tokenizer
+
+    @property
     def head(self) -> AlignmentHead:
         """The head, on the base's device and of its type; `heads` has several."""
         if self.head_names:
             raise UsageError(f"head: there are {', '.join(self.head_names)}; use `heads`")
         return self.joined.aligned.head
+
+    @property
+    def recommended_alpha(self) -> float | None:
+        """The strength that `mav train --target-kl` found for the head; None without one."""
+        found = None if self.head_names else self._model.trained.parts[0].recommended
+        return None if found is None else found.alpha
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -197,6 +243,42 @@ class MAVInference:
         """
         return GenerationOptions(**{**self.joined.settings, **given})
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"MAVInference({described(self._model)})"
+
+    @contextmanager
+    def _using(self) -> Iterator[AttachedModel]:
+        """Yield base and heads, ready to run, while nothing else uses them."""
+        with self._in_use.acquire():
+            joined = self.joined
+            with joined.base.in_use():
+                yield joined
+
+    @contextmanager
+    def _handed_out(self) -> Iterator[AttachedModel]:
+        with self._in_use.hand_out():
+            joined = self.joined
+            with joined.base.in_use():
+                yield joined
+
+    def _decoding(
+        self, decoding: GenerationOptions | None, given: Mapping[str, Any]
+    ) -> GenerationOptions:
+        if decoding is None:
+            return self.decoding(**given)
+        if not isinstance(decoding, GenerationOptions):
+            raise UsageError(
+                f"decoding: got {type(decoding).__name__}, expected GenerationOptions, or its "
+                f"fields by name, such as max_new_tokens=64"
+            )
+        return dataclasses.replace(decoding, **given) if given else decoding
+
     def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
         """Return the response to a prompt.
 
@@ -207,19 +289,25 @@ class MAVInference:
                 Of several heads each by name: `{"helpful": 1, "harmless": "0:2,64:0.5"}`.
             **decoding: Fields of `GenerationOptions`.
         """
-        return self.generate(prompt, alpha, self.decoding(**decoding)).response
+        return self.generate(prompt, alpha, **decoding).response
 
     def generate(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
+        self,
+        prompt: Prompt,
+        alpha: Alpha = 1.0,
+        decoding: GenerationOptions | None = None,
+        **given: Any,
     ) -> Generation:
         """Return a response with its tokens and the time it took; see `generate_batch`."""
-        return self.generate_batch([prompt], alpha, decoding)[0]
+        require_one(prompt, "prompt", "`generate_batch` takes several")
+        return self.generate_batch([prompt], alpha, decoding, **given)[0]
 
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
         alpha: Alpha | Sequence[Alpha] = 1.0,
         decoding: GenerationOptions | None = None,
+        **given: Any,
     ) -> list[Generation]:
         """Return the responses to several prompts, decoded together.
 
@@ -227,6 +315,7 @@ class MAVInference:
             prompts: As `generate_response` takes them.
             alpha: One for all, or one for each.
             decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
+            **given: Fields of `GenerationOptions`, which count before those of `decoding`.
 
         Raises:
             UsageError: There are more or fewer alphas than prompts, or `prompts` is one prompt.
@@ -234,11 +323,18 @@ class MAVInference:
         """
         _require_several(prompts, "prompts", "generate")
         each = strength_for_each(alpha, len(prompts), self.head_names)
-        with self._in_use.acquire():
-            return respond(self.joined, prompts, each, decoding or self.decoding())
+        decoding = self._decoding(decoding, given)
+        with self._using() as joined:
+            return respond(joined, prompts, each, decoding)
 
     def score(
-        self, prompt: Prompt, response: str, alpha: Alpha = 1.0, *, ended: bool = True
+        self,
+        prompt: Prompt,
+        response: str,
+        alpha: Alpha = 1.0,
+        *,
+        ended: bool = True,
+        steer_above: float | None = None,
     ) -> Score:
         """Return the log-probabilities of a response's tokens, under base and head and the base.
 
@@ -247,11 +343,16 @@ class MAVInference:
             response: The response, of which the tokens are those that training would see.
             alpha: Strength of the alignment, or a schedule over the response.
             ended: Whether the response ends there, so that the token which says so counts too.
+            steer_above: Entropy in nats, as `GenerationOptions` has it.
 
         Raises:
             DataError: Prompt or response is malformed, or they are too long for the base.
         """
-        return self.score_batch([prompt], [response], alpha, ended=ended)[0]
+        require_one(prompt, "prompt", "`score_batch` takes several")
+        (found,) = self.score_batch(
+            [prompt], [response], alpha, ended=ended, steer_above=steer_above
+        )
+        return found
 
     def score_batch(
         self,
@@ -260,6 +361,7 @@ class MAVInference:
         alpha: Alpha | Sequence[Alpha] = 1.0,
         *,
         ended: bool = True,
+        steer_above: float | None = None,
     ) -> list[Score]:
         """Return the scores of several responses, from one forward pass; see `score`.
 
@@ -268,6 +370,7 @@ class MAVInference:
             responses: The responses.
             alpha: One for all, or one for each.
             ended: As `score` takes it.
+            steer_above: Likewise, for all.
 
         Raises:
             UsageError: There are not as many prompts, responses and alphas.
@@ -279,22 +382,27 @@ class MAVInference:
                 f"answers: got {len(responses)}, expected one for each of {len(prompts)}"
             )
         each = strength_for_each(alpha, len(responses), self.head_names)
-        with self._in_use.acquire():
-            return score_responses(self.joined, prompts, responses, each, ended=ended)
+        with self._using() as joined:
+            return score_responses(joined, prompts, responses, each, ended=ended, above=steer_above)
 
     def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
         """Yield the response to a prompt piece by piece; see `generate_response`."""
-        return self.stream(prompt, alpha, self.decoding(**decoding))
+        return self.stream(prompt, alpha, **decoding)
 
     def stream(
-        self, prompt: Prompt, alpha: Alpha = 1.0, decoding: GenerationOptions | None = None
+        self,
+        prompt: Prompt,
+        alpha: Alpha = 1.0,
+        decoding: GenerationOptions | None = None,
+        **given: Any,
     ) -> Iterator[str]:
         """Yield the response to a prompt piece by piece.
 
         Raises:
             UsageError: Beams are asked for, which know no response until the end.
         """
-        decoding = decoding or self.decoding()
+        require_one(prompt, "prompt", "a batch cannot be streamed; `generate_batch` takes several")
+        decoding = self._decoding(decoding, given)
         decoding.require_streamable()
         self._in_use.require_not_handed_out()
         return self._stream(prompt, as_strength(alpha, self.head_names), decoding)
@@ -306,18 +414,21 @@ class MAVInference:
         self._in_use.require_not_handed_out()
 
         def run(stream: TextStream, abandoned: Abandoned) -> None:
-            with self._in_use.acquire():
-                # Only now: while it waited, the base may have been switched.
-                joined = self.joined
+            # Only now: while it waited, the base may have been switched.
+            with self._using() as joined:
                 stream.begin(joined.response_text(decoding))
                 tokens = [joined.form.tokens(joined.form.render(prompt))]
                 joined.base.require_within(tokens, decoding.max_new_tokens)
-                decode(joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream)
+                (new,), counted = decode(
+                    joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream
+                )
+                if counted is not None:
+                    _log.info(said_of(counted.count(0, new), len(new)))
 
         yield from stream_from(run)
 
     @contextmanager
-    def steering(self, alpha: Alpha | Sequence[Alpha]) -> Iterator[Any]:
+    def steering(self, alpha: Alpha | Sequence[Alpha], steer_above: Limits = None) -> Iterator[Any]:
         """Yield the transformers model with the head attached, for direct use.
 
         What a call of its `generate()` leaves open, the base's own generation_config fills.
@@ -325,27 +436,30 @@ class MAVInference:
         Args:
             alpha: Strength, one for all rows or one for each; no schedule, as passes of one's
                 own count no tokens of a response.
+            steer_above: Entropy of the base in nats, one for all rows or one for each; tokens at
+                which it is not above that are the base's. None steers every token.
 
         Raises:
-            UsageError: It is open already, or an alpha is not a finite number.
+            UsageError: It is open already, an alpha is not a finite number, or a limit below 0.
 
         Example:
             with mav.steering(1.5) as model:
                 model.generate(**inputs, num_beams=4, num_return_sequences=2)
         """
         strengths = constant_strengths(alpha, self.head_names)
-        with self._in_use.hand_out(), self.joined.aligned.steering(strengths):
-            yield self.base.model
+        with self._handed_out() as joined, joined.aligned.steering(strengths, steer_above):
+            yield joined.base.model
 
     @contextmanager
     def exclusive(self) -> Iterator[AlignedLM]:
         """Yield base and head for your own decoder, while nothing else decodes."""
-        with self._in_use.hand_out():
-            yield self.joined.aligned
+        with self._handed_out() as joined:
+            yield joined.aligned
 
     def switch_base_model(
         self,
-        base_model: str | Path | BaseModel,
+        base_model: GivenBase,
+        tokenizer: Any = None,
         *,
         gguf_file: str | None = None,
         revision: str | None = None,
@@ -353,7 +467,8 @@ class MAVInference:
         """Switch to another base; the one in use is freed before the other is loaded.
 
         Args:
-            base_model: Hub id, folder or `.gguf` file; or a base that is loaded already.
+            base_model: Hub id, folder or `.gguf` file; or a model that is loaded already.
+            tokenizer: The tokenizer of a loaded model; that of the files it names if None.
             gguf_file: File inside the folder or repository.
             revision: Branch, tag or commit of a hub repository.
 
@@ -363,11 +478,9 @@ class MAVInference:
             UsageError: `steering` or `exclusive` is open.
         """
         with self._in_use.acquire():
-            self._model.switch(
-                base_model
-                if isinstance(base_model, BaseModel)
-                else resolve_base(str(base_model), gguf_file, revision)
-            )
+            given = loaded_base(base_model, tokenizer)
+            self._model.switch(given or resolve_base(str(base_model), gguf_file, revision))
+            self._watch()
 
     def close(self) -> None:
         """Detach the head; the base is as it was before.
@@ -379,6 +492,13 @@ class MAVInference:
             self._model.close()
 
 
+def _loaded_or_named(base: GivenBase | None, tokenizer: Any) -> str | Path | BaseModel | None:
+    if base is None and tokenizer is not None:
+        raise UsageError("tokenizer: got one without its model, expected both")
+    loaded = None if base is None else loaded_base(base, tokenizer, "base")
+    return base if base is None or isinstance(base, str | Path) else loaded
+
+
 def _require_several(given: object, name: str, single: str) -> None:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(
@@ -387,18 +507,34 @@ def _require_several(given: object, name: str, single: str) -> None:
         )
 
 
-def create_mav(base_model: str | Path, head: Heads | None = None, **options: Any) -> MAVInference:
+def create_mav(
+    base_model: GivenBase, head: Heads | None = None, tokenizer: Any = None, **options: Any
+) -> MAVInference:
     """Return a base with a trained head, or with a new one that changes nothing yet.
 
     Args:
-        base_model: Hub id, folder or `.gguf` file.
-        head: Folder or hub id of a trained head, several by name, or None for a new one.
+        base_model: Hub id, folder or `.gguf` file; or a loaded model, as `MAVInference` takes it.
+        head: Folder or hub id of a trained head, an `AlignmentHead`, several by name, or None for a
+            new one.
+        tokenizer: The tokenizer of a loaded model; that of the files it names if None.
         **options: With a head, those of `MAVInference`; without, those of
             `MAVInference.with_new_head`, and `gguf_file`, `revision`, `dtype`, `device`,
-            `device_map`, `quantize` and `gguf_cache`.
+            `device_map`, `quantize`, `gguf_cache` and `merge_adapter`.
+
+    Raises:
+        UsageError: There is no such option, or it contradicts a loaded model.
+        MAVError: Base and head do not belong together, or cannot be loaded.
     """
     if head is not None:
-        return MAVInference(head, base_model, **options)
+        return MAVInference(head, base_model, tokenizer, **options)
     names = {field.name for field in dataclasses.fields(BaseOptions)}
     loading = {name: options.pop(name) for name in names & options.keys()}
-    return MAVInference.with_new_head(load_base(base_model, **loading), **options)
+    of_head = [*inspect.signature(new_head).parameters][1:]
+    for name in options.keys() - {*of_head}:
+        raise wrong_argument(name, [*names, *of_head], "create_mav")
+    base = loaded_base(base_model, tokenizer)
+    if base is None:
+        base = load_base(str(base_model), **loading)
+    else:
+        require_as_loaded(BaseOptions(**loading), base)
+    return MAVInference.with_new_head(base, **options)

@@ -4,16 +4,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.preferences.chat_template import parse_date
+from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import check_options, option
 
-Heads = str | Path | Mapping[str, str | Path]
-"""Where a head is, or where several are, by name."""
+if TYPE_CHECKING:
+    from mav.pipeline.head.model import AlignmentHead
+
+OneHead = Union[str, Path, "AlignmentHead"]
+"""Where a head is, or the head itself."""
+Heads = Union[OneHead, Mapping[str, OneHead]]  # noqa: UP007
+"""A head, or several by name."""
 
 _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
@@ -22,7 +28,7 @@ _LARGEST_SEED: Final = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachOptions:
+class AttachOptions(NamedArguments):
     """Options for attaching a head to a base.
 
     Attributes:
@@ -69,7 +75,7 @@ class InferenceOptions(BaseOptions, AttachOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
+class GenerationOptions(NamedArguments):
     """Options of generation.
 
     Attributes:
@@ -81,6 +87,8 @@ class GenerationOptions:
         repetition_penalty: What logits of tokens that came before are divided or multiplied by; 1
             leaves them alone.
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
+        steer_above: Entropy of the base's own distribution of the next token, in nats; heads are
+            computed and added only at tokens where it is above that. None steers every token.
         num_beams: Beams to search with; 1 searches none.
         stop: Strings that end a response and are not part of it.
         cache_implementation: `dynamic` grows with the response, `static` has its full size from the
@@ -110,6 +118,14 @@ class GenerationOptions:
         at_most=_LARGEST_SEED,
         help="Seed of the sampling.",
     )
+    steer_above: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        metavar="NATS",
+        default_text="everywhere",
+        help="Steer only tokens at which the base's entropy is above this.",
+    )
     num_beams: int = option(1, whole=True, at_least=1, help="Beams to search with.")
     stop: tuple[str, ...] = option((), help="Text that ends a response; may be repeated.")
     cache_implementation: CacheImplementation = option(
@@ -126,6 +142,11 @@ class GenerationOptions:
             raise UsageError(
                 f"compile: got {self.cache_implementation} as `cache_implementation`, expected "
                 f"static"
+            )
+        if self.compile and self.steer_above is not None:
+            raise UsageError(
+                "compile: got True with `steer_above`, expected one of them, as each token's own "
+                "entropy decides whether the heads run, which compiled code cannot"
             )
 
     def _take_stop(self) -> None:
@@ -194,6 +215,7 @@ class Generation:
         tokens: Ids of the new tokens, the one that ended them included.
         finish: `stop` where the base ended the response or a stop string came, else `length`.
         seconds: Time taken, by all responses of its batch together.
+        steered_tokens: How many of the tokens heads were added at; None without `steer_above`.
     """
 
     prompt: str
@@ -202,7 +224,11 @@ class Generation:
     tokens: tuple[int, ...]
     finish: Literal["stop", "length"]
     seconds: float
+    steered_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dataclasses.asdict(self)
+        """Return plain JSON values; `steered_tokens` only with `steer_above`."""
+        values = dataclasses.asdict(self)
+        if self.steered_tokens is None:
+            del values["steered_tokens"]
+        return values

@@ -60,6 +60,7 @@ def score_responses(
     schedules: Sequence[Strength],
     *,
     ended: bool,
+    above: float | None = None,
 ) -> list[Score]:
     """Return the scores of responses, each to its prompt and under its strengths.
 
@@ -69,6 +70,7 @@ def score_responses(
         responses: A text for each prompt.
         schedules: Strengths for each.
         ended: Whether the token that ends a response counts too.
+        above: Only tokens at which the base's entropy is above this are steered, in nats.
 
     Raises:
         DataError: A prompt or response is malformed, or they are too long for the base.
@@ -96,7 +98,7 @@ def score_responses(
             texts,
             schedules,
             response_ids,
-            *_logprobs(joined, begun, response_ids, schedules),
+            *_logprobs(joined, begun, response_ids, schedules, above),
             strict=True,
         )
     ]
@@ -108,6 +110,7 @@ def _logprobs(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     schedules: Sequence[Strength],
+    above: float | None,
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Return log-probabilities under base and head, and under the base; padded in front, [B, T]."""
     if not prompts:
@@ -119,7 +122,7 @@ def _logprobs(
         [schedule.at(max(0, token)) for token in range(len(response) - longest, len(response))]
         for schedule, response in zip(schedules, responses, strict=True)
     ]
-    with aligned.steering(torch.tensor(strengths)):
+    with aligned.steering(torch.tensor(strengths), above):
         aligned.keep_base_logits = True
         logits = response_logits(base, prompts, responses)
         plain = aligned.base_logits

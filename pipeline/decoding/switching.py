@@ -5,6 +5,7 @@ from typing import Self
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.gguf_copy import with_copy
+from mav.pipeline.base.given.wrap import require_as_loaded
 from mav.pipeline.base.loading import load_source, preview_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import BaseSource, resolve_base
@@ -17,7 +18,7 @@ from mav.pipeline.decoding.attach import (
 from mav.pipeline.decoding.options import AttachOptions, Heads, InferenceOptions
 from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.decoding.trained_head import TrainedHead
-from mav.pipeline.runtime.compute_dtype import resolve_dtype
+from mav.pipeline.runtime.compute_dtype import plain_name, resolve_dtype
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.load_options import LoadOptions
 from mav.pipeline.runtime.memory import free_memory
@@ -68,6 +69,7 @@ class SwitchableModel:
             MAVError: One cannot be loaded, or they do not belong together.
         """
         if isinstance(base, BaseModel):
+            require_as_loaded(options, base)
             placement = LoadOptions(
                 dtype=base.dtype, device=str(base.device), gguf_cache=options.gguf_cache
             )
@@ -85,6 +87,11 @@ class SwitchableModel:
             base = load_compatible_base(source, trained, options, placement)
             remember(source.weights_digest(), source.id)
         return cls(base, trained, options, placement)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a base is in use."""
+        return self._attached is not None
 
     @property
     def attached(self) -> AttachedModel:
@@ -138,3 +145,24 @@ class SwitchableModel:
                 base = load_source(former, self._placement)
                 self._attached = attach_head(base, self.trained, self._rules)
             raise
+
+
+def described(model: SwitchableModel) -> str:
+    """Return what base and heads there are, in a line."""
+    if not model.is_open:
+        return "closed"
+    joined, names = model.attached, model.trained.names
+    heads = [
+        (f"{name}: " if name else "")
+        + f"{head.config.kind} of {head.config.total_parameters:,} parameters"
+        + (f" in {part.folder}" if part.folder else "")
+        for name, head, part in zip(
+            names or ("",), joined.aligned.heads, model.trained.parts, strict=True
+        )
+    ]
+    base = joined.base
+    return (
+        f"base={base.id!r}, dtype={plain_name(base.dtype)!r}, device={str(base.device)!r}, "
+        f"prompt_form={joined.form.name!r}, layers={list(joined.aligned.layers)}, "
+        f"head=<{'; '.join(heads)}>"
+    )

@@ -99,6 +99,14 @@ class Front:
                 param="use_beam_search",
                 code="unsupported",
             )
+        if fields.get("steer_above") is not None:
+            raise ApiError(
+                400,
+                "steer_above: is not supported by heads in vLLM, which steer every token; leave "
+                "it out, or use `mav serve`",
+                param="steer_above",
+                code="unsupported",
+            )
         if alpha is not None:
             try:
                 strength = checked_strength(alpha, self._settings.names)

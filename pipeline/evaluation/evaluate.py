@@ -21,6 +21,7 @@ from mav.pipeline.evaluation.pair_scores import PairScores, score_pairs
 from mav.pipeline.evaluation.statistics import advice, has_hardly_moved, mean_interval, wilson
 from mav.pipeline.head.compatibility import check_features, check_kind
 from mav.pipeline.head.pretrained import StoredHead, load_head
+from mav.pipeline.head.storage import CurvePoint
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.choices import Split
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype, pick_dtype_for_stored, plain_name
@@ -60,6 +61,16 @@ class AlphaResult:
     kl_per_token: float
     kl_interval: tuple[float, float] | None
     vector_norm: float
+
+    def point(self) -> CurvePoint:
+        """Return what a head's files keep of it."""
+        return CurvePoint(
+            alpha=self.alpha,
+            reward_accuracy=self.reward_accuracy,
+            logp_accuracy=self.logp_accuracy,
+            margin=self.margin,
+            kl_per_token=self.kl_per_token,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,3 +236,8 @@ def _result(alpha: float, scores: PairScores) -> AlphaResult:
         kl_interval=kl_interval,
         vector_norm=float(scores.vector_norm.mean()),
     )
+
+
+def curve_of(evaluation: Evaluation) -> tuple[CurvePoint, ...]:
+    """Return what a head's files and its card keep of an evaluation."""
+    return tuple(result.point() for result in evaluation.results)

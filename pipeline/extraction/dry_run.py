@@ -21,11 +21,18 @@ from mav.cache_schema.root import read_manifest
 from mav.cache_schema.size_estimate import ExpectedSize, compressed_share, expected_size
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
+from mav.pipeline.base.given.wrap import GivenBase
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.job import ExtractionJob, load, unembedding_arrays
 from mav.pipeline.extraction.manifest import as_begun
 from mav.pipeline.extraction.options import ExtractOptions, states_storage
-from mav.pipeline.extraction.prepare import choose_dtype, prepare, read, require_begun_in
+from mav.pipeline.extraction.prepare import (
+    choose_dtype,
+    given_base,
+    prepare,
+    read,
+    require_begun_in,
+)
 from mav.pipeline.runtime.choices import StorageDtype
 from mav.pipeline.runtime.compute_dtype import dtype_name
 from mav.pipeline.runtime.progress import progress_bar
@@ -91,7 +98,7 @@ class DryRunReport:
         }
 
 
-def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRunReport:
+def dry_run(options: ExtractOptions, *, base: GivenBase | None = None) -> DryRunReport:
     """Estimate the size and time of an extraction; bytes are exact unless compressed.
 
     Nothing is written.
@@ -103,6 +110,14 @@ def dry_run(options: ExtractOptions, *, base: BaseModel | None = None) -> DryRun
     Raises:
         MAVError: An input is invalid, as it would be for the extraction.
     """
+    options, loaded = given_base(options, base)
+    if loaded is None:
+        return _dry_run(options, None)
+    with loaded.in_use():
+        return _dry_run(options, loaded)
+
+
+def _dry_run(options: ExtractOptions, base: BaseModel | None) -> DryRunReport:
     inputs, objects = prepare(options, base), open_object_store(options.output)
     stored = read_manifest(objects) if require_free(objects) else None
     if stored is not None:

@@ -17,6 +17,7 @@ from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import LOCK, run_lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
+from mav.pipeline.base.given.wrap import GivenBase
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import (
     quantization_of,
@@ -31,6 +32,7 @@ from mav.pipeline.extraction.packing import Packing
 from mav.pipeline.extraction.prepare import (
     ExtractionInputs,
     choose_dtype,
+    given_base,
     prepare,
     read,
     require_begun_in,
@@ -82,7 +84,7 @@ class ExtractReport:
         }
 
 
-def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> ExtractReport:
+def extract(options: ExtractOptions, *, base: GivenBase | None = None) -> ExtractReport:
     """Write the cache; resume an interrupted one; leave a complete one as it is.
 
     Processes launched together share the missing blocks.
@@ -94,6 +96,14 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
     Raises:
         MAVError: An input is invalid; see its subclasses.
     """
+    options, loaded = given_base(options, base)
+    if loaded is None:
+        return _extract(options, None)
+    with loaded.in_use():
+        return _extract(options, loaded)
+
+
+def _extract(options: ExtractOptions, base: BaseModel | None) -> ExtractReport:
     inputs = prepare(options, base)
     processes, objects = inputs.processes, open_object_store(options.output)
     with ExitStack() as held:
@@ -112,7 +122,7 @@ def extract(options: ExtractOptions, *, base: BaseModel | None = None) -> Extrac
         run = processes.from_first(lock) if begun else None
         data = read(options, inputs.tokenizer, stored)
         for given, kept in zip(options.sources, data.sources, strict=True):
-            if kept.pairs:
+            if kept.pairs and given.rows is None:
                 remember(kept.fingerprint, given.id)
         if stored is not None:
             options = as_begun(options, stored, data)

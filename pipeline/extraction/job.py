@@ -69,7 +69,7 @@ def load(
         MAVError: The base cannot be loaded, or fails a check of extraction.
     """
     base = inputs.base
-    require_readable(options.base_model, data.pairs, inputs.config)
+    require_readable(str(options.base_model), data.pairs, inputs.config)
     if base is None:
         assert inputs.source is not None
         _log.info(f"Loading {inputs.source.id} in {dtype}")
@@ -80,6 +80,7 @@ def load(
                 device=inputs.device,
                 device_map=options.device_map,
                 quantize=options.quantize,
+                merge_adapter=options.merge_adapter,
             ),
             inputs.tokenizer,
         )

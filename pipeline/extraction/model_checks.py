@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.failures import REFUSALS, explain_failures
+from mav.pipeline.base.given.borrowed import without_traces
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.quantization import INT8, quantization_in
 from mav.pipeline.extraction.forward import run_decoder, run_whole
@@ -125,7 +126,7 @@ def check_layers(base: BaseModel, layers: tuple[int, ...], batch: ForwardBatch) 
     Raises:
         BaseModelError: A layer differs.
     """
-    with base.hidden_state_hooks(layers) as hooks:
+    with base.hidden_state_hooks(layers) as hooks, without_traces(base.model):
         expected = base.decoder(
             **batch.inputs, use_cache=False, output_hidden_states=True, return_dict=True
         )

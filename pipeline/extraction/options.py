@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from mav.cache_schema.choices import Compression, LogitsEncoding, StatesStorage, StoredDtype
 from mav.cache_schema.errors import UsageError
@@ -13,7 +13,8 @@ from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.options import known, option
 
 if TYPE_CHECKING:
-    from mav.pipeline.preferences.sources import DataSource
+    from mav.pipeline.base.given.wrap import GivenBase
+    from mav.pipeline.preferences.sources import DataSource, GivenData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,11 @@ class ExtractOptions(BaseOptions):
     """Options of `mav extract`.
 
     Attributes:
-        base_model: Hub id, folder or `.gguf` file.
-        data: The preference pairs: a data set, or several.
+        base_model: Hub id, folder or `.gguf` file, an adapter's too; or a loaded transformers
+            model, PEFT's around one, or a `BaseModel`. A loaded model is left as it was.
+        data: The preference pairs: a `DataSource`, a path or hub id, a `datasets.Dataset`, or a
+            list of dictionaries; a tuple of these for several.
+        tokenizer: The tokenizer of a loaded model; that of the files it names if None.
         output: Folder or URL of the cache.
         gguf_file: File inside the base's folder or repository.
         revision: Branch, tag or commit of a hub repository.
@@ -42,6 +46,7 @@ class ExtractOptions(BaseOptions):
         device_map: How the base is spread over several devices; see `LoadOptions`.
         quantize: How the base's weights are quantized when they are loaded.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        merge_adapter: Whether to merge an adapter into its base; see `LoadOptions`.
         batch_tokens: Most tokens in one forward pass, padding included, or None for as many as
             free memory allows.
         block_tokens: Response tokens in a block, or None to choose by size.
@@ -50,8 +55,9 @@ class ExtractOptions(BaseOptions):
             are lossy, in one byte per value, and restored to bfloat16.
     """
 
-    base_model: str = field(metadata=known(help="Hub id, folder, or .gguf file."))
-    data: "DataSource | tuple[DataSource, ...]"
+    base_model: "GivenBase" = field(metadata=known(help="Hub id, folder, or .gguf file."))
+    data: "GivenData"
+    tokenizer: Any = field(default=None, repr=False)
     output: str | Path = field(
         metadata=known(help="Cache to write: a folder, or a URL such as s3://….")
     )
@@ -113,7 +119,7 @@ class ExtractOptions(BaseOptions):
     )
 
     def __post_init__(self) -> None:
-        from mav.pipeline.preferences.sources import require_weights
+        from mav.pipeline.preferences.sources import require_weights, sources_of
         from mav.pipeline.runtime.compute_dtype import dtype_name
 
         super().__post_init__()
@@ -124,14 +130,15 @@ class ExtractOptions(BaseOptions):
             raise UsageError("output: got nothing, expected a folder or a URL")
         if self.layer_selection not in ("auto", "uniform"):
             parse_indices(self.layer_selection)
-        if not self.sources:
-            raise UsageError("data: got none, expected at least one data set")
+        object.__setattr__(self, "data", sources_of(self.data))
         require_weights(self.sources)
 
     @property
     def sources(self) -> "tuple[DataSource, ...]":
         """The data sets."""
-        return self.data if isinstance(self.data, tuple) else (self.data,)
+        given: Any = self.data  # which is a tuple of them from the beginning
+        sources: tuple[DataSource, ...] = given
+        return sources
 
     @property
     def stored_states(self) -> tuple[StoredDtype, StatesStorage]:

@@ -1,5 +1,6 @@
 """Prepares an extraction or a dry run: reads pairs, loads and checks the base, plans the cache."""
 
+import dataclasses
 import datetime
 import logging
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mav.cache_schema.manifest import (
     Manifest,
 )
 from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.given.wrap import loaded_base, require_as_loaded
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.pretrained import load_config, load_tokenizer
 from mav.pipeline.base.source import BaseSource
@@ -51,6 +53,22 @@ class ExtractionInputs:
     config: Any
 
 
+def given_base(options: ExtractOptions, base: Any) -> tuple[ExtractOptions, BaseModel | None]:
+    """Return the options with the base's name, and the base if it is loaded already.
+
+    Args:
+        options: What is asked for, perhaps of a loaded model.
+        base: A loaded base that counts instead; None of none.
+
+    Raises:
+        MAVError: It cannot be a base, or has no tokenizer.
+    """
+    given = options.base_model if base is None else base
+    loaded = loaded_base(given, options.tokenizer)
+    name = str(given) if loaded is None else loaded.id
+    return dataclasses.replace(options, base_model=name, tokenizer=None), loaded
+
+
 def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs:
     """Find the base and join the other processes.
 
@@ -59,7 +77,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
         BaseModelError: The base is not found.
     """
     if base is not None:
-        _require_as_loaded(options, base)
+        require_as_loaded(options, base)
     if options.device_map is not None and launched_here() > 1:
         raise UsageError(
             f"device_map: got {options.device_map!r} with {launched_here()} processes on this "
@@ -72,7 +90,7 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
     source = None
     if base is None:
         source = resolve_with_copy(
-            options.base_model,
+            str(options.base_model),
             options.gguf_file,
             options.revision,
             gguf_cache=options.gguf_cache,
@@ -89,21 +107,6 @@ def prepare(options: ExtractOptions, base: BaseModel | None) -> ExtractionInputs
         tokenizer=tokenizer,
         config=config,
     )
-
-
-def _require_as_loaded(options: ExtractOptions, base: BaseModel) -> None:
-    """Refuse loading options that contradict a base that is loaded already."""
-    for name in ("quantize", "device_map", "gguf_file", "revision"):
-        if getattr(options, name) is not None:
-            raise UsageError(
-                f"{name}: the given base is already loaded, so load it that way, or leave "
-                f"it to `base_model`"
-            )
-    if options.dtype not in (AUTO, dtype_name(base.dtype, "base")):
-        raise UsageError(
-            f"dtype: asked for {options.dtype}, but the given base computes in "
-            f"{dtype_name(base.dtype)}; load it in the type to compute in, and leave dtype out"
-        )
 
 
 def read(options: ExtractOptions, tokenizer: Any, stored: Manifest | None) -> ReadData:

@@ -19,21 +19,32 @@ vocabulary matrix of its own; whatever it adds to the logits lies in the span of
 The letters of shapes are in CONTRIBUTING.md.
 """
 
+import copy
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mav.cache_schema.errors import UsageError
-from mav.pipeline.head.config import HeadConfig
+from mav.cache_schema.errors import HeadError, UsageError
+from mav.cache_schema.reader import CacheReader
+from mav.pipeline.head.card import write_card
+from mav.pipeline.head.config import HeadConfig, head_config
+from mav.pipeline.head.push import push_folder
+from mav.pipeline.head.saving import save_head
 from mav.pipeline.head.storage import (
+    CurvePoint,
+    HeadOrigin,
     find_head,
     load_weights,
     read_head_config,
     require_finite,
 )
 from mav.pipeline.ops.tensor_storage import pool_states
+from mav.pipeline.runtime.choices import HeadKind
+from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype
 
 
 class AlignmentHead(nn.Module):
@@ -43,11 +54,13 @@ class AlignmentHead(nn.Module):
 
     Attributes:
         config: Its kind and sizes.
+        origin: What it was trained from and how; None of one that was made from sizes alone.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.origin: HeadOrigin | None = None
         layers = {
             name: nn.Linear(layer.inputs, layer.outputs, bias=layer.bias)
             for name, layer in config.layers.items()
@@ -102,7 +115,8 @@ class AlignmentHead(nn.Module):
     def from_pretrained(
         path_or_hub_id: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        dtype: Dtype = torch.float32,
         device: str = "cpu",
     ) -> "AlignmentHead":
         """Load a head from a folder, a training output or the hub.
@@ -110,15 +124,121 @@ class AlignmentHead(nn.Module):
         Args:
             path_or_hub_id: Folder with `config.json` and `model.safetensors`, the output folder
                 of `mav train` (its best head), or a hub id.
-            dtype: Element type to load it in.
+            revision: Branch, tag or commit of a hub repository.
+            dtype: Element type to load it in: a name such as `bfloat16`, torch's type, or `auto`.
             device: Where to put it.
 
         Raises:
             HeadError: There is no head, or its files are not those of a head.
         """
-        folder = find_head(path_or_hub_id)
-        config, _ = read_head_config(folder)
-        return load_from_folder(folder, config, dtype=dtype, device=device)[0]
+        resolved = resolve_dtype(dtype, device)
+        folder = find_head(path_or_hub_id, revision)
+        config, origin = read_head_config(folder)
+        head = load_from_folder(folder, config, dtype=resolved, device=device)[0]
+        head.origin = origin
+        return head
+
+    @staticmethod
+    def for_cache(
+        cache: str | Path | CacheReader,
+        *,
+        head_type: HeadKind = "mlp",
+        expansion_size: int | None = None,
+        rank: int | None = None,
+        dropout: float | None = None,
+    ) -> "AlignmentHead":
+        """Return a new head for a cache, which changes nothing until it is trained.
+
+        It says what it was made for, so it can be saved and decoded with.
+
+        Args:
+            cache: The cache, or where it is.
+            head_type: `mlp`, `unembedding` or `bottleneck`.
+            expansion_size: Width of the widest layer of an `mlp`; by the base's size if None.
+            rank: Width of the narrow layer of the other kinds.
+            dropout: Dropout after the first layer; the kind's own if None.
+
+        Raises:
+            UsageError: A size is given that this kind has not.
+            CacheError: There is no complete cache.
+        """
+        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        manifest = reader.manifest
+        try:
+            config = head_config(
+                manifest.base,
+                head_type,
+                num_layers=len(manifest.states.layers),
+                pooled_size=manifest.states.pooled_size,
+                expansion_size=expansion_size,
+                rank=rank,
+                dropout=dropout,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        head = AlignmentHead(config)
+        head.origin = HeadOrigin(
+            manifest=manifest, objective="one's own", beta=0.0, held_out_fraction=0.0, steps=0
+        )
+        return head
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head with its origin, and a model card, so that `from_pretrained` reads it.
+
+        Args:
+            folder: Where to; made if it does not exist. A README.md that is there stays.
+
+        Raises:
+            HeadError: It does not say what it was trained from.
+            OSError: It cannot be written; a head that was there stays.
+        """
+        if self.origin is None:
+            raise HeadError(
+                "This head does not say what it was trained from, which a head in a folder must. "
+                "Make it by `AlignmentHead.for_cache`, or set its `origin`."
+            )
+        save_head(self, self.origin, Path(folder))
+        write_card(Path(folder), self.config, self.origin, replace=False)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload an alignment head",
+        curve: Sequence[CurvePoint] = (),
+    ) -> str:
+        """Send the head to the hub with a model card that says what it is and how to use it.
+
+        Args:
+            repository: Its id there; made if it does not exist.
+            private: Whether a new repository is private; what its owner has set if None.
+            revision: Branch to send it to, the main one if None.
+            commit_message: Message of the commit.
+            curve: What was measured of it by alpha, for the card; that of its training if empty.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HeadError: It does not say what it was trained from, or the hub does not take it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(
+                Path(folder),
+                repository,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                curve=curve,
+            )
+
+    def sharing_weights(self) -> "AlignmentHead":
+        """Return a head in eval mode with the very weights of this one, which stays as it is."""
+        kept = {id(weight): weight for weight in self.parameters()}
+        return copy.deepcopy(self, {**kept, id(self.origin): self.origin}).eval()
 
 
 def load_from_folder(

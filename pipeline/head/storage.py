@@ -17,9 +17,12 @@ from typing import Any, Final
 import safetensors.torch
 from torch import Tensor, nn
 
-from mav.cache_schema.errors import CacheError, HeadError
+from mav.cache_schema.errors import CacheError, HeadError, UsageError
 from mav.cache_schema.manifest import Manifest
 from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.recommendation import CurvePoint as CurvePoint
+from mav.pipeline.head.recommendation import Recommendation as Recommendation
+from mav.pipeline.head.recommendation import recommendation_of
 from mav.pipeline.runtime import hub, hub_errors
 from mav.pipeline.runtime.durable_files import measure
 
@@ -60,6 +63,7 @@ class HeadOrigin:
         held_out_fraction: Share of prompts that training did not see.
         steps: Optimizer steps taken.
         merged: The heads it is the weighted sum of; none of one that was trained.
+        recommended: The strength to start from, where training was asked to find it.
     """
 
     manifest: Manifest
@@ -68,6 +72,7 @@ class HeadOrigin:
     held_out_fraction: float
     steps: int
     merged: tuple[MergedPart, ...] = ()
+    recommended: Recommendation | None = None
 
 
 def load_weights(head: nn.Module, folder: Path, device: str) -> str:
@@ -174,13 +179,22 @@ def require_finite(head: nn.Module, folder: Path) -> None:
             )
 
 
-def find_head(path_or_hub_id: str) -> Path:
+def find_head(path_or_hub_id: str, revision: str | None = None) -> Path:
     """Return the folder of a head, downloading it from the hub if need be.
+
+    Args:
+        path_or_hub_id: Its folder, the output of a training, or a hub id.
+        revision: Branch, tag or commit of a hub repository.
 
     Raises:
         HeadError: There is none.
+        UsageError: A revision is given for a folder.
     """
     path = Path(path_or_hub_id)
+    if revision is not None and path.exists():
+        raise UsageError(
+            f"revision: got {revision!r}, but {path} is here and has no revisions; leave it out"
+        )
     for folder in (path, path / "best", path / "last"):
         if (folder / CONFIG).is_file():
             return folder
@@ -190,9 +204,9 @@ def find_head(path_or_hub_id: str) -> Path:
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
     try:
-        folder = hub.download(path_or_hub_id, allow=[CONFIG, WEIGHTS])
+        folder = hub.download(path_or_hub_id, revision=revision, allow=[CONFIG, WEIGHTS])
     except Exception as error:
-        reason = hub_errors.why(error, path_or_hub_id, "model")
+        reason = hub_errors.why(error, path_or_hub_id, "model", revision)
         raise HeadError(
             f"{path_or_hub_id}: no such folder here, and the hub did not give it: {reason}"
         ) from error
@@ -232,6 +246,7 @@ def read_head_config(folder: Path) -> tuple[HeadConfig, HeadOrigin]:
         origin = HeadOrigin(
             manifest=Manifest.from_json(value["cache"], str(path)),
             merged=tuple(MergedPart(**part) for part in value.get("merged", [])),
+            recommended=recommendation_of(value.get("recommended")),
             **value["training"],
         )
         config = HeadConfig(**value["head"])

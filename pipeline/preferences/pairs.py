@@ -1,6 +1,7 @@
 """A prompt with two responses, and the numbers that say which pair it is."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,22 @@ from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.preferences.transcripts import (
     canonical,
 )
+
+
+@dataclass
+class ReadCounts:
+    """What became of the rows, filled while they are read.
+
+    Attributes:
+        rows: Rows read.
+        dropped: Those that hold no usable pair, by cause.
+        held_out_prompts: Ids of all prompts of a data set for evaluation alone, those of dropped
+            rows too.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    held_out_prompts: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,41 +3,32 @@
 import gzip
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
 from mav.cache_schema.errors import DataError, UsageError
+from mav.pipeline.preferences.columns import LEFT_OUT, adapted
+from mav.pipeline.preferences.csv_rows import csv_rows
+from mav.pipeline.preferences.given_rows import given_rows
 from mav.pipeline.preferences.pairs import PreferencePair as PreferencePair
+from mav.pipeline.preferences.pairs import ReadCounts as ReadCounts
 from mav.pipeline.preferences.pairs import prompt_id, to_pair
 from mav.pipeline.preferences.rows import COLUMNS, read_responses
 from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
+from mav.pipeline.preferences.unpaired import is_unpaired, pair_up
 from mav.pipeline.runtime import hub, hub_errors
 
-FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+Wanted = Callable[[Sequence[str]], tuple[list[str], dict[str, None]]]
+"""Gives the columns to read of those there are, and the others."""
+
+FILE_FORMATS: Final = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 _ENCODING: Final = "utf-8-sig"
 """UTF-8, without the mark that some editors begin a file with."""
 _SAVED: Final = ("dataset_dict.json", "state.json")
 """Files of which `save_to_disk` leaves one."""
-
-
-@dataclass
-class ReadCounts:
-    """What became of the rows, filled while they are read.
-
-    Attributes:
-        rows: Rows read.
-        dropped: Those that hold no usable pair, by cause.
-        held_out_prompts: Ids of all prompts of a data set for evaluation alone, those of dropped
-            rows too.
-    """
-
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    held_out_prompts: set[int] = field(default_factory=set)
 
 
 def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePair]:
@@ -51,8 +42,15 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
         DataError: It is not there, cannot be read, or a row has none of the known forms.
         UsageError: Options do not go with this kind of source.
     """
-    for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
-        counts.rows += 1
+    rows = _adapted_rows(source, counts)
+    first = next(rows, None)
+    if first is None:
+        return
+    rows = chain([first], rows)
+    if is_unpaired(first[2]):
+        yield from pair_up(rows, counts, source.name, held_out=source.is_held_out)
+        return
+    for number, place, row in rows:
         responses, causes = read_responses(row, place)
         if source.is_held_out:
             counts.held_out_prompts.update(prompt_id(response.prompt) for response in responses)
@@ -63,8 +61,24 @@ def read_pairs(source: DataSource, counts: ReadCounts) -> Iterator[PreferencePai
             yield pair
 
 
+def _adapted_rows(source: DataSource, counts: ReadCounts) -> Iterator[tuple[int, str, Any]]:
+    """Yield (number, location, row with the usual names) of all rows that are not left out."""
+    columns = source.columns or {}
+    for number, (place, row) in enumerate(islice(_rows(source), source.limit)):
+        counts.rows += 1
+        found = adapted(row, place, columns, source.transform)
+        if found is None and source.transform is not None:
+            counts.dropped[LEFT_OUT] += 1
+        else:
+            yield number, place, found
+
+
 def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     """Yield (location, row)."""
+    wanted = partial(_split_columns, source)
+    if source.rows is not None:
+        yield from given_rows(source.rows, source.name, wanted)
+        return
     path = Path(source.id)
     saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
     if source.data_dir is not None and (path.is_file() or saved):
@@ -78,25 +92,28 @@ def _rows(source: DataSource) -> Iterator[tuple[str, Any]]:
                 f"split: got {source.split!r}, which goes with a hub or saved data set, but {path} "
                 f"is one file"
             )
-        yield from _file_rows(path)
+        yield from _file_rows(path, wanted)
     else:
         rows = _saved_rows(path, source) if saved else _loaded_rows(source, is_here=path.is_dir())
-        known, others = _split_columns(rows.column_names)
+        known, others = wanted(rows.column_names)
         # Without columns there would be no rows, and no row to say which columns are missing.
         for number, row in enumerate(rows.select_columns(known) if known else [{}]):
             yield f"{source.name}, row {number}", others | row
 
 
-def _split_columns(names: Sequence[str]) -> tuple[list[str], dict[str, None]]:
-    """Return the columns that are read, and the names of the others.
+def _split_columns(source: DataSource, names: Sequence[str]) -> tuple[list[str], dict[str, None]]:
+    """Return the columns that are read, which a transform needs all, and the names of the others.
 
     Others may hold what cannot be decoded here, images without their library, say.
     """
-    known = [name for name in names if name in COLUMNS]
-    return known, {name: None for name in names if name not in COLUMNS}
+    if source.transform is not None:
+        return [*names], {}
+    read = {*COLUMNS, *(source.columns or {}).values()}
+    known = [name for name in names if name in read]
+    return known, {name: None for name in names if name not in read}
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _file_rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, Any]]:
     name = path.name.lower()
     try:
         if name.endswith(".jsonl.gz"):
@@ -112,13 +129,16 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     f"{path}: got a JSON {type(rows).__name__}, expected a list of rows"
                 )
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+        elif name.endswith(".csv"):
+            with path.open(encoding=_ENCODING, newline="") as file:
+                yield from csv_rows(path, file)
         elif name.endswith(".parquet"):
             from pyarrow import parquet
 
             number = 0
-            file = parquet.ParquetFile(path)
-            known, others = _split_columns(file.schema_arrow.names)
-            for batch in file.iter_batches(columns=known):
+            table = parquet.ParquetFile(path)
+            known, others = wanted(table.schema_arrow.names)
+            for batch in table.iter_batches(columns=known):
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", others | row
                     number += 1

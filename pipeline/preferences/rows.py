@@ -4,7 +4,8 @@ A row is one of:
 
 - transcripts `{chosen, rejected}`, as Anthropic/hh-rlhf has them;
 - `{prompt, chosen, rejected}` texts, as Dahoas/full-hh-rlhf has them;
-- either of them with messages instead of texts (see `messages`), as TRL uses them; a text
+- `{prompt, completion, label}`, one response that is good or not (see `unpaired`);
+- any of them with messages instead of texts (see `messages`), as TRL uses them; a text
   prompt beside whole conversations, as UltraFeedback has it, is understood too.
 
 A `system` column is the conversation's first turn. Columns that would change what the base reads
@@ -27,7 +28,9 @@ from mav.pipeline.preferences.transcripts import (
     transcript_of,
 )
 
-_ANSWERS: Final = ("chosen", "rejected")
+ANSWERS: Final = ("chosen", "rejected")
+COMPLETION: Final = "completion"
+LABEL: Final = "label"
 _SYSTEM: Final = ("system", "system_prompt", "system_message")
 _MORE_THAN_TEXT: Final = (
     "tools",
@@ -43,7 +46,7 @@ _MORE_THAN_TEXT: Final = (
     "videos",
 )
 """Columns that change what a response is a response to."""
-COLUMNS: Final = ("prompt", *_ANSWERS, *_SYSTEM, *_MORE_THAN_TEXT)
+COLUMNS: Final = ("prompt", *ANSWERS, COMPLETION, LABEL, *_SYSTEM, *_MORE_THAN_TEXT)
 """All columns that are read."""
 _LIKE_A_PROMPT: Final = (
     "question",
@@ -86,15 +89,9 @@ def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     if not isinstance(row, Mapping):
         raise _not_a_pair(row, place, "it is not an object")
     responses: list[Response] = []
-    causes = [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
-    for key in _ANSWERS:
-        try:
-            response = _answer(row, key)
-            response = response if isinstance(response, str) else _under_system(response, row)
-        except UnusableMessageError as error:
-            response = error.cause
-        except DataError as error:
-            raise _not_a_pair(row, place, str(error)) from error
+    causes = _more_than_text(row)
+    for key in ANSWERS:
+        response = _usable(row, key, place)
         if isinstance(response, str):
             causes.append(response)
         else:
@@ -102,12 +99,41 @@ def read_responses(row: Any, place: str) -> tuple[list[Response], list[str]]:
     return responses, causes
 
 
+def read_response(row: Mapping[str, Any], key: str, place: str) -> Response | str:
+    """Return the response in one column of a row, or the reason it is not usable.
+
+    Args:
+        row: The row.
+        key: The column.
+        place: Where the row stands, for errors.
+
+    Raises:
+        DataError: It has none of the known forms.
+    """
+    causes = _more_than_text(row)
+    return causes[0] if causes else _usable(row, key, place)
+
+
+def _more_than_text(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in _MORE_THAN_TEXT if _asks_for_something(row.get(name))]
+
+
+def _usable(row: Mapping[str, Any], key: str, place: str) -> Response | str:
+    try:
+        response = _answer(row, key)
+        return response if isinstance(response, str) else _under_system(response, row)
+    except UnusableMessageError as error:
+        return error.cause
+    except DataError as error:
+        raise _not_a_pair(row, place, str(error)) from error
+
+
 def _not_a_pair(row: Any, place: str, reason: str) -> DataError:
     got = sorted(row) if isinstance(row, Mapping) else type(row).__name__
     return DataError(
         f"{place}: not a preference pair. Got {got}; expected texts or lists of "
         f"{{role, content}} messages under 'chosen' and 'rejected', with or without 'prompt' "
-        f"({reason})."
+        f"({reason}). Columns of other names are told with `columns`."
     )
 
 
@@ -229,7 +255,7 @@ def _require_no_prompt_elsewhere(row: Mapping[str, Any], key: str) -> None:
     named = next((name for name in _LIKE_A_PROMPT if row.get(name)), None)
     if named is not None:
         raise DataError(f"there is no column 'prompt'; rename {named!r} if it holds the prompt")
-    if not all(isinstance(row.get(other), str) for other in _ANSWERS):
+    if not all(isinstance(row.get(other), str) for other in ANSWERS):
         raise DataError(f"there is no column 'prompt', and {key!r} holds no 'Assistant:' turn")
 
 

@@ -37,7 +37,9 @@ def how_decoded(summary: Summary) -> str:
         return "nothing decoded"
     temperature = chosen["temperature"]
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    return f"{how}, at most {chosen['max_new_tokens']} new tokens"
+    limit = chosen.get("steer_above")
+    where = "" if limit is None else f", steered above {limit:g} nats"
+    return f"{how}{where}, at most {chosen['max_new_tokens']} new tokens"
 
 
 def gain_head(summary: Summary) -> list[str]:
@@ -47,7 +49,8 @@ def gain_head(summary: Summary) -> list[str]:
         head += [f"reward {model}", "gain"]
     for name in _judges(summary):
         head += [f"win % {name}", "length-controlled"]
-    return [*head, "KL (nats)", "perplexity", "tokens/s"]
+    limited = ["steered %"] if _any_steered(summary) else []
+    return [*head, "KL (nats)", *limited, "perplexity", "tokens/s"]
 
 
 def gain_row(summary: Summary, system: SystemSummary) -> list[str]:
@@ -62,7 +65,13 @@ def gain_row(summary: Summary, system: SystemSummary) -> list[str]:
         wins = system.wins.get(name)
         row += ["-", "-"] if wins is None else [share(wins.rate), share(wins.length_controlled)]
     speed = "-" if system.tokens_per_second is None else f"{system.tokens_per_second:.1f}"
-    return [*row, number(system.kl, 2), number(system.perplexity, 1), speed]
+    limited = [share(system.steered, interval=False)] if _any_steered(summary) else []
+    return [*row, number(system.kl, 2), *limited, number(system.perplexity, 1), speed]
+
+
+def _any_steered(summary: Summary) -> bool:
+    """Return whether a system has a share of steered tokens, of a limit that it was given."""
+    return any(system.steered.value is not None for system in summary.systems)
 
 
 def text_head() -> list[str]:

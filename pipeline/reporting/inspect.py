@@ -12,6 +12,7 @@ from mav.cache_schema.storage.addresses import is_remote, local_folder
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.lock import read_holder
 from mav.cache_schema.storage.open import open_object_store
+from mav.pipeline.head.recommendation import Recommendation
 from mav.pipeline.head.storage import find_head, read_head_config
 
 
@@ -90,10 +91,18 @@ def _describe_head(folder: Path) -> dict[str, Any]:
             if origin.merged
             else {"objective": f"{origin.objective}, beta {origin.beta}"}
         ),
+        **({"recommended_alpha": _recommended(origin.recommended)} if origin.recommended else {}),
         "held_out_fraction": origin.held_out_fraction,
         "steps": origin.steps,
         **_origin(origin.manifest),
     }
+
+
+def _recommended(found: Recommendation) -> str:
+    return (
+        f"{found.alpha:g} ({found.kl_per_token:.3g} nats a token from the base on {found.pairs:,} "
+        f"held-out pairs, {found.target_kl:g} asked for)"
+    )
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:

@@ -21,6 +21,7 @@ ObjectiveName = Literal[
     "robust",
     "apo_zero",
     "apo_down",
+    "credit",
 ]
 KeepBy = Literal["loss", "accuracy", "scaled_loss", "margin_per_root_kl", "last"]
 OptimizerName = Literal["adamw", "adamw-8bit"]

@@ -45,6 +45,48 @@ def download(
     )
 
 
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    files: Sequence[str],
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str,
+) -> str:
+    """Send files of a folder to a model's repository, which is made if there is none.
+
+    Args:
+        folder: The folder.
+        repository: Id of the repository.
+        files: Names of the files.
+        private: Whether a new repository is private.
+        revision: Branch, made if there is none.
+        message: Message of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        Exception: What the hub's client raises; `hub_errors.why` explains it.
+    """
+    from huggingface_hub import HfApi
+
+    bound_waiting()
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        allow_patterns=[*files],
+        revision=revision,
+        commit_message=message,
+    )
+    return str(commit.commit_url)
+
+
 def find_data(repository: str, data_dir: str | None) -> str:
     """Return the argument of `datasets.load_dataset` for a data set on the hub.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.choices import DtypeName, Quantize, SpreadName
 from mav.pipeline.runtime.options import check_options, option
 
@@ -15,7 +16,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceOptions:
+class DeviceOptions(NamedArguments):
     """In what type and where to compute.
 
     Attributes:
@@ -69,12 +70,17 @@ class LoadOptions(PlacementOptions):
             `sequential`, or a device by module), instead of `device`; None for one device.
         quantize: How the base's weights are quantized when they are loaded.
         gguf_cache: Whether to keep GGUF weights as safetensors in the cache folder, and use them.
+        merge_adapter: Add the weights of a base that is an adapter to its base's own, once; else
+            its layers stay beside them.
     """
 
     quantize: Quantize | None = option(
         None,
         choices=get_args(Quantize),
         help="Quantize the base's weights when it is loaded; needs bitsandbytes.",
+    )
+    merge_adapter: bool = option(
+        False, help="Merge a base that is an adapter (LoRA) into the base it names."
     )
 
     def in_one_dtype(self) -> "LoadOptions":

@@ -49,9 +49,9 @@ def heads_of(texts: Sequence[str]) -> str | dict[str, str]:
     return found
 
 
-def names_of(heads: str | Path | Mapping[str, str | Path]) -> tuple[str, ...]:
-    """Return the names of several heads; none of one without a name."""
-    return () if isinstance(heads, str | Path) else tuple(heads)
+def names_of(heads: object) -> tuple[str, ...]:
+    """Return the names of several heads, given as a mapping; none of one without a name."""
+    return tuple(heads) if isinstance(heads, Mapping) else ()
 
 
 def places_of(heads: str | Path | Mapping[str, str | Path]) -> Mapping[str, str | Path]:

@@ -26,6 +26,7 @@ class Option:
         other_types: Whether values other than text are allowed besides `choices`.
         whole: Whether its value is a whole number.
         number: Whether its value is a number, whole or not.
+        words: What it may be in place of a number.
         numbers: Whether its value is one number or more, each whole or not.
         at_least: Smallest value.
         above: A value it must exceed.
@@ -41,6 +42,7 @@ class Option:
     other_types: bool = False
     whole: bool = False
     number: bool = False
+    words: tuple[str, ...] = ()
     numbers: bool = False
     at_least: float | None = None
     above: float | None = None
@@ -104,7 +106,7 @@ def check_options(options: Any) -> None:
             problems.append(f"{field.name}: got {value!r}, expected {problem}")
         elif rule.numbers:
             object.__setattr__(options, field.name, tuple(map(float, value)))
-        elif rule.whole or rule.number:
+        elif (rule.whole or rule.number) and not isinstance(value, str):
             object.__setattr__(options, field.name, int(value) if rule.whole else float(value))
     if problems:
         raise UsageError("\n".join(problems))
@@ -124,11 +126,14 @@ def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:
         return None if sound else "finite numbers"
     if not (rule.whole or rule.number):
         return None
+    if isinstance(value, str) and value in rule.words:
+        return None
+    word = "".join(f" or {word}" for word in rule.words)
     if isinstance(value, bool) or not isinstance(value, Integral if rule.whole else Real):
-        return "a whole number" if rule.whole else "a number"
+        return f"a whole number{word}" if rule.whole else f"a number{word}"
     number: Any = value  # not as a float, which large whole numbers do not fit
     if not math.isfinite(number) or not rule.is_within(number):
-        return rule.expected()
+        return f"{rule.expected()}{',' if word else ''}{word}"
     return None
 
 

@@ -25,6 +25,7 @@ class Metrics:
     Attributes:
         prompt_tokens: Prompt tokens processed.
         generated_tokens: Tokens generated.
+        steered_tokens: Those of them that heads were added at.
         first_token: Seconds from the arrival of a request to its first token.
         each_token: Seconds from one token of a choice to the next.
         switches: Switches of the base, by result: `done` or `refused`.
@@ -42,6 +43,9 @@ class Metrics:
         )
         self.prompt_tokens = self._counter("mav_prompt_tokens", "Prompt tokens processed.")
         self.generated_tokens = self._counter("mav_generated_tokens", "Tokens generated.")
+        self.steered_tokens = self._counter(
+            "mav_steered_tokens", "Generated tokens that heads were added at."
+        )
         self.failures = self._counter("mav_failed_passes", "Forward passes that failed.")
         self.switches = Counter(
             "mav_base_switches",

@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
@@ -35,7 +36,10 @@ class ServeOptions(InferenceOptions):
         host: Address to listen on; one that others can reach needs an API key.
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
-        alpha: Strength of requests that name none; of several heads by name.
+        alpha: Strength of requests that name none; of several heads by name. If None, that with
+            which the head is recommended, or 1.
+        steer_above: Entropy of the base in nats; of requests that name none, only tokens at which
+            it is above that are steered. None steers every token.
         max_rows: Most answers decoded at once.
         max_queue: Most requests that wait; more are refused with a time to retry.
         max_new_tokens: Most tokens of an answer.
@@ -61,7 +65,17 @@ class ServeOptions(InferenceOptions):
         None, help="Key that clients must send; required to listen beyond this machine."
     )
     alpha: float | Mapping[str, float] = option(
-        1.0, help="Strength of requests that set none; of several heads NAME=ALPHA,…"
+        None,
+        default_text="what the head is recommended with, or 1.0",
+        help="Strength of requests that set none; of several heads NAME=ALPHA,…",
+    )
+    steer_above: float | None = option(
+        None,
+        number=True,
+        at_least=0,
+        metavar="NATS",
+        default_text="everywhere",
+        help="Steer only tokens at which the base's entropy is above this; requests may set it.",
     )
     max_rows: int = option(16, whole=True, at_least=1, help="Answers decoded at once.")
     max_queue: int = option(64, whole=True, at_least=1, help="Requests that may wait.")
@@ -72,6 +86,9 @@ class ServeOptions(InferenceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given: Any = self.alpha
+        if given is None:
+            object.__setattr__(self, "alpha", self._starting_alpha())
         problems = list(self._problems())
         if problems:
             raise UsageError("\n".join(problems))
@@ -86,6 +103,11 @@ class ServeOptions(InferenceOptions):
     def strength(self) -> Strength:
         """Strength of requests that name none."""
         return as_strength(self.alpha, self.head_names)
+
+    def _starting_alpha(self) -> float:
+        from mav.pipeline.decoding.trained_head import starting_alpha
+
+        return starting_alpha(self.head) if isinstance(self.head, str) else 1.0
 
     @property
     def loopback(self) -> bool:

@@ -109,6 +109,7 @@ def _decoding(
     fields: dict[str, Any] = {
         "max_new_tokens": max(1, length),
         "seed": request.seed,
+        "steer_above": request.steer_above,
         **request.sampling,
     }
     if request.stop is not None:

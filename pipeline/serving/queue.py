@@ -41,6 +41,7 @@ class TokenEvent:
         text: Text that became final with it; may be empty.
         offset: Position in the choice's text where the token begins, in characters.
         finish_reason: Why the choice ends with this token, or None.
+        steered: Whether a head was added at it.
         logprob: Its log-probabilities, if requested; of an end token, only with `echo`.
         prompt: Those of the prompt's tokens, with a choice's first token, if requested.
     """
@@ -49,6 +50,7 @@ class TokenEvent:
     text: str
     offset: int
     finish_reason: Literal["stop", "length"] | None
+    steered: bool
     logprob: TokenLogprob | None
     prompt: tuple[TokenLogprob, ...] = ()
 

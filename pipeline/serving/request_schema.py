@@ -49,6 +49,7 @@ class SharedFields(_Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    steer_above: Annotated[_Finite, Field(ge=0)] | None = None
     alpha: _Alpha | Annotated[dict[str, _Alpha], Field(max_length=64)] | None = None
 
 

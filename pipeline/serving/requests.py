@@ -36,6 +36,7 @@ class CompletionRequest:
         max_tokens: Most tokens of a choice, or None for as many as there is room for; 0 only with
             `echo`.
         alpha: Alpha of each token.
+        steer_above: Entropy of the base in nats, above which tokens are steered; None steers all.
         sampling: Sampling fields of `GenerationOptions` that the request sets.
         seed: Seed of the first choice; each further choice of a prompt has the next one.
         stop: Texts that end a choice, or None for the defaults.
@@ -50,6 +51,7 @@ class CompletionRequest:
     n: int
     max_tokens: int | None
     alpha: Strength
+    steer_above: float | None
     sampling: Mapping[str, float]
     seed: int | None
     stop: tuple[str, ...] | None
@@ -178,6 +180,7 @@ def _request(
         n=fields.n or 1,
         max_tokens=max_tokens,
         alpha=_alpha(options.alpha if fields.alpha is None else fields.alpha, options),
+        steer_above=options.steer_above if fields.steer_above is None else fields.steer_above,
         sampling=_sampling(fields),
         seed=fields.seed,
         stop=_stop(fields.stop),

@@ -1,7 +1,8 @@
 """The bodies of responses: a chat turn or a text completion, whole or in chunks.
 
 Every token with log-probabilities also has its `base_logprob`, its log-probability under the base
-alone, which OpenAI's API does not have.
+alone, and the usage of a request with `steer_above` has `steered_tokens`, the tokens that heads
+were added at. OpenAI's API has neither.
 """
 
 import uuid
@@ -92,6 +93,7 @@ class _Choice:
     echo: Echo
     text: str = ""
     tokens: int = 0
+    steered: int = 0
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -112,6 +114,7 @@ class ResponseWriter:
             started: The base and the number of prompt tokens.
         """
         self._schema = schema
+        self._limited = request.steer_above is not None
         self._wants_logprobs = request.top_logprobs is not None
         self._prompt_tokens = started.prompt_tokens
         self._echo, self._generates = request.echo, request.max_tokens != 0
@@ -147,6 +150,7 @@ class ResponseWriter:
             choice.held.append((token.logprob, len(choice.echo.text) + token.offset))
         choice.text += token.text
         choice.tokens += 1
+        choice.steered += token.steered
         choice.finish_reason = token.finish_reason
         cut = token.finish_reason == "length" or (self._echo and token.finish_reason)
         while choice.held and (choice.held[0][1] < len(choice.text) or cut):
@@ -196,11 +200,14 @@ class ResponseWriter:
 
     def _usage(self) -> dict[str, int]:
         generated = sum(choice.tokens for choice in self._choices)
-        return {
+        usage = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": self._prompt_tokens + generated,
         }
+        if self._limited:
+            usage["steered_tokens"] = sum(choice.steered for choice in self._choices)
+        return usage
 
     def _logprobs(self, choice: _Choice, first: int) -> dict[str, Any] | None:
         if not self._wants_logprobs:

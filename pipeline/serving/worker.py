@@ -252,8 +252,11 @@ class Worker:
             events.setdefault(choice.job, []).append(self._event(choice, output))
             if output.seconds is not None:
                 self._metrics.each_token.observe(output.seconds)
-        generated = [_choice(one.sequence.request).job.request.max_tokens != 0 for one in outputs]
-        self._metrics.generated_tokens.inc(sum(generated))
+        generated = [
+            one for one in outputs if _choice(one.sequence.request).job.request.max_tokens != 0
+        ]
+        self._metrics.generated_tokens.inc(len(generated))
+        self._metrics.steered_tokens.inc(sum(one.steered for one in generated))
         for job, tokens in events.items():
             if job in joining:
                 self._metrics.first_token.observe(perf_counter() - job.received)
@@ -273,6 +276,7 @@ class Worker:
             text=output.text,
             offset=output.offset,
             finish_reason=output.finish,
+            steered=output.steered,
             logprob=logprob,
             prompt=prompt,
         )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from mav.pipeline.loader.sampler import EpochOrder, EpochOrders, StepLayout, ord
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.schedule import Schedule
+
+_READ_AT_ONCE: Final = 16
 
 
 class TrainingSet:
@@ -42,6 +45,7 @@ class TrainingSet:
         """
         subset = PairSubset(split="training", fraction=options.held_out_fraction)
         wanted = in_subset(reader.prompt_id, subset, reader.evaluation_only)
+        self._wanted = wanted
         self.layout = layout
         self.pairs = int(wanted.sum())
         self.tokens = int(reader.plan.response_length[wanted].sum())
@@ -70,6 +74,18 @@ class TrainingSet:
             f"{self.pairs:,} pairs with {self.tokens:,} response tokens; "
             f"{self.schedule.total:,} steps of {step}"
         )
+
+    def first_pairs(self, most: int) -> Iterator[Batch]:
+        """Yield the first so many pairs, on the CPU, as one process reads them.
+
+        Args:
+            most: How many at most.
+        """
+        wanted = np.zeros_like(self._wanted)
+        wanted[np.flatnonzero(self._wanted)[:most]] = True
+        layout = StepLayout(batch_size=_READ_AT_ONCE, grad_accum=1)
+        order = order_epoch(self._reader.plan, wanted, layout, seed=0, epoch=0)
+        return prefetch(CachedPreferenceDataset(self._reader, order))
 
     def steps_from(self, first_step: int, device: torch.device) -> Iterator[list[Batch]]:
         """Yield this process's micro-batches of each step that is left.

@@ -47,6 +47,8 @@ def settled(
         beta=objective.beta,
         label_smoothing=objective.label_smoothing if objective.name == "robust" else None,
         simpo_gamma=objective.simpo_gamma if objective.name == "simpo" else None,
+        credit_discount=objective.credit_discount if objective.name == "credit" else None,
+        lambda_l2=objective.lambda_l2,
     )
 
 

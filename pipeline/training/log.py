@@ -13,6 +13,8 @@ from mav.pipeline.runtime.durable_files import write_file
 if TYPE_CHECKING:  # reports read logs, and need not load what training does
     from accelerate import Accelerator
 
+    from mav.pipeline.training.options import TrainOptions
+
 
 METRICS: Final = "metrics.jsonl"
 
@@ -90,19 +92,21 @@ def require_tracker(name: "Tracker") -> None:
 
 
 def start_tracker(
-    accelerator: "Accelerator", name: "Tracker", first_step: int, settings: dict[str, Any]
+    accelerator: "Accelerator", options: "TrainOptions", first_step: int, settings: dict[str, Any]
 ) -> None:
     """Start or resume a run of a tracker.
 
     Args:
         accelerator: Made with `log_with` naming the tracker.
-        name: The tracker.
+        options: The tracker, and the names of project and run.
         first_step: Steps already taken; TensorBoard drops later ones.
         settings: The options that decide the run.
     """
+    name, run = options.report_to, options.run_name
     if name == "tensorboard":
         # It would show settings as a run of their own.
         purged = {"tensorboard": {"purge_step": first_step + 1}}
-        accelerator.init_trackers("tensorboard", init_kwargs=purged)
+        accelerator.init_trackers(run or "tensorboard", init_kwargs=purged)
     elif name != "none":
-        accelerator.init_trackers("mav", config=settings)
+        named = {} if run is None else {name: {"name": run}}
+        accelerator.init_trackers(options.project or "mav", config=settings, init_kwargs=named)

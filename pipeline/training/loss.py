@@ -1,10 +1,12 @@
 """The model of training: what it says of a batch, and the loss of that."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.head.addition import addition
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch
@@ -12,6 +14,9 @@ from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.base_logits import BaseLogits
 from mav.pipeline.ops.projection import Projection
 from mav.pipeline.training.objectives import Objective
+
+PairLoss = Callable[["Scores", Batch], Tensor]
+"""A loss of one's own: of the scores of a batch, one number for each pair, [P]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,22 @@ class Scores:
     squared_norm: Tensor
     kl: Tensor | None = None
 
-    def pair_sum_loss(self, objective: Objective, batch: Batch) -> Tensor:
+    @property
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """What the head adds to the log-probabilities of chosen and rejected, [P] both."""
+        return (
+            self.chosen_logps - self.ref_chosen_logps,
+            self.rejected_logps - self.ref_rejected_logps,
+        )
+
+    def pair_sum_loss(
+        self,
+        objective: Objective,
+        batch: Batch,
+        *,
+        credit: Tensor | None = None,
+        own: "PairLoss | None" = None,
+    ) -> Tensor:
         """Return the loss summed over pairs; each pair carries its own tokens' mean penalties.
 
         A pair's share of a penalty is the mean over its own tokens, so that the loss of a step is
@@ -48,14 +68,17 @@ class Scores:
         Args:
             objective: The objective; one with `lambda_kl` needs `kl`.
             batch: The batch that the scores are of.
+            credit: Credit of each response token, [N]; of the objective `credit` alone.
+            own: The user's loss of each pair, instead of the objective's.
         """
         lengths = batch.response_lengths
-        logps = self.chosen_logps, self.rejected_logps
-        ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
-        if objective.ld_alpha is not None:
-            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
-            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
-        loss = objective.pair_losses(logps, ref_logps, lengths).sum()
+        if own is not None:
+            loss = require_pair_losses(own(self, batch), batch.pairs).sum()
+        elif credit is not None:
+            wide = self.token_logps - self.ref_token_logps - credit / objective.beta
+            loss = _means(wide.square(), batch).sum()
+        else:
+            loss = self._preference_loss(objective, batch)
         loss = loss + objective.lambda_l2 * _means(self.squared_norm, batch).sum()
         if objective.lambda_kl:
             assert self.kl is not None, "a model of this objective computes it"
@@ -63,6 +86,14 @@ class Scores:
         if objective.lambda_sft:
             loss = loss - objective.lambda_sft * (self.chosen_logps / lengths[0]).sum()
         return loss
+
+    def _preference_loss(self, objective: Objective, batch: Batch) -> Tensor:
+        logps = self.chosen_logps, self.rejected_logps
+        ref_logps = self.ref_chosen_logps, self.ref_rejected_logps
+        if objective.ld_alpha is not None:
+            logps = _desensitized(self.token_logps, batch, objective.ld_alpha)
+            ref_logps = _desensitized(self.ref_token_logps, batch, objective.ld_alpha)
+        return objective.pair_losses(logps, ref_logps, batch.response_lengths).sum()
 
     def margins(self) -> Tensor:
         """Return what the head added to each pair's margin in nats, [P], without a graph."""
@@ -82,6 +113,23 @@ class Scores:
             "logps/rejected": self.rejected_logps.detach().sum(),
             "logps/accuracies": (self.chosen_logps > self.rejected_logps).sum(),
         }
+
+
+def require_pair_losses(losses: object, pairs: int) -> Tensor:
+    """Return the losses that a function of the user's gave, one for each pair.
+
+    Raises:
+        UsageError: They are something else.
+    """
+    if not isinstance(losses, Tensor) or losses.shape != (pairs,):
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise UsageError(f"loss: got {got}, expected a loss for each pair, of shape ({pairs},)")
+    return losses
+
+
+def name_of_loss(loss: PairLoss) -> str:
+    """Return what a run calls a loss of the user's."""
+    return f"own loss {getattr(loss, '__name__', type(loss).__name__)}"
 
 
 def _means(values: Tensor, batch: Batch) -> Tensor:

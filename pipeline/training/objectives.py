@@ -20,8 +20,9 @@ Pair = tuple[Tensor, Tensor]
 """Values of the chosen and of the rejected response of each pair, both [P]."""
 
 DEFAULT_BETA: Final = 0.1
-BETAS: Final[Mapping[ObjectiveName, float]] = {"sigmoid_norm": 5.0, "simpo": 2.0}
-"""Defaults of objectives whose margins are means over tokens, so that they need a larger one."""
+BETAS: Final[Mapping[ObjectiveName, float]] = {"sigmoid_norm": 5.0, "simpo": 2.0, "credit": 1.0}
+"""Defaults of objectives of means over tokens or of single ones, so that they need a larger one."""
+DEFAULT_CREDIT_DISCOUNT: Final = 0.5
 DEFAULT_LABEL_SMOOTHING: Final = 0.1
 DEFAULT_SIMPO_GAMMA: Final = 0.5
 
@@ -55,6 +56,11 @@ class Objective:
     - `apo_down`: s(beta g_w) + 1 - s(beta (g_w - g_l)), for chosen responses worse than the base's
       own; the same, equation 8.
 
+    - `credit`: the mean over the response tokens of both responses of (g_t - c_t / beta)^2, with
+      g_t what the head adds to the log-probability of a token, and its credit c_t as `TokenCredit`
+      has it. It is a loss of tokens and not of pairs: which token earned the preference is read
+      from the base's states.
+
     All add lambda_l2 times the mean, over the response tokens of both responses, of ||a_t||^2
     (summed over the vocabulary), lambda_kl times the mean over the same of KL(pi || pi_base) at the
     token, exact over the vocabulary and at alpha 1, as the head is trained, and lambda_sft times
@@ -66,13 +72,15 @@ class Objective:
 
     Attributes:
         name: Which preference loss.
-        beta: Its inverse temperature; of `ipo` the weight of its regularisation, tau.
+        beta: Its inverse temperature; of `ipo` the weight of its regularisation, tau; of `credit`
+            the temperature.
         lambda_l2: Weight of ||a_t||^2.
         lambda_kl: Weight of the divergence from the base.
         lambda_sft: Weight of the chosen response's likelihood.
         ld_alpha: Weight of the tokens that only the longer response has; None for 1.
         label_smoothing: e of `robust`.
         simpo_gamma: gamma of `simpo`.
+        credit_discount: Discount of what follows a token, of `credit`.
     """
 
     name: ObjectiveName
@@ -83,9 +91,10 @@ class Objective:
     ld_alpha: float | None = None
     label_smoothing: float = DEFAULT_LABEL_SMOOTHING
     simpo_gamma: float = DEFAULT_SIMPO_GAMMA
+    credit_discount: float = DEFAULT_CREDIT_DISCOUNT
 
     def pair_losses(self, logps: Pair, base_logps: Pair, lengths: Pair) -> Tensor:
-        """Return the preference loss of each pair, [P].
+        """Return the preference loss of each pair, [P]; `credit` has none.
 
         Args:
             logps: log pi of the responses.

@@ -20,6 +20,9 @@ _NOT_THE_TRAJECTORY: Final = (
     "eval_steps",
     "early_stopping",
     "report_to",
+    "run_name",
+    "project",
+    "target_kl",
     "workers",
     "shard",
     "resume",
@@ -60,11 +63,15 @@ class TrainOptions(ObjectiveOptions):
         bf16: Compute in bfloat16, or in float32; `auto` is bfloat16 where the device multiplies it
             natively, and on resuming what the run was begun with. Weights stay float32.
         optimizer: `adamw` or `adamw-8bit`; see `make_optimizer`.
-        ema: Decay of the moving average of the weights that is evaluated and saved as the head, see
-            `AveragedWeights`; none if None.
+        ema: Decay of the moving average of the weights that is evaluated and saved as the head, or
+            `bema` for TRL's bias-corrected one, see `AveragedWeights`; none if None.
         keep_by: What the best head is the best in; see `criteria`.
         early_stopping: Evaluations without a better head after which to stop.
         report_to: Tracker that metrics go to, beside `metrics.jsonl`.
+        run_name: Name of the run there.
+        project: Project of the run, of trackers that have projects; `mav` if None.
+        target_kl: KL per token to the base, in nats; the strength that reaches it on held-out pairs
+            is written into the best head as the one to start from.
         workers: Threads that read the cache.
         shard: Whether to cut the head into shards, one per process (FSDP2), where there are
             several.
@@ -145,13 +152,14 @@ class TrainOptions(ObjectiveOptions):
         choices=get_args(OptimizerName),
         help="adamw-8bit keeps its moments in one byte each; needs torchao.",
     )
-    ema: float | None = option(
+    ema: float | Literal["bema"] | None = option(
         None,
         number=True,
+        words=("bema",),
         at_least=0,
         below=1,
         metavar="DECAY",
-        help="Save the moving average of the weights as the head.",
+        help="Save the moving average of the weights as the head; bema is TRL's form of it.",
     )
     keep_by: KeepBy = option(
         "loss", choices=get_args(KeepBy), help="What the head kept as best is the best in."
@@ -165,6 +173,17 @@ class TrainOptions(ObjectiveOptions):
     )
     report_to: Tracker = option(
         "tensorboard", choices=get_args(Tracker), help="Tracker in addition to metrics.jsonl."
+    )
+    run_name: str | None = option(None, help="Name of the run, for the tracker.")
+    project: str | None = option(
+        None, default_text="mav", help="Project of the run, in wandb or trackio."
+    )
+    target_kl: float | None = option(
+        None,
+        number=True,
+        above=0,
+        metavar="NATS",
+        help="Recommend the alpha at which the head is so far from the base, per token.",
     )
     workers: int = option(2, whole=True, at_least=0, help="Threads that read the cache.")
     shard: bool = option(False, help="Cut the head into shards, one per process (FSDP2).")
@@ -187,7 +206,19 @@ class TrainOptions(ObjectiveOptions):
                 f"batch_size: got {self.batch_size}, and `batch_tokens` {self.batch_tokens}; a "
                 f"batch is counted in pairs or in tokens; give one of them"
             )
+        if self.project is not None and self.report_to not in ("wandb", "trackio"):
+            raise UsageError(
+                f"project: got {self.project!r} with `report_to` {self.report_to}, which has no "
+                f"projects; expected wandb or trackio"
+            )
+        if self.run_name is not None and self.report_to == "none":
+            raise UsageError(f"run_name: got {self.run_name!r}, but `report_to` is none")
         if self.held_out_fraction == 0 and self.eval_cache is None:
+            if self.target_kl is not None:
+                raise UsageError(
+                    "target_kl: nothing is held out to measure it on; use a larger "
+                    "`eval_fraction` or an `eval_cache`"
+                )
             if self.early_stopping is not None:
                 raise UsageError("early_stopping: nothing is held out to evaluate on")
             if self.keep_by not in ("loss", "last"):
@@ -200,6 +231,10 @@ class TrainOptions(ObjectiveOptions):
                 f"early_stopping: got {self.early_stopping} with `keep_by` last, by which every "
                 f"head is better than the one before it"
             )
+
+    def _default_lambda_l2(self) -> float:
+        # A shift of the state changes every logit, so the same penalty would hold it at the base.
+        return 0.0 if self.head_type == "unembedding" else super()._default_lambda_l2()
 
     @property
     def folder(self) -> Path:

@@ -1,12 +1,15 @@
 """Stage two: train the head from a cache alone. The base model is absent."""
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mav.cache_schema.errors import HeadError
 from mav.cache_schema.reader import CacheReader
@@ -16,6 +19,7 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.head.storage import HeadOrigin
 from mav.pipeline.loader.batch import CachedBase
+from mav.pipeline.runtime.argument_names import tells_of_wrong_arguments
 from mav.pipeline.runtime.compute_dtype import plain_name
 from mav.pipeline.runtime.distributed import (
     leave_at_exit,
@@ -24,33 +28,48 @@ from mav.pipeline.runtime.distributed import (
 )
 from mav.pipeline.runtime.known_places import remember
 from mav.pipeline.runtime.progress import progress_bar
+from mav.pipeline.training.averaging import AVERAGE
 from mav.pipeline.training.best import BEST, LAST, judge, kl_of_best
 from mav.pipeline.training.checkpoint import Checkpoint, TrainState, save_checkpoint
+from mav.pipeline.training.credit import MOST_PAIRS, TokenCredit, fit_credit
 from mav.pipeline.training.criteria import CRITERIA
 from mav.pipeline.training.data import TrainingSet, evaluation_set
 from mav.pipeline.training.defaults import config_of, settled, told
 from mav.pipeline.training.log import MetricsLog, require_tracker, start_tracker
+from mav.pipeline.training.loss import PairLoss, name_of_loss
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.options import TrainOptions
+from mav.pipeline.training.own.callbacks import TrainCallback, call, require_callbacks
+from mav.pipeline.training.own.target_kl import recommend
 from mav.pipeline.training.report import TrainReport
 from mav.pipeline.training.resume import checkpoint_to_go_on_from, interrupted, require_same_run
-from mav.pipeline.training.trainer import AVERAGE, HEAD, Trainer
+from mav.pipeline.training.trainer import HEAD, Trainer
 
 _log = logging.getLogger(__name__)
 
 _LOG_STEPS: Final = 10
 
 
-def train(options: TrainOptions) -> TrainReport:
+@tells_of_wrong_arguments
+def train(
+    options: TrainOptions,
+    *,
+    loss: PairLoss | None = None,
+    callbacks: Sequence[TrainCallback] = (),
+) -> TrainReport:
     """Train a head, or go on with a run that was interrupted.
 
     Args:
         options: What to train.
+        loss: Your own loss of each pair, [P], from its scores and the batch, instead of the
+            objective's; the terms that options add, such as `lambda_kl`, stay.
+        callbacks: Called at logs, evaluations and saves; see `TrainCallback`.
 
     Raises:
         MAVError: An input is invalid; see its subclasses.
     """
     require_tracker(options.report_to)
+    called = require_callbacks(callbacks)
     accelerator = Accelerator(
         mixed_precision="no",  # the model sees to it
         log_with=None if options.report_to == "none" else options.report_to,
@@ -70,17 +89,24 @@ def train(options: TrainOptions) -> TrainReport:
         accelerator.device,
         begun=checkpoint.state if checkpoint else None,
     )
-    return _Run(options, reader, accelerator).run(checkpoint)
+    return _Run(options, reader, accelerator, loss, called).run(checkpoint)
 
 
 class _Run:
     """One training run."""
 
     def __init__(
-        self, options: TrainOptions, reader: CacheReader, accelerator: Accelerator
+        self,
+        options: TrainOptions,
+        reader: CacheReader,
+        accelerator: Accelerator,
+        loss: PairLoss | None,
+        callbacks: Sequence[TrainCallback],
     ) -> None:
         layout = options.step_shape(accelerator.num_processes, accelerator.process_index)
         self._options = options
+        self._loss = loss
+        self._callbacks = callbacks if accelerator.is_main_process else ()
         self._manifest = reader.manifest
         self._accelerator = accelerator
         self._held_out = evaluation_set(options, reader, layout)
@@ -91,12 +117,34 @@ class _Run:
         check_kind(self._config, self._manifest, str(options.cache))
         if self._held_out is not None:
             check_kind(self._config, self._held_out.reader.manifest, str(options.eval_cache))
-        self._trainer = Trainer(options, accelerator, AlignmentHead(self._config))
+        head = AlignmentHead(self._config)
+        credit = self._token_credit() if loss is None else None
+        self._trainer = Trainer(options, accelerator, head, credit=credit, loss=loss)
         dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
         if self._held_out is not None and self._held_out.reader is not reader:
             self._held_out_base = CachedBase(self._held_out.reader, accelerator.device, dtype)
+
+    def _token_credit(self) -> TokenCredit | None:
+        """Fit what the objective `credit` needs, in the first process for all."""
+        options, accelerator = self._options, self._accelerator
+        if options.objective != "credit":
+            return None
+        found: list[TokenCredit | None] = [None]
+        if accelerator.is_main_process:
+            discount = options.as_objective().credit_discount
+            stream = functools.partial(self._data.first_pairs, MOST_PAIRS)
+            credit = fit_credit(stream, discount, accelerator.device)
+            layer = self._manifest.states.layers[credit.layer]
+            _log.info(
+                f"Credit of tokens from layer {layer}: a linear reward of its states ranks "
+                f"{credit.accuracy:.1%} of {min(self._data.pairs, MOST_PAIRS):,} training pairs "
+                f"right, each fitted to other pairs"
+            )
+            found = [credit]
+        broadcast_object_list(found)
+        return found[0]
 
     def run(self, checkpoint: Checkpoint | None) -> TrainReport:
         options, total = self._options, self._schedule.total
@@ -108,6 +156,7 @@ class _Run:
         require_same_run(options.folder, checkpoint.state, self._first_state())
         if checkpoint.state.complete:
             _log.info(f"{options.folder}: trained already, left as it is")
+            self._recommend()
             return self._report(checkpoint.state, {}, None)
         self._restore(checkpoint)
         _log.info(f"Going on after step {checkpoint.state.step} of {total}")
@@ -145,6 +194,7 @@ class _Run:
                         values = metrics.reduce(accelerator)
                         values |= {"learning_rate": rate, "grad_norm": norm}
                         self._write(log, state.step, values)
+                        call(self._callbacks, "on_log", state.step, values)
                         bar.set_postfix(
                             loss=f"{values['loss']:.4f}", acc=f"{values['rewards/accuracies']:.2f}"
                         )
@@ -158,6 +208,7 @@ class _Run:
         except KeyboardInterrupt as stop:
             raise interrupted(saved, state.step, schedule.total, every) from stop
         kl = self._kl_of_best()
+        self._recommend()
         accelerator.end_training()
         if state.step < schedule.total:
             _log.info(
@@ -178,9 +229,13 @@ class _Run:
         self._accelerator.wait_for_everyone()
         return kl
 
+    def _recommend(self) -> None:
+        if self._options.target_kl is not None and self._accelerator.is_main_process:
+            recommend(self._options, str(self._accelerator.device))
+        self._accelerator.wait_for_everyone()
+
     def _start_logs(self, state: TrainState) -> MetricsLog | None:
-        report_to = self._options.report_to
-        start_tracker(self._accelerator, report_to, state.step, self._trajectory())
+        start_tracker(self._accelerator, self._options, state.step, self._trajectory())
         if not self._accelerator.is_main_process:
             return None
         return MetricsLog(self._options.folder, state.step)
@@ -190,6 +245,7 @@ class _Run:
             return {}
         metrics = self._trainer.evaluate(self._held_out.batches(), self._held_out_base)
         self._write(log, step, _as_evaluation(metrics))
+        call(self._callbacks, "on_evaluate", step, metrics)
         _log.info(
             f"step {step}: held-out loss {metrics['loss']:.4f}, reward accuracy "
             f"{metrics['rewards/accuracies']:.3f}, margin {metrics['rewards/margins']:.4f}"
@@ -212,7 +268,7 @@ class _Run:
         if self._accelerator.is_main_process:
             origin = HeadOrigin(
                 manifest=self._manifest,
-                objective=options.objective,
+                objective=options.objective if self._loss is None else name_of_loss(self._loss),
                 beta=options.as_objective().beta,
                 held_out_fraction=options.held_out_fraction,
                 steps=state.step,
@@ -223,11 +279,13 @@ class _Run:
                 save_head(self._trainer.head, origin, options.folder / LAST, weights)
             save_checkpoint(options.folder, tensors, state)
             _log.debug(f"Step {state.step}: checkpoint written to {options.folder}")
+            call(self._callbacks, "on_save", state.step, options.folder, best=best)
         self._accelerator.wait_for_everyone()
         return state
 
     def _trajectory(self) -> dict[str, Any]:
-        return self._options.trajectory(self._data.layout.world_size)
+        own = {} if self._loss is None else {"loss": name_of_loss(self._loss)}
+        return self._options.trajectory(self._data.layout.world_size) | own
 
     def _first_state(self) -> TrainState:
         return TrainState(

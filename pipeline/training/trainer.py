@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
-from mav.pipeline.training.averaging import AveragedWeights
+from mav.pipeline.training.averaging import AVERAGE, AveragedWeights
+from mav.pipeline.training.credit import TokenCredit
 from mav.pipeline.training.criteria import of_margins
+from mav.pipeline.training.loss import PairLoss, Scores
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.optimizer import (
@@ -34,7 +36,6 @@ from mav.pipeline.training.parallel import (
 
 HEAD: Final = "head"
 OPTIMIZER: Final = "optimizer"
-AVERAGE: Final = "average"
 
 
 class Trainer:
@@ -47,11 +48,21 @@ class Trainer:
         optimizer: The optimizer of the head.
     """
 
-    def __init__(self, options: TrainOptions, accelerator: Accelerator, head: AlignmentHead):
+    def __init__(
+        self,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        head: AlignmentHead,
+        *,
+        credit: TokenCredit | None = None,
+        loss: PairLoss | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.head = head
         self._options = options
+        self._credit = credit
         self._objective: Objective = options.as_objective()
+        self._loss = loss
         assert isinstance(options.bf16, bool), "options are settled"
         self.dtype = torch.bfloat16 if options.bf16 else torch.float32
         self._parallelism = parallelism_of(accelerator, shard=options.shard)
@@ -95,7 +106,7 @@ class Trainer:
             last = number == len(batches) - 1
             with gradient_sync(module, accelerator, self._parallelism, last=last):
                 scores = module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = self._loss_of(scores, batch)
                 # Gradients are averaged over processes, each of which saw some of the pairs.
                 accelerator.backward(loss * accelerator.num_processes / batch.step_pairs)
             metrics.add(scores, loss, self._objective)
@@ -124,11 +135,15 @@ class Trainer:
             for on_host in batches:
                 batch = on_host.to(self.accelerator.device)
                 scores = self._module(batch, base.logits(batch))
-                loss = scores.pair_sum_loss(self._objective, batch)
+                loss = self._loss_of(scores, batch)
                 metrics.add(scores, loss, self._objective, keep_margins=True)
         margins = metrics.margins(self.accelerator)
         means = metrics.reduce(self.accelerator)
         return means | of_margins(margins, means["kl"])
+
+    def _loss_of(self, scores: Scores, batch: Batch) -> Tensor:
+        credit = None if self._credit is None else self._credit.of(batch)
+        return scores.pair_sum_loss(self._objective, batch, credit=credit, own=self._loss)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return all that `restore` needs, by the names in `parts`. All processes must call."""
@@ -136,13 +151,13 @@ class Trainer:
         found = {HEAD: model_state_dict(self._module)}
         found[OPTIMIZER] = optimizer_state_dict(self.optimizer, self._module)
         if self._average is not None:
-            found[AVERAGE] = self._average.tensors()
+            found |= self._average.tensors()
         return found
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of what `state` returns."""
-        return (HEAD, OPTIMIZER) if self._average is None else (HEAD, OPTIMIZER, AVERAGE)
+        return (HEAD, OPTIMIZER, *(() if self._average is None else self._average.parts))
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load what `state` returned. All processes must call.
@@ -155,27 +170,28 @@ class Trainer:
             RuntimeError: A tensor has another shape.
         """
         if self._average is not None:
-            with self._averaged():
-                load_model_state_dict(self._module, state[AVERAGE])
+            for part in self._average.parts:
+                with self._averaged(part):
+                    load_model_state_dict(self._module, state[part])
         reshard(self._module, self._parallelism)
         load_model_state_dict(self._module, state[HEAD])
         load_optimizer_state_dict(self.optimizer, self._module, state[OPTIMIZER])
         self._weights_changed()
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self, part: str = AVERAGE) -> Iterator[None]:
         """Have the module compute with the averages, where there are any, in a block."""
         if self._average is None:
             yield
             return
         reshard(self._module, self._parallelism)
-        self._average.swap()
+        self._average.swap(part)
         self._weights_changed()
         try:
             yield
         finally:
             reshard(self._module, self._parallelism)
-            self._average.swap()
+            self._average.swap(part)
             self._weights_changed()
 
     def _weights_changed(self) -> None:

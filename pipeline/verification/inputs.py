@@ -23,7 +23,7 @@ from mav.pipeline.base.source import resolve_base, tokenizer_digest
 from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs
-from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource
+from mav.pipeline.preferences.sources import DEFAULT_SPLIT, DataSource, parse_source
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.runtime.compute_dtype import AUTO, dtype_name
 from mav.pipeline.runtime.known_places import recall
@@ -127,8 +127,11 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
         )
     sources = []
     places = datasets or [_find_data(record, reader) for record in records]
-    for record, place in zip(records, places, strict=True):
-        is_file = Path(place).is_file()
+    for record, named in zip(records, places, strict=True):
+        given = parse_source(named, DataSource(), "datasets") if datasets else DataSource(id=named)
+        place, is_file = given.id, Path(given.id).is_file()
+        if dataclasses.replace(given, columns=None) != DataSource(id=place):
+            raise UsageError(f"datasets: got {named!r}, expected a place, and columns= at most")
         sources.append(
             DataSource(
                 id=place,
@@ -136,6 +139,7 @@ def _sources(reader: CacheReader, datasets: Sequence[str]) -> list[DataSource]:
                 split=DEFAULT_SPLIT if is_file else record.split,
                 # A file that stands for the data set may have its rows in another order.
                 limit=None if datasets and place != record.id else record.limit,
+                columns=given.columns,
             )
         )
     return sources

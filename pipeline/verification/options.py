@@ -48,7 +48,7 @@ class VerifyOptions(PlacementOptions):
     datasets: tuple[str, ...] = option(
         (),
         default_text="where they were",
-        help="Where the data sets are now, in the cache's order.",
+        help="Where the data sets are now, in the cache's order; with columns= after a comma.",
     )
     repair: bool = option(False, help="Mark what is damaged, so that mav extract writes it again.")
     dtype: "Dtype" = option(

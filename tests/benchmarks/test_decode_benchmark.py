@@ -57,7 +57,8 @@ def endless(base: BaseModel) -> EndlessBase:
 @pytest.fixture(scope="module")
 def figures(base_folder: Path) -> dict[str, Any]:
     """What one run prints as JSON."""
-    arguments = (*SMALL, "--base-model", str(base_folder), "--heads", HEADS, "--batch-size", "2")
+    sizes = ("--heads", HEADS, "--batch-size", "2", "--steered-shares", "0.5")
+    arguments = (*SMALL, "--base-model", str(base_folder), *sizes)
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(decode, "in_fresh_process", here)
@@ -87,7 +88,27 @@ def test_figures(figures: dict[str, Any]) -> None:
 
 
 def test_table(figures: dict[str, Any]) -> None:
-    assert f"MAV {POOLED}x{EXPANSION}" in decode.table(figures)
+    table = decode.table(figures)
+    assert f"MAV {POOLED}x{EXPANSION}" in table
+    (limited,) = figures["heads"][0]["limited"]
+    assert f"above {limited['limit_nats']:.2f} nats" in table
+
+
+def test_a_limit_is_one_that_a_share_of_the_bases_tokens_exceed(figures: dict[str, Any]) -> None:
+    for row in figures["heads"]:
+        (limited,) = row["limited"]
+        assert limited["asked_share"] == 0.5
+        assert 0 <= limited["steered_share"] <= 1
+        assert limited["over_mav"] > 0 and limited["over_base"] > 0
+    base = endless(tiny_base())
+    task, aligned = Task.random(base, 2, 5, 8), HEAD.joined(base)
+    limit = task.limit_for(base, 0.5)
+    # A head that changes no token leaves the answer, and so the share, as it was.
+    torch.nn.init.zeros_(aligned.head.project.weight)
+    torch.nn.init.zeros_(aligned.head.project.bias)
+    assert task.steered_share(aligned, limit) == pytest.approx(0.5, abs=1 / 16)
+    assert task.steered_share(aligned, 0.0) == 1
+    assert task.steered_share(aligned, 100.0) == 0
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_a_head_is_trained_with_what_its_entry_says(world: World, head: HeadChoi
     used = json.loads(file.read_text(encoding="utf-8"))["state"]["trajectory"]
     assert (used["head_type"], used["rank"]) == (head.kind, head.rank)
     assert used["expansion_size"] == (24 if head.kind == "mlp" else None)
-    assert (used["objective"], used["lambda_l2"]) == (head.objective, head.lambda_l2)
+    assert (used["objective"], used["lambda_l2"]) == (head.objective, head.lambda_l2 or 0.0)
     assert used["num_epochs"] == (head.epochs or 2)
     assert used["learning_rate"] == RATE
     if head.dropout is not None:
@@ -117,12 +117,12 @@ def test_a_search_leaves_held_out_prompts_alone(world: World, tmp_path: Path) ->
     (best_of_n,) = methods_named("best-of-n")
     run_method(world, results, best_of_n, 0, tune=True, report=False)
     run_method(world, results, method, 0, tune=True, report=False)
-    found = [run for run, _ in results.of(SIZES, "curve")]
-    assert [run.strength for run in found] == [*method.strengths]
+    found = [run for run, _ in results.of(SIZES, "correlation")]
     assert {(run.part, run.setting) for run in found} == {("tuning", method.rates[0])}
+    assert not [*results.of(SIZES, "curve")]
     assert not [*results.of(SIZES, "time")] and not rows_of(results, SIZES)
     assert chosen_setting(results, SIZES, method) == method.rates[0]
     # It has a row once it was reported.
-    reported = dataclasses.replace(found[0], part="held-out")
+    reported = dataclasses.replace(found[0], kind="curve", part="held-out")
     results.add(reported, {"reward": [0.1] * 3, "kl": [1.0] * 2})
     assert [row["method"] for row in rows_of(results, SIZES)] == [method.name]

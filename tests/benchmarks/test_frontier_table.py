@@ -125,16 +125,18 @@ def test_lines_are_kept_and_a_cut_one_is_left_out(
     assert found is not None and found["machine"]["torch"] == torch.__version__
 
 
-def test_a_setting_is_chosen_by_what_was_written_on_tuning_prompts(tmp_path: Path) -> None:
+def test_a_setting_is_chosen_by_its_correlation_with_the_reward(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.jsonl")
     (bipo,) = methods_named("bipo")
     assert chosen_setting(results, SIZES, bipo) == bipo.default
-    add(results, "base", 0.0, 0.1, part="tuning")
-    # More reward in the end, but less at five nats.
-    add(results, "bipo", 50.0, 0.9, setting=3e-3, strength=1.0, part="tuning")
-    add(results, "bipo", 6.0, 0.5, setting=3e-4, strength=1.0, part="tuning")
-    add(results, "bipo", 4.0, 0.4, setting=1e-4, strength=1.0, part="tuning")
+    for setting, correlation in ((3e-3, 0.1), (3e-4, 0.3), (1e-4, -0.4)):
+        run = Run(kind="correlation", method="bipo", setting=setting, part="tuning", sizes=SIZES)
+        results.add(run, {"correlation": correlation})
     assert chosen_setting(results, SIZES, bipo) == 3e-4
+    add(results, "bipo", 6.0, 0.5, setting=3e-4, strength=1.0)
+    (row,) = rows_of(results, SIZES)
+    assert row["correlations"] == {1e-4: -0.4, 3e-4: 0.3, 3e-3: 0.1}
+    assert "| 0.0003 of 0.0001, 0.0003, 0.003 |" in table(summary(results, SIZES))
     (vector,) = methods_named("mean-difference")
     assert chosen_setting(results, SIZES, vector) is None
 

@@ -24,6 +24,7 @@ from tests.support.several import steered_by
 from tests.support.steered import plain_generate, steered
 from tests.support.sweeps import sweep
 from tests.support.tiny import save_base, tiny_base
+from tests.support.uncertain import entropies, limit_between
 
 NEW = 10
 ALPHA = 6.0
@@ -43,9 +44,9 @@ def answers(mav: MAVInference, decoding: GenerationOptions) -> list[tuple[int, .
 
 
 @cache
-def in_one_place(kind: HeadKind) -> list[tuple[int, ...]]:
+def in_one_place(kind: HeadKind, above: float | None = None) -> list[tuple[int, ...]]:
     """What a base that is not spread answers."""
-    return answers(steered(kind=kind), GenerationOptions(max_new_tokens=NEW))
+    return answers(steered(kind=kind), GenerationOptions(max_new_tokens=NEW, steer_above=above))
 
 
 @sweep(
@@ -61,6 +62,22 @@ def test_a_spread_base_answers_as_one_in_one_place(
     decoding = GenerationOptions(max_new_tokens=NEW, cache_implementation=cache_implementation)
     base = load_base(folder, dtype=torch.float32, device_map=MAPS[name])
     assert answers(steered(base, kind), decoding) == in_one_place(kind)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
+def test_a_spread_base_is_steered_where_it_is_uncertain(
+    folder: str, name: str, cache_implementation: Any, kind: HeadKind
+) -> None:
+    mav = steered(load_base(folder, dtype=torch.float32, device_map=MAPS[name]), kind)
+    above = limit_between(entropies(tiny_base(), torch.arange(2, 40)[None]))
+    decoding = GenerationOptions(
+        max_new_tokens=NEW, cache_implementation=cache_implementation, steer_above=above
+    )
+    want = in_one_place(kind, above)
+    assert answers(mav, decoding) == want
+    assert want != in_one_place(kind)
 
 
 @pytest.mark.gpu

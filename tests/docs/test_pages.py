@@ -22,6 +22,7 @@ WORLDS: Final = {
     "docs/decoding.md": "trained",
     "docs/several-heads.md": "trained",
     "docs/compare.md": "trained",
+    "docs/rounds.md": "trained",
     "docs/serving.md": "trained",
     "docs/serving-at-scale.md": "trained",
     "docs/harness.md": "trained",

@@ -30,6 +30,9 @@ PAGES: Final = {
     "engine-args": "serving-at-scale",
     "harness": "harness",
     "merge": "several-heads",
+    "pairs": "rounds",
+    "sample": "rounds",
+    "push": "hub",
     "inspect": "index",
     "demo": "index",
 }

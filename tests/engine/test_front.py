@@ -91,8 +91,9 @@ def test_alpha_in_two_places_is_refused() -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "alpha")
 
 
-def test_beam_search_is_refused() -> None:
-    answer = client_of().post(TEXT, json={"prompt": "a", "use_beam_search": True})
+@pytest.mark.parametrize("field", [{"use_beam_search": True}, {"steer_above": 0.5}])
+def test_what_cannot_be_done_is_refused(field: dict[str, Any]) -> None:
+    answer = client_of().post(TEXT, json={"prompt": "a", **field})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
 
 

@@ -108,7 +108,7 @@ def test_to_go_on_in_another_type_has_to_be_asked_for(options: ExtractOptions) -
 
 def test_a_loaded_base_of_another_type_has_to_be_asked_for(options: ExtractOptions) -> None:
     begin(options, dtype="float32")
-    base = load_base(options.base_model, dtype="float16", device="cpu")
+    base = load_base(str(options.base_model), dtype="float16", device="cpu")
     with pytest.raises(MismatchError, match=r"Give a base that computes in float32"):
         extract(options, base=base)
 

@@ -210,9 +210,9 @@ def test_a_missing_file_is_told_with_what_may_be_named(name: str) -> None:
 
 
 def test_an_unknown_ending_lists_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("chosen,rejected\n")
+    (tmp_path / "rows.xlsx").write_text("chosen,rejected\n")
     with pytest.raises(DataError) as caught:
-        read(tmp_path / "rows.csv")
+        read(tmp_path / "rows.xlsx")
     assert f"unknown kind of file, expected one of {', '.join(FILE_FORMATS)}" in str(caught.value)
 
 

@@ -213,6 +213,7 @@ def test_the_last_value_is_the_last_tokens_whatever_ended_it(echo: bool, count: 
                 text="",
                 offset=offset,
                 finish_reason=finish,  # type: ignore[arg-type]
+                steered=True,
                 logprob=described("x"),
                 prompt=prompt if offset == 0 else (),  # type: ignore[arg-type]
             )

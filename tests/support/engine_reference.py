@@ -54,7 +54,7 @@ def main(job: dict[str, Any]) -> list[dict[str, Any]]:
         strength = as_strength(alpha, mav.head_names)
         found = request.get("forced")
         if found is None:
-            (found,) = decode(mav.joined, [prompt], [strength], options)
+            (found,), _ = decode(mav.joined, [prompt], [strength], options)
         logprobs = log_probabilities(mav, plain, prompt, found, alpha)
         answers.append({"tokens": found, "logprobs": logprobs.tolist()})
     return answers

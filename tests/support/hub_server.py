@@ -3,6 +3,7 @@
 What it says follows huggingface.co as huggingface_hub 1 to 2.4 and datasets 4 to 5.2 ask it: what a
 repository is at a revision, the tree of a commit, `resolve` with its headers, and large files at
 another origin, as the hub leads to its CDN. Repositories may be in trouble, each in its own way.
+What is sent to it is in `hub_uploads`.
 """
 
 import hashlib
@@ -17,6 +18,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Literal, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support import hub_uploads as uploads
+from tests.support.hub_files import LARGE, blob, entries, sha256
 
 Kind = Literal["models", "datasets"]
 Trouble = Literal[
@@ -35,8 +39,6 @@ Trouble = Literal[
 ]
 TROUBLES: Final[tuple[Trouble, ...]] = get_args(Trouble)
 TOKEN: Final = "hf_" + "a" * 34
-_LARGE: Final = (".safetensors", ".gguf", ".parquet", ".gz", ".bin")
-"""What the hub keeps as LFS files, away from the rest."""
 _API: Final = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(/.*)?)?)?")
 _FILE: Final = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _PAGE: Final = "<html><body><h1>Sign in to the guest network</h1></body></html>"
@@ -58,7 +60,7 @@ class Repository:
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
         """Add a commit, its hash made of the files; return it."""
-        listing = json.dumps([(path, _sha256(files[path])) for path in sorted(files)])
+        listing = json.dumps([(path, sha256(files[path])) for path in sorted(files)])
         name = hashlib.sha1(listing.encode()).hexdigest()
         self.commits[name] = dict(files)
         self.refs[ref] = name
@@ -86,6 +88,8 @@ class Hub:
         repositories: (kind, id) -> repository.
         asked: All requests so far.
         sent: How often each file was asked for.
+        stored: Large files that were sent, by their SHA-256.
+        private: Repositories that were made, and whether they were to be private.
     """
 
     endpoint: str
@@ -93,6 +97,8 @@ class Hub:
     repositories: dict[tuple[Kind, str], Repository] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    private: dict[str, bool | None] = field(default_factory=dict)
 
     def add(
         self, kind: Kind, name: str, files: Mapping[str, bytes], trouble: Trouble | None = None
@@ -148,6 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
@@ -161,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization")
 
     def _answer(self) -> None:
-        self.form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         host, port = self.connection.getsockname()[:2]
         on_cdn = self.hub.cdn == f"http://{host}:{port}"
         path = unquote(urlsplit(self.path).path)
@@ -174,8 +183,18 @@ class _Handler(BaseHTTPRequestHandler):
                 on_cdn=on_cdn,
             )
         )
-        if on_cdn:
+        if on_cdn and self.command == "PUT":
+            self.hub.stored[path.rpartition("/")[2]] = self.body
+            self._send(200, b"", {})
+        elif on_cdn:
             self._from_cdn(path)
+        elif self.command == "POST" and (sent := uploads.answer(self.hub, path, self.body)):
+            if self.token is None:
+                self._refuse(401, None, "Invalid username or password.")
+            elif sent.status == 200:
+                self._json(sent.value)
+            else:
+                self._refuse(sent.status, None, str(sent.value))
         elif path == "/api/whoami-v2":
             self._json({"type": "user", "name": "tester", "orgs": []})
         elif found := _API.fullmatch(path):
@@ -245,14 +264,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "tree":
             recursive = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower()
             folder = (below or "").strip("/")
-            entries = _entries(files, folder, deep=recursive in ("true", "1"))
-            if folder and not entries:
+            found = entries(files, folder, deep=recursive in ("true", "1"))
+            if folder and not found:
                 self._refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
             else:
-                self._json(entries)
+                self._json(found)
         elif verb == "paths-info":
-            wanted = parse_qs(self.form).get("paths", [])
-            everything = _entries(files, "", deep=True)
+            wanted = parse_qs(self.body.decode()).get("paths", [])
+            everything = entries(files, "", deep=True)
             self._json([entry for entry in everything if entry["path"] in wanted])
         else:
             self._refuse(404, None, "Not Found")
@@ -278,13 +297,13 @@ class _Handler(BaseHTTPRequestHandler):
         contents = repository.commits[commit].get(file)
         if contents is None or (repository.trouble == "file-gone" and "." in file[1:]):
             self._refuse(404, "EntryNotFound", "Entry not found", about)
-        elif file.endswith(_LARGE):
-            digest = _sha256(contents)
+        elif file.endswith(LARGE):
+            digest = sha256(contents)
             place = f"{self.hub.cdn}/{kind}/{name}/{commit}/{file}"
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(contents))}
             self._send(302, b"", {**about, **linked, "Location": place})
         else:
-            self._contents(contents, repository.trouble, {**about, "ETag": f'"{_blob(contents)}"'})
+            self._contents(contents, repository.trouble, {**about, "ETag": f'"{blob(contents)}"'})
 
     def _from_cdn(self, path: str) -> None:
         _, kind, owner, name, commit, file = path.split("/", 5)
@@ -292,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
             "datasets" if kind == "datasets" else "models", f"{owner}/{name}"
         ]
         contents = repository.commits[commit][file]
-        self._contents(contents, repository.trouble, {"ETag": f'"{_sha256(contents)}"'})
+        self._contents(contents, repository.trouble, {"ETag": f'"{sha256(contents)}"'})
 
     def _contents(self, contents: bytes, trouble: Trouble | None, headers: dict[str, str]) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -352,40 +371,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if sent is None else sent)
         if sent is not None:
             self.close_connection = True
-
-
-def _entries(files: Mapping[str, bytes], folder: str, *, deep: bool) -> list[dict[str, object]]:
-    """List a folder as the hub does: files with what they are stored as, and folders."""
-    begin = f"{folder}/" if folder else ""
-    found: dict[str, dict[str, object]] = {}
-    for path, contents in sorted(files.items()):
-        if not path.startswith(begin):
-            continue
-        parts = path.removeprefix(begin).split("/")
-        for depth in range(1, len(parts) if deep else min(len(parts), 2)):
-            parent = begin + "/".join(parts[:depth])
-            found[parent] = {"type": "directory", "path": parent, "oid": _blob(b""), "size": 0}
-        if deep or len(parts) == 1:
-            entry: dict[str, object] = {
-                "type": "file",
-                "path": path,
-                "size": len(contents),
-                "oid": _blob(contents),
-            }
-            if path.endswith(_LARGE):
-                entry["lfs"] = {
-                    "oid": _sha256(contents),
-                    "size": len(contents),
-                    "pointerSize": 134,
-                }
-            found[path] = entry
-    return list(found.values())
-
-
-def _sha256(contents: bytes) -> str:
-    return hashlib.sha256(contents).hexdigest()
-
-
-def _blob(contents: bytes) -> str:
-    """Return git's name of a file."""
-    return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()

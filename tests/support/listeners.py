@@ -22,6 +22,7 @@ class Heard:
     aligned: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
+    steered: list[bool] = field(default_factory=list)
 
 
 class Listener:
@@ -53,6 +54,7 @@ class Listener:
             assert heard.finish is None, "a sequence that had ended was answered"
             heard.tokens.append(new.token)
             heard.text += new.text
+            heard.steered.append(new.steered)
             heard.finish = new.finish
             if new.logprobs is not None:
                 heard.base.append(new.logprobs.base)

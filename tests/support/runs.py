@@ -35,6 +35,11 @@ OF_EVALUATIONS = METRICS | {"kl", "scaled_loss", "margin_per_root_kl"}
 
 def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
     """Train a small head on the CPU: 32 pairs, 8 steps per epoch."""
+    return train(options_of(cache, folder, **changes))
+
+
+def options_of(cache: Path, folder: Path, **changes: Any) -> TrainOptions:
+    """What `run` trains."""
     settings: dict[str, Any] = {
         "eval_fraction": FRACTION,
         **size_option(changes.pop("head_type", "mlp"), 16),
@@ -45,8 +50,7 @@ def run(cache: Path, folder: Path, **changes: Any) -> TrainReport:
         "workers": 0,
         **changes,
     }
-    options = TrainOptions(cache=cache, output_dir=folder, **settings)
-    return train(options)
+    return TrainOptions(cache=cache, output_dir=folder, **settings)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """The moving average of the weights, which is what is evaluated and saved."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,8 +70,48 @@ def test_it_follows_its_formula_and_leaves_training_alone(
     assert not torch.equal(found["project.weight"], seen[-1]["project.weight"])
 
 
-def test_what_is_evaluated_is_what_is_saved(tiny_cache: Path, tmp_path: Path) -> None:
-    run(tiny_cache, tmp_path, eval_steps=8, ema=DECAY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bema_is_an_average_and_what_the_weights_are_ahead_of_the_first(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: HeadKind
+) -> None:
+    seen = recorded(monkeypatch)
+    run(tiny_cache, tmp_path, head_type=kind, eval_steps=3, ema="bema")
+    start = {name: first.double() for name, first in seen[0].items()}
+    ema = start
+    for steps, now in enumerate(seen[1:], 1):
+        share = (10 + steps) ** -0.5
+        ema = {name: (1 - share) * ema[name] + share * now[name] for name in ema}
+    ahead = (10 + len(seen) - 1) ** -0.2
+    found = weights(tmp_path / "last")
+    for name, average in ema.items():
+        expected = average + ahead * (seen[-1][name] - start[name])
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-7)
+    saved = checkpoint(tmp_path)
+    assert_same(saved.tensors("average"), found)
+    assert_same(saved.tensors("start"), seen[0])
+    assert_same(saved.tensors("head"), seen[-1])
+
+
+def test_bema_is_trls(tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TRL is installed, its callback gets the same weights, step by step."""
+    callbacks = pytest.importorskip("trl.trainer.callbacks")
+    seen = recorded(monkeypatch)
+    run(tiny_cache, tmp_path, eval_steps=3, ema="bema")
+    names = sorted(seen[0])
+    theirs = callbacks.BEMACallback(update_freq=1)
+    running = torch.nn.ParameterList([seen[0][name].clone() for name in names])
+    theirs.running_model = running.requires_grad_(False)
+    theirs.theta0_params = [seen[0][name].clone() for name in names]
+    theirs.ema_params = [seen[0][name].clone() for name in names]
+    for steps, now in enumerate(seen[1:], 1):
+        theirs.thetat_params = [now[name] for name in names]
+        theirs.on_step_end(None, SimpleNamespace(global_step=steps), None, None)
+    assert_same(weights(tmp_path / "last"), dict(zip(names, running, strict=True)))
+
+
+@pytest.mark.parametrize("ema", [DECAY, "bema"])
+def test_what_is_evaluated_is_what_is_saved(tiny_cache: Path, tmp_path: Path, ema: Any) -> None:
+    run(tiny_cache, tmp_path, eval_steps=8, ema=ema)
     reader = CacheReader(tiny_cache)
     wanted = in_subset(reader.prompt_id, PairSubset(split="held-out", fraction=FRACTION))
     (scores,) = score_pairs(
@@ -86,27 +127,33 @@ def test_what_is_evaluated_is_what_is_saved(tiny_cache: Path, tmp_path: Path) ->
     assert line["eval_rewards/margins"] == pytest.approx(margin, rel=1e-4)
 
 
-TWO_EPOCHS: dict[str, Any] = {"eval_steps": 2, "ema": DECAY, "num_epochs": 2}
+TWO_EPOCHS: dict[str, Any] = {"eval_steps": 2, "num_epochs": 2}
+
+
+@pytest.fixture(scope="module", params=[DECAY, "bema"])
+def ema(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory, ema: Any) -> Path:
     """A run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    run(tiny_cache, folder, **TWO_EPOCHS)
+    run(tiny_cache, folder, **TWO_EPOCHS, ema=ema)
     return folder
 
 
 @pytest.mark.parametrize("steps", [1, 3, pytest.param(5, marks=pytest.mark.slow), 8])
 def test_a_resumed_run_has_the_same_average(
-    tiny_cache: Path, whole: Path, tmp_path: Path, steps: int
+    tiny_cache: Path, whole: Path, tmp_path: Path, steps: int, ema: Any
 ) -> None:
     with interrupted_after(steps):
-        run(tiny_cache, tmp_path, **TWO_EPOCHS)
-    run(tiny_cache, tmp_path, **TWO_EPOCHS, resume=True)
+        run(tiny_cache, tmp_path, **TWO_EPOCHS, ema=ema)
+    run(tiny_cache, tmp_path, **TWO_EPOCHS, ema=ema, resume=True)
     for name in ("best", "last"):
         assert_same(weights(tmp_path / name), weights(whole / name))
-    for part in ("head", "average", "optimizer"):
+    others = ("ema", "start") if ema == "bema" else ()
+    for part in ("head", "average", "optimizer", *others):
         assert_same(checkpoint(tmp_path).tensors(part), checkpoint(whole).tensors(part))
     assert metrics(tmp_path) == metrics(whole)
 
@@ -122,6 +169,15 @@ def test_a_run_without_it_cannot_go_on_with_it(finished: Path, tiny_cache: Path)
     assert not list(finished.glob("checkpoints/*/average.safetensors"))
 
 
-def test_a_decay_of_one_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"ema: got 1.0, expected 0 or more and less than 1"):
-        TrainOptions(cache="c", output_dir=Path("o"), ema=1.0)
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (1.0, "0 or more and less than 1, or bema"),
+        ("sema", "a number or bema"),
+        (True, "a number or bema"),
+    ],
+)
+def test_what_is_no_average_is_refused(wrong: Any, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"ema: got {wrong!r}, expected {expected}"):
+        TrainOptions(cache="c", output_dir=Path("o"), ema=wrong)
+    assert TrainOptions(cache="c", output_dir=Path("o"), ema="bema").ema == "bema"

@@ -25,6 +25,7 @@ from mav.pipeline.training.objectives import Objective
 LENGTHS = (3, 1, 2, 4, 2, 2)
 """Tokens of chosen and rejected of three pairs."""
 N, V, H, W = sum(LENGTHS), 9, 4, 4
+OF_PAIRS = [name for name in get_args(ObjectiveName) if name != "credit"]
 TERMS: Mapping[str, Mapping[str, float]] = {
     "kl": {"lambda_kl": 0.7},
     "sft": {"lambda_sft": 0.4},
@@ -158,7 +159,7 @@ def check(kind: HeadKind, encoding: str, objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("term", [None, *TERMS])
-@pytest.mark.parametrize("name", get_args(ObjectiveName))
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_every_objective_with_every_term(name: ObjectiveName, term: str | None) -> None:
     more: dict[str, Any] = {} if term is None else dict(TERMS[term])
     objective = Objective(

@@ -7,14 +7,30 @@ from typing import Any
 from torch import Tensor
 
 from mav.cache_schema.errors import UsageError
+from mav.pipeline.decoding.steering.uncertainty import plus_where
 
 
 def with_added(
-    model: Any, given: tuple[tuple[Any, ...], dict[str, Any]], output: Any, added: Tensor
+    model: Any,
+    given: tuple[tuple[Any, ...], dict[str, Any]],
+    output: Any,
+    added: Tensor,
+    where: Tensor | None = None,
 ) -> Any:
-    """Return a pass's output with something added to its logits, and its loss as these have it."""
+    """Return a pass's output with something added to its logits, and its loss as these have it.
+
+    Args:
+        model: The transformers model.
+        given: Positional and named arguments of its pass.
+        output: What it returned.
+        added: [B, T, vocab]; or [N, vocab] of the positions that something is added at.
+        where: These positions, bool [B, T], or None for all.
+    """
     # In float32: a small alpha must not be rounded away against a large logit.
-    logits = output.logits.float() + added.to(output.logits.device)
+    if where is None:
+        logits = output.logits.float() + added.to(output.logits.device)
+    else:
+        logits = plus_where(output.logits, added, where)
     if output.get("loss") is not None:
         output.loss = _aligned_loss(model, given, output.loss, output.logits, logits)
     output.logits = logits

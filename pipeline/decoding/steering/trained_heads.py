@@ -4,16 +4,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Self
 
 import torch
 
 from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.base.source import BaseSource
-from mav.pipeline.decoding.options import AttachOptions, Heads
-from mav.pipeline.decoding.trained_head import TrainedHead, load_trained
+from mav.pipeline.decoding.options import AttachOptions, Heads, OneHead
+from mav.pipeline.decoding.trained_head import TrainedHead, given_head, load_trained
 from mav.pipeline.head.compatibility import check_vocabulary
-from mav.pipeline.head.model import is_quantized
+from mav.pipeline.head.model import AlignmentHead, is_quantized
 from mav.pipeline.preferences.prompt_format import prompt_format_of
 from mav.pipeline.runtime.named_values import NAME
 
@@ -49,7 +50,7 @@ class TrainedHeads:
             UsageError: What int8 needs is not installed, or a name cannot be one.
         """
         if not isinstance(heads, Mapping):
-            return cls(parts=(load_trained(str(heads), dtype, int8=int8),))
+            return cls(parts=(_one(heads, dtype, int8=int8),))
         names = tuple(heads)
         wrong = [name for name in names if not NAME.fullmatch(name)]
         if wrong or not names:
@@ -58,10 +59,8 @@ class TrainedHeads:
                 if wrong
                 else "head: got none, expected one or more"
             )
-        places = [str(place) for place in heads.values()]
-        return cls(
-            parts=tuple(load_trained(place, dtype, int8=int8) for place in places), names=names
-        )
+        parts = tuple(_one(head, dtype, int8=int8) for head in heads.values())
+        return cls(parts=parts, names=names)
 
     @property
     def quantized(self) -> bool:
@@ -111,6 +110,17 @@ class TrainedHeads:
             widths = first.head.config.hidden_size, second.head.config.hidden_size
             if widths[0] != widths[1]:
                 raise _together(first, second, "last states of", *widths)
+
+
+def _one(head: OneHead, dtype: torch.dtype, *, int8: bool) -> TrainedHead:
+    if isinstance(head, AlignmentHead):
+        return given_head(head, int8=int8)
+    if not isinstance(head, str | Path):
+        raise UsageError(
+            f"head: got {type(head).__name__}, expected a folder, a hub id or an AlignmentHead; a "
+            f"dictionary with names for several"
+        )
+    return load_trained(str(head), dtype, int8=int8)
 
 
 def _require_two(first: TrainedHead, second: TrainedHead, rules: AttachOptions) -> None:
