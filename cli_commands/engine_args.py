@@ -7,8 +7,9 @@ import click
 
 from mav.cli_commands._answering import ALPHA, BASE_MODEL
 from mav.cli_commands._errors import command
-from mav.cli_commands._options import BASE, JSON, field_of, fields_of
+from mav.cli_commands._options import JSON, field_of, fields_of
 from mav.pipeline.decoding.options import InferenceOptions
+from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.named_values import heads_of
 from mav.pipeline.serving.options import ServeOptions
 
@@ -27,7 +28,7 @@ UNTESTED = click.option(
 @field_of(ServeOptions, "head", multiple=True)
 @BASE_MODEL
 @ALPHA
-@BASE
+@fields_of(BaseOptions, "gguf_file", "gguf_cache", "revision")
 @fields_of(InferenceOptions, "prompt_form", "allow_tokenizer_mismatch")
 @UNTESTED
 @JSON

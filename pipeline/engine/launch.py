@@ -22,6 +22,7 @@ _INSTEAD: Final = {
     "quantize": "give --quantization after --",
     "int8_head": "heads are kept in the base's type",
     "template_date": "vLLM gives chat templates the present day",
+    "merge_adapter": "merge it into the base first, or give vLLM's --enable-lora after --",
     "steer_above": "heads in vLLM steer every token",
     "max_rows": "give --max-num-seqs after --",
     "max_queue": "vLLM has no limit of that kind",
