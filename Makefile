@@ -17,7 +17,11 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 # Tests of the format, which needs neither torch nor transformers.
 FORMAT_TESTS := tests/cache_schema
 
-.PHONY: help demo test test-format test-all test-browser coverage check lint types docs format install clean
+# vLLM pins what it needs exactly, so it has an environment of its own: 5 minutes, 3 GB.
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: help demo test test-format test-all test-browser test-vllm coverage check lint types docs format install clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -26,6 +30,7 @@ help:
 	@echo "make test          the tests that CI runs"
 	@echo "make test-format   the tests of the cache format alone"
 	@echo "make test-browser  the page, in Chromium"
+	@echo "make test-vllm     heads inside vLLM, on a CPU, in an environment of its own"
 	@echo "make test-all      slow tests, and those on a GPU, too"
 	@echo "make coverage      which branches the tests of make test run"
 	@echo "make check         lint, types and tests"
@@ -48,6 +53,9 @@ test-format: $(INSTALLED)
 # Needs Chromium: apt-get install chromium, or CHROMIUM=/path/to/it.
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 test-all: $(INSTALLED) $(BASE)
 	$(BIN)/python -m pytest
@@ -89,5 +97,12 @@ $(BASE): constraints/demo-base.txt | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $<
 	touch $@
 
+$(VLLM_VENV)/.installed: pyproject.toml constraints/vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) $(TORCH_INDEX) torch==2.13.0
+	$(VLLM_PIP) --require-hashes --requirement constraints/vllm.txt
+	$(VLLM_PIP) --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -5,6 +5,7 @@ import click
 from mav.cli_commands.chat import chat_command
 from mav.cli_commands.compare import compare_command
 from mav.cli_commands.demo import demo_command
+from mav.cli_commands.engine_args import engine_args_command
 from mav.cli_commands.evaluate import evaluate_command
 from mav.cli_commands.extract import extract_command
 from mav.cli_commands.generate import generate_command
@@ -44,6 +45,7 @@ for _command in (
     sample_command,
     pairs_command,
     serve_command,
+    engine_args_command,
     demo_command,
 ):
     main.add_command(_command)

@@ -133,7 +133,7 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
 
     def decorate(function: Callable[..., None]) -> click.Command:
         made = click.command(
-            function.__name__.removesuffix("_command"),
+            function.__name__.removesuffix("_command").replace("_", "-"),
             cls=ReportsErrors,
             epilog="\b\nExample:\n" + example.strip("\n"),
         )(function)

@@ -12,12 +12,13 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 MAY_IMPORT: Final[dict[str, str]] = {
-    "mav": "cache_schema base comparison decoding evaluation extraction head preferences rounds "
-    "training verification",
-    "cli_commands": "cache_schema base comparison decoding demo evaluation extraction harness head "
-    "preferences reporting rounds runtime serving training verification",
+    "mav": "cache_schema base comparison decoding engine evaluation extraction head preferences "
+    "rounds training verification",
+    "cli_commands": "cache_schema base comparison decoding demo engine evaluation extraction "
+    "harness head preferences reporting rounds runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
     "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
+    "engine": "cache_schema base decoding head preferences runtime serving",
     "harness": "cache_schema decoding runtime",
     "rounds": "cache_schema base comparison decoding preferences runtime",
     "serving": "cache_schema base decoding preferences runtime",
@@ -54,7 +55,9 @@ def modules() -> dict[str, Path]:
         for path in (ROOT / top).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(["mav", *parts]).removesuffix(".__init__")] = path
-    return found | {"mav": ROOT / "mav" / "__init__.py", "mav.cli": ROOT / "cli.py"}
+    for name in ("mav.__init__", "mav.vllm"):
+        found[name.removesuffix(".__init__")] = ROOT / f"{name.replace('.', '/')}.py"
+    return found | {"mav.cli": ROOT / "cli.py"}
 
 
 MODULES: Final = modules()

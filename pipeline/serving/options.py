@@ -3,16 +3,14 @@
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
+from mav.pipeline.decoding.steering.bounds import MAX_ALPHA
 from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.runtime.named_values import names_of
 from mav.pipeline.runtime.options import known, option
-
-MAX_ALPHA: Final = 100.0
-"""Largest strength, either way: beyond it logits leave the range in which they mean anything."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from fastapi import Request
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.steering.strengths import Alpha, Strength, as_strength
+from mav.pipeline.decoding.steering.bounds import bounded_strength
+from mav.pipeline.decoding.steering.strengths import Alpha, Strength
 from mav.pipeline.preferences.messages import Message, read_messages
 from mav.pipeline.runtime.json_input import strict_json
 from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.options import MAX_ALPHA, ServeOptions
+from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.request_schema import (
     ChatFields,
     SharedFields,
@@ -19,9 +20,6 @@ from mav.pipeline.serving.request_schema import (
     TextFields,
     validated,
 )
-
-_MAX_SCHEDULE_TOKEN: Final = 1_000_000
-"""Last token that a schedule of alphas may name."""
 
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
 """A text or token ids to continue as they are, or a conversation."""
@@ -218,16 +216,6 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...] | None:
 
 def _alpha(value: Alpha, options: ServeOptions) -> Strength:
     try:
-        strength = as_strength(value, options.head_names)
-    except (UsageError, OverflowError) as error:
+        return bounded_strength(value, options.head_names)
+    except UsageError as error:
         raise ApiError(400, str(error), param="alpha") from error
-    if any(
-        abs(alpha) > MAX_ALPHA or token > _MAX_SCHEDULE_TOKEN for token, alpha in strength.points
-    ):
-        raise ApiError(
-            400,
-            f"alpha: got {value!r}, expected alphas from {-MAX_ALPHA:g} to {MAX_ALPHA:g} at "
-            f"tokens up to {_MAX_SCHEDULE_TOKEN}",
-            param="alpha",
-        )
-    return strength

@@ -48,8 +48,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
     asked = (
-        "chat compare demo evaluate extract generate harness inspect merge pairs push sample serve "
-        "train verify"
+        "chat compare demo engine-args evaluate extract generate harness inspect merge pairs push "
+        "sample serve train verify"
     )
     assert names == asked.split()
 
@@ -63,7 +63,7 @@ def test_the_list_of_commands_says_what_each_does() -> None:
     text = done("--help")
     for name, command in COMMANDS:
         # A narrow terminal cuts the end of a line.
-        assert f"\n  {name:<10}{command.get_short_help_str(200)[:30]}" in text
+        assert f"\n  {name:<13}{command.get_short_help_str(200)[:30]}" in text
 
 
 @EVERY_COMMAND

@@ -75,6 +75,9 @@ AT_A_SHELL: dict[str, set[str] | None] = {
     "extraction/dry_run.py": {"--logits", "--storage-dtype", "--compression", "--dry-run"},
     "harness/__main__.py": {"--model", "--tasks"},  # of lm_eval, here and in the next
     "harness/language_model.py": {"--model", "--tasks"},
+    "engine/arguments.py": None,  # words of vLLM's command, here and in the next
+    "engine/front.py": {"--num-beams"},  # of `mav generate`, to a client
+    "engine/launch.py": None,
     "head/storage.py": {"--output-dir"},
     "head/card.py": {"--head", "--cache", "--alpha", "--base-model"},  # how it is used
     "verification/verify.py": {"--repair"},

@@ -27,6 +27,7 @@ PAGES: Final = {
     "generate": "decoding",
     "chat": "decoding",
     "serve": "serving",
+    "engine-args": "serving-at-scale",
     "harness": "harness",
     "merge": "several-heads",
     "pairs": "rounds",

@@ -34,7 +34,8 @@ export class Answer {
     const logprob = logprobs.length < 2 ? logprobs[0] : {
       token: text,
       logprob: logprobs.reduce((sum, token) => sum + token.logprob, 0),
-      base_logprob: logprobs.reduce((sum, token) => sum + token.base_logprob, 0),
+      base_logprob: logprobs[0]?.base_logprob === undefined ? undefined
+        : logprobs.reduce((sum, token) => sum + token.base_logprob, 0),
     };
     this.started ??= performance.now();
     const seconds = (performance.now() - this.started) / 1000;
@@ -45,7 +46,7 @@ export class Answer {
     span.className = "token";
     span.textContent = text;
     if (logprob) {
-      const change = logprob.logprob - logprob.base_logprob;
+      const change = logprob.logprob - baseOf(logprob);
       span.dataset.change = change.toFixed(3);
       if (Math.abs(change) >= 0.005) {
         span.classList.add(change > 0 ? "raised" : "lowered");
@@ -94,7 +95,13 @@ export class Answer {
   }
 }
 
+// vLLM's server says nothing of the base; tokens are not coloured then.
+function baseOf(logprob) {
+  return logprob.base_logprob ?? logprob.logprob;
+}
+
 function describe(logprob, change) {
+  if (logprob.base_logprob === undefined) return `${JSON.stringify(logprob.token)}: ${percent(logprob.logprob)}`;
   const factor = Math.exp(Math.abs(change));
   const shown = factor >= 1000 ? factor.toExponential(1) : factor.toFixed(2);
   return `${JSON.stringify(logprob.token)}: base ${percent(logprob.base_logprob)}, ` +
