@@ -5,15 +5,15 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._answering import (
+from mav.cli_commands.shared.answering import (
     ALPHA,
     BASE_MODEL,
     HEAD_AND_BASE,
     SAMPLING,
     DecodingRequest,
 )
-from mav.cli_commands._errors import command
-from mav.cli_commands._flags import with_flags
+from mav.cli_commands.shared.errors import command
+from mav.cli_commands.shared.flags import with_flags
 
 
 @command(

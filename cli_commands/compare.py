@@ -8,9 +8,9 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._answering import BASE_MODEL, LOADING, SAMPLING
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, Numbers, OneOnly, field_of, fields_of, made_of
+from mav.cli_commands.shared.answering import BASE_MODEL, LOADING, SAMPLING
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, Numbers, OneOnly, field_of, fields_of, made_of
 from mav.pipeline.comparison.options import CompareOptions, Export, JudgeOptions
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mav.cli_commands._errors import command
+from mav.cli_commands.shared.errors import command
 
 
 @command(

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._answering import ALPHA, BASE_MODEL
-from mav.cli_commands._errors import command
-from mav.cli_commands._options import JSON, field_of, fields_of
+from mav.cli_commands.shared.answering import ALPHA, BASE_MODEL
+from mav.cli_commands.shared.errors import command
+from mav.cli_commands.shared.options import JSON, field_of, fields_of
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.runtime.load_options import BaseOptions
 from mav.pipeline.runtime.named_values import heads_of

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, NamedNumbers, OneOnly, field_of, fields_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, NamedNumbers, OneOnly, field_of, fields_of
 from mav.pipeline.evaluation.options import EvaluateOptions
 from mav.pipeline.runtime.named_values import heads_of
 

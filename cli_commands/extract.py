@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import BASE, JSON, PLACEMENT, Columns, field_of, fields_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import BASE, JSON, PLACEMENT, Columns, field_of, fields_of
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._answering import (
+from mav.cli_commands.shared.answering import (
     ALPHA,
     BASE_MODEL,
     HEAD_AND_BASE,
     SAMPLING,
     DecodingRequest,
 )
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import Numbers, OneOnly, fields_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import Numbers, OneOnly, fields_of
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.runtime.named_values import text_of
 

@@ -5,9 +5,17 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._answering import BASE_MODEL
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import BASE, JSON, PLACEMENT, Numbers, OneOnly, field_of, fields_of
+from mav.cli_commands.shared.answering import BASE_MODEL
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import (
+    BASE,
+    JSON,
+    PLACEMENT,
+    Numbers,
+    OneOnly,
+    field_of,
+    fields_of,
+)
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.harness.options import HarnessOptions
 

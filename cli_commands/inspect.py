@@ -2,8 +2,8 @@
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON
 
 
 @command(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, NamedNumbers, OneOnly
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, NamedNumbers, OneOnly
 from mav.pipeline.runtime.named_values import heads_of
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, OneOnly, field_of, fields_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, OneOnly, field_of, fields_of
 from mav.pipeline.rounds.options import PairOptions
 from mav.pipeline.runtime.load_options import BaseOptions
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, Numbers, OneOnly, field_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, Numbers, OneOnly, field_of
 from mav.pipeline.evaluation.options import EvaluateOptions
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._answering import ALPHA, LOADING
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, OneOnly, field_of, fields_of, made_of
+from mav.cli_commands.shared.answering import ALPHA, LOADING
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, OneOnly, field_of, fields_of, made_of
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.rounds.options import SampleOptions
 from mav.pipeline.runtime.named_values import heads_of

@@ -6,10 +6,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._answering import HEAD_AND_BASE
-from mav.cli_commands._errors import command
-from mav.cli_commands._options import OneOnly, Strength, field_of, fields_of
 from mav.cli_commands.engine_args import UNTESTED
+from mav.cli_commands.shared.answering import HEAD_AND_BASE
+from mav.cli_commands.shared.errors import command
+from mav.cli_commands.shared.options import OneOnly, Strength, field_of, fields_of
 from mav.pipeline.runtime.named_values import heads_of
 from mav.pipeline.serving.options import ServeOptions
 

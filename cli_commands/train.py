@@ -6,8 +6,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._errors import command, print_result
-from mav.cli_commands._options import JSON, OneOnly, field_of, fields_of
+from mav.cli_commands.shared.errors import command, print_result
+from mav.cli_commands.shared.options import JSON, OneOnly, field_of, fields_of
 from mav.pipeline.training.options import TrainOptions
 
 _NO_BF16: Final = "mav.no_bf16"

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from mav.cache_schema.errors import UsageError
-from mav.cli_commands._errors import command
-from mav.cli_commands._flags import with_flags
+from mav.cli_commands.shared.errors import command
+from mav.cli_commands.shared.flags import with_flags
 
 ROOT = Path(__file__).parents[2]
 

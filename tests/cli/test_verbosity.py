@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mav.cache_schema.errors import UsageError
 from mav.cli import main
-from mav.cli_commands._errors import command
+from mav.cli_commands.shared.errors import command
 from mav.pipeline.runtime.distributed import let_first_process_log
 from mav.pipeline.runtime.progress import progress_bar
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from mav import cli
 from mav.cache_schema.errors import HeadError, UsageError
-from mav.cli_commands._answering import DecodingRequest
+from mav.cli_commands.shared.answering import DecodingRequest
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions, InferenceOptions
 from mav.pipeline.decoding.trained_head import starting_alpha

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from mav.cli_commands._flags import with_flags
+from mav.cli_commands.shared.flags import with_flags
 
 _LEVEL: Final = "mav.log_level"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from mav.cli_commands._config import config_option
-from mav.cli_commands._flags import with_flags
-from mav.cli_commands._logging import log_to_stderr, verbosity_options
-from mav.cli_commands._options import OneOnly
+from mav.cli_commands.shared.config import config_option
+from mav.cli_commands.shared.flags import with_flags
+from mav.cli_commands.shared.logging import log_to_stderr, verbosity_options
+from mav.cli_commands.shared.options import OneOnly
 
 
 class ReportsErrors(click.Command):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mav.cli_commands._options import (
+from mav.cli_commands.shared.options import (
     BASE,
     PLACEMENT,
     OneOnly,

@@ -1,0 +1,1 @@
+"""What several commands share: options, answering prompts, errors, logging, options from a file."""
