@@ -28,7 +28,8 @@ from mav.pipeline.runtime.named_values import heads_of
 @ALPHA
 @fields_of(GenerationOptions, "steer_above", "max_new_tokens")
 @field_of(GenerationOptions, "temperature", default=1.0)
-@fields_of(GenerationOptions, "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+@fields_of(GenerationOptions, "top_k", "top_p", "min_p", "repetition_penalty")
+@fields_of(GenerationOptions, "frequency_penalty", "presence_penalty", "seed", "stop")
 @field_of(SampleOptions, "output", cls=OneOnly, type=click.Path(path_type=Path))
 @JSON
 def sample_command(

@@ -49,7 +49,7 @@ BASE_MODEL = click.option(
 SAMPLING = fields_of(
     GenerationOptions,
     *("steer_above", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-    *("repetition_penalty", "seed"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "seed"),
 )
 ALPHA = click.option(
     "--alpha",

@@ -13,7 +13,6 @@ the base's own for the same tokens.
 """
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,9 @@ def _made_by(
     """Return everything the answers depend on."""
     base = mav.base.fingerprint()
     steers = any(one for _, one in as_strength(alpha, mav.head_names).points)
-    chosen = asdict(decoding)
+    chosen = decoding.recorded()
     for name in ("num_beams", "cache_implementation", "compile"):
         del chosen[name]
-    if decoding.steer_above is None:
-        # Files that were begun before there were limits have none, and go on.
-        del chosen["steer_above"]
     return {
         "prompts": prompts.digest,
         "head": mav.head_digest if steers else None,

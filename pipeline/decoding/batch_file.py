@@ -225,10 +225,7 @@ def _made_by(
     # By number and text: a response belongs to its line.
     named = json.dumps([[line.number, line.text] for line in lines])
     digest = hashlib.sha256(named.encode()).hexdigest()
-    settings = json.loads(json.dumps(asdict(decoding)))
-    if decoding.steer_above is None:
-        # Files that were begun before there were limits have none, and go on.
-        del settings["steer_above"]
+    settings = json.loads(json.dumps(decoding.recorded()))
     base = mav.base.fingerprint()
     return {
         "prompts": digest,

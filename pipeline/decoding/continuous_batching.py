@@ -106,7 +106,7 @@ class ContinuousBatchDecoder:
     def add(self, requests: Sequence[Request]) -> list[TokenOutput]:
         """Prefill new requests; return the first token of each."""
         outputs: list[TokenOutput] = []
-        for group in prefill_groups(requests):
+        for group in prefill_groups(requests, self._joined.base.vocab_size):
             sequences = [self._begin(request) for request in group]
             inputs = left_padded([r.prompt for r in group], self._joined.base.pad_token)
             ids, mask = (tensor.to(self._joined.base.device) for tensor in inputs.values())
@@ -137,8 +137,7 @@ class ContinuousBatchDecoder:
         self._evict([sequence])
 
     def _begin(self, request: Request) -> ActiveSequence:
-        of_form = self._joined.form.stops if request.is_turn else ()
-        stops = (*of_form, *request.decoding.stop)
+        stops = (*(self._joined.form.stops if request.is_turn else ()), *request.decoding.stop)
         return ActiveSequence(
             request=request,
             text=ResponseText(self._joined.base.tokenizer, stops, strip=request.is_turn),

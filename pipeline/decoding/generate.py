@@ -1,6 +1,7 @@
 """One call of transformers' `generate()` with a head in place, for prompts of any lengths."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -23,6 +24,7 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
+from mav.pipeline.decoding.sampling import adjusted
 from mav.pipeline.decoding.steering.counting import SteeredTokens
 from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.preferences.prompt_format import Messages
@@ -51,13 +53,17 @@ def decode(
 
     Raises:
         BaseModelError: transformers cannot run the base as it is configured.
+        UsageError: A logit is biased that the base does not have.
     """
     if not prompts:
         return [], None
     base = joined.base
+    decoding.require_tokens(base.vocab_size)
     inputs = left_padded(prompts, base.pad_token)
     width = inputs["input_ids"].shape[1]
     processors = LogitsProcessorList()
+    if decoding.frequency_penalty or decoding.presence_penalty or decoding.logit_bias:
+        processors.append(_Adjust(decoding, width))
     counted = None
     if decoding.steer_above is not None:
         counted = SteeredTokens(joined.aligned, len(prompts), width)
@@ -240,6 +246,19 @@ class _StopTexts(StoppingCriteria):  # type: ignore[misc]
         for token in response if before is None else response[-1:]:
             text.push(token)
         return text
+
+
+class _Adjust(LogitsProcessor):  # type: ignore[misc]
+    """Applies logit biases and the penalties that count responses, after the repetition penalty."""
+
+    def __init__(self, decoding: GenerationOptions, prompt_width: int) -> None:
+        self._decoding = decoding
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        responses = input_ids[:, self._prompt_width :].tolist()
+        rows = zip(scores, responses, strict=True)
+        return torch.stack([adjusted(row, Counter(came), self._decoding) for row, came in rows])
 
 
 class _FollowSchedules(LogitsProcessor):  # type: ignore[misc]

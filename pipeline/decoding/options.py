@@ -11,7 +11,7 @@ from mav.pipeline.preferences.chat_template import parse_date
 from mav.pipeline.runtime.argument_names import NamedArguments
 from mav.pipeline.runtime.choices import CacheImplementation, PromptFormatName
 from mav.pipeline.runtime.load_options import BaseOptions
-from mav.pipeline.runtime.options import check_options, option
+from mav.pipeline.runtime.options import check_options, option, token_biases
 
 if TYPE_CHECKING:
     from mav.pipeline.head.model import AlignmentHead
@@ -25,6 +25,8 @@ _COLDEST: Final = 1e-4
 """Lower temperatures choose the most probable token in any case, and would overflow."""
 _HOTTEST: Final = 1e4
 _LARGEST_SEED: Final = 2**62
+_LATER: Final = ("steer_above", "frequency_penalty", "presence_penalty", "logit_bias")
+"""Fields of `GenerationOptions` that early files of answers do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,11 @@ class GenerationOptions(NamedArguments):
         min_p: Sample only tokens at least so probable, relative to the most probable one.
         repetition_penalty: What logits of tokens that came before are divided or multiplied by; 1
             leaves them alone.
+        frequency_penalty: What is taken from a logit for each time that its token came in the
+            response; below 0 it is added.
+        presence_penalty: What is taken once from the logit of a token that came in the response.
+        logit_bias: What is added to logits, as token ids with numbers from -100 to 100, or a
+            mapping of these. As the two before, it comes after `repetition_penalty`.
         seed: Seed of the sampling, of a whole batch; None leaves the random state alone.
         steer_above: Entropy of the base's own distribution of the next token, in nats; heads are
             computed and added only at tokens where it is above that. None steers every token.
@@ -111,6 +118,21 @@ class GenerationOptions(NamedArguments):
         help="Minimum probability, relative to the largest.",
     )
     repetition_penalty: float = option(1.0, number=True, above=0, help="1 is no penalty.")
+    frequency_penalty: float = option(
+        0.0,
+        number=True,
+        at_least=-2,
+        at_most=2,
+        help="Taken from a logit for each time its token came in the answer.",
+    )
+    presence_penalty: float = option(
+        0.0,
+        number=True,
+        at_least=-2,
+        at_most=2,
+        help="Taken once from the logits of tokens that came in the answer.",
+    )
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = option(
         None,
         whole=True,
@@ -138,6 +160,7 @@ class GenerationOptions(NamedArguments):
     def __post_init__(self) -> None:
         check_options(self)
         self._take_stop()
+        object.__setattr__(self, "logit_bias", token_biases("logit_bias", self.logit_bias))
         if self.compile and self.cache_implementation != "static":
             raise UsageError(
                 f"compile: got {self.cache_implementation} as `cache_implementation`, expected "
@@ -157,6 +180,34 @@ class GenerationOptions(NamedArguments):
         if "" in stops:
             raise UsageError("stop: got an empty string, expected text that ends a response")
         object.__setattr__(self, "stop", tuple(stops))
+
+    def require_tokens(self, vocab_size: int) -> None:
+        """Refuse a bias of a token that a base does not have.
+
+        Args:
+            vocab_size: Number of the base's logits.
+
+        Raises:
+            UsageError: There is such a bias.
+        """
+        if self.logit_bias and self.logit_bias[-1][0] >= vocab_size:
+            raise UsageError(
+                f"logit_bias: got the token {self.logit_bias[-1][0]}, expected 0 to "
+                f"{vocab_size - 1}"
+            )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return all fields as plain values, for a file of answers to say how they were made.
+
+        Fields that files begun by earlier versions do not have are left out at their defaults, so
+        that such files go on.
+        """
+        values = dataclasses.asdict(self)
+        values["logit_bias"] = [[*pair] for pair in self.logit_bias]
+        for field in dataclasses.fields(self):
+            if field.name in _LATER and getattr(self, field.name) == field.default:
+                del values[field.name]
+        return values
 
     def with_seed_offset(self, number: int) -> "GenerationOptions":
         """Return a copy for one of several responses or batches, with its own seed.

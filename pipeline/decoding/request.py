@@ -39,11 +39,16 @@ class Request:
     kl: bool = False
 
 
-def prefill_groups(requests: Sequence[Request]) -> list[list[Request]]:
+def prefill_groups(requests: Sequence[Request], vocab_size: int) -> list[list[Request]]:
     """Split requests into groups whose padded prompts fit one prefill pass.
 
     Those that want log-probabilities of their prompts are read by themselves.
+
+    Raises:
+        UsageError: A request biases a logit that is not one of `vocab_size`.
     """
+    for request in requests:
+        request.decoding.require_tokens(vocab_size)
     groups: list[list[Request]] = []
     for request in sorted(requests, key=lambda r: (r.prompt_logprobs, len(r.prompt)), reverse=True):
         if (

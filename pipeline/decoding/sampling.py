@@ -3,7 +3,8 @@
 Shape legend: V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class SequenceSampler:
         """
         self._decoding = decoding
         self._there = set(prompt)
+        self._came: Counter[int] = Counter()
         self._generator: torch.Generator | None = None
         if decoding.samples:
             self._generator = torch.Generator(device)
@@ -42,6 +44,7 @@ class SequenceSampler:
         decoding = self._decoding
         if decoding.repetition_penalty != 1 and self._there:
             logits = less_repeated(logits, sorted(self._there), decoding.repetition_penalty)
+        logits = adjusted(logits, self._came, decoding)
         if self._generator is None:
             return logits.argmax()
         scaled = among_largest(logits / decoding.temperature, decoding.top_k)
@@ -57,6 +60,7 @@ class SequenceSampler:
     def came(self, token: int) -> None:
         """Record the token that was chosen."""
         self._there.add(token)
+        self._came[token] += 1
 
 
 def less_repeated(logits: Tensor, tokens: Sequence[int], penalty: float) -> Tensor:
@@ -68,6 +72,28 @@ def less_repeated(logits: Tensor, tokens: Sequence[int], penalty: float) -> Tens
     at = torch.tensor(tokens, device=logits.device)
     given = logits[at]
     return logits.index_put((at,), torch.where(given < 0, given * penalty, given / penalty))
+
+
+def adjusted(logits: Tensor, came: Mapping[int, int], decoding: GenerationOptions) -> Tensor:
+    """Return logits [V] with `logit_bias` added, frequency and presence penalties taken away.
+
+    Source: OpenAI's API, whose penalties count the response and not its prompt.
+
+    Args:
+        logits: After the repetition penalty.
+        came: How often each token came in the response; none for a token that did not.
+        decoding: Says what is added and taken.
+    """
+    changes = dict(decoding.logit_bias)
+    frequency, presence = decoding.frequency_penalty, decoding.presence_penalty
+    if frequency or presence:
+        for token, count in came.items():
+            changes[token] = changes.get(token, 0.0) - (frequency * count + presence)
+    if not changes:
+        return logits
+    at = torch.tensor([*changes], device=logits.device)
+    by = torch.tensor([*changes.values()], dtype=logits.dtype, device=logits.device)
+    return logits.index_put((at,), logits[at] + by)
 
 
 def among_largest(logits: Tensor, top_k: int) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any, Final
 from mav.cache_schema.errors import UsageError
 
 _KEY: Final = "option"
+_LARGEST_BIAS: Final = 100
+"""Most that is added or taken, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,37 @@ def check_options(options: Any) -> None:
             object.__setattr__(options, field.name, int(value) if rule.whole else float(value))
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def token_biases(name: str, given: Any) -> tuple[tuple[int, float], ...]:
+    """Return token ids, in order, with what is added to the logit of each; nothing for 0.
+
+    Args:
+        name: The option, for errors.
+        given: A mapping of token ids to numbers, or pairs of these.
+
+    Raises:
+        UsageError: It is something else, or a number is beyond -100 to 100.
+    """
+    try:
+        pairs = [*dict(given).items()]
+        twice = len(pairs) < len(given)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{name}: got {given!r}, expected a mapping of token ids to numbers"
+        ) from None
+    if twice:
+        raise UsageError(f"{name}: got {given!r}, expected each token once")
+    for token, bias in pairs:
+        if isinstance(token, bool) or not isinstance(token, Integral) or int(token) < 0:
+            raise UsageError(f"{name}: got the token {token!r}, expected a token's id")
+        number = not isinstance(bias, bool) and isinstance(bias, Real)
+        if not (number and math.isfinite(bias) and abs(bias) <= _LARGEST_BIAS):
+            raise UsageError(
+                f"{name}: got {bias!r} for the token {token}, expected a number from "
+                f"-{_LARGEST_BIAS} to {_LARGEST_BIAS}"
+            )
+    return tuple(sorted((int(token), float(bias)) for token, bias in pairs if bias))
 
 
 def _problem(rule: Option, value: Any, *, flag: bool) -> str | None:

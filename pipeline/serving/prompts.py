@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from mav.cache_schema.errors import DataError
+from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
@@ -114,7 +114,14 @@ def _decoding(
     }
     if request.stop is not None:
         fields["stop"] = request.stop
-    return GenerationOptions(**{**defaults, **fields})
+    if request.logit_bias:
+        fields["logit_bias"] = request.logit_bias
+    decoding = GenerationOptions(**{**defaults, **fields})
+    try:
+        decoding.require_tokens(attached.base.vocab_size)
+    except UsageError as error:
+        raise ApiError(400, str(error), param="logit_bias") from error
+    return decoding
 
 
 def _check_number(request: CompletionRequest, prompt_tokens: int) -> None:

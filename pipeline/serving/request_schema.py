@@ -44,6 +44,9 @@ class SharedFields(_Fields):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[_Finite, Field(gt=0)] | None = None
+    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Any] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
@@ -98,18 +101,15 @@ _REQUEST_NEUTRAL: Final[_Neutral] = {
     "continue_final_message": (False,),
     "echo": (False,),
     "extra_body": ({},),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),

@@ -1,8 +1,9 @@
 """Completion requests: what the fields of a request mean."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from fastapi import Request
 
@@ -21,6 +22,8 @@ from mav.pipeline.serving.request_schema import (
     validated,
 )
 
+_MAX_BIASES: Final = 1024
+"""Most entries of `logit_bias`, as each is applied again for every token."""
 Prompt = str | tuple[int, ...] | tuple[Message, ...]
 """A text or token ids to continue as they are, or a conversation."""
 
@@ -38,6 +41,7 @@ class CompletionRequest:
         alpha: Alpha of each token.
         steer_above: Entropy of the base in nats, above which tokens are steered; None steers all.
         sampling: Sampling fields of `GenerationOptions` that the request sets.
+        logit_bias: What is added to logits, by token id.
         seed: Seed of the first choice; each further choice of a prompt has the next one.
         stop: Texts that end a choice, or None for the defaults.
         top_logprobs: Alternatives per token; None for no log-probabilities.
@@ -53,6 +57,7 @@ class CompletionRequest:
     alpha: Strength
     steer_above: float | None
     sampling: Mapping[str, float]
+    logit_bias: Mapping[int, float]
     seed: int | None
     stop: tuple[str, ...] | None
     top_logprobs: int | None
@@ -182,6 +187,7 @@ def _request(
         alpha=_alpha(options.alpha if fields.alpha is None else fields.alpha, options),
         steer_above=options.steer_above if fields.steer_above is None else fields.steer_above,
         sampling=_sampling(fields),
+        logit_bias=_logit_bias(fields.logit_bias or {}),
         seed=fields.seed,
         stop=_stop(fields.stop),
         top_logprobs=top_logprobs,
@@ -200,12 +206,31 @@ def _request(
 
 def _sampling(fields: SharedFields) -> dict[str, float]:
     """Return the sampling fields that are set, as `GenerationOptions` names them."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+    names = ("temperature", "top_p", "top_k", "min_p", *penalties)
     values = {name: getattr(fields, name) for name in names}
     if values["top_k"] == -1:
         # In vLLM, -1 stands for all tokens.
         values["top_k"] = 0
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _logit_bias(given: Mapping[str, Any]) -> dict[int, float]:
+    """Return the biases by token id, of which OpenAI's API writes the ids as text."""
+
+    def refuse(problem: str) -> NoReturn:
+        raise ApiError(400, f"logit_bias: got {problem}", param="logit_bias")
+
+    if len(given) > _MAX_BIASES:
+        refuse(f"{len(given)} tokens, expected at most {_MAX_BIASES}")
+    biases: dict[int, float] = {}
+    for token, bias in given.items():
+        if not re.fullmatch("0|[1-9][0-9]{0,17}", token):
+            refuse(f"the token {token[:40]!r}, expected a token's id as text, such as '50256'")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            refuse(f"{str(bias)[:40]} for the token {token}, expected a number from -100 to 100")
+        biases[int(token)] = float(bias)
+    return biases
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...] | None:

@@ -30,6 +30,17 @@ LARGEST = 2**62
         ("top_p", None, "a number"),
         ("min_p", [0.1], "a number"),
         ("repetition_penalty", False, "a number"),
+        ("frequency_penalty", "1", "a number"),
+        ("presence_penalty", -2.5, "-2 to 2"),
+        ("logit_bias", None, "a mapping of token ids to numbers"),
+        ("logit_bias", "5", "a mapping of token ids to numbers"),
+        ("logit_bias", {"5": 1}, "a token's id"),
+        ("logit_bias", {-1: 1}, "a token's id"),
+        ("logit_bias", {True: 1}, "a token's id"),
+        ("logit_bias", {5: 100.5}, "a number from -100 to 100"),
+        ("logit_bias", {5: float("nan")}, "a number from -100 to 100"),
+        ("logit_bias", {5: "1"}, "a number from -100 to 100"),
+        ("logit_bias", ((5, 1), (5, 2)), "each token once"),
         ("cache_implementation", "sttic", "one of dynamic, static, none"),
         ("cache_implementation", ["static"], "one of dynamic, static, none"),
         ("compile", "yes", "True or False"),
@@ -52,10 +63,16 @@ def test_numbers_of_other_libraries_become_pythons_own() -> None:
         "top_p": 1,
         "seed": np.int16(3),
         "stop": ["a", "b"],
+        "logit_bias": {np.int64(7): np.float32(-2), 3: 1, 4: 0},
     }
     decoding = GenerationOptions(**settings)
     assert decoding == GenerationOptions(
-        max_new_tokens=4, temperature=0.5, top_p=1.0, seed=3, stop=("a", "b")
+        max_new_tokens=4,
+        temperature=0.5,
+        top_p=1.0,
+        seed=3,
+        stop=("a", "b"),
+        logit_bias=((3, 1.0), (7, -2.0)),
     )
     json.dumps(asdict(decoding))
     hash(decoding)
@@ -79,3 +96,16 @@ def test_each_of_several_answers_has_the_next_seed(
 ) -> None:
     decoding = GenerationOptions(temperature=1.0, seed=seed)
     assert decoding.with_seed_offset(number) == GenerationOptions(temperature=1.0, seed=want)
+
+
+def test_a_record_has_later_fields_only_where_they_are_set() -> None:
+    later = {"steer_above", "frequency_penalty", "presence_penalty", "logit_bias"}
+    assert not later & GenerationOptions().recorded().keys()
+    settings: dict[str, Any] = {"steer_above": 0, "frequency_penalty": 1, "logit_bias": {5: 2}}
+    record = GenerationOptions(**settings).recorded()
+    assert {name: record[name] for name in later & record.keys()} == {
+        "steer_above": 0.0,
+        "frequency_penalty": 1.0,
+        "logit_bias": [[5, 2.0]],
+    }
+    assert json.loads(json.dumps(record["logit_bias"])) == record["logit_bias"]
