@@ -28,6 +28,7 @@ from mav.pipeline.serving.options import ServeOptions
 @field_of(ServeOptions, "alpha", cls=OneOnly, type=Strength())
 @fields_of(ServeOptions, "steer_above", "host", "port")
 @field_of(ServeOptions, "api_key", envvar="MAV_API_KEY", show_envvar=True)
+@fields_of(ServeOptions, "served_model_name", "allow_origin")
 @fields_of(ServeOptions, "max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens")
 @click.option(
     "--engine",

@@ -23,6 +23,7 @@ _INSTEAD: Final = {
     "int8_head": "heads are kept in the base's type",
     "template_date": "vLLM gives chat templates the present day",
     "merge_adapter": "merge it into the base first, or give vLLM's --enable-lora after --",
+    "allow_origin": "give --allowed-origins after --",
     "steer_above": "heads in vLLM steer every token",
     "max_rows": "give --max-num-seqs after --",
     "max_queue": "vLLM has no limit of that kind",
@@ -137,7 +138,13 @@ def prepare_launch(
 
 def _words(options: ServeOptions, prepared: EngineArguments) -> list[str]:
     model, *words = server_words(prepared.arguments)
-    words = ["--model", model, *words, "--served-model-name", prepared.base]
+    words = [
+        "--model",
+        model,
+        *words,
+        "--served-model-name",
+        *(options.served_model_name or (prepared.base,)),
+    ]
     words += ["--host", options.host, "--port", str(options.port), "--middleware", FRONT]
     if options.dtype != "auto":
         words += ["--dtype", str(options.dtype)]

@@ -6,10 +6,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from mav.pipeline.runtime.named_values import places_of
+from mav.pipeline.runtime.versions import package_versions
 from mav.pipeline.serving import middleware
 from mav.pipeline.serving.errors import ApiError
 from mav.pipeline.serving.metrics import Metrics
@@ -45,6 +47,15 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
         guarded = middleware.ApiKey(guarded, options.api_key)
     else:
         guarded = middleware.LocalHost(guarded)
+    if options.allow_origin:
+        # Around the check of the key, as a preflight request has none.
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=options.allow_origin,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After",),
+        )
     counted = middleware.RequestCounter(guarded, metrics.count_request)
     return middleware.SecurityHeaders(counted, HEADERS)
 
@@ -115,6 +126,10 @@ def _add_monitoring(app: FastAPI, options: ServeOptions, worker: Worker, metrics
             "rows": worker.rows,
         }
         return JSONResponse(content, 200 if worker.alive else 503)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": package_versions(["mav-align"])["mav-align"]}
 
     @app.get("/metrics")
     async def prometheus_metrics() -> Response:

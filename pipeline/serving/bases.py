@@ -1,7 +1,7 @@
 """The bases of a server, and the short names by which requests choose them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mav.cache_schema.errors import UsageError
@@ -63,6 +63,14 @@ def served_bases(sources: Sequence[BaseSource]) -> tuple[ServedBase, ...]:
             )
         )
     return tuple(bases)
+
+
+def renamed(bases: Sequence[ServedBase], names: Sequence[str]) -> tuple[ServedBase, ...]:
+    """Return bases with these names, one for each; with their own if there are no names."""
+    if not names:
+        return tuple(bases)
+    pairs = zip(bases, names, strict=True)
+    return tuple(replace(base, name=name) for base, name in pairs)
 
 
 def check_bases(head: Heads, sources: Sequence[BaseSource], options: InferenceOptions) -> None:

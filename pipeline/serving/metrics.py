@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 ENDPOINTS: Final = (
     "/",
     "/health",
+    "/version",
     "/metrics",
     "/v1/models",
     "/v1/completions",

@@ -1,9 +1,10 @@
 """What `mav serve` is asked for."""
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
@@ -11,6 +12,9 @@ from mav.pipeline.decoding.steering.bounds import MAX_ALPHA
 from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.runtime.named_values import names_of
 from mav.pipeline.runtime.options import known, option
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+"""What browsers send as `Origin`: in lower case, without a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,10 @@ class ServeOptions(InferenceOptions):
         host: Address to listen on; one that others can reach needs an API key.
         port: Port to listen on; 0 for any that is free.
         api_key: What clients have to send as `Authorization: Bearer …`.
+        served_model_name: Names by which requests choose the bases, one for each in their order, in
+            place of those made of their paths.
+        allow_origin: Origins whose web pages may read responses, such as `https://my.example`, or
+            `*` for any; none by default.
         alpha: Strength of requests that name none; of several heads by name. If None, that with
             which the head is recommended, or 1.
         steer_above: Entropy of the base in nats; of requests that name none, only tokens at which
@@ -63,6 +71,18 @@ class ServeOptions(InferenceOptions):
     )
     api_key: str | None = option(
         None, help="Key that clients must send; required to listen beyond this machine."
+    )
+    served_model_name: tuple[str, ...] = option(
+        (),
+        metavar="NAME",
+        default_text="the end of its path",
+        help="Name of the base in requests; of several bases one for each, in their order.",
+    )
+    allow_origin: tuple[str, ...] = option(
+        (),
+        metavar="ORIGIN",
+        default_text="none",
+        help="Origin whose web pages may use the server, or * for any; may be repeated.",
     )
     alpha: float | Mapping[str, float] = option(
         None,
@@ -119,6 +139,15 @@ class ServeOptions(InferenceOptions):
         except ValueError:
             return False
 
+    def _naming_problems(self) -> Iterator[str]:
+        names, bases = self.served_model_name, max(1, len(self.bases))
+        if not names:
+            return
+        if len(names) != bases:
+            yield f"served_model_name: got {len(names)} for {bases} bases, expected one for each"
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            yield f"served_model_name: got {', '.join(map(repr, names))}, expected different names"
+
     def _problems(self) -> Iterator[str]:
         try:
             strength = self.strength
@@ -135,6 +164,14 @@ class ServeOptions(InferenceOptions):
                 f"{name}: got {len(self.bases)} bases, expected one; give the paths of .gguf "
                 f"files, or of folders, as bases instead"
             )
+        yield from self._naming_problems()
+        for origin in self.allow_origin:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                yield (
+                    f"allow_origin: got {origin!r}, expected scheme and host, with a port if it is "
+                    f"not the scheme's own, such as https://my.example or http://localhost:3000, "
+                    f"or *"
+                )
         if self.api_key is not None and not (
             self.api_key and self.api_key.isascii() and self.api_key.isprintable()
         ):

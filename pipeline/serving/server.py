@@ -50,7 +50,7 @@ def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     from mav.pipeline.base.source import resolve_base
     from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.serving.app import build_app
-    from mav.pipeline.serving.bases import check_bases, served_bases
+    from mav.pipeline.serving.bases import check_bases, renamed, served_bases
     from mav.pipeline.serving.http_server import HttpServer
     from mav.pipeline.serving.metrics import Metrics
     from mav.pipeline.serving.worker import Worker
@@ -65,6 +65,7 @@ def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     if not bases:
         assert mav.base.source is not None
         bases = served_bases([mav.base.source])
+    bases = renamed(bases, options.served_model_name)
     metrics = Metrics()
     worker = Worker(mav, bases, options=options, metrics=metrics)
     host = f"[{options.host}]" if ":" in options.host else options.host
