@@ -46,6 +46,12 @@ def test_vllms_server_is_started_with_heads_front_and_options(world: Path) -> No
     assert (settings.alpha, settings.transcript, settings.local_only) == (0.5, True, True)
 
 
+def test_vllm_names_the_base_as_mavs_own_server_would(world: Path) -> None:
+    words = [*made(world, served_model_name=("helper",)).words]
+    assert words.count("--served-model-name") == 1
+    assert words[words.index("--served-model-name") :][1:3] == ["helper", "--host"]
+
+
 def test_a_key_is_not_a_word_that_others_can_read(world: Path) -> None:
     program = made(world, host="0.0.0.0", api_key="secret")
     assert "secret" not in program.words
