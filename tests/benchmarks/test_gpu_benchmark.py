@@ -21,7 +21,7 @@ from benchmarks.gpu.running import Outcome, Part, run_parts
 from benchmarks.gpu.sizes import compute_dtype
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.packed_attention import PackedSegments
-from mav.pipeline.decoding.aligned_lm import AlignedLM
+from mav.pipeline.decoding.steering.weighted_heads import WeightedHeads
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.tensor_storage import HostCopies, pool_states
 from tests.support import gpu_parts
@@ -222,13 +222,13 @@ def test_wrong_gradients_are_found(place: Place, monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_vectors_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = AlignedLM.vector
+    plain = WeightedHeads.vector
 
-    def off(self: AlignedLM, states: Tensor, _: int = 0) -> Tensor:
-        found = plain(self, states)
-        return -found if self.head.dtype == torch.bfloat16 else found
+    def off(self: WeightedHeads, states: Tensor, number: int = 0) -> Tensor:
+        found = plain(self, states, number)
+        return -found if self.heads[number].dtype == torch.bfloat16 else found
 
-    monkeypatch.setattr(AlignedLM, "vector", off)
+    monkeypatch.setattr(WeightedHeads, "vector", off)
     names = wrong(check_decoding, place)
     for way in ("scores", "answers, alone", "answers, batch", "answers, in flight"):
         assert f"{way}, bfloat16" in names

@@ -1,6 +1,7 @@
 """Every command and snippet of the documentation is run, and prints what the page shows."""
 
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -59,7 +60,7 @@ def test_a_page_is_true(
     world = before.copy(tmp_path / "docs")
     monkeypatch.chdir(world.folder)
     if page == "README.md":
-        sizes = new_head.__kwdefaults__
+        sizes = inspect.unwrap(new_head).__kwdefaults__
         assert sizes is not None
         for name in ("pooled_size", "expansion_size"):
             monkeypatch.setitem(sizes, name, 32)
