@@ -8,7 +8,7 @@ over the whole vocabulary. Its mean over answers that the policy samples is the 
 sequences: an exact sum in place of the noisy log-ratio of what happened to be sampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -78,17 +78,9 @@ def sequence_kl(
 ) -> Tensor:
     """Return the KL of each answer in nats, float64 [answers]; see above."""
     found: list[Tensor] = []
-    with progress_bar(len(prompts), "Measuring KL", "answer") as bar:
-        for first in range(0, len(prompts), _KL_AT_ONCE):
-            some = slice(first, first + _KL_AT_ONCE)
-            logs = []
-            for one in (policy, base):
-                with one.active():
-                    logs.append(_forced(one, prompts[some], answers[some]))
-            (log_BTV, mask_BT), (base_BTV, _) = logs
-            kl_BT = (log_BTV.exp() * (log_BTV - base_BTV)).sum(-1, dtype=torch.float64)
-            found.append((kl_BT * mask_BT).sum(-1))
-            bar.update(len(answers[some]))
+    for _, mask_BT, log_BTV, base_BTV in _read_both(policy, base, prompts, answers, "Measuring KL"):
+        kl_BT = (log_BTV.exp() * (log_BTV - base_BTV)).sum(-1, dtype=torch.float64)
+        found.append((kl_BT * mask_BT).sum(-1))
     return torch.cat(found)
 
 
@@ -102,21 +94,28 @@ def centred_gains(
     -KL(pi_base || pi): 0 in the mean over answers that the base samples.
     """
     found: list[Tensor] = []
-    with progress_bar(len(prompts), "Scoring", "answer") as bar:
+    for labels, mask_BT, log_BTV, base_BTV in _read_both(policy, base, prompts, answers, "Scoring"):
+        ratio_BTV = log_BTV.sub_(base_BTV)
+        gain_BT = ratio_BTV.gather(-1, labels[..., None])[..., 0].double()
+        gain_BT -= ratio_BTV.mul_(base_BTV.exp_()).sum(-1, dtype=torch.float64)
+        found.append((gain_BT * mask_BT).sum(-1))
+    return torch.cat(found)
+
+
+def _read_both(
+    policy: Policy, base: Policy, prompts: Sequence[str], answers: Sequence[Tokens], doing: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield tokens and mask [B, T] of some answers, and log-probabilities [B, T, V] of both."""
+    with progress_bar(len(prompts), doing, "answer") as bar:
         for first in range(0, len(prompts), _KL_AT_ONCE):
             some = slice(first, first + _KL_AT_ONCE)
             logs = []
             for one in (policy, base):
                 with one.active():
-                    logs.append(_forced(one, prompts[some], answers[some]))
-            (log_BTV, mask_BT), (base_BTV, _) = logs
-            ratio_BTV = log_BTV.sub_(base_BTV)
-            labels, _ = padded(answers[some], left=False)
-            gain_BT = ratio_BTV.gather(-1, labels[..., None])[..., 0].double()
-            gain_BT -= ratio_BTV.mul_(base_BTV.exp_()).sum(-1, dtype=torch.float64)
-            found.append((gain_BT * mask_BT).sum(-1))
+                    logs.append(_forced(one, prompts[some], answers[some])[0])
+            labels, mask = padded(answers[some], left=False)
+            yield labels, mask, logs[0], logs[1]
             bar.update(len(answers[some]))
-    return torch.cat(found)
 
 
 def _forced(
