@@ -133,6 +133,17 @@ def test_heads_of_other_kinds_are_trained_together_too(
 
 
 @pytest.mark.parametrize("shard", [False, True])
+def test_the_first_process_gives_tokens_their_credit_for_all(
+    tiny_cache: Path, tmp_path: Path, shard: bool
+) -> None:
+    options: dict[str, Any] = {"cache": str(tiny_cache), "objective": "credit"}
+    train_on(1, tmp_path / "one", batch_size=8, **options)
+    said = train_on(2, tmp_path / "two", batch_size=4, shard=shard, **options)
+    assert_close(tmp_path / "two", tmp_path / "one")
+    assert sum(line.startswith("Credit of tokens from layer") for line in said) == 1
+
+
+@pytest.mark.parametrize("shard", [False, True])
 def test_terms_and_averages_are_those_of_one_process(
     tiny_cache: Path, tmp_path: Path, shard: bool
 ) -> None:
