@@ -94,9 +94,11 @@ def centred_gains(
     -KL(pi_base || pi): 0 in the mean over answers that the base samples.
     """
     found: list[Tensor] = []
-    for labels, mask_BT, log_BTV, base_BTV in _read_both(policy, base, prompts, answers, "Scoring"):
+    for labels_BT, mask_BT, log_BTV, base_BTV in _read_both(
+        policy, base, prompts, answers, "Scoring"
+    ):
         ratio_BTV = log_BTV.sub_(base_BTV)
-        gain_BT = ratio_BTV.gather(-1, labels[..., None])[..., 0].double()
+        gain_BT = ratio_BTV.gather(-1, labels_BT[..., None])[..., 0].double()
         gain_BT -= ratio_BTV.mul_(base_BTV.exp_()).sum(-1, dtype=torch.float64)
         found.append((gain_BT * mask_BT).sum(-1))
     return torch.cat(found)
@@ -112,16 +114,16 @@ def _read_both(
             logs = []
             for one in (policy, base):
                 with one.active():
-                    logs.append(_forced(one, prompts[some], answers[some])[0])
-            labels, mask = padded(answers[some], left=False)
-            yield labels, mask, logs[0], logs[1]
+                    log_BTV, labels_BT, mask_BT = _forced(one, prompts[some], answers[some])
+                    logs.append(log_BTV)
+            yield labels_BT, mask_BT, logs[0], logs[1]
             bar.update(len(answers[some]))
 
 
 def _forced(
     policy: Policy, prompts: Sequence[str], answers: Sequence[Tokens]
-) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [B, T, V] at an answer's tokens, and which of T there are."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities [B, T, V] at an answer's tokens, these, and which of T there are."""
     before, before_mask = padded([policy.tokens(prompt) for prompt in prompts], left=True)
     behind, behind_mask = padded(answers, left=False)
     ids = torch.cat([before, behind], dim=1)[:, :-1]
@@ -129,7 +131,7 @@ def _forced(
     keep = torch.arange(before.shape[1] - 1, ids.shape[1])
     reader: Reader = policy.reader(keeps_cache=False)
     logits = reader(ids, mask, positions_of(mask, mask.shape[1]), keep)
-    return logits.log_softmax(-1), behind_mask
+    return logits.log_softmax(-1), behind, behind_mask
 
 
 @torch.inference_mode()
@@ -139,9 +141,8 @@ def answer_logprobs(policy: Policy, prompts: Sequence[str], answers: Sequence[To
     with policy.active(), progress_bar(len(prompts), "Ranking", "answer") as bar:
         for first in range(0, len(prompts), _KL_AT_ONCE):
             some = slice(first, first + _KL_AT_ONCE)
-            log_BTV, mask_BT = _forced(policy, prompts[some], answers[some])
-            labels, _ = padded(answers[some], left=False)
-            log_BT = log_BTV.gather(-1, labels[..., None])[..., 0].double()
+            log_BTV, labels_BT, mask_BT = _forced(policy, prompts[some], answers[some])
+            log_BT = log_BTV.gather(-1, labels_BT[..., None])[..., 0].double()
             found.append((log_BT * mask_BT).sum(-1))
             bar.update(len(answers[some]))
     return torch.cat(found)

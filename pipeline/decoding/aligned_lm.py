@@ -281,15 +281,6 @@ class AlignedLM:
             states_of_pass(states, self.layers, kept, positions, where, self.device)
         )
 
-    def vector(self, states: Tensor, number: int = 0) -> Tensor:
-        """Return what a head adds at alpha 1, float32 [..., vocab] or [..., hidden].
-
-        Args:
-            states: [..., K, width].
-            number: Of the head.
-        """
-        return self._weighted.vector(states, number)
-
     def _forget_compiled(self) -> None:
         """Drop the base's compiled forward pass, which holds earlier hooks."""
         if hasattr(self.base.model, "_compiled_call"):

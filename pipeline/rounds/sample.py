@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.gguf_copy import resolve_with_copy
+from mav.pipeline.base.loading import load_source
 from mav.pipeline.comparison.generation import generate_answers
 from mav.pipeline.comparison.prompts import read_questions
 from mav.pipeline.comparison.records import Answer
@@ -93,16 +94,13 @@ def _loaded(options: SampleOptions, loading: InferenceOptions) -> MAVInference:
     assert options.base_model is not None
     if loading.int8_head:
         raise UsageError("int8_head: got True without a `head`, expected one")
-    base = load_base(
-        options.base_model,
-        gguf_file=loading.gguf_file,
-        revision=loading.revision,
-        dtype=loading.dtype,
-        device=loading.device,
-        device_map=loading.device_map,
-        quantize=loading.quantize,
+    source = resolve_with_copy(
+        str(options.base_model),
+        loading.gguf_file,
+        loading.revision,
         gguf_cache=loading.gguf_cache,
     )
+    base = load_source(source, loading)
     # The smallest there is; at alpha 0 it is not computed.
     return MAVInference.with_new_head(base, rules=loading, head_type="bottleneck", rank=1)
 

@@ -111,9 +111,7 @@ class _Run:
         check_kind(self._config, self._manifest, str(options.cache))
         if self._held_out is not None:
             check_kind(self._config, self._held_out.reader.manifest, str(options.eval_cache))
-        head = AlignmentHead(self._config)
-        credit = credit_of_run(self._data, self._manifest, options, accelerator)
-        self._trainer = Trainer(options, accelerator, head, credit=credit, loss=loss)
+        self._trainer = Trainer(options, accelerator, AlignmentHead(self._config), loss)
         dtype = self._trainer.dtype
         self._base = CachedBase(reader, accelerator.device, dtype)
         self._held_out_base = self._base
@@ -147,6 +145,8 @@ class _Run:
 
     def _train(self, state: TrainState) -> TrainReport:
         options, schedule, accelerator = self._options, self._schedule, self._accelerator
+        if self._loss is None:
+            self._trainer.credit = credit_of_run(self._data, self._manifest, options, accelerator)
         log = self._start_logs(state)
         every = options.eval_steps or max(1, schedule.epoch_steps[0] // 4)
         metrics, evaluation = MetricAccumulator(), {}

@@ -46,6 +46,7 @@ class Trainer:
         head: The head, whose weights may be sharded.
         dtype: Type of the products.
         optimizer: The optimizer of the head.
+        credit: What gives tokens their credit; the objective `credit` needs it before a step.
     """
 
     def __init__(
@@ -53,14 +54,12 @@ class Trainer:
         options: TrainOptions,
         accelerator: Accelerator,
         head: AlignmentHead,
-        *,
-        credit: TokenCredit | None = None,
         loss: PairLoss | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.head = head
         self._options = options
-        self._credit = credit
+        self.credit: TokenCredit | None = None
         self._objective: Objective = options.as_objective()
         self._loss = loss
         assert isinstance(options.bf16, bool), "options are settled"
@@ -142,7 +141,7 @@ class Trainer:
         return means | of_margins(margins, means["kl"])
 
     def _loss_of(self, scores: Scores, batch: Batch) -> Tensor:
-        credit = None if self._credit is None else self._credit.of(batch)
+        credit = None if self.credit is None else self.credit.of(batch)
         return scores.pair_sum_loss(self._objective, batch, credit=credit, own=self._loss)
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from mav.pipeline.rounds.options import SampleOptions
 from mav.pipeline.rounds.sample import sample
 from tests.support.heads import write_head
 from tests.support.listeners import alone
+from tests.support.logs import logged_messages
 from tests.support.tiny import make_cache, save_base, tiny_base
 
 LOADING = InferenceOptions(dtype="float32", device="cpu")
@@ -79,6 +80,13 @@ def test_the_base_alone_is_alpha_0_of_any_head(made: dict[str, str], tmp_path: P
     assert base == off
     assert {line["alpha"] for line in base} == {0.0}
     assert {line["kl"] for line in base} == {0.0}
+
+
+def test_the_base_alone_is_loaded_as_asked(made: dict[str, str], tmp_path: Path) -> None:
+    loading = InferenceOptions(dtype="float32", device="cpu", merge_adapter=True)
+    with logged_messages() as logged:
+        sample(options(made, tmp_path / "base.jsonl", head=None, limit=1, n=1), loading)
+    assert any("`merge_adapter` changes nothing" in line for line in logged)
 
 
 def test_an_interrupted_run_goes_on(

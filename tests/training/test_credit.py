@@ -172,5 +172,9 @@ def test_a_head_learns_credit_and_a_run_goes_on(
     run(tiny_cache, tmp_path / "cut", **settings, resume=True)
     assert_same(weights(tmp_path / "cut" / "last"), weights(tmp_path / "whole" / "last"))
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    with logged_messages() as logged:
+        run(tiny_cache, tmp_path / "cut", **settings, resume=True)
+    # A run that has ended asks for no credit.
+    assert not any(line.startswith("Credit of tokens") for line in logged)
     found = checkpoint(tmp_path / "cut").state.trajectory
     assert (found["credit_discount"], found["lambda_l2"], found["beta"]) == (0.5, 0.0, 1.0)
