@@ -16,10 +16,10 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.continuous_batching import ActiveSequence, ContinuousBatchDecoder
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.request import ActiveSequence, Request
 
 _NEW: Final = 8
 _EXPANSION: Final = 40

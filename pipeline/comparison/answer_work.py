@@ -11,12 +11,9 @@ from mav.cache_schema.errors import MAVError
 from mav.pipeline.comparison.prompts import Prompts
 from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.decoding.attach import AttachedModel
-from mav.pipeline.decoding.continuous_batching import (
-    ContinuousBatchDecoder,
-    TokenOutput,
-)
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.request import Request, TokenOutput
 from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.runtime.memory import PROMPT_OUT_OF_MEMORY, free_memory, is_out_of_memory
 

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mav.pipeline.base.generation_defaults import readable_config
@@ -17,6 +18,8 @@ from mav.pipeline.decoding.base_settings import not_carried_out, settings_of
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
+from mav.pipeline.decoding.structured.schema import require_library
+from mav.pipeline.decoding.structured.vocabulary import GrammarVocabulary
 from mav.pipeline.decoding.trained_head import TrainedHead
 from mav.pipeline.head.compatibility import check_hidden_size, check_vocabulary, map_layers
 from mav.pipeline.head.model import AlignmentHead, is_quantized
@@ -79,6 +82,16 @@ class AttachedModel:
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a response in this form of prompts."""
         return self.base.end_tokens | {self.form.end_token}
+
+    @cached_property
+    def vocabulary(self) -> GrammarVocabulary:
+        """The base's tokens as grammars take them, made when it is first asked for.
+
+        Raises:
+            UsageError: llguidance is not installed, or cannot read the tokenizer.
+        """
+        require_library()
+        return GrammarVocabulary(self.base.tokenizer, self.base.vocab_size, self.end_tokens)
 
     def close(self) -> None:
         """Remove the hooks from the base."""

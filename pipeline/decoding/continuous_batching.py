@@ -8,7 +8,6 @@ Shape legend: B sequences, S positions of the longest one, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, Literal
 
@@ -21,56 +20,18 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.generate import left_padded, positions_of, takes_positions
-from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of, logprobs_of_each
-from mav.pipeline.decoding.request import PROMPT_LOGITS, Request, prefill_groups
+from mav.pipeline.decoding.logprobs import LogProbs, logprobs_of
+from mav.pipeline.decoding.request import (
+    PROMPT_LOGITS,
+    ActiveSequence,
+    Request,
+    TokenOutput,
+    prefill_groups,
+)
 from mav.pipeline.decoding.response_text import ResponseText
 from mav.pipeline.decoding.sampling import SequenceSampler, choose_each
 
 _GROWING_LAYERS: Final = (DynamicLayer, DynamicSlidingWindowLayer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenOutput:
-    """The output of one step for one sequence.
-
-    Attributes:
-        sequence: The sequence.
-        token: Id of the token.
-        text: Text that is certain now; may be empty.
-        offset: Where in the response's text the token begins.
-        finish: Why the response ends here, or None.
-        logprobs: Where they were asked for.
-        steered: Whether a head was added at the token.
-        seconds: Since the sequence's token before, or None for its first.
-    """
-
-    sequence: "ActiveSequence"
-    token: int
-    text: str
-    offset: int
-    finish: Literal["stop", "length"] | None
-    logprobs: LogProbs | None
-    steered: bool
-    seconds: float | None
-
-
-@dataclass(eq=False, kw_only=True)
-class ActiveSequence:
-    """A sequence that is being decoded.
-
-    Attributes:
-        request: The request.
-        tokens: Ids of the new tokens so far.
-        prompt_logprobs: Of the prompt's tokens but the first, where they were asked for.
-        latest: When the last of them came, by `perf_counter`, or None.
-    """
-
-    request: Request
-    text: ResponseText
-    sampler: SequenceSampler
-    tokens: list[int] = field(default_factory=list)
-    prompt_logprobs: list[LogProbs] = field(default_factory=list)
-    latest: float | None = None
 
 
 class ContinuousBatchDecoder:
@@ -138,11 +99,18 @@ class ContinuousBatchDecoder:
 
     def _begin(self, request: Request) -> ActiveSequence:
         stops = (*(self._joined.form.stops if request.is_turn else ()), *request.decoding.stop)
+        grammar = request.grammar
+        constraint = None if grammar is None else grammar.begin(self._ends(request))
+        device = self._joined.base.device
         return ActiveSequence(
             request=request,
             text=ResponseText(self._joined.base.tokenizer, stops, strip=request.is_turn),
-            sampler=SequenceSampler(request.decoding, self._joined.base.device, request.prompt),
+            sampler=SequenceSampler(request.decoding, device, request.prompt, constraint),
+            constraint=constraint,
         )
+
+    def _ends(self, request: Request) -> frozenset[int]:
+        return self._joined.end_tokens if request.is_turn else self._joined.base.end_tokens
 
     def _read_prompts(
         self, sequences: Sequence[ActiveSequence], ids: Tensor, mask: Tensor, cache: DynamicCache
@@ -221,7 +189,7 @@ class ContinuousBatchDecoder:
         """Choose the next token of each sequence under logits [B, 1, V]."""
         logits_BV = logits[:, 0]
         chosen = choose_each([sequence.sampler for sequence in sequences], logits_BV)
-        logprobs = logprobs_of_each(
+        logprobs = _logprobs_of_each(
             [sequence.request for sequence in sequences],
             chosen,
             logits_BV,
@@ -242,8 +210,10 @@ class ContinuousBatchDecoder:
         sequence.tokens.append(token)
         text = sequence.text.push(token)
         finish: Literal["stop", "length"] | None = None
-        ends = self._joined.end_tokens if sequence.request.is_turn else self._joined.base.end_tokens
-        if token in ends or sequence.text.stopped:
+        constraint = sequence.constraint
+        whole = constraint is not None and constraint.finished
+        error = None if constraint is None else constraint.error
+        if whole or error or token in self._ends(sequence.request) or sequence.text.stopped:
             finish = "stop"
         elif len(sequence.tokens) >= sequence.request.decoding.max_new_tokens:
             finish = "length"
@@ -258,6 +228,7 @@ class ContinuousBatchDecoder:
             logprobs=logprobs,
             steered=steered,
             seconds=None if before is None else now - before,
+            error=error,
         )
 
     def _append(
@@ -297,3 +268,25 @@ class ContinuousBatchDecoder:
 def _stacked(above: Tensor, below: Tensor, width: int) -> Tensor:
     """Stack keys or values [B, heads, S, size], widened on the left."""
     return torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (above, below)])
+
+
+def _logprobs_of_each(
+    requests: Sequence[Request],
+    chosen: Sequence[int],
+    logits_BV: Tensor,
+    base_BV: Tensor | None,
+) -> list[LogProbs | None]:
+    """Return those of the token each sequence has chosen, where it wants them.
+
+    Without the base's logits no sequence wants any.
+    """
+    if base_BV is None:
+        return [None] * len(chosen)
+    return [
+        None
+        if request.top_logprobs is None
+        else logprobs_of(
+            [token], logits[None], base[None], request.top_logprobs, with_kl=request.kl
+        )[0]
+        for request, token, logits, base in zip(requests, chosen, logits_BV, base_BV, strict=True)
+    ]

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mav.pipeline.decoding.request import Request
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogProbs:
@@ -28,32 +26,6 @@ class LogProbs:
     base: float
     top: tuple[tuple[int, float], ...]
     kl: float | None
-
-
-def logprobs_of_each(
-    requests: Sequence[Request],
-    chosen: Sequence[int],
-    logits_BV: Tensor,
-    base_BV: Tensor | None,
-) -> list[LogProbs | None]:
-    """Return the log-probabilities of the token each sequence has chosen, where it wants them.
-
-    Args:
-        requests: What is wanted of each sequence.
-        chosen: Ids.
-        logits_BV: Logits of base and head, float32.
-        base_BV: Logits of the base alone, float32; None where no sequence wants anything.
-    """
-    if base_BV is None:
-        return [None] * len(chosen)
-    return [
-        None
-        if request.top_logprobs is None
-        else logprobs_of(
-            [token], logits[None], base[None], request.top_logprobs, with_kl=request.kl
-        )[0]
-        for request, token, logits, base in zip(requests, chosen, logits_BV, base_BV, strict=True)
-    ]
 
 
 def logprobs_of(

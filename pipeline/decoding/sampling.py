@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mav.pipeline.decoding.options import GenerationOptions
+from mav.pipeline.decoding.structured.constraint import Constraint
 
 
 class SequenceSampler:
@@ -19,7 +20,11 @@ class SequenceSampler:
     """
 
     def __init__(
-        self, decoding: GenerationOptions, device: torch.device, prompt: Sequence[int] = ()
+        self,
+        decoding: GenerationOptions,
+        device: torch.device,
+        prompt: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         """Begin a response.
 
@@ -27,8 +32,10 @@ class SequenceSampler:
             decoding: How its tokens are chosen; without beams.
             device: Where its logits are.
             prompt: Token ids that repetition is counted from.
+            constraint: What tokens are chosen among, if not among all.
         """
         self._decoding = decoding
+        self._constraint = constraint
         self._there = set(prompt)
         self._came: Counter[int] = Counter()
         self._generator: torch.Generator | None = None
@@ -45,6 +52,8 @@ class SequenceSampler:
         if decoding.repetition_penalty != 1 and self._there:
             logits = less_repeated(logits, sorted(self._there), decoding.repetition_penalty)
         logits = adjusted(logits, self._came, decoding)
+        if self._constraint is not None:
+            logits = self._constraint.masked(logits)
         if self._generator is None:
             return logits.argmax()
         scaled = among_largest(logits / decoding.temperature, decoding.top_k)
@@ -61,6 +70,8 @@ class SequenceSampler:
         """Record the token that was chosen."""
         self._there.add(token)
         self._came[token] += 1
+        if self._constraint is not None:
+            self._constraint.push(token)
 
 
 def less_repeated(logits: Tensor, tokens: Sequence[int], penalty: float) -> Tensor:

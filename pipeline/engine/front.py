@@ -17,8 +17,8 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.engine.admission import FIELD, checked_strength
 from mav.pipeline.engine.front_settings import ENVIRONMENT, FrontSettings
 from mav.pipeline.preferences.transcripts import HUMAN
-from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.middleware import BodyLimit, LocalHost, error_response
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.http.middleware import BodyLimit, LocalHost, error_response
 from mav.pipeline.serving.static_files import HEADERS, page_files
 
 _CHAT: Final = "/v1/chat/completions"

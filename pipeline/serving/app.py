@@ -12,12 +12,17 @@ from starlette.types import ASGIApp
 
 from mav.pipeline.runtime.named_values import places_of
 from mav.pipeline.runtime.versions import package_versions
-from mav.pipeline.serving import middleware
-from mav.pipeline.serving.errors import ApiError
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.requests import (
+    CompletionRequest,
+    chat_request,
+    json_body,
+    text_request,
+)
+from mav.pipeline.serving.api.responses import CHAT, TEXT
+from mav.pipeline.serving.http import middleware
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.requests import CompletionRequest, chat_request, json_body, text_request
-from mav.pipeline.serving.responses import CHAT, TEXT
 from mav.pipeline.serving.static_files import HEADERS, PageFile, page_files
 from mav.pipeline.serving.streaming import CompletionResponse
 from mav.pipeline.serving.worker import Worker

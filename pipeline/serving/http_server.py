@@ -11,8 +11,8 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from mav.pipeline.serving.middleware import ConnectionLimit
-from mav.pipeline.serving.protocol import HEADER_SECONDS, DeadlineProtocol
+from mav.pipeline.serving.http.middleware import ConnectionLimit
+from mav.pipeline.serving.http.protocol import HEADER_SECONDS, DeadlineProtocol
 from mav.pipeline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)

@@ -8,12 +8,13 @@ from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.structured.vocabulary import Grammar
 from mav.pipeline.preferences.messages import Messages
 from mav.pipeline.preferences.prompt_format import text_tokens
-from mav.pipeline.serving.errors import ApiError
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.requests import CompletionRequest, Prompt
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.queue import Job
-from mav.pipeline.serving.requests import CompletionRequest, Prompt
 
 MAX_PROMPT_LOGPROBS: Final = 65_536
 """Most log-probabilities of prompts in a response, alternatives included."""
@@ -41,10 +42,11 @@ def job_choices(job: Job, attached: AttachedModel, options: ServeOptions) -> lis
         options: Limits of prompts and choices, and where unset sampling fields come from.
 
     Raises:
-        ApiError: A prompt is empty, too long or invalid.
+        ApiError: A prompt is empty, too long or invalid, or a schema is.
     """
     request = job.request
     choices: list[Choice] = []
+    grammar = _grammar(request, attached)
     prompts = [prompt_tokens(attached, prompt) for prompt in request.prompts]
     if request.echo:
         _check_number(request, sum(map(len, prompts)))
@@ -59,6 +61,7 @@ def job_choices(job: Job, attached: AttachedModel, options: ServeOptions) -> lis
                     # With the same seed, all choices would be equal.
                     decoding=decoding.with_seed_offset(number),
                     top_logprobs=request.top_logprobs,
+                    grammar=grammar,
                     is_turn=bool(prompt) and isinstance(prompt[0], Mapping),
                     prompt_logprobs=request.echo and request.top_logprobs is not None,
                     job=job,
@@ -122,6 +125,17 @@ def _decoding(
     except UsageError as error:
         raise ApiError(400, str(error), param="logit_bias") from error
     return decoding
+
+
+def _grammar(request: CompletionRequest, attached: AttachedModel) -> Grammar | None:
+    if request.grammar is None:
+        return None
+    try:
+        return attached.vocabulary.compile(request.grammar)
+    except UsageError as error:
+        raise ApiError(
+            400, f"response_format: the schema {error}", param="response_format"
+        ) from error
 
 
 def _check_number(request: CompletionRequest, prompt_tokens: int) -> None:

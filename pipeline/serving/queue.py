@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Literal
 
-from mav.pipeline.serving.echo import Echo
-from mav.pipeline.serving.errors import ApiError, shutting_down
-from mav.pipeline.serving.logprobs import TokenLogprob
-from mav.pipeline.serving.requests import CompletionRequest
+from mav.pipeline.serving.api.echo import Echo
+from mav.pipeline.serving.api.errors import ApiError, shutting_down
+from mav.pipeline.serving.api.logprobs import TokenLogprob
+from mav.pipeline.serving.api.requests import CompletionRequest
 
 
 @dataclass(frozen=True, kw_only=True)

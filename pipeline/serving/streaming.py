@@ -13,10 +13,10 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from mav.pipeline.serving.errors import ApiError
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.requests import CompletionRequest
+from mav.pipeline.serving.api.responses import ResponseSchema, ResponseWriter
 from mav.pipeline.serving.queue import Job
-from mav.pipeline.serving.requests import CompletionRequest
-from mav.pipeline.serving.responses import ResponseSchema, ResponseWriter
 from mav.pipeline.serving.worker import Worker
 
 

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from mav.cache_schema.errors import BaseModelError, MAVError
-from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, TokenOutput
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
+from mav.pipeline.decoding.request import TokenOutput
 from mav.pipeline.runtime.memory import free_memory
+from mav.pipeline.serving.api.echo import Echo, echo_of
+from mav.pipeline.serving.api.errors import ApiError, schema_failed, shutting_down
 from mav.pipeline.serving.bases import ServedBase
-from mav.pipeline.serving.echo import Echo, echo_of
-from mav.pipeline.serving.errors import ApiError, shutting_down
-from mav.pipeline.serving.logprobs import TokenLogprob, prompt_logprobs, token_logprob
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import Choice, job_choices
 from mav.pipeline.serving.queue import Job, JobQueue, Started, TokenEvent
+from mav.pipeline.serving.token_events import token_event
 
 _log = logging.getLogger(__name__)
 
@@ -247,9 +248,13 @@ class Worker:
 
     def _send(self, outputs: Sequence[TokenOutput], joining: set[Job]) -> None:
         events: dict[Job, list[TokenEvent]] = {}
+        failed: dict[Job, ApiError] = {}
         for output in outputs:
             choice = _choice(output.sequence.request)
-            events.setdefault(choice.job, []).append(self._event(choice, output))
+            event = token_event(choice, output, self._mav.joined)
+            events.setdefault(choice.job, []).append(event)
+            if output.error is not None:
+                failed[choice.job] = schema_failed(output.error)
             if output.seconds is not None:
                 self._metrics.each_token.observe(output.seconds)
         generated = [
@@ -260,26 +265,8 @@ class Worker:
         for job, tokens in events.items():
             if job in joining:
                 self._metrics.first_token.observe(perf_counter() - job.received)
-            job.send(tokens)
-
-    def _event(self, choice: Choice, output: TokenOutput) -> TokenEvent:
-        logprob: TokenLogprob | None = None
-        prompt: tuple[TokenLogprob, ...] = ()
-        tokenizer, sequence = self._mav.joined.base.tokenizer, output.sequence
-        is_text = output.token not in self._mav.joined.end_tokens
-        if output.logprobs is not None and (is_text or choice.job.request.echo):
-            logprob = token_logprob(tokenizer, output.token, output.logprobs)
-        if choice.prompt_logprobs and len(sequence.tokens) == 1:
-            prompt = prompt_logprobs(tokenizer, choice.prompt, sequence.prompt_logprobs)
-        return TokenEvent(
-            choice=choice.index,
-            text=output.text,
-            offset=output.offset,
-            finish_reason=output.finish,
-            steered=output.steered,
-            logprob=logprob,
-            prompt=prompt,
-        )
+            # A job that fails is cancelled by its client, and with it the other choices.
+            job.send(failed.get(job, tokens))
 
 
 def _choice(request: object) -> Choice:

@@ -8,14 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.continuous_batching import (
-    ActiveSequence,
-    ContinuousBatchDecoder,
-    TokenOutput,
-)
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.request import ActiveSequence, Request, TokenOutput
 from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from tests.support.profiles import examples
 from tests.support.steered import steered

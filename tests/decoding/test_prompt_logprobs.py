@@ -5,9 +5,9 @@ import torch
 
 from mav.pipeline.decoding import continuous_batching
 from mav.pipeline.decoding.alpha import as_schedule
-from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder, TokenOutput
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.request import Request, TokenOutput
 from tests.support.steered import steered, varied_base, whole_text_logits
 from tests.support.tiny import VOCAB
 

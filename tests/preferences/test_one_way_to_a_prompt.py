@@ -21,9 +21,9 @@ from mav.pipeline.preferences.prompt_format import (
 from mav.pipeline.preferences.rows import read_responses
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.runtime.choices import Form
+from mav.pipeline.serving.api.requests import CompletionRequest, chat_request, text_request
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import prompt_tokens
-from mav.pipeline.serving.requests import CompletionRequest, chat_request, text_request
 from tests.support.profiles import examples
 from tests.support.steered import steered
 from tests.support.tiny import tiny_base, tiny_tokenizer

@@ -9,14 +9,14 @@ import torch
 
 from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.serving.echo import Echo, echo_of
-from mav.pipeline.serving.logprobs import TokenLogprob
+from mav.pipeline.serving.api.echo import Echo, echo_of
+from mav.pipeline.serving.api.logprobs import TokenLogprob
+from mav.pipeline.serving.api.requests import text_request
+from mav.pipeline.serving.api.responses import TEXT as FORM
+from mav.pipeline.serving.api.responses import ResponseWriter
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import MAX_PROMPT_LOGPROBS
 from mav.pipeline.serving.queue import Started, TokenEvent
-from mav.pipeline.serving.requests import text_request
-from mav.pipeline.serving.responses import TEXT as FORM
-from mav.pipeline.serving.responses import ResponseWriter
 from tests.support.server import TEXT, error_of
 from tests.support.steered import whole_text_logits
 from tests.support.tiny import tiny_tokenizer

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from mav.pipeline.serving import middleware
+from mav.pipeline.serving.http import middleware
 from mav.pipeline.serving.http_server import HttpServer
 from tests.support.limits import EVENT
 from tests.support.server import CHAT, chat_body, client, error_of, http, port_of, running

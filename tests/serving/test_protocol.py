@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from mav.pipeline.serving import http_server, protocol
+from mav.pipeline.serving import http_server
+from mav.pipeline.serving.http import protocol
 from mav.pipeline.serving.http_server import HttpServer
 from tests.support.limits import EVENT, NEVER, wait_until
 from tests.support.server import (

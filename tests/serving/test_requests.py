@@ -8,9 +8,9 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from mav.pipeline.serving.errors import ApiError
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.requests import chat_request, text_request
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.requests import chat_request, text_request
 from tests.support.server import CHAT, TEXT, chat_body, error_of
 
 

@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from mav.pipeline.decoding.continuous_batching import (
-    ActiveSequence,
-    ContinuousBatchDecoder,
-    TokenOutput,
-)
+from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
-from mav.pipeline.decoding.request import Request
+from mav.pipeline.decoding.request import ActiveSequence, Request, TokenOutput
 
 
 @dataclass

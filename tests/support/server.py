@@ -11,10 +11,11 @@ import httpx2
 import openai
 import pytest
 
-from mav.pipeline.serving import http_server, middleware, protocol
+from mav.pipeline.serving import http_server
+from mav.pipeline.serving.http import middleware, protocol
+from mav.pipeline.serving.http.protocol import DeadlineProtocol
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.protocol import DeadlineProtocol
 from mav.pipeline.serving.server import load_server
 from tests.support.limits import EVENT, NEVER, wait_until
 from tests.support.logs import logged_messages

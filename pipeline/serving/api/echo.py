@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mav.pipeline.decoding.response_text import ResponseText
-from mav.pipeline.serving.requests import Prompt
+from mav.pipeline.serving.api.requests import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

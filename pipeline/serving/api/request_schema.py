@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mav.pipeline.serving.errors import ApiError
+from mav.pipeline.serving.api.errors import ApiError
 
 _F = TypeVar("_F", bound="_Fields")
 _MAX_ITEMS: Final = 2048
@@ -34,6 +34,37 @@ class StreamOptions(_Fields):
     include_obfuscation: Literal[False] = False
 
 
+class PlainFormat(_Fields):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(_Fields):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Fields):
+    """A JSON schema, as OpenAI's API wraps it."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    json_schema: dict[str, Any] = Field(alias="schema", description="JSON Schema, draft 2020-12.")
+    description: str | None = None
+    strict: bool | None = Field(None, description="The schema is kept to in any case.")
+
+
+class SchemaFormat(_Fields):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
 class SharedFields(_Fields):
     """Fields of both endpoints."""
 
@@ -52,6 +83,7 @@ class SharedFields(_Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    response_format: ResponseFormat | None = None
     steer_above: Annotated[_Finite, Field(ge=0)] | None = None
     alpha: _Alpha | Annotated[dict[str, _Alpha], Field(max_length=64)] | None = None
 
@@ -112,7 +144,6 @@ _REQUEST_NEUTRAL: Final[_Neutral] = {
     "prediction": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "stop_token_ids": ([],),
     "suffix": ("",),
@@ -168,7 +199,7 @@ def validated(schema: type[_F], body: dict[str, Any]) -> _F:
 def _without_neutral(body: dict[str, Any], known: set[str]) -> dict[str, Any]:
     kept = _not_null(body)
     if isinstance(kept.get("response_format"), dict):
-        kept["response_format"] = _not_null(kept["response_format"])
+        kept["response_format"] = _response_format(kept["response_format"])
     if kept.get("best_of") == kept.get("n", 1):
         kept.pop("best_of", None)
     kept = {name: value for name, value in kept.items() if name not in _IGNORED}
@@ -181,6 +212,14 @@ def _without_neutral(body: dict[str, Any], known: set[str]) -> dict[str, Any]:
             _message(message, f"messages.{index}.") if isinstance(message, dict) else message
             for index, message in enumerate(kept["messages"])
         ]
+    return kept
+
+
+def _response_format(fields: dict[str, Any]) -> dict[str, Any]:
+    kept = _not_null(fields)
+    if isinstance(kept.get("json_schema"), dict):
+        # In a schema itself, null is a value.
+        kept["json_schema"] = _not_null(kept["json_schema"])
     return kept
 
 

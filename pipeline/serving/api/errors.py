@@ -54,3 +54,10 @@ class ApiError(Exception):
 def shutting_down() -> ApiError:
     """Return the error for requests that arrive while the server shuts down."""
     return ApiError(503, "The server is shutting down; try again later.", code="shutting_down")
+
+
+def schema_failed(reason: str) -> ApiError:
+    """Return the error for a completion that cannot go on by its schema."""
+    return ApiError(
+        400, f"response_format: {reason}", param="response_format", code="schema_failed"
+    )

@@ -10,17 +10,21 @@ from fastapi import Request
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.steering.bounds import bounded_strength
 from mav.pipeline.decoding.steering.strengths import Alpha, Strength
+from mav.pipeline.decoding.structured.schema import ANY_OBJECT, json_grammar, require_library
 from mav.pipeline.preferences.messages import Message, read_messages
 from mav.pipeline.runtime.json_input import strict_json
-from mav.pipeline.serving.errors import ApiError
-from mav.pipeline.serving.options import ServeOptions
-from mav.pipeline.serving.request_schema import (
+from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.request_schema import (
     ChatFields,
+    ObjectFormat,
+    PlainFormat,
+    ResponseFormat,
     SharedFields,
     StreamOptions,
     TextFields,
     validated,
 )
+from mav.pipeline.serving.options import ServeOptions
 
 _MAX_BIASES: Final = 1024
 """Most entries of `logit_bias`, as each is applied again for every token."""
@@ -44,6 +48,7 @@ class CompletionRequest:
         logit_bias: What is added to logits, by token id.
         seed: Seed of the first choice; each further choice of a prompt has the next one.
         stop: Texts that end a choice, or None for the defaults.
+        grammar: Of the texts that a choice may be, as `json_grammar` writes it; None for any text.
         top_logprobs: Alternatives per token; None for no log-probabilities.
         stream: Whether to stream the response.
         include_usage: Whether a stream ends with the number of tokens.
@@ -60,6 +65,7 @@ class CompletionRequest:
     logit_bias: Mapping[int, float]
     seed: int | None
     stop: tuple[str, ...] | None
+    grammar: str | None
     top_logprobs: int | None
     stream: bool
     include_usage: bool
@@ -190,6 +196,7 @@ def _request(
         logit_bias=_logit_bias(fields.logit_bias or {}),
         seed=fields.seed,
         stop=_stop(fields.stop),
+        grammar=_grammar(fields.response_format),
         top_logprobs=top_logprobs,
         stream=bool(fields.stream),
         include_usage=stream_options.include_usage,
@@ -237,6 +244,25 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...] | None:
     """Return the stop texts that are not empty, or None if there are none."""
     texts = [stop] if isinstance(stop, str) else stop or []
     return tuple(text for text in texts if text) or None
+
+
+def _grammar(given: ResponseFormat | None) -> str | None:
+    if given is None or isinstance(given, PlainFormat):
+        return None
+    if isinstance(given, ObjectFormat):
+        schema, param = ANY_OBJECT, "response_format"
+    else:
+        schema, param = given.json_schema.json_schema, "response_format.json_schema.schema"
+    try:
+        require_library()
+    except UsageError as error:
+        raise ApiError(
+            400, f"response_format: {error}", param="response_format", code="unsupported"
+        ) from error
+    try:
+        return json_grammar(schema)
+    except UsageError as error:
+        raise ApiError(400, f"{param}: {error}", param=param) from error
 
 
 def _alpha(value: Alpha, options: ServeOptions) -> Strength:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any, Final
 
-from mav.pipeline.serving.echo import Echo
-from mav.pipeline.serving.logprobs import TokenLogprob, token_name
+from mav.pipeline.serving.api.echo import Echo
+from mav.pipeline.serving.api.logprobs import TokenLogprob, token_name
+from mav.pipeline.serving.api.requests import CompletionRequest
 from mav.pipeline.serving.queue import Started, TokenEvent
-from mav.pipeline.serving.requests import CompletionRequest
 
 _Logprobs = Callable[[Sequence[TokenLogprob], Sequence[int]], dict[str, Any]]
 
