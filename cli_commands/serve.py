@@ -9,9 +9,10 @@ from click.core import ParameterSource
 from mav.cli_commands.engine_args import UNTESTED
 from mav.cli_commands.shared.answering import HEAD_AND_BASE
 from mav.cli_commands.shared.errors import command
+from mav.cli_commands.shared.logging import lines_to_stdout
 from mav.cli_commands.shared.options import OneOnly, Strength, field_of, fields_of
 from mav.pipeline.runtime.named_values import heads_of
-from mav.pipeline.serving.options import ServeOptions
+from mav.pipeline.serving.options import ACCESS_LOGGER, ServeOptions
 
 
 @command(
@@ -29,6 +30,7 @@ from mav.pipeline.serving.options import ServeOptions
 @fields_of(ServeOptions, "steer_above", "host", "port")
 @field_of(ServeOptions, "api_key", envvar="MAV_API_KEY", show_envvar=True)
 @fields_of(ServeOptions, "served_model_name", "allow_origin")
+@field_of(ServeOptions, "access_log")
 @fields_of(ServeOptions, "max_rows", "max_queue", "max_new_tokens", "max_prompt_tokens")
 @click.option(
     "--engine",
@@ -61,4 +63,5 @@ def serve_command(
         raise click.UsageError(f"got {what}, which is for --engine vllm alone")
     from mav.pipeline.serving.server import serve
 
-    serve(asked)
+    with lines_to_stdout(ACCESS_LOGGER):
+        serve(asked)

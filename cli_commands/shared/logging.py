@@ -78,3 +78,25 @@ def log_to_stderr(ctx: click.Context) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+class _StdoutHandler(logging.Handler):
+    """Prints each message as a line of the current standard output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Where nobody reads the lines any longer, requests are answered all the same.
+        with contextlib.suppress(OSError):
+            click.echo(record.getMessage())
+
+
+@contextlib.contextmanager
+def lines_to_stdout(name: str) -> Iterator[None]:
+    """Print messages of a logger below `mav` on standard output alone while the context is open."""
+    logger, handler = logging.getLogger(name), _StdoutHandler()
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before

@@ -24,6 +24,7 @@ _INSTEAD: Final = {
     "template_date": "vLLM gives chat templates the present day",
     "merge_adapter": "merge it into the base first, or give vLLM's --enable-lora after --",
     "allow_origin": "give --allowed-origins after --",
+    "access_log": "vLLM has its own; give --disable-uvicorn-access-log after -- to leave it out",
     "steer_above": "heads in vLLM steer every token",
     "max_rows": "give --max-num-seqs after --",
     "max_queue": "vLLM has no limit of that kind",

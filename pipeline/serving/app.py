@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from mav.pipeline.runtime.named_values import places_of
 from mav.pipeline.runtime.versions import package_versions
 from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.openapi import openapi_description
 from mav.pipeline.serving.api.requests import (
     CompletionRequest,
     chat_request,
@@ -20,7 +21,7 @@ from mav.pipeline.serving.api.requests import (
     text_request,
 )
 from mav.pipeline.serving.api.responses import CHAT, TEXT
-from mav.pipeline.serving.http import middleware
+from mav.pipeline.serving.http import exchange, middleware
 from mav.pipeline.serving.metrics import Metrics
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.static_files import HEADERS, PageFile, page_files
@@ -49,7 +50,9 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
 
     guarded: ASGIApp = middleware.BodyLimit(middleware.HeadAsGet(app))
     if options.api_key is not None:
-        guarded = middleware.ApiKey(guarded, options.api_key)
+        # What a browser loads before its user can enter the key, and what says that all is well.
+        open_paths = {"/health", *(file.path for file in page_files())}
+        guarded = middleware.ApiKey(guarded, options.api_key, open_paths)
     else:
         guarded = middleware.LocalHost(guarded)
     if options.allow_origin:
@@ -59,7 +62,7 @@ def build_app(options: ServeOptions, worker: Worker, metrics: Metrics) -> ASGIAp
             allow_origins=options.allow_origin,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", exchange.HEADER),
         )
     counted = middleware.RequestCounter(guarded, metrics.count_request)
     return middleware.SecurityHeaders(counted, HEADERS)
@@ -122,15 +125,16 @@ def _add_monitoring(app: FastAPI, options: ServeOptions, worker: Worker, metrics
     head = shown if options.head_names else shown[""]
 
     @app.get("/health")
-    async def health() -> Response:
-        content = {
-            "status": "ok" if worker.alive else "stopping",
-            "base": worker.base,
-            "head": head,
-            "queue": len(worker.queue),
-            "rows": worker.rows,
-        }
+    async def health(request: Request) -> Response:
+        content: dict[str, Any] = {"status": "ok" if worker.alive else "stopping"}
+        if request.scope.get(middleware.HAS_KEY, True):
+            queue, rows = len(worker.queue), worker.rows
+            content |= {"base": worker.base, "head": head, "queue": queue, "rows": rows}
         return JSONResponse(content, 200 if worker.alive else 503)
+
+    @app.get("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return openapi_description()
 
     @app.get("/version")
     async def version() -> dict[str, str]:
@@ -148,9 +152,9 @@ def _add_page_file(app: FastAPI, file: PageFile) -> None:
         return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return middleware.error_response(error)
+    return middleware.error_response(error, request.scope)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -161,13 +165,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         f"{request.method} {request.url.path}: {error.detail}",
         headers=dict(error.headers or {}),
     )
-    return middleware.error_response(api_error)
+    return middleware.error_response(api_error, request.scope)
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _on_failure(_: Request, error: Exception) -> Response:
+async def _on_failure(request: Request, error: Exception) -> Response:
     api_error = ApiError(500, f"The server failed with {type(error).__name__}; see its log.")
-    return middleware.error_response(api_error)
+    return middleware.error_response(api_error, request.scope)

@@ -11,8 +11,10 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from mav.pipeline.serving.http.access_log import AccessLog
 from mav.pipeline.serving.http.middleware import ConnectionLimit
 from mav.pipeline.serving.http.protocol import HEADER_SECONDS, DeadlineProtocol
+from mav.pipeline.serving.options import AccessLogForm
 from mav.pipeline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -34,7 +36,15 @@ class HttpServer(uvicorn.Server):
         worker: Decodes the requests.
     """
 
-    def __init__(self, bound: socket.socket, url: str, app: ASGIApp, worker: Worker) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        url: str,
+        app: ASGIApp,
+        worker: Worker,
+        *,
+        access_log: AccessLogForm = "off",
+    ) -> None:
         """Prepare the server; `run` serves.
 
         Args:
@@ -42,10 +52,12 @@ class HttpServer(uvicorn.Server):
             url: Its URL.
             app: The application.
             worker: Decodes the requests; it starts and stops with the server.
+            access_log: Form of the lines of the access log.
         """
+        limited = ConnectionLimit(app, lambda: len(self.server_state.connections), _MAX_CONNECTIONS)
         super().__init__(
             uvicorn.Config(
-                ConnectionLimit(app, lambda: len(self.server_state.connections), _MAX_CONNECTIONS),
+                AccessLog(limited, access_log),
                 # Python's logging is configured by the command.
                 log_config=None,
                 access_log=False,

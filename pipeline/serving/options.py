@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.options import InferenceOptions
@@ -13,6 +13,10 @@ from mav.pipeline.decoding.steering.strengths import Strength, as_strength
 from mav.pipeline.runtime.named_values import names_of
 from mav.pipeline.runtime.options import known, option
 
+AccessLogForm = Literal["off", "text", "json"]
+"""Whether there is an access log, and in which form."""
+ACCESS_LOGGER: Final = "mav.access"
+"""Name of its logger."""
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 """What browsers send as `Origin`: in lower case, without a path."""
 
@@ -44,6 +48,7 @@ class ServeOptions(InferenceOptions):
             place of those made of their paths.
         allow_origin: Origins whose web pages may read responses, such as `https://my.example`, or
             `*` for any; none by default.
+        access_log: Form of the lines that the logger `mav.access` gets, one a request; or `off`.
         alpha: Strength of requests that name none; of several heads by name. If None, that with
             which the head is recommended, or 1.
         steer_above: Entropy of the base in nats; of requests that name none, only tokens at which
@@ -83,6 +88,11 @@ class ServeOptions(InferenceOptions):
         metavar="ORIGIN",
         default_text="none",
         help="Origin whose web pages may use the server, or * for any; may be repeated.",
+    )
+    access_log: AccessLogForm = option(
+        "text",
+        choices=get_args(AccessLogForm),
+        help="A line a request on standard output; json for programs.",
     )
     alpha: float | Mapping[str, float] = option(
         None,

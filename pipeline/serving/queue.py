@@ -64,11 +64,12 @@ class Job:
         request: The request.
         cancelled: Whether the client is gone; set by the event loop, read by the worker.
         received: When the request arrived, by `perf_counter`.
+        request_id: The request's id, for the log.
     """
 
-    def __init__(self, request: CompletionRequest) -> None:
+    def __init__(self, request: CompletionRequest, request_id: str = "unknown") -> None:
         """Create a job; must be called in the event loop that reads its events."""
-        self.request = request
+        self.request, self.request_id = request, request_id
         self.cancelled = False
         self.received = perf_counter()
         self._loop = asyncio.get_running_loop()

@@ -70,7 +70,8 @@ def _load_on(bound: socket.socket, options: ServeOptions) -> "HttpServer":
     worker = Worker(mav, bases, options=options, metrics=metrics)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{bound.getsockname()[1]}"
-    return HttpServer(bound, url, build_app(options, worker, metrics), worker)
+    app = build_app(options, worker, metrics)
+    return HttpServer(bound, url, app, worker, access_log=options.access_log)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -6,7 +6,7 @@ cancelled, so that no sequence is decoded without a client.
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from fastapi import Response
@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from mav.pipeline.serving.api.errors import ApiError
 from mav.pipeline.serving.api.requests import CompletionRequest
 from mav.pipeline.serving.api.responses import ResponseSchema, ResponseWriter
-from mav.pipeline.serving.queue import Job
+from mav.pipeline.serving.http.exchange import Exchange, exchange_of
+from mav.pipeline.serving.queue import Job, TokenEvent
 from mav.pipeline.serving.worker import Worker
 
 
@@ -34,7 +35,9 @@ class CompletionResponse(Response):
         Raises:
             ApiError: The job failed before anything was sent.
         """
-        job = Job(self._request)
+        exchange = exchange_of(scope)
+        exchange.alpha = self._request.alpha.to_json()
+        job = Job(self._request, exchange.id)
         self._worker.queue.put(job)
         try:
             await _until_disconnect(receive, self._respond(job, scope, receive, send))
@@ -42,16 +45,26 @@ class CompletionResponse(Response):
             self._worker.queue.cancel(job)
 
     async def _respond(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = ResponseWriter(self._schema, self._request, await job.started())
+        started, exchange = await job.started(), exchange_of(scope)
+        exchange.start(started.model, started.prompt_tokens)
+        writer = ResponseWriter(self._schema, self._request, started)
         if self._request.stream:
-            await self._stream(job, writer, send)
+            await self._stream(job, writer, exchange, send)
             return
         while not writer.finished:
-            for token in await job.tokens():
+            for token in await self._tokens(job, exchange):
                 writer.add(token)
         await JSONResponse(writer.body())(scope, receive, send)
 
-    async def _stream(self, job: Job, writer: ResponseWriter, send: Send) -> None:
+    async def _tokens(self, job: Job, exchange: Exchange) -> Sequence[TokenEvent]:
+        tokens = await job.tokens()
+        # The token of a prompt that is only sent back is not one of the response's.
+        exchange.count(0 if self._request.max_tokens == 0 else len(tokens))
+        return tokens
+
+    async def _stream(
+        self, job: Job, writer: ResponseWriter, exchange: Exchange, send: Send
+    ) -> None:
         async def send_events(events: Iterable[dict[str, Any] | str], more: bool = True) -> None:
             body = b"".join(map(_encoded, events))
             await send({"type": "http.response.body", "body": body, "more_body": more})
@@ -61,9 +74,10 @@ class CompletionResponse(Response):
         await send_events(writer.opening_chunks())
         while not writer.finished:
             try:
-                tokens = await job.tokens()
+                tokens = await self._tokens(job, exchange)
             except ApiError as error:
-                await send_events([error.to_json()], more=False)
+                exchange.error = error.code or error.type
+                await send_events([error.to_json(exchange.id)], more=False)
                 return
             await send_events(chunk for token in tokens for chunk in writer.chunks(token))
         usage = [writer.usage_chunk()] if self._request.include_usage else []

@@ -204,7 +204,7 @@ class Worker:
             return []
         except Exception as error:
             # Tokenizers and templates are code of the base's; a failure must not end other jobs.
-            _log.exception("a prompt could not be tokenized")
+            _log.exception("request %s: a prompt could not be tokenized", job.request_id)
             job.send(_internal(error))
             return []
         # A prompt's tokens are counted once, however many choices it has.
@@ -236,9 +236,11 @@ class Worker:
         try:
             outputs = run(self._decoder)
         except Exception as error:
-            _log.exception("a forward pass failed")
+            failed = self._running() | joining
+            ids = ", ".join(sorted(job.request_id for job in failed))
+            _log.exception("a forward pass failed, and with it: %s", ids)
             self._metrics.failures.inc()
-            self._fail(self._running() | joining, _internal(error))
+            self._fail(failed, _internal(error))
         if outputs is None:
             # Not in the except block, as the error's frames hold the memory to be freed.
             self._decoder = ContinuousBatchDecoder(self._mav.joined)

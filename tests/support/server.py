@@ -79,7 +79,8 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     """Return the error in a response, which must have this status and OpenAI's form."""
     assert response.status_code == status, response.text
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    of_server = {"request_id"} if status >= 500 else set()
+    assert set(error) == {"message", "type", "param", "code"} | of_server
     assert error["message"]
     return error
 

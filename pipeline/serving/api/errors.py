@@ -39,16 +39,22 @@ class ApiError(Exception):
         self.code = code
         self.headers = headers or {}
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the body of the response."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": _TYPES.get(self.status, "invalid_request_error"),
-                "param": self.param,
-                "code": self.code,
-            }
+    @property
+    def type(self) -> str:
+        """Kind of error, in the words of OpenAI's API."""
+        return _TYPES.get(self.status, "invalid_request_error")
+
+    def to_json(self, request_id: str) -> dict[str, Any]:
+        """Return the body of the response, with the request's id if the server is at fault."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
         }
+        if self.status >= 500:
+            error["request_id"] = request_id
+        return {"error": error}
 
 
 def shutting_down() -> ApiError:

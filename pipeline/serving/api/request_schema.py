@@ -11,6 +11,12 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.api.neutral_fields import (
+    IGNORED,
+    MESSAGE_NEUTRAL,
+    REQUEST_NEUTRAL,
+    Neutral,
+)
 
 _F = TypeVar("_F", bound="_Fields")
 _MAX_ITEMS: Final = 2048
@@ -27,11 +33,16 @@ class _Fields(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+def _field(description: str) -> Any:
+    """Return a field that may be left out."""
+    return Field(None, description=description)
+
+
 class StreamOptions(_Fields):
     """Field `stream_options`."""
 
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_usage: bool | None = _field("Whether the last chunk has the numbers of tokens.")
+    include_obfuscation: Literal[False] | None = _field("Not supported.")
 
 
 class PlainFormat(_Fields):
@@ -68,44 +79,68 @@ ResponseFormat = Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(disc
 class SharedFields(_Fields):
     """Fields of both endpoints."""
 
-    model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[_Finite, Field(gt=0)] | None = None
-    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Any] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
-    response_format: ResponseFormat | None = None
-    steer_above: Annotated[_Finite, Field(ge=0)] | None = None
-    alpha: _Alpha | Annotated[dict[str, _Alpha], Field(max_length=64)] | None = None
+    model: str | None = _field("Name of the base; by default the one in use.")
+    max_tokens: Annotated[int, Field(ge=1)] | None = _field("Most tokens of a choice.")
+    temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = _field("0 is greedy; 1 if unset.")
+    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = _field("Nucleus to sample from.")
+    top_k: Annotated[int, Field(ge=-1)] | None = _field(
+        "Most probable tokens to sample from; 0 and -1 are all."
+    )
+    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = _field(
+        "Least probability of a token, relative to the largest."
+    )
+    repetition_penalty: Annotated[_Finite, Field(gt=0)] | None = _field("1 is none.")
+    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = _field(
+        "Taken from a logit for each time its token came in the completion."
+    )
+    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = _field(
+        "Taken once from the logits of tokens that came in the completion."
+    )
+    logit_bias: dict[str, Any] | None = _field(
+        "Added to logits, by token id; at most 1,024, each from -100 to 100."
+    )
+    n: Annotated[int, Field(ge=1)] | None = _field("Choices per prompt.")
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = _field(
+        "Texts that end a choice and are not part of it."
+    )
+    stream: bool | None = _field("Whether to send the response as server-sent events.")
+    stream_options: StreamOptions | None = _field("Only with `stream`.")
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = _field(
+        "Seed of the first choice; each further one has the next."
+    )
+    response_format: ResponseFormat | None = _field("What the text of a choice must be.")
+    steer_above: Annotated[_Finite, Field(ge=0)] | None = _field(
+        "Steer only tokens at which the base's entropy is above this, in nats."
+    )
+    alpha: _Alpha | Annotated[dict[str, _Alpha], Field(max_length=64)] | None = _field(
+        "Strength of the head: a number, a schedule such as `0:2,64:0.5`, or these by head."
+    )
 
 
-class _TextPart(_Fields):
+class TextPart(_Fields):
+    """A part of a message."""
+
     type: Literal["text"]
     text: str
 
 
-class _Message(_Fields):
+class InputMessage(_Fields):
+    """A message; an assistant's may be without content."""
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[_TextPart], _LIST]
-    name: str | None = None
+    content: str | Annotated[list[TextPart], _LIST]
+    name: str | None = _field("Ignored.")
 
 
 class ChatFields(SharedFields):
     """Fields of `/v1/chat/completions`."""
 
-    messages: Annotated[list[_Message], _LIST]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    messages: Annotated[list[InputMessage], _LIST]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = _field("The same as max_tokens.")
+    logprobs: bool | None = _field("Whether tokens are sent with log-probabilities.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = _field(
+        "Most probable tokens to send in the place of each; with `logprobs`."
+    )
 
 
 class TextFields(SharedFields):
@@ -116,70 +151,14 @@ class TextFields(SharedFields):
         | Annotated[list[str], _LIST]
         | Annotated[list[int], _TOKENS]
         | Annotated[list[Annotated[list[int], _TOKENS]], _LIST]
+    ) = Field(description="A text, token ids, or several of either.")
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = _field(
+        "Most probable tokens to send in the place of each, with log-probabilities."
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    echo: bool | None = None
-
-
-_Neutral = dict[str, tuple[Any, ...]]
-
-_REQUEST_NEUTRAL: Final[_Neutral] = {
-    "add_generation_prompt": (True,),
-    "audio": (),
-    "best_of": (1,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "extra_body": ({},),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "min_tokens": (0,),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "prompt_logprobs": (),
-    "reasoning_effort": ("none",),
-    "skip_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "use_beam_search": (False,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-"""Fields of OpenAI's and vLLM's API that this server does not support, and their neutral values.
-
-Where an endpoint has one of these fields, it is validated there instead.
-"""
-
-_MESSAGE_NEUTRAL: Final[_Neutral] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "prefix": (False,),
-    "reasoning": ("",),
-    "reasoning_content": ("",),
-    "refusal": ("",),
-    "tool_calls": ([],),
-}
-"""The same for messages."""
-
-_IGNORED: Final = (
-    "metadata",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-)
-"""Fields that may have any value."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = _field(
+        "Most tokens of a choice; 0 only with `echo`."
+    )
+    echo: bool | None = _field("Whether a choice begins with its prompt.")
 
 
 def validated(schema: type[_F], body: dict[str, Any]) -> _F:
@@ -202,8 +181,8 @@ def _without_neutral(body: dict[str, Any], known: set[str]) -> dict[str, Any]:
         kept["response_format"] = _response_format(kept["response_format"])
     if kept.get("best_of") == kept.get("n", 1):
         kept.pop("best_of", None)
-    kept = {name: value for name, value in kept.items() if name not in _IGNORED}
-    neutral = {name: values for name, values in _REQUEST_NEUTRAL.items() if name not in known}
+    kept = {name: value for name, value in kept.items() if name not in IGNORED}
+    neutral = {name: values for name, values in REQUEST_NEUTRAL.items() if name not in known}
     kept = _without(kept, neutral, "")
     if isinstance(kept.get("stream_options"), dict):
         kept["stream_options"] = _not_null(kept["stream_options"])
@@ -224,7 +203,7 @@ def _response_format(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: dict[str, Any], place: str) -> dict[str, Any]:
-    kept = _without(_not_null(message), _MESSAGE_NEUTRAL, place)
+    kept = _without(_not_null(message), MESSAGE_NEUTRAL, place)
     if kept.get("role") == "assistant":
         kept.setdefault("content", "")
     if _is_short_list(kept.get("content")):
@@ -242,7 +221,7 @@ def _not_null(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _without(fields: dict[str, Any], neutral: _Neutral, place: str) -> dict[str, Any]:
+def _without(fields: dict[str, Any], neutral: Neutral, place: str) -> dict[str, Any]:
     for name, value in fields.items():
         if name in neutral and not any(_same(value, allowed) for allowed in neutral[name]):
             raise ApiError(

@@ -199,7 +199,7 @@ def _request(
         grammar=_grammar(fields.response_format),
         top_logprobs=top_logprobs,
         stream=bool(fields.stream),
-        include_usage=stream_options.include_usage,
+        include_usage=bool(stream_options.include_usage),
         echo=echo,
     )
     if request.choices > options.max_rows:

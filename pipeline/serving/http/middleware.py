@@ -7,7 +7,7 @@ queue between a stream and its client.
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 from typing import Final
 
@@ -16,23 +16,28 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mav.pipeline.serving.api.errors import ApiError
+from mav.pipeline.serving.http.exchange import exchange_of
 
 MAX_BODY: Final = 1 << 20
 """Most bytes of a request's body."""
 BODY_SECONDS: Final = 30.0
 """Seconds that a client may take to send it."""
+HAS_KEY: Final = "mav.has_key"
+"""Entry of a request's scope: whether it came with the API key, where there is one."""
 _DRAIN_BYTES: Final = 8 << 20
 _DRAIN_SECONDS: Final = 2.0
 
 
 async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Send an error as the response."""
-    await error_response(error)(scope, receive, send)
+    await error_response(error, scope)(scope, receive, send)
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """Return an error as a response."""
-    return JSONResponse(error.to_json(), error.status, headers=error.headers)
+def error_response(error: ApiError, scope: Scope) -> JSONResponse:
+    """Return an error as the response to a request, whose access log names it."""
+    exchange = exchange_of(scope)
+    exchange.error = error.code or error.type
+    return JSONResponse(error.to_json(exchange.id), error.status, headers=error.headers)
 
 
 class SecurityHeaders:
@@ -129,19 +134,21 @@ class LocalHost:
 
 
 class ApiKey:
-    """Refuses requests without the API key, except for the page and `/health`."""
+    """Refuses requests without the API key, except for some paths."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        """Wrap an application."""
+    def __init__(self, app: ASGIApp, key: str, open_paths: Collection[str]) -> None:
+        """Wrap an application; `open_paths` need no key."""
         self._app = app
         self._key = key.encode()
+        self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http" and scope["path"].startswith(("/v1/", "/metrics")):
+        if scope["type"] == "http":
             scheme, _, credentials = Headers(scope=scope).get("authorization", "").partition(" ")
             valid = hmac.compare_digest(credentials.strip().encode(), self._key)
-            if not (valid and scheme.lower() == "bearer"):
+            scope[HAS_KEY] = valid and scheme.lower() == "bearer"
+            if not scope[HAS_KEY] and scope["path"] not in self._open:
                 error = ApiError(
                     401,
                     "Authorization: expected `Bearer` and the server's API key",
