@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.generation_defaults import readable_config
 from mav.pipeline.base.gguf_copy import with_copy
 from mav.pipeline.base.loading import load_source, preview_base
@@ -83,7 +84,7 @@ class AttachedModel:
         """Tokens that end a response in this form of prompts."""
         return self.base.end_tokens | {self.form.end_token}
 
-    @cached_property
+    @property
     def vocabulary(self) -> GrammarVocabulary:
         """The base's tokens as grammars take them, made when it is first asked for.
 
@@ -91,7 +92,17 @@ class AttachedModel:
             UsageError: llguidance is not installed, or cannot read the tokenizer.
         """
         require_library()
-        return GrammarVocabulary(self.base.tokenizer, self.base.vocab_size, self.end_tokens)
+        if isinstance(self._vocabulary, UsageError):
+            raise self._vocabulary
+        return self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> GrammarVocabulary | UsageError:
+        try:
+            return GrammarVocabulary(self.base.tokenizer, self.base.vocab_size, self.end_tokens)
+        except UsageError as error:
+            # Kept too, as finding it out again takes as long.
+            return error
 
     def close(self) -> None:
         """Remove the hooks from the base."""

@@ -8,7 +8,7 @@ from typing import Final
 
 RUN: Final = ("bash", "python")
 OUTPUT: Final = ("text", "json")
-LANGUAGES: Final = (*RUN, *OUTPUT)
+LANGUAGES: Final = (*RUN, *OUTPUT, "yaml")
 
 _BLOCK: Final = re.compile(
     r"(?:^<!--(?P<note>(?:(?!-->).)*)-->\n+)?"

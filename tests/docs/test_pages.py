@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from mav.pipeline.decoding.trained_head import new_head
 from tests.docs.pages import LANGUAGES, RUN, Block, blocks_of, differs
@@ -145,6 +146,8 @@ def test_blocks_say_what_they_are(page: str) -> None:
     for block in blocks_of(ROOT / "docs" / page):
         bare = block.language == "" and page == "format.md"  # the objects of a cache
         assert bare or block.language in LANGUAGES, f"{page}, line {block.line}"
+        if block.language == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict)
 
 
 def test_no_page_is_forgotten() -> None:

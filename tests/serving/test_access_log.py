@@ -96,7 +96,7 @@ def test_a_completion_is_one_line(logged: HttpServer, path: str, stream: bool) -
 )
 def test_an_id_that_is_not_sane_is_replaced(logged: HttpServer, given: str) -> None:
     with http(logged) as web:
-        headers = {"X-Request-Id": given.encode("latin-1")}
+        headers = {b"X-Request-Id": given.encode("latin-1")}
         ids = [web.get("/health", headers=headers).headers["x-request-id"] for _ in "ab"]
     assert len({*ids}) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
@@ -125,7 +125,7 @@ def test_a_refused_request_says_why(
         entry = entry_of(lines, response.headers["x-request-id"])
     error_of(response, status)
     found = (entry["status"], entry["error"], entry["outcome"], "model" in entry)
-    assert found == (status, error, "failed", False)
+    assert found == (status, error, "refused", False)
 
 
 def test_a_client_that_leaves_is_cancelled(logged: HttpServer) -> None:

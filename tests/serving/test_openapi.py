@@ -101,7 +101,7 @@ _FORMATS = st.sampled_from(
         {"type": "xml"},
     ]
 )
-_MESSAGES = st.lists(
+_MESSAGES: st.SearchStrategy[Any] = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "system", "tool"])},
         optional={

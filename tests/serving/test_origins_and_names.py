@@ -99,12 +99,12 @@ def test_bases_have_the_names_that_were_given(named: HttpServer) -> None:
             assert ai.completions.create(model=name, prompt="Hi", max_tokens=2).model == name
         with pytest.raises(openai.NotFoundError, match="expected one of small, large/one"):
             ai.completions.create(model="first", prompt="Hi")
-    with http(named) as web:
+    with http(named, headers={"Authorization": "Bearer open sesame"}) as web:
         assert web.get("/health").json()["base"] == "small"
 
 
-def test_the_version_needs_no_key(named: HttpServer) -> None:
-    with http(named) as web:
+def test_the_version_is_told(named: HttpServer) -> None:
+    with http(named, headers={"Authorization": "Bearer open sesame"}) as web:
         assert web.get("/version").json() == {
             "version": package_versions(["mav-align"])["mav-align"]
         }

@@ -43,10 +43,11 @@ class Constraint:
 
         Others are as they were, if they are numbers. Where no token may come, all stay.
         """
-        allowed = allowed_tokens(self._matcher)[: len(logits)]
+        allowed = allowed_tokens(self._matcher)
         allowed[self._reserved] = False
         if self._matcher.is_accepting():
             allowed[self._ends] = True
+        allowed = allowed[: len(logits)]
         if self._matcher.is_error() or not allowed.any():
             self.error = "the schema is too complex, or no token of the base goes on with its text"
             return logits

@@ -84,7 +84,7 @@ OPERATIONS: Final = (
 @cache
 def openapi_description() -> dict[str, Any]:
     """Return the description, of version 3.1 of OpenAPI."""
-    models = {answers.Error: None}
+    models: dict[type[BaseModel], None] = {answers.Error: None}
     for operation in OPERATIONS:
         models |= dict.fromkeys(
             model for model in (operation.body, operation.answer, operation.chunk) if model

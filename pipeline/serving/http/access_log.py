@@ -50,7 +50,10 @@ class AccessLog:
             if message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
                 if not message.get("more_body", False):
-                    outcome = "done" if exchange.error is None else "failed"
+                    refused = 400 <= status < 500
+                    outcome = (
+                        "done" if exchange.error is None else "refused" if refused else "failed"
+                    )
 
         try:
             await self._app(scope, receive, watched)
