@@ -11,7 +11,9 @@ import pytest
 import mav
 
 ROOT = Path(__file__).parents[1]
-HEAVY = "sorted({'torch', 'transformers', 'numpy', 'zarr'} & set(sys.modules))"
+HEAVY = (
+    "sorted({'torch', 'transformers', 'numpy', 'zarr', 'datasets', 'accelerate'} & {*sys.modules})"
+)
 
 
 @pytest.mark.parametrize(
