@@ -16,7 +16,11 @@ from benchmarks.gpu.place import Place, Tell
 from benchmarks.gpu.small import INNER, POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.continuous_batching import ActiveSequence, ContinuousBatchDecoder
+from mav.pipeline.decoding.continuous_batching import (
+    ActiveSequence,
+    ContinuousBatchDecoder,
+    TokenOutput,
+)
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
@@ -61,6 +65,9 @@ def _check_kind(
         return apart(*(values + math.log(VOCABULARY) for values in both))
 
     checks.check(f"scores, {name}", tolerance, lambda: scored("logprobs"))
+    checks.check(
+        f"KL of answers, {name}", 2 * tolerance, lambda: _kl_error(reference, mav, prompts)
+    )
     # The published kind stands for what does not depend on the head.
     whole = kind == "mlp"
     if whole:
@@ -126,24 +133,60 @@ def _in_flight(
     mav: MAVInference, prompts: Sequence[str], decoding: GenerationOptions
 ) -> list[list[int]]:
     """Return the answers of requests that come one after the other, while others are decoded."""
+    return [[one.token for one in answer] for answer in _decoded(mav, prompts, decoding)]
+
+
+def _decoded(
+    mav: MAVInference, prompts: Sequence[str], decoding: GenerationOptions
+) -> list[list[TokenOutput]]:
+    """Return each token of such answers, with its KL to the base."""
     form = mav.joined.form
     requests = [
         Request(
             prompt=tuple(form.tokens(form.render(prompt))),
             alpha=AlphaSchedule(((0, alpha),)),
             decoding=decoding,
+            top_logprobs=0,
+            kl=True,
         )
         for prompt, alpha in zip(prompts, _ALPHAS, strict=False)
     ]
-    rows: dict[int, ActiveSequence] = {}
+    rows: dict[ActiveSequence, list[TokenOutput]] = {}
+
+    def keep(outputs: Sequence[TokenOutput]) -> None:
+        for one in outputs:
+            rows.setdefault(one.sequence, []).append(one)
+
     with mav.exclusive():
         decoder = ContinuousBatchDecoder(mav.joined)
-        for number, request in enumerate(requests):
-            rows[number] = decoder.add([request])[0].sequence
-            decoder.step()
+        for request in requests:
+            keep(decoder.add([request]))
+            keep(decoder.step())
         while decoder.sequences:
-            decoder.step()
-    return [rows[number].tokens for number in range(len(requests))]
+            keep(decoder.step())
+    return [*rows.values()]
+
+
+@torch.inference_mode()
+def _kl_error(reference: MAVInference, mav: MAVInference, prompts: Sequence[str]) -> float:
+    """Return the relative error of the KL at every token that is decoded, as `mav compare` has it.
+
+    The reference reads the very tokens on the CPU, with the head and without.
+    """
+    got, want = [], []
+    form = reference.joined.form
+    for prompt, alpha, answer in zip(prompts, _ALPHAS, _decoded(mav, prompts, _DRAWN), strict=True):
+        begun = form.tokens(form.render(prompt))
+        ids = torch.tensor([[*begun, *(one.token for one in answer[:-1])]])
+        logs = []
+        for strength in (alpha, 0.0):
+            with reference.steering(strength) as model:
+                logs.append(model(ids).logits[0, len(begun) - 1 :].double().log_softmax(-1))
+        want.append((logs[0].exp() * (logs[0] - logs[1])).sum(-1))
+        for one in answer:
+            assert one.logprobs is not None and one.logprobs.kl is not None, "it was asked for"
+            got.append(one.logprobs.kl)
+    return apart(torch.tensor(got, dtype=torch.float64), torch.cat(want))
 
 
 @torch.inference_mode()
