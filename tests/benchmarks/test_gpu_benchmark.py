@@ -38,8 +38,8 @@ CHECKS = {
                        "a run and its evaluation, mlp", "a run and its evaluation, unembedding",
                        "a run with credit"),
     "check decoding": ("scores, mlp", "answers, alone", "static cache", "alpha 0",
-                       "KL of answers, mlp", "answers, batch, bottleneck", "in flight, unembedding, bfloat16",
-                       "a seed, alone and in company"),
+                       "KL of answers, mlp", "answers, batch, bottleneck",
+                       "in flight, unembedding, bfloat16", "a seed, alone and in company"),
 }  # fmt: skip
 """Part -> what some of its comparisons are called."""
 FIGURES = {
