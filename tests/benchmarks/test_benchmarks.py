@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import step, stream, zarr_reader
+from benchmarks import startup, step, stream, zarr_reader
 from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
 from mav.cache_schema.arrays import bytes_per_token
 from mav.cache_schema.reader import CacheReader
@@ -135,3 +135,15 @@ def test_both_readers_of_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["reader_over_zarr"] == pytest.approx(rates["reader"] / rates["zarr"])
     assert figures["bytes"] > 0
     assert "reader over zarr-python" in zarr_reader.table(figures)
+
+
+def test_startup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ("--blocks", "3", "--rounds", "1", "--request-ms", "40", "--work", str(tmp_path))
+    found = json.loads(run(startup, capsys, *options, "--json"))
+    seconds = found["seconds"]
+    assert [*seconds] == ["bare", "help", "help of train", "inspect", "folder", "bucket"]
+    # A listing's first request and its pages, the static record, the manifest and records.
+    assert seconds["bucket"] > 3 * 0.04
+    assert found["over_bare"]["help"] == pytest.approx(seconds["help"] / seconds["bare"])
+    assert "40 ms a request" in startup.table(found)
+    assert not [*tmp_path.iterdir()]
