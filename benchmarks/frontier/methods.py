@@ -35,7 +35,7 @@ Open = Callable[[World, BaseModel, Path], AbstractContextManager[AtStrength]]
 
 RATES: Final = (1e-4, 3e-4, 1e-3, 3e-3)
 """The grid of every method that has a rate."""
-_DPO_RATE: Final = 1e-3
+_DPO_RATE: Final = 3e-4
 SYSTEM_PROMPTS: Final = (
     "You are a cheerful assistant who looks at the bright side of things.",
     "You write happy, positive texts: everything goes well, and people are glad.",
