@@ -16,11 +16,22 @@ from mav.cli_commands.pairs import pairs_command
 from mav.cli_commands.push import push_command
 from mav.cli_commands.sample import sample_command
 from mav.cli_commands.serve import serve_command
+from mav.cli_commands.shared.sections import write_commands
 from mav.cli_commands.train import train_command
 from mav.cli_commands.verify import verify_command
 
 
-@click.group(context_settings={"show_default": True, "max_content_width": 100})
+class CommandsUnderHeadings(click.Group):
+    """A group whose help lists its commands by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under headings; see `sections`."""
+        write_commands(self, ctx, formatter)
+
+
+@click.group(
+    cls=CommandsUnderHeadings, context_settings={"show_default": True, "max_content_width": 100}
+)
 @click.version_option(package_name="mav-align", prog_name="mav")
 def main() -> None:
     """Modular Alignment Vectors: align a frozen language model at test time.

@@ -19,8 +19,10 @@ from mav.cache_schema.records import (
 )
 from mav.cache_schema.storage.base import ObjectStore
 
-_AT_ONCE: Final = 32
-"""Records that are requested at a time; object storage takes tens of milliseconds for each."""
+_FILES_AT_ONCE: Final = 32
+_REQUESTS_AT_ONCE: Final = 256
+"""Records that are read at a time. Object storage takes tens of milliseconds for each: at 30, ten
+thousand take 2 s, and 10 s where 32 are asked for at a time."""
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +74,9 @@ def read_commits(objects: ObjectStore, manifest: Manifest, sizes: Mapping[str, i
             return Problem(commit_key(block), f"damaged ({describe_error(error)})", block)
 
     recorded = [block for block in range(manifest.plan.blocks) if commit_key(block) in sizes]
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
+    are_files = objects.local_path(STATIC_RECORD) is not None
+    at_once = _FILES_AT_ONCE if are_files else _REQUESTS_AT_ONCE
+    with ThreadPoolExecutor(at_once, thread_name_prefix="records") as pool:
         for block, result in zip(recorded, pool.map(read, recorded), strict=True):
             if isinstance(result, Problem):
                 commits.damaged[block] = result

@@ -94,7 +94,7 @@ def generate_command(
         raise click.UsageError(f"--batch-size: got {batch_size}, expected at least 1")
     if demo_switching is not None and (prompts_file or stream or as_json or alpha is not None):
         raise click.UsageError("--demo-switching takes --prompt and --alphas alone")
-    from mav.pipeline.decoding.prompt_file import read_prompts, require_sound
+    from mav.pipeline.decoding.files.prompt_file import read_prompts, require_sound
     from mav.pipeline.decoding.steering.counting import said_of
     from mav.pipeline.decoding.steering.strengths import as_strength
     from mav.pipeline.preferences.prompt_format import require_prompt
@@ -162,8 +162,8 @@ def _answer_file(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    from mav.pipeline.decoding.batch_file import generate_file, require_new
-    from mav.pipeline.decoding.prompt_file import read_prompts
+    from mav.pipeline.decoding.files.batch_file import generate_file, require_new
+    from mav.pipeline.decoding.files.prompt_file import read_prompts
     from mav.pipeline.decoding.steering.counting import said_of
 
     require_new(output)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from mav.pipeline.comparison.options import CompareOptions, JudgeOptions
     from mav.pipeline.comparison.run import Comparison, compare
     from mav.pipeline.decoding.alpha import AlphaSchedule
-    from mav.pipeline.decoding.inference import MAVInference, create_mav
+    from mav.pipeline.decoding.create import create_mav
+    from mav.pipeline.decoding.inference import MAVInference
     from mav.pipeline.decoding.options import Generation, GenerationOptions
     from mav.pipeline.decoding.scoring import Score
     from mav.pipeline.evaluation.evaluate import Evaluation, evaluate
@@ -149,7 +150,7 @@ _FROM = {
     "VerifyOptions": "mav.pipeline.verification.options",
     "cache_loader": "mav.pipeline.training.own.loop",
     "compare": "mav.pipeline.comparison.run",
-    "create_mav": "mav.pipeline.decoding.inference",
+    "create_mav": "mav.pipeline.decoding.create",
     "dry_run": "mav.pipeline.extraction.dry_run",
     "evaluate": "mav.pipeline.evaluation.evaluate",
     "extract": "mav.pipeline.extraction.extract",

@@ -11,7 +11,9 @@ import pytest
 import mav
 
 ROOT = Path(__file__).parents[1]
-HEAVY = "sorted({'torch', 'transformers', 'numpy', 'zarr'} & set(sys.modules))"
+HEAVY = (
+    "sorted({'torch', 'transformers', 'numpy', 'zarr', 'datasets', 'accelerate'} & {*sys.modules})"
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,14 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
         check=True,
     )
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_cache_or_a_head_is_described_without_torch() -> None:
+    code = "import sys, mav.pipeline.reporting.inspect; print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "False\n"
 
 
 def test_every_name_is_what_type_checkers_see() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.frontier.heads import HEADS, VARIANTS, HeadChoice
+from benchmarks.frontier.heads import CREDIT, HEADS, VARIANTS, HeadChoice
 from benchmarks.frontier.policies import plain
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.trained import (
@@ -17,11 +17,13 @@ from benchmarks.frontier.trained import (
     open_adapters,
     open_beside,
     open_head,
+    open_head_on_sibling,
     open_merged,
     open_mixed,
     open_vector,
     train_dpo_lora,
     train_genarm_lora,
+    train_head_and_sibling,
     train_mav,
 )
 from benchmarks.frontier.vectors import train_bipo, train_mean_difference
@@ -33,6 +35,7 @@ Open = Callable[[World, BaseModel, Path], AbstractContextManager[AtStrength]]
 
 RATES: Final = (1e-4, 3e-4, 1e-3, 3e-3)
 """The grid of every method that has a rate."""
+_DPO_RATE: Final = 3e-4
 SYSTEM_PROMPTS: Final = (
     "You are a cheerful assistant who looks at the bright side of things.",
     "You write happy, positive texts: everything goes well, and people are glad.",
@@ -183,6 +186,17 @@ METHODS: Final[Sequence[Method]] = (
         train=train_dpo_lora,
         default=1e-3,
         ranks_at=1,
+    ),
+    Method(
+        name="mav-credit-on-dpo",
+        label=f"MAV {CREDIT.label}, trained on the base, put on DPO's model",
+        strengths=(0.25, 0.5, 1, 2),
+        means="alpha",
+        open=open_head_on_sibling,
+        trained="mav-credit-on-dpo",
+        train=functools.partial(train_head_and_sibling, CREDIT, _DPO_RATE),
+        default=1e-4,
+        rates=(1e-4,),
     ),
 )
 """In the order they are run."""

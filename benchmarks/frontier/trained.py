@@ -3,12 +3,13 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.baselines.dpo import DPO, train_dpo
 from benchmarks.baselines.genarm import GENARM, train_genarm
@@ -24,6 +25,7 @@ from mav.pipeline.decoding.trained_head import load_trained
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 
+_PARTS: Final = "parts.json"
 Train = Callable[[World, float | None, int, Path], dict[str, float]]
 """Trains with a setting and a seed into a folder; returns `cpu_seconds` and `parameters`."""
 AtStrength = Callable[[float], Policy]
@@ -88,6 +90,30 @@ def train_dpo_lora(world: World, rate: float | None, seed: int, folder: Path) ->
             folder,
         )
     )
+
+
+def train_head_and_sibling(
+    head: HeadChoice, dpo_rate: float, world: World, rate: float | None, seed: int, folder: Path
+) -> dict[str, float]:
+    """Train a head on the base, and DPO's adapters that make another base of it.
+
+    Args:
+        head: The head.
+        dpo_rate: Rate of the adapters.
+        world: Base and pairs.
+        rate: Rate of the head.
+        seed: Of both.
+        folder: Where it is written which folders these are.
+    """
+    place = world.place
+    of_head = place.model(head.name, rate, seed)
+    of_dpo = place.model("dpo-lora", dpo_rate, seed)
+    _, took = ensure_trained(world, head.name, functools.partial(train_mav, head), rate, seed)
+    ensure_trained(world, "dpo-lora", train_dpo_lora, dpo_rate, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"head": of_head.name, "adapters": of_dpo.name}
+    (folder / _PARTS).write_text(json.dumps(parts) + "\n", encoding="utf-8")
+    return {name: value for name, value in took.items() if name != "cpu_seconds"}
 
 
 def train_genarm_lora(
@@ -165,6 +191,15 @@ def open_merged(world: World, base: BaseModel, folder: Path) -> Iterator[AtStren
     """Add DPO's adapters into the weights at strength 1, as they are decoded with."""
     tuned = merged(base, folder, base.dtype)
     yield lambda _: plain(tuned, world.form)
+
+
+@contextlib.contextmanager
+def open_head_on_sibling(world: World, base: BaseModel, folder: Path) -> Iterator[AtStrength]:
+    """Attach a head of the base to what DPO made of the base; its strength is alpha."""
+    parts = json.loads((folder / _PARTS).read_text(encoding="utf-8"))
+    tuned = merged(base, folder.with_name(parts["adapters"]), base.dtype)
+    with open_head("last", world, tuned, folder.with_name(parts["head"])) as at:
+        yield at
 
 
 @contextlib.contextmanager

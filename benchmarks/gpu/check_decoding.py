@@ -13,16 +13,17 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.place import Place, Tell
-from benchmarks.gpu.small import POOLED, VOCABULARY, on_device, small_base
+from benchmarks.gpu.small import INNER, POOLED, VOCABULARY, on_device, small_base
 from benchmarks.gpu.verdicts import SAME, TOLERANCE, Checks, apart, named
 from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.request import ActiveSequence, Request
+from mav.pipeline.decoding.request import ActiveSequence, Request, TokenOutput
+from mav.pipeline.runtime.choices import HeadKind
 
 _NEW: Final = 8
-_EXPANSION: Final = 40
+_WAYS: Final = ("alone", "static cache", "no cache", "batch", "in flight")
 _ALPHAS: Final = (1.0, 0.0, -2.0, 3.0)
 _PROMPT_WORDS: Final = (2, 9, 5, 1)
 _REGRET: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
@@ -33,50 +34,64 @@ _DRAWN: Final = GenerationOptions(max_new_tokens=_NEW, temperature=1.0, top_p=0.
 def run(place: Place, tell: Tell) -> None:
     """Compare scores and answers with those of the CPU."""
     checks = Checks(tell)
-    reference = _steered(torch.device("cpu"), torch.float32, None)
-    prompts = _prompts()
-    answers = [prompt[::-1] for prompt in prompts]
-    want = reference.score_batch(prompts, answers, _ALPHAS)
-    for dtype in place.types:
-        mav = _steered(place.device, dtype, reference)
-        name, tolerance = named(dtype), TOLERANCE[dtype]
-
-        def scored(field: str, mav: MAVInference = mav) -> float:
-            got = mav.score_batch(prompts, answers, _ALPHAS)
-            both = [
-                torch.tensor([value for one in scores for value in getattr(one, field)])
-                for scores in (got, want)
-            ]
-            return apart(*(values + math.log(VOCABULARY) for values in both))
-
-        checks.check(f"scores, {name}", tolerance, lambda scored=scored: scored("logprobs"))  # type: ignore[misc]
-        checks.check(
-            f"scores of the base, {name}",
-            tolerance,
-            lambda scored=scored: scored("base_logprobs"),  # type: ignore[misc]
-        )
-        for way in ("alone", "static cache", "no cache", "batch", "in flight"):
-            checks.check(
-                f"answers, {way}, {name}",
-                _REGRET[dtype],
-                lambda mav=mav, way=way: _regret(reference, prompts, _answers(mav, prompts, way)),  # type: ignore[misc]
-            )
-        checks.check(f"alpha 0 is the base, {name}", SAME, lambda mav=mav: _off(mav, prompts))  # type: ignore[misc]
-        checks.check(
-            f"a seed gives the same answers, {name}",
-            SAME,
-            lambda mav=mav: float(_drawn(mav, prompts) != _drawn(mav, prompts)),  # type: ignore[misc]
-        )
-        mav.close()
-    checks.check("a seed, alone and in company, float32", SAME, lambda: _company(place, reference))
+    for kind in INNER:
+        reference = _steered(torch.device("cpu"), torch.float32, kind, None)
+        for dtype in place.types:
+            _check_kind(place, checks, reference, kind, dtype)
+    checks.check("a seed, alone and in company, float32", SAME, lambda: _company(place))
     checks.finish()
 
 
-def _steered(device: torch.device, dtype: torch.dtype, like: MAVInference | None) -> MAVInference:
+def _check_kind(
+    place: Place, checks: Checks, reference: MAVInference, kind: HeadKind, dtype: torch.dtype
+) -> None:
+    """Compare what one kind of head on a base of one type says with its reference."""
+    prompts = _prompts()
+    answers = [prompt[::-1] for prompt in prompts]
+    want = reference.score_batch(prompts, answers, _ALPHAS)
+    mav = _steered(place.device, dtype, kind, reference)
+    name, tolerance = f"{kind}, {named(dtype)}", TOLERANCE[dtype]
+
+    def scored(field: str) -> float:
+        got = mav.score_batch(prompts, answers, _ALPHAS)
+        both = [
+            torch.tensor([value for one in scores for value in getattr(one, field)])
+            for scores in (got, want)
+        ]
+        return apart(*(values + math.log(VOCABULARY) for values in both))
+
+    checks.check(f"scores, {name}", tolerance, lambda: scored("logprobs"))
+    checks.check(
+        f"KL of answers, {name}", 2 * tolerance, lambda: _kl_error(reference, mav, prompts)
+    )
+    # The published kind stands for what does not depend on the head.
+    whole = kind == "mlp"
+    if whole:
+        checks.check(
+            f"scores of the base, {named(dtype)}", tolerance, lambda: scored("base_logprobs")
+        )
+        checks.check(f"alpha 0 is the base, {named(dtype)}", SAME, lambda: _off(mav, prompts))
+        checks.check(
+            f"a seed gives the same answers, {named(dtype)}",
+            SAME,
+            lambda: float(_drawn(mav, prompts) != _drawn(mav, prompts)),
+        )
+    for way in _WAYS if whole else ("batch", "in flight"):
+        checks.check(
+            f"answers, {way}, {name}",
+            _REGRET[dtype],
+            lambda way=way: _regret(reference, prompts, _answers(mav, prompts, way)),  # type: ignore[misc]
+        )
+    mav.close()
+
+
+def _steered(
+    device: torch.device, dtype: torch.dtype, kind: HeadKind, like: MAVInference | None
+) -> MAVInference:
     """Return a base with a head that says something, the same as another's if there is one."""
     base = on_device(small_base("groups"), device, dtype)
     torch.manual_seed(1)
-    mav = MAVInference.with_new_head(base, pooled_size=POOLED, expansion_size=_EXPANSION)
+    mav = MAVInference.with_new_head(base, head_type=kind, pooled_size=POOLED, **INNER[kind])
     if like is not None:
         mav.head.load_state_dict(like.head.state_dict())
         return mav
@@ -114,24 +129,60 @@ def _in_flight(
     mav: MAVInference, prompts: Sequence[str], decoding: GenerationOptions
 ) -> list[list[int]]:
     """Return the answers of requests that come one after the other, while others are decoded."""
+    return [[one.token for one in answer] for answer in _decoded(mav, prompts, decoding)]
+
+
+def _decoded(
+    mav: MAVInference, prompts: Sequence[str], decoding: GenerationOptions
+) -> list[list[TokenOutput]]:
+    """Return each token of such answers, with its KL to the base."""
     form = mav.joined.form
     requests = [
         Request(
             prompt=tuple(form.tokens(form.render(prompt))),
             alpha=AlphaSchedule(((0, alpha),)),
             decoding=decoding,
+            top_logprobs=0,
+            kl=True,
         )
         for prompt, alpha in zip(prompts, _ALPHAS, strict=False)
     ]
-    rows: dict[int, ActiveSequence] = {}
+    rows: dict[ActiveSequence, list[TokenOutput]] = {}
+
+    def keep(outputs: Sequence[TokenOutput]) -> None:
+        for one in outputs:
+            rows.setdefault(one.sequence, []).append(one)
+
     with mav.exclusive():
         decoder = ContinuousBatchDecoder(mav.joined)
-        for number, request in enumerate(requests):
-            rows[number] = decoder.add([request])[0].sequence
-            decoder.step()
+        for request in requests:
+            keep(decoder.add([request]))
+            keep(decoder.step())
         while decoder.sequences:
-            decoder.step()
-    return [rows[number].tokens for number in range(len(requests))]
+            keep(decoder.step())
+    return [*rows.values()]
+
+
+@torch.inference_mode()
+def _kl_error(reference: MAVInference, mav: MAVInference, prompts: Sequence[str]) -> float:
+    """Return the relative error of the KL at every token that is decoded, as `mav compare` has it.
+
+    The reference reads the very tokens on the CPU, with the head and without.
+    """
+    got, want = [], []
+    form = reference.joined.form
+    for prompt, alpha, answer in zip(prompts, _ALPHAS, _decoded(mav, prompts, _DRAWN), strict=True):
+        begun = form.tokens(form.render(prompt))
+        ids = torch.tensor([[*begun, *(one.token for one in answer[:-1])]])
+        logs = []
+        for strength in (alpha, 0.0):
+            with reference.steering(strength) as model:
+                logs.append(model(ids).logits[0, len(begun) - 1 :].double().log_softmax(-1))
+        want.append((logs[0].exp() * (logs[0] - logs[1])).sum(-1))
+        for one in answer:
+            assert one.logprobs is not None and one.logprobs.kl is not None, "it was asked for"
+            got.append(one.logprobs.kl)
+    return apart(torch.tensor(got, dtype=torch.float64), torch.cat(want))
 
 
 @torch.inference_mode()
@@ -177,9 +228,9 @@ def _drawn(mav: MAVInference, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     return [one.tokens for one in mav.generate_batch(prompts, _ALPHAS, _DRAWN)]
 
 
-def _company(place: Place, reference: MAVInference) -> float:
+def _company(place: Place) -> float:
     """Return how many drawn answers depend on what is decoded beside them."""
-    mav = _steered(place.device, torch.float32, reference)
+    mav = _steered(place.device, torch.float32, "mlp", None)
     prompts = [_prompts()[0]] * len(_ALPHAS)
     together = _in_flight(mav, prompts, _DRAWN)
     alone = _in_flight(mav, prompts[:1], _DRAWN)

@@ -13,18 +13,19 @@ from torch import Tensor
 
 from benchmarks.gpu.check_cache import make_cache
 from benchmarks.gpu.place import Place, Tell
-from benchmarks.gpu.small import on_device, small_base, small_rows
+from benchmarks.gpu.small import FEW_PAIRS, INNER, on_device, small_base, small_rows
 from benchmarks.gpu.verdicts import TOLERANCE, Checks, apart, named
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.evaluation.evaluate import AlphaResult, evaluate
 from mav.pipeline.evaluation.options import EvaluateOptions
-from mav.pipeline.head.config import HeadConfig
+from mav.pipeline.head.config import head_config
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.dataset import CachedPreferenceDataset
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.ops.aligned_logprobs import aligned_logprobs
 from mav.pipeline.ops.tiling import Tiling
+from mav.pipeline.runtime.choices import HeadKind, ObjectiveName
 from mav.pipeline.training.loss import PreferenceModel, last_layer
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
@@ -33,7 +34,8 @@ from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 
 _CPU: Final = torch.device("cpu")
-_EXPANSION: Final = 40
+_PAIRS_OF_CREDIT: Final = 40
+"""Enough that credit can be read off those that are not held out."""
 _RATE: Final = 1e-3
 _STEPS: Final = 3
 _ALPHAS: Final = (0.0, 0.5, 1.0)
@@ -72,10 +74,26 @@ def run(place: Place, tell: Tell) -> None:
             TOLERANCE[torch.float32],
             lambda trained=trained: apart(*trained()[1]),  # type: ignore[misc]
         )
+        for kind in INNER:
+            if kind != "mlp":
+                like = partial(_gradients, reader, batches[0], kind=kind)
+                # Back through the output embedding, one narrow product more than of an mlp.
+                checks.check(
+                    f"loss and gradients, {kind}, {products}",
+                    2 * tolerance,
+                    lambda like=like, bf16=bf16: _worst(  # type: ignore[misc]
+                        like(place.device, bf16=bf16), like(_CPU, bf16=False)
+                    ),
+                )
+            checks.check(
+                f"a run and its evaluation, {kind}, {named(dtype)}",
+                tolerance,
+                partial(_run_and_evaluation, place, folder, dtype, kind, "dpo"),
+            )
         checks.check(
-            f"a run and its evaluation, {named(dtype)}",
+            f"a run with credit and its evaluation, {named(dtype)}",
             tolerance,
-            partial(_run_and_evaluation, place, folder, dtype),
+            partial(_run_and_evaluation, place, folder, dtype, "unembedding", "credit"),
         )
     checks.finish()
 
@@ -85,33 +103,45 @@ def _stream(reader: CacheReader) -> CachedPreferenceDataset:
     return CachedPreferenceDataset(reader, order_epoch(reader.plan, None, layout, seed=0, epoch=0))
 
 
-def _head(reader: CacheReader) -> AlignmentHead:
+def _head(reader: CacheReader, kind: HeadKind = "mlp") -> AlignmentHead:
     """Return a head that says something, and drops nothing."""
     torch.manual_seed(0)
     manifest = reader.manifest
     head = AlignmentHead(
-        HeadConfig(
+        head_config(
+            manifest.base,
+            kind,
             num_layers=len(manifest.states.layers),
             pooled_size=manifest.states.pooled_size,
-            expansion_size=_EXPANSION,
-            vocab_size=manifest.base.vocab_size,
             dropout=0.0,
+            **INNER[kind],
         )
     )
-    torch.nn.init.normal_(head.project.weight, std=0.05)
+    for parameter in head.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
     return head
 
 
-def _options(reader: CacheReader, output: Path, *, bf16: bool) -> TrainOptions:
+def _options(
+    reader: CacheReader,
+    output: Path,
+    *,
+    bf16: bool,
+    kind: HeadKind = "mlp",
+    objective: ObjectiveName = "dpo",
+) -> TrainOptions:
     return TrainOptions(
         cache=reader.location,
         output_dir=output,
-        expansion_size=_EXPANSION,
+        head_type=kind,
+        objective=objective,
         dropout=0.0,
         eval_fraction=0.3,
         batch_size=2,
         report_to="none",
         bf16=bf16,
+        **INNER[kind],
     )
 
 
@@ -126,9 +156,13 @@ def _gradients(
     *,
     bf16: bool,
     tiling: Tiling | None = None,
+    kind: HeadKind = "mlp",
 ) -> list[Tensor]:
-    """Return a batch's loss, and the gradient of all weights one after the other."""
-    model = PreferenceModel(_head(reader).to(device), bf16=bf16)
+    """Return a batch's loss, and the gradient of all weights one after the other.
+
+    Tilings are those of a head that acts on the logits.
+    """
+    model = PreferenceModel(_head(reader, kind).to(device), bf16=bf16)
     here, base = batch.to(device), CachedBase(reader, device)
     if tiling is None:
         loss = model(here, base.logits(here)).pair_sum_loss(_objective(reader), here)
@@ -204,13 +238,18 @@ def _loss(trainer: Trainer, step: int, batch: Batch, base: CachedBase) -> float:
     return seen.reduce(trainer.accelerator)["loss"]
 
 
-def _run_and_evaluation(place: Place, folder: Path, dtype: torch.dtype) -> float:
+def _run_and_evaluation(
+    place: Place, folder: Path, dtype: torch.dtype, kind: HeadKind, objective: ObjectiveName
+) -> float:
     """Train a head on the device; return how its evaluation differs there from the CPU's."""
     base = on_device(small_base("groups"), place.device, dtype)
-    root = folder / f"run-{named(dtype)}"
+    root = folder / f"run-{kind}-{objective}-{named(dtype)}"
     root.mkdir()
-    reader = make_cache(base, small_rows(root), root / "cache")
-    options = _options(reader, root / "head", bf16=dtype != torch.float32)
+    pairs = _PAIRS_OF_CREDIT if objective == "credit" else FEW_PAIRS
+    reader = make_cache(base, small_rows(root, pairs), root / "cache")
+    options = _options(
+        reader, root / "head", bf16=dtype != torch.float32, kind=kind, objective=objective
+    )
     train(dataclasses.replace(options, learning_rate=_RATE, num_epochs=2))
     results = [
         evaluate(

@@ -133,6 +133,12 @@ def _step(figures: Mapping[str, Any]) -> Iterator[Row]:
             "  of which the optimizer",
             f"{1000 * figures['optimizer_seconds']:.1f} of {1000 * figures['step_seconds']:.1f} ms",
         )
+        for kind, of_kind in [*figures["kinds"].items()][1:]:
+            yield (
+                f"  of a head of kind {kind}",
+                f"{of_kind['tokens_per_second']:,.0f} tokens/s, "
+                f"{of_kind['tokens_over_first']:.2f} times those of the published kind",
+            )
 
 
 def _decode(figures: Mapping[str, Any]) -> Iterator[Row]:
@@ -141,18 +147,16 @@ def _decode(figures: Mapping[str, Any]) -> Iterator[Row]:
         ratio = figures["over_base"][name]
         memory = f", memory {peaks[name]:.2f}" if name in peaks else ""
         yield f"a token, {name}", f"{1000 * seconds:.2f} ms, {ratio:.2f} of the base{memory}"
-    if "floor_latency" in figures:
-        yield "  bytes of weights read, mav", f"{figures['floor_latency']:.2f} of the base"
+    for name, floor in figures.get("floor_latency", {}).items():
+        yield f"  bytes of weights read, {name}", f"{floor:.3f} of the base"
 
 
 def _serve(figures: Mapping[str, Any]) -> Iterator[Row]:
-    for name in ("mav", "base"):
-        if f"{name}_tokens_per_second" in figures:
-            yield (
-                f"{figures['requests']} requests at once, {name}",
-                f"{figures[f'{name}_tokens_per_second']:,.0f} tokens/s by "
-                f"{figures['through']}, without HTTP",
-            )
+    for name, rates in figures.get("by_way", {}).items():
+        yield (
+            f"{figures['requests']} requests at once, {name}",
+            f"{rates['tokens_per_second']:,.0f} tokens/s by {figures['through']}, without HTTP",
+        )
 
 
 def _stream(figures: Mapping[str, Any]) -> Iterator[Row]:

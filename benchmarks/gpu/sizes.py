@@ -16,7 +16,7 @@ class Sizes:
     Attributes:
         base: Sizes of the base, as its configuration names them.
         layers: Its decoder layers.
-        head: The head on it.
+        heads: The heads on it, the published kind first.
         matmul: Rows and columns of the product that others are compared with.
         copy_bytes: Bytes of the copy that bandwidth is measured with.
         rows: Preference pairs that are extracted.
@@ -36,7 +36,7 @@ class Sizes:
 
     base: dict[str, Any]
     layers: int
-    head: HeadShape
+    heads: tuple[HeadShape, ...]
     matmul: int
     copy_bytes: int
     rows: int
@@ -61,14 +61,21 @@ class Sizes:
 FULL: Final = Sizes(
     base=LLAMA_7B,
     layers=32,
-    head=HeadShape(pooled_size=4096, expansion_size=16384),
+    heads=(
+        HeadShape(pooled_size=4096, expansion_size=16384),
+        HeadShape(kind="unembedding", pooled_size=4096, expansion_size=None),
+        HeadShape(kind="bottleneck", pooled_size=4096, expansion_size=256),
+    ),
     matmul=8192,
     copy_bytes=4 << 30,
     rows=256,
     prompt_tokens=208,
     response_tokens=176,
     batch_tokens=16384,
-    step=("--pairs", "64", "--steps", "6", "--matmul-size", "8192"),
+    step=(
+        *("--pairs", "64", "--steps", "6", "--matmul-size", "8192"),
+        *("--head-types", "mlp,unembedding,bottleneck", "--rank", "256"),
+    ),
     gigabytes=2.0,
     block_tokens=1024,
     threads=(1, 2, 4, 8),
@@ -90,7 +97,11 @@ MINIATURE: Final = Sizes(
         "tie_word_embeddings": False,
     },
     layers=4,
-    head=HeadShape(pooled_size=32, expansion_size=48),
+    heads=(
+        HeadShape(pooled_size=32, expansion_size=48),
+        HeadShape(kind="unembedding", pooled_size=32, expansion_size=None),
+        HeadShape(kind="bottleneck", pooled_size=32, expansion_size=16),
+    ),
     matmul=128,
     copy_bytes=1 << 20,
     rows=12,
@@ -100,7 +111,7 @@ MINIATURE: Final = Sizes(
     step=(
         *("--pairs", "3", "--pair-tokens", "30", "--steps", "2", "--matmul-size", "128"),
         *("--hidden-size", "48", "--pooled-size", "48", "--expansion-size", "40"),
-        *("--vocab-size", "300"),
+        *("--vocab-size", "300", "--head-types", "mlp,unembedding,bottleneck", "--rank", "16"),
     ),
     gigabytes=0.001,
     block_tokens=256,

@@ -17,13 +17,20 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
+from mav.pipeline.runtime.choices import HeadKind
 
 VOCABULARY: Final = 258
 MAX_LENGTH: Final = 96
 POOLED: Final = 48
 _END: Final = "<eos>"
 _BEGIN: Final = "<bos>"
-_ROWS: Final = 12
+FEW_PAIRS: Final = 12
+INNER: Final[dict[HeadKind, dict[str, Any]]] = {
+    "mlp": {"expansion_size": 40},
+    "unembedding": {"rank": 24},
+    "bottleneck": {"rank": 16},
+}
+"""Kind of head -> the size of its inner layer, by the name of its option."""
 _LLAMA: Final[dict[str, Any]] = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -127,9 +134,9 @@ def write_rows(path: Path, count: int, prompt: int, answer: int, vocabulary: int
     return path
 
 
-def small_rows(folder: Path) -> Path:
+def small_rows(folder: Path, pairs: int = FEW_PAIRS) -> Path:
     """Write the pairs that the device is compared with the CPU on."""
-    return write_rows(folder / "rows.jsonl", _ROWS, 8, 6, VOCABULARY)
+    return write_rows(folder / "rows.jsonl", pairs, 8, 6, VOCABULARY)
 
 
 def small_pairs(folder: Path) -> TokenizedPairs:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.baselines.decoding import weight_bytes
 from benchmarks.decoders import ALPHA, Task, Timing, Way, copied, latency, latency_ratio
 from benchmarks.gpu.place import Place, Tell
-from benchmarks.shapes import read_bytes
+from benchmarks.shapes import HeadShape, read_bytes
 from benchmarks.synthetic import wait
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
@@ -27,7 +27,7 @@ from mav.pipeline.runtime.memory import free_memory
 
 @torch.no_grad()
 def decode(place: Place, tell: Tell) -> None:
-    """Time a token of one answer, and tell memory: the base, with a head, beside another model.
+    """Time a token of one answer, and tell memory: the base, with each head, beside another model.
 
     The ways take turns, as in `benchmarks.decode`; ratios are medians over rounds.
     """
@@ -35,21 +35,27 @@ def decode(place: Place, tell: Tell) -> None:
     prompt, new = sizes.decode_tokens
     task = Task.random(base, 1, prompt, new)
     memory = {"base": _peak(place, partial(task.timed, base))}
-    aligned = sizes.head.joined(base)
-    memory["mav"] = _peak(place, partial(task.timed, base, aligned))
+    heads: dict[str, AlignedLM] = {}
+    for shape in sizes.heads:
+        aligned = shape.joined(base)
+        memory[_called(shape)] = _peak(place, partial(task.timed, base, aligned))
+        # Each beside the base alone, so that no other head's memory is in its figure.
+        aligned.head.to("cpu")
+        heads[_called(shape)] = aligned
     tell(
-        parameters=aligned.head.config.total_parameters,
+        parameters={name: one.head.config.total_parameters for name, one in heads.items()},
         weight_bytes={
             "base": weight_bytes(base.model),
-            "mav": weight_bytes(base.model, aligned.head),
+            **{name: weight_bytes(base.model, one.head) for name, one in heads.items()},
         },
-        floor_latency=read_bytes(base, aligned.head) / read_bytes(base),
+        floor_latency={
+            name: read_bytes(base, one.head) / read_bytes(base) for name, one in heads.items()
+        },
     )
-    # Beside the base alone, so that the head's memory is none of it.
-    aligned.head.to("cpu")
     reward = copied(base)
     memory["two models"] = _peak(place, partial(task.timed, base, reward=reward))
-    aligned.head.to(base.logits_device)
+    for one in heads.values():
+        one.head.to(base.logits_device)
     tell(
         peak_bytes=memory,
         peak_over_base={
@@ -60,13 +66,18 @@ def decode(place: Place, tell: Tell) -> None:
     )
     ways: dict[str, Way] = {
         "base": partial(task.timed, base),
-        "mav": partial(task.timed, base, aligned),
-        "hooks, alpha 0": partial(task.timed, base, aligned, alpha=0.0),
-        "in flight": partial(task.timed_in_flight, aligned),
-        "head alone": partial(task.timed_head, aligned),
+        **{name: partial(task.timed, base, one) for name, one in heads.items()},
+        "hooks, alpha 0": partial(task.timed, base, heads["mlp"], alpha=0.0),
+        "in flight": partial(task.timed_in_flight, heads["mlp"]),
+        "head alone": partial(task.timed_head, heads["mlp"]),
         "two models": partial(task.timed, base, reward=reward),
     }
     _tell_latency(place, tell, ways)
+
+
+def _called(head: HeadShape) -> str:
+    """Return what a way of decoding with a head is called: its kind, of which there is one each."""
+    return head.kind
 
 
 def _tell_latency(place: Place, tell: Tell, ways: dict[str, Way]) -> None:
@@ -110,15 +121,18 @@ def _peak(place: Place, answer: Callable[[], object]) -> int | None:
 def serve(place: Place, tell: Tell) -> None:
     """Time many requests at once through the server's decoder, in this process, without HTTP."""
     base, sizes = place.base, place.sizes
-    aligned = sizes.head.joined(base)
     tell(
         requests=sizes.requests, new_tokens=sizes.serve_new_tokens, through="ContinuousBatchDecoder"
     )
-    with aligned:
-        _answer(base, aligned, _requests(place, 2, ALPHA)[:2])
-        for name, alpha in (("mav", ALPHA), ("base", 0.0)):
-            found = _answer(base, aligned, _requests(place, sizes.serve_new_tokens, alpha))
-            tell(**{f"{name}_{figure}": value for figure, value in found.items()})
+    figures: dict[str, dict[str, Any]] = {}
+    for shape in sizes.heads:
+        with shape.joined(base) as aligned:
+            _answer(base, aligned, _requests(place, 2, ALPHA)[:2])
+            alphas = {_called(shape): ALPHA} if figures else {"base": 0.0, _called(shape): ALPHA}
+            for name, alpha in alphas.items():
+                asked = _requests(place, sizes.serve_new_tokens, alpha)
+                figures[name] = _answer(base, aligned, asked)
+                tell(by_way=figures)
 
 
 def _requests(place: Place, new_tokens: int, alpha: float) -> list[Request]:

@@ -88,7 +88,7 @@ def training_step(place: Place, tell: Tell) -> None:
     wanted = (
         *("tokens_per_second", "flops_over_matmul", "step_seconds", "optimizer_seconds"),
         *("forward_backward_seconds", "peak_device_bytes", "matmul_flops_per_second"),
-        *("parameters", "steps"),
+        *("parameters", "steps", "kinds"),
     )
     tell(**{name: found[name] for name in wanted})
 

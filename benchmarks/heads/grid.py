@@ -20,6 +20,7 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "ema": {"ema": 0.99},
     "ipo": {"objective": "ipo", "beta": 1.0},
     "sft": {"lambda_sft": 1.0},
+    "credit": {"objective": "credit"},
 }
 """Fields of `TrainOptions` that differ from the defaults, beside those of `Variant`."""
 

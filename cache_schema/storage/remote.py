@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -64,13 +65,24 @@ class RemoteObjectStore:
         return _version(metadata, metadata["size"])
 
     def sizes(self) -> dict[str, int]:
-        """Return key -> size of every object."""
+        """Return key -> size of every object.
+
+        A listing comes in pages of a thousand, one after the other, so the arrays of a cache are
+        listed side by side.
+        """
         with self._translated_errors(""):
-            return {
-                item["path"]: item["size"]
-                for page in obstore.list(self._store, chunk_size=1000)
-                for item in page
-            }
+            top: Any = obstore.list_with_delimiter(self._store)
+            folders = top["common_prefixes"]
+            # Some stores keep an object for a folder, here of the cache itself, without a name.
+            found = {item["path"]: item["size"] for item in top["objects"] if item["path"]}
+            with ThreadPoolExecutor(max(1, len(folders)), thread_name_prefix="listing") as pool:
+                for listed in pool.map(self._sizes_under, folders):
+                    found |= listed
+        return found
+
+    def _sizes_under(self, folder: str) -> dict[str, int]:
+        pages: Any = obstore.list(self._store, prefix=folder, chunk_size=1000)
+        return {item["path"]: item["size"] for page in pages for item in page}
 
     def write(self, key: str, data: Bytes, expected: ETag | None) -> ETag:
         """Write an object if it still has the expected version."""

@@ -18,6 +18,7 @@ from mav.cli_commands.shared.config import config_option
 from mav.cli_commands.shared.flags import with_flags
 from mav.cli_commands.shared.logging import log_to_stderr, verbosity_options
 from mav.cli_commands.shared.options import OneOnly
+from mav.cli_commands.shared.sections import write_options
 
 
 class ReportsErrors(click.Command):
@@ -36,6 +37,10 @@ class ReportsErrors(click.Command):
                     f"{option.opts[0]} is given {times} times, but takes one value", ctx
                 )
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under headings; see `sections`."""
+        write_options(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see `click.Command.invoke`."""

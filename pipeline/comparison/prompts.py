@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.comparison.questions import Question, json_rows, of_alpaca_eval, of_mt_bench
-from mav.pipeline.decoding.prompt_file import read_prompts
+from mav.pipeline.decoding.files.prompt_file import read_prompts
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource, parse_source
 from mav.pipeline.runtime.json_input import strict_json

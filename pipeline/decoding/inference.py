@@ -1,60 +1,41 @@
 """Online decoding: a frozen base and heads together, alpha chosen at each call."""
 
-import dataclasses
-import inspect
-import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.base.given.wrap import GivenBase, loaded_base, require_as_loaded
-from mav.pipeline.base.loading import load_base
+from mav.pipeline.base.given.wrap import GivenBase, loaded_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.attach import AttachedModel
 from mav.pipeline.decoding.exclusive_use import ExclusiveUse
-from mav.pipeline.decoding.generate import decode, respond
 from mav.pipeline.decoding.options import (
     AttachOptions,
-    Generation,
-    GenerationOptions,
     Heads,
     InferenceOptions,
 )
-from mav.pipeline.decoding.scoring import Score, score_responses
-from mav.pipeline.decoding.steering.counting import said_of
+from mav.pipeline.decoding.responder import Responder
 from mav.pipeline.decoding.steering.strengths import (
     Alpha,
-    Strength,
-    as_strength,
     constant_strengths,
-    strength_for_each,
 )
 from mav.pipeline.decoding.steering.weighted_heads import Limits
 from mav.pipeline.decoding.switching import SwitchableModel, described
-from mav.pipeline.decoding.text_stream import Abandoned, TextStream, stream_from
 from mav.pipeline.decoding.trained_head import new_head
 from mav.pipeline.head.model import AlignmentHead
-from mav.pipeline.preferences.prompt_format import Messages
 from mav.pipeline.runtime.argument_names import (
-    require_one,
     tells_of_wrong_arguments,
-    wrong_argument,
 )
 from mav.pipeline.runtime.choices import PromptFormatName, Quantize
 from mav.pipeline.runtime.compute_dtype import AUTO, Dtype
-from mav.pipeline.runtime.load_options import BaseOptions, DeviceMap, LoadOptions
-
-_log = logging.getLogger(__name__)
-
-Prompt = str | Messages
+from mav.pipeline.runtime.load_options import DeviceMap, LoadOptions
 
 
-class MAVInference:
+class MAVInference(Responder):
     """A head and a base to decode with, or several heads by name.
 
     Example:
@@ -180,21 +161,6 @@ class MAVInference:
         return made
 
     @property
-    def joined(self) -> AttachedModel:
-        """The base in use and the head in it.
-
-        Raises:
-            BaseModelError: The last switch failed, and the base before it could not be loaded
-                again.
-        """
-        return self._model.attached
-
-    @property
-    def base(self) -> BaseModel:
-        """The base model in use."""
-        return self.joined.base
-
-    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the base in use."""
         return self.base.tokenizer
@@ -213,11 +179,6 @@ class MAVInference:
         return None if found is None else found.alpha
 
     @property
-    def head_names(self) -> tuple[str, ...]:
-        """Names of the heads; none of one head without a name."""
-        return self._model.trained.names
-
-    @property
     def heads(self) -> dict[str, AlignmentHead]:
         """The heads by name, on the base's device and of its type."""
         return dict(zip(self.head_names, self.joined.aligned.heads, strict=True))
@@ -232,17 +193,6 @@ class MAVInference:
         """Whether weights of a head are int8."""
         return self._model.trained.quantized
 
-    def decoding(self, **given: Any) -> GenerationOptions:
-        """Return generation options: as given, else the base's (if asked for) or the defaults.
-
-        Args:
-            **given: Fields of `GenerationOptions`.
-
-        Raises:
-            UsageError: One of them is invalid.
-        """
-        return GenerationOptions(**{**self.joined.settings, **given})
-
     def __enter__(self) -> Self:
         return self
 
@@ -253,179 +203,11 @@ class MAVInference:
         return f"MAVInference({described(self._model)})"
 
     @contextmanager
-    def _using(self) -> Iterator[AttachedModel]:
-        """Yield base and heads, ready to run, while nothing else uses them."""
-        with self._in_use.acquire():
-            joined = self.joined
-            with joined.base.in_use():
-                yield joined
-
-    @contextmanager
     def _handed_out(self) -> Iterator[AttachedModel]:
         with self._in_use.hand_out():
             joined = self.joined
             with joined.base.in_use():
                 yield joined
-
-    def _decoding(
-        self, decoding: GenerationOptions | None, given: Mapping[str, Any]
-    ) -> GenerationOptions:
-        if decoding is None:
-            return self.decoding(**given)
-        if not isinstance(decoding, GenerationOptions):
-            raise UsageError(
-                f"decoding: got {type(decoding).__name__}, expected GenerationOptions, or its "
-                f"fields by name, such as max_new_tokens=64"
-            )
-        return dataclasses.replace(decoding, **given) if given else decoding
-
-    def generate_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> str:
-        """Return the response to a prompt.
-
-        Args:
-            prompt: A user's message, messages with `role` and `content`, or a transcript that
-                ends in `Assistant:`.
-            alpha: Strength of the alignment, or a schedule over the response; 0 is the base itself.
-                Of several heads each by name: `{"helpful": 1, "harmless": "0:2,64:0.5"}`.
-            **decoding: Fields of `GenerationOptions`.
-        """
-        return self.generate(prompt, alpha, **decoding).response
-
-    def generate(
-        self,
-        prompt: Prompt,
-        alpha: Alpha = 1.0,
-        decoding: GenerationOptions | None = None,
-        **given: Any,
-    ) -> Generation:
-        """Return a response with its tokens and the time it took; see `generate_batch`."""
-        require_one(prompt, "prompt", "`generate_batch` takes several")
-        return self.generate_batch([prompt], alpha, decoding, **given)[0]
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        alpha: Alpha | Sequence[Alpha] = 1.0,
-        decoding: GenerationOptions | None = None,
-        **given: Any,
-    ) -> list[Generation]:
-        """Return the responses to several prompts, decoded together.
-
-        Args:
-            prompts: As `generate_response` takes them.
-            alpha: One for all, or one for each.
-            decoding: How tokens are chosen, the whole of it; None for what `decoding()` returns.
-            **given: Fields of `GenerationOptions`, which count before those of `decoding`.
-
-        Raises:
-            UsageError: There are more or fewer alphas than prompts, or `prompts` is one prompt.
-            DataError: A prompt is malformed, or too long for the base.
-        """
-        _require_several(prompts, "prompts", "generate")
-        each = strength_for_each(alpha, len(prompts), self.head_names)
-        decoding = self._decoding(decoding, given)
-        with self._using() as joined:
-            return respond(joined, prompts, each, decoding)
-
-    def score(
-        self,
-        prompt: Prompt,
-        response: str,
-        alpha: Alpha = 1.0,
-        *,
-        ended: bool = True,
-        steer_above: float | None = None,
-    ) -> Score:
-        """Return the log-probabilities of a response's tokens, under base and head and the base.
-
-        Args:
-            prompt: As `generate_response` takes it.
-            response: The response, of which the tokens are those that training would see.
-            alpha: Strength of the alignment, or a schedule over the response.
-            ended: Whether the response ends there, so that the token which says so counts too.
-            steer_above: Entropy in nats, as `GenerationOptions` has it.
-
-        Raises:
-            DataError: Prompt or response is malformed, or they are too long for the base.
-        """
-        require_one(prompt, "prompt", "`score_batch` takes several")
-        (found,) = self.score_batch(
-            [prompt], [response], alpha, ended=ended, steer_above=steer_above
-        )
-        return found
-
-    def score_batch(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[str],
-        alpha: Alpha | Sequence[Alpha] = 1.0,
-        *,
-        ended: bool = True,
-        steer_above: float | None = None,
-    ) -> list[Score]:
-        """Return the scores of several responses, from one forward pass; see `score`.
-
-        Args:
-            prompts: One for each response.
-            responses: The responses.
-            alpha: One for all, or one for each.
-            ended: As `score` takes it.
-            steer_above: Likewise, for all.
-
-        Raises:
-            UsageError: There are not as many prompts, responses and alphas.
-        """
-        _require_several(prompts, "prompts", "score")
-        _require_several(responses, "answers", "score")
-        if len(prompts) != len(responses):
-            raise UsageError(
-                f"answers: got {len(responses)}, expected one for each of {len(prompts)}"
-            )
-        each = strength_for_each(alpha, len(responses), self.head_names)
-        with self._using() as joined:
-            return score_responses(joined, prompts, responses, each, ended=ended, above=steer_above)
-
-    def stream_response(self, prompt: Prompt, alpha: Alpha = 1.0, **decoding: Any) -> Iterator[str]:
-        """Yield the response to a prompt piece by piece; see `generate_response`."""
-        return self.stream(prompt, alpha, **decoding)
-
-    def stream(
-        self,
-        prompt: Prompt,
-        alpha: Alpha = 1.0,
-        decoding: GenerationOptions | None = None,
-        **given: Any,
-    ) -> Iterator[str]:
-        """Yield the response to a prompt piece by piece.
-
-        Raises:
-            UsageError: Beams are asked for, which know no response until the end.
-        """
-        require_one(prompt, "prompt", "a batch cannot be streamed; `generate_batch` takes several")
-        decoding = self._decoding(decoding, given)
-        decoding.require_streamable()
-        self._in_use.require_not_handed_out()
-        return self._stream(prompt, as_strength(alpha, self.head_names), decoding)
-
-    def _stream(
-        self, prompt: Prompt, alpha: Strength, decoding: GenerationOptions
-    ) -> Iterator[str]:
-        # Once more, as a stream may be listened to long after it was asked for.
-        self._in_use.require_not_handed_out()
-
-        def run(stream: TextStream, abandoned: Abandoned) -> None:
-            # Only now: while it waited, the base may have been switched.
-            with self._using() as joined:
-                stream.begin(joined.response_text(decoding))
-                tokens = [joined.form.tokens(joined.form.render(prompt))]
-                joined.base.require_within(tokens, decoding.max_new_tokens)
-                (new,), counted = decode(
-                    joined, tokens, [alpha], decoding, stopping=[abandoned], streamer=stream
-                )
-                if counted is not None:
-                    _log.info(said_of(counted.count(0, new), len(new)))
-
-        yield from stream_from(run)
 
     @contextmanager
     def steering(self, alpha: Alpha | Sequence[Alpha], steer_above: Limits = None) -> Iterator[Any]:
@@ -497,44 +279,3 @@ def _loaded_or_named(base: GivenBase | None, tokenizer: Any) -> str | Path | Bas
         raise UsageError("tokenizer: got one without its model, expected both")
     loaded = None if base is None else loaded_base(base, tokenizer, "base")
     return base if base is None or isinstance(base, str | Path) else loaded
-
-
-def _require_several(given: object, name: str, single: str) -> None:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UsageError(
-            f"{name}: got {type(given).__name__}, expected a list with one for each answer; "
-            f"`{single}` takes a single one"
-        )
-
-
-def create_mav(
-    base_model: GivenBase, head: Heads | None = None, tokenizer: Any = None, **options: Any
-) -> MAVInference:
-    """Return a base with a trained head, or with a new one that changes nothing yet.
-
-    Args:
-        base_model: Hub id, folder or `.gguf` file; or a loaded model, as `MAVInference` takes it.
-        head: Folder or hub id of a trained head, an `AlignmentHead`, several by name, or None for a
-            new one.
-        tokenizer: The tokenizer of a loaded model; that of the files it names if None.
-        **options: With a head, those of `MAVInference`; without, those of
-            `MAVInference.with_new_head`, and `gguf_file`, `revision`, `dtype`, `device`,
-            `device_map`, `quantize`, `gguf_cache` and `merge_adapter`.
-
-    Raises:
-        UsageError: There is no such option, or it contradicts a loaded model.
-        MAVError: Base and head do not belong together, or cannot be loaded.
-    """
-    if head is not None:
-        return MAVInference(head, base_model, tokenizer, **options)
-    names = {field.name for field in dataclasses.fields(BaseOptions)}
-    loading = {name: options.pop(name) for name in names & options.keys()}
-    of_head = [*inspect.signature(new_head).parameters][1:]
-    for name in options.keys() - {*of_head}:
-        raise wrong_argument(name, [*names, *of_head], "create_mav")
-    base = loaded_base(base_model, tokenizer)
-    if base is None:
-        base = load_base(str(base_model), **loading)
-    else:
-        require_as_loaded(BaseOptions(**loading), base)
-    return MAVInference.with_new_head(base, **options)

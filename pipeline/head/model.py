@@ -38,10 +38,9 @@ from mav.pipeline.head.storage import (
     CurvePoint,
     HeadOrigin,
     find_head,
-    load_weights,
     read_head_config,
-    require_finite,
 )
+from mav.pipeline.head.weights import load_weights, require_finite
 from mav.pipeline.ops.tensor_storage import pool_states
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.compute_dtype import Dtype, resolve_dtype

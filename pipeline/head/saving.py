@@ -21,13 +21,13 @@ from mav.pipeline.head.storage import (
     recorded_weights,
     weights_file,
 )
+from mav.pipeline.ops.tensor_files import write_tensors
 from mav.pipeline.runtime.durable_files import (
     measure,
     partial_name,
     sync_file,
     sync_parents,
     write_file,
-    write_tensors,
 )
 
 

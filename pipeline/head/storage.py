@@ -7,15 +7,11 @@ weights that `config.json` does not name are refused. Nothing in a head is ever 
 come from safetensors, all else from JSON.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import safetensors.torch
-from torch import Tensor, nn
 
 from mav.cache_schema.errors import CacheError, HeadError, UsageError
 from mav.cache_schema.manifest import Manifest
@@ -24,7 +20,6 @@ from mav.pipeline.head.recommendation import CurvePoint as CurvePoint
 from mav.pipeline.head.recommendation import Recommendation as Recommendation
 from mav.pipeline.head.recommendation import recommendation_of
 from mav.pipeline.runtime import hub, hub_errors
-from mav.pipeline.runtime.durable_files import measure
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -75,44 +70,6 @@ class HeadOrigin:
     recommended: Recommendation | None = None
 
 
-def load_weights(head: nn.Module, folder: Path, device: str) -> str:
-    """Give a head on `meta` the weights of its folder.
-
-    Args:
-        head: The head.
-        folder: Its folder.
-        device: Where the weights go.
-
-    Returns:
-        SHA-256 of their file.
-
-    Raises:
-        HeadError: They are missing, damaged, or those of another head.
-    """
-    recorded = recorded_weights(folder)
-    path = weights_file(folder, recorded)
-    if not path.is_file():
-        raise HeadError(
-            f"{folder}: no {WEIGHTS} beside {CONFIG}."
-            + (_pickles_in(folder) or " Copy the whole folder again.")
-        )
-    try:
-        tensors = safetensors.torch.load_file(path, device=device)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise HeadError(f"{path}: cannot be read as safetensors: {error}") from error
-    _require_all(tensors, head, path)
-    digest = hashlib.sha256()
-    measured = measure(path, digest.update)
-    if recorded is not None and measured != recorded:
-        raise HeadError(
-            f"{path}: got weights of {measured}, expected {recorded}, as {CONFIG} has it. The file "
-            f"is damaged or belongs to another {CONFIG}: copy the whole folder again. If you "
-            f"changed the weights yourself, remove `weights` from {CONFIG}."
-        )
-    head.load_state_dict(tensors, assign=True)
-    return digest.hexdigest()
-
-
 def recorded_weights(folder: Path) -> dict[str, int] | None:
     """Return `size` and `crc32c` of the weights that `config.json` belongs to.
 
@@ -140,45 +97,6 @@ def pending_weights(folder: Path, recorded: Mapping[str, int]) -> Path:
     return folder / f".{WEIGHTS}.{recorded['size']}-{recorded['crc32c']:08x}"
 
 
-def _require_all(tensors: Mapping[str, Tensor], head: nn.Module, path: Path) -> None:
-    """Refuse weights that are missing, unknown, of another shape, or not of a floating type."""
-    expected = head.state_dict()
-    problems = [
-        *(f"{name} is missing" for name in expected if name not in tensors),
-        *(f"{name} is not one of its weights" for name in sorted(tensors) if name not in expected),
-    ]
-    for name, weight in expected.items():
-        got = tensors.get(name)
-        if got is not None and got.shape != weight.shape:
-            problems.append(f"{name}: got shape {list(got.shape)}, expected {list(weight.shape)}")
-        elif got is not None and not got.is_floating_point():
-            problems.append(f"{name}: got {got.dtype}, expected floating-point numbers")
-    if problems:
-        raise HeadError(
-            f"{path}: not the head {CONFIG} describes: {'; '.join(problems)}. Copy the whole "
-            f"folder again."
-        )
-
-
-def require_finite(head: nn.Module, folder: Path) -> None:
-    """Refuse a head with weights that are not finite numbers.
-
-    Raises:
-        HeadError: Naming the first of them.
-    """
-    path = folder / WEIGHTS
-    for name, weight in head.state_dict().items():
-        # One pass that keeps nothing: a mask of 600 million weights would take as long as loading.
-        least, most = weight.aminmax()
-        if not (least.isfinite() and most.isfinite()):
-            raise HeadError(
-                f"{path}: {name} holds values that are not finite in "
-                f"{str(weight.dtype).removeprefix('torch.')}, expected finite ones. The training "
-                f"diverged, or the type is too narrow: train with a lower `learning_rate`, or use "
-                f"`dtype` bfloat16."
-            )
-
-
 def find_head(path_or_hub_id: str, revision: str | None = None) -> Path:
     """Return the folder of a head, downloading it from the hub if need be.
 
@@ -199,7 +117,7 @@ def find_head(path_or_hub_id: str, revision: str | None = None) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     if path.exists():
-        remedy = _pickles_in(path) or " Name the folder that `mav train --output-dir` wrote."
+        remedy = pickles_in(path) or " Name the folder that `mav train --output-dir` wrote."
         raise HeadError(f"{path}: no head here, expected {CONFIG} and {WEIGHTS}.{remedy}")
     if path_or_hub_id.count("/") != 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise HeadError(f"{path_or_hub_id}: no such folder")
@@ -219,7 +137,7 @@ def find_head(path_or_hub_id: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _pickles_in(path: Path) -> str:
+def pickles_in(path: Path) -> str:
     """Return why a pickle that is there is not read, or nothing."""
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
     pickles = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl"))]

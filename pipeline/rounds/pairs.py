@@ -9,7 +9,7 @@ from typing import Any
 
 from mav.cache_schema.errors import DataError
 from mav.pipeline.comparison.reward import RewardModel, require_reward_model
-from mav.pipeline.decoding.batch_file import require_new
+from mav.pipeline.decoding.files.batch_file import require_new
 from mav.pipeline.preferences.prompt_format import Messages
 from mav.pipeline.rounds.options import PairOptions
 from mav.pipeline.rounds.pairing import pairs_of

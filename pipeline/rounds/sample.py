@@ -10,7 +10,7 @@ from mav.pipeline.base.loading import load_source
 from mav.pipeline.comparison.generation import generate_answers
 from mav.pipeline.comparison.prompts import read_questions
 from mav.pipeline.comparison.records import Answer
-from mav.pipeline.decoding.batch_file import require_new
+from mav.pipeline.decoding.files.batch_file import require_new
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import InferenceOptions
 from mav.pipeline.rounds.options import SampleOptions

@@ -6,24 +6,17 @@ the folder is forced to the disk, since a rename lasts only from then on.
 
 import contextlib
 import os
-import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import google_crc32c
-import safetensors
-import safetensors.torch
-from torch import Tensor
-
-from mav.cache_schema.errors import HeadError
 
 _PARTIAL: Final = ".partial"
 _PIECE_BYTES: Final = 8 << 20
-_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 
 def sync_file(path: Path) -> None:
@@ -133,29 +126,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file in place, with the mode of any new file; safetensors gives 0600.
-
-    Args:
-        path: The file, in a folder that exists.
-        tensors: Tensors of any device and layout by name.
-
-    Raises:
-        OSError: The file system refuses it, for instance because it is full.
-        HeadError: safetensors cannot hold these tensors.
-    """
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        safetensors.torch.save_file(plain, path)
-    except safetensors.SafetensorError as error:
-        if match := _OS_ERROR.search(str(error)):
-            code = int(match[1])
-            raise OSError(code, os.strerror(code), str(path)) from error
-        raise HeadError(f"{path}: cannot be written: {error}") from error
-    _give_usual_mode(path)
-
-
-def _give_usual_mode(path: Path) -> None:
+def give_usual_mode(path: Path) -> None:
     """Give a file the mode that a new one gets in its folder.
 
     The umask cannot be read without changing it for all threads, and a folder may have a default

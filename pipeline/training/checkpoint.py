@@ -27,7 +27,8 @@ from torch import Tensor
 
 from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum, check_checksum
 from mav.cache_schema.errors import HeadError
-from mav.pipeline.runtime.durable_files import measure, new_folder, sync_parents, write_tensors
+from mav.pipeline.ops.tensor_files import write_tensors
+from mav.pipeline.runtime.durable_files import measure, new_folder, sync_parents
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import step, stream, zarr_reader
+from benchmarks import planning, startup, step, stream, zarr_reader
 from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
 from mav.cache_schema.arrays import bytes_per_token
 from mav.cache_schema.reader import CacheReader
+from tests.support.tiny import save_base, tiny_base
 from tests.support.written_caches import quick_disk
 
 HEAD = (
@@ -135,3 +136,30 @@ def test_both_readers_of_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["reader_over_zarr"] == pytest.approx(rates["reader"] / rates["zarr"])
     assert figures["bytes"] > 0
     assert "reader over zarr-python" in zarr_reader.table(figures)
+
+
+def test_startup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ("--blocks", "3", "--rounds", "1", "--request-ms", "40", "--work", str(tmp_path))
+    found = json.loads(run(startup, capsys, *options, "--json"))
+    seconds = found["seconds"]
+    assert [*seconds] == ["bare", "help", "help of train", "inspect", "folder", "bucket"]
+    # A listing's first request and its pages, the static record, the manifest and records.
+    assert seconds["bucket"] > 3 * 0.04
+    assert found["over_bare"]["help"] == pytest.approx(seconds["help"] / seconds["bare"])
+    assert "40 ms a request" in startup.table(found)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_planning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base = save_base(tiny_base(), tmp_path / "base")
+    rows = tmp_path / "rows.jsonl"
+    begun = "\n\nHuman: How are you?\n\nAssistant: "
+    texts = [{"chosen": begun + "well", "rejected": begun + "ill"}, {"chosen": "", "rejected": ""}]
+    rows.write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
+    options = ("--dataset", str(rows), "--base-model", str(base), "--pairs", "7")
+    found = json.loads(run(planning, capsys, *options, "--json"))
+    # Every other row is empty; the others differ in their numbers, so that each is a pair.
+    assert found["pairs"] == 4
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
+    assert found["kept_bytes_per_pair"] <= found["peak_bytes_per_pair"]
+    assert "pairs/s" in planning.table(found)

@@ -34,19 +34,22 @@ CHECKS = {
                       "unembedding", "kernel for many lengths", "pooling", "copies to the host"),
     "check cache": ("factored, float32", "dense", "topk", "int8", "fp8", "batches read ahead"),
     "check training": ("tiles as they fit", "tiling 1", "steps, bfloat16", "checkpoint",
-                       "a run and its evaluation"),
-    "check decoding": ("scores", "answers, alone", "static cache", "answers, batch", "in flight",
-                       "alpha 0", "a seed, alone and in company"),
+                       "loss and gradients, unembedding, bfloat16", "bottleneck, float32",
+                       "a run and its evaluation, mlp", "a run and its evaluation, unembedding",
+                       "a run with credit"),
+    "check decoding": ("scores, mlp", "answers, alone", "static cache", "alpha 0",
+                       "KL of answers, mlp", "answers, batch, bottleneck",
+                       "in flight, unembedding, bfloat16", "a seed, alone and in company"),
 }  # fmt: skip
 """Part -> what some of its comparisons are called."""
 FIGURES = {
     "machine": ("device_name", "driver", "dtype", "matmul_flops_per_second",
                 "copy_bytes_per_second"),
     "extraction": ("extract_tokens_per_second", "share_of_matmul", "extract_over_padded"),
-    "training step": ("tokens_per_second", "flops_over_matmul", "peak_device_bytes"),
+    "training step": ("tokens_per_second", "flops_over_matmul", "peak_device_bytes", "kinds"),
     "stream": ("files_bytes_per_second", "by_threads"),
     "decode": ("seconds_per_token", "over_base", "floor_latency", "peak_bytes"),
-    "serve": ("mav_tokens_per_second", "base_tokens_per_second", "requests"),
+    "serve": ("by_way", "requests"),
 }  # fmt: skip
 
 
@@ -94,8 +97,12 @@ def test_figures(found: dict[str, Any], part: str) -> None:
 
 def test_ways_of_decoding(found: dict[str, Any]) -> None:
     figures = found["parts"]["decode"]["figures"]
-    for name in ("base", "mav", "two models", "hooks, alpha 0", "in flight", "head alone"):
+    kinds = ["mlp", "unembedding", "bottleneck"]
+    for name in ("base", *kinds, "two models", "hooks, alpha 0", "in flight", "head alone"):
         assert figures["seconds_per_token"][name] > 0
+    assert [*figures["floor_latency"]] == [*figures["parameters"]] == kinds
+    assert [*found["parts"]["serve"]["figures"]["by_way"]] == ["base", *kinds]
+    assert [*found["parts"]["training step"]["figures"]["kinds"]] == kinds
     assert figures["over_base"]["base"] == 1
     assert list(found["parts"]["stream"]["figures"]["by_threads"]) == ["1", "2"]
 
@@ -108,7 +115,8 @@ def test_the_block_of_the_documentation(found: dict[str, Any], tmp_path: Path) -
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Before\n") and text.endswith("after\n") and "old" not in text
     for words in ("| device |", "check forward | ", "(aim 0.6)", "(aim 0.5)", "a token, two models",
-                  "requests at once, mav", "stream, 2 threads", torch.__version__):  # fmt: skip
+                  "requests at once, unembedding", "of a head of kind bottleneck",
+                  "stream, 2 threads", torch.__version__):  # fmt: skip
         assert words in text
     write_docs(page, outcomes(found))
     assert page.read_text(encoding="utf-8") == text
@@ -231,7 +239,7 @@ def test_wrong_vectors_are_found(place: Place, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(WeightedHeads, "vector", off)
     names = wrong(check_decoding, place)
     for way in ("scores", "answers, alone", "answers, batch", "answers, in flight"):
-        assert f"{way}, bfloat16" in names
+        assert f"{way}, mlp, bfloat16" in names
     assert all("bfloat16" in name for name in names)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mav.cache_schema.arrays import shard_key
 from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
@@ -41,6 +43,8 @@ from mav.cache_schema.records import (
 from mav.cache_schema.shards import encode_shard
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
+from tests.support.limits import EVENT
+from tests.support.memory_objects import MemoryObjectStore
 from tests.support.written_caches import block_rows, draft, of_kind
 
 CACHE = draft()[0].identity()
@@ -231,6 +235,22 @@ def test_many_commits_are_read(objects: ObjectStore, monkeypatch: pytest.MonkeyP
         put(objects, block, dataclasses.replace(record, block=block, pairs=block))
     commits = read_commits(objects, manifest, objects.sizes())
     assert [commits.records[block].pairs for block in range(100)] == list(range(100))
+
+
+def test_object_storage_is_asked_for_many_commits_at_once() -> None:
+    manifest = of_blocks(256)
+    everyone = threading.Barrier(256, timeout=EVENT)
+
+    class Slow(MemoryObjectStore):
+        def read(self, key: str) -> NDArray[np.uint8]:
+            everyone.wait()  # for as many others
+            return super().read(key)
+
+    objects = Slow("content")
+    record = dataclasses.replace(COMMIT, cache=manifest.identity())
+    for block in range(256):
+        put(objects, block, dataclasses.replace(record, block=block))
+    assert len(read_commits(objects, manifest, objects.sizes()).records) == 256
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,17 @@
-"""The command line: its help, and the whole line of commands on a tiny base."""
+"""The command line: the whole line of commands on a tiny base."""
 
 import json
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from mav import cli
 from mav.cache_schema.reader import CacheReader
 from tests.support.commands import Line, done, mav
 from tests.support.limits import PROCESS
 from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
-
-COMMANDS = sorted(cli.main.commands.items())
-EVERY_COMMAND = pytest.mark.parametrize(
-    "command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS]
-)
 
 
 @pytest.fixture(scope="module")
@@ -40,77 +31,6 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# Help
-
-
-def test_the_commands_are_those_of_the_readme() -> None:
-    names = [name for name, _ in COMMANDS]
-    asked = (
-        "chat compare demo engine-args evaluate extract generate harness inspect merge pairs push "
-        "sample serve train verify"
-    )
-    assert names == asked.split()
-
-
-@pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name, _ in COMMANDS)])
-def test_help_works(args: list[str]) -> None:
-    assert done(*args).startswith("Usage: ")
-
-
-def test_the_list_of_commands_says_what_each_does() -> None:
-    text = done("--help")
-    for name, command in COMMANDS:
-        # A narrow terminal cuts the end of a line.
-        assert f"\n  {name:<13}{command.get_short_help_str(200)[:30]}" in text
-
-
-@EVERY_COMMAND
-def test_every_option_has_help_that_is_shown(command: click.Command) -> None:
-    shown = " ".join(done(str(command.name), "--help").split())
-    for option in command.params:
-        if isinstance(option, click.Option):
-            assert option.help, option.name
-            assert option.opts[0] in shown
-            assert " ".join(option.help.replace("\b", "").split())[:40] in shown
-
-
-@EVERY_COMMAND
-def test_every_command_has_examples_that_parse(command: click.Command) -> None:
-    text = done(str(command.name), "--help")
-    assert "Example:" in text
-    lines = text.split("Example:")[1].replace("\\\n", " ").strip().splitlines()
-    assert lines
-    for example in lines:
-        program, name, *args = shlex.split(example)
-        assert (program, name) == ("mav", command.name)
-        # Parses, converts and requires, but runs nothing.
-        command.make_context(name, args)
-
-
-@EVERY_COMMAND
-def test_unknown_options_are_usage_errors(command: click.Command) -> None:
-    result = mav(command.name, "--no-such-option")
-    assert result.exit_code == 2
-    assert "No such option" in result.stderr
-
-
-def test_version() -> None:
-    assert done("--version").startswith("mav, version ")
-
-
-@pytest.mark.parametrize("args", [["--help"], ["extract", "--help"], ["generate", "--help"]])
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
-    script = (
-        "import sys, cli\n"
-        f"cli.main({args}, standalone_mode=False)\n"
-        "heavy = {'torch', 'transformers', 'zarr', 'numpy', 'datasets', 'pipeline', 'accelerate'}\n"
-        "print('imported', sorted(heavy & set(sys.modules)))"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[-1] == "imported []"
 
 
 # Extract

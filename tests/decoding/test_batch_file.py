@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from mav import cli
 from mav.cache_schema.errors import DataError
 from mav.pipeline.decoding.alpha import AlphaSchedule, as_schedule
-from mav.pipeline.decoding.batch_file import BatchReport, generate_file
+from mav.pipeline.decoding.files.batch_file import BatchReport, generate_file
+from mav.pipeline.decoding.files.prompt_file import read_prompts
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from mav.pipeline.decoding.prompt_file import read_prompts
 from tests.support.heads import write_base_and_head
 from tests.support.tiny import save_base, tiny_base
 

@@ -10,7 +10,8 @@ from mav.cache_schema.errors import BaseModelError, DataError, MAVError, Mismatc
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.alpha import AlphaSchedule
-from mav.pipeline.decoding.inference import MAVInference, create_mav
+from mav.pipeline.decoding.create import create_mav
+from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from tests.support.heads import random_head, write_head
 from tests.support.live import relative

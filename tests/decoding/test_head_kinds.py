@@ -12,7 +12,8 @@ from torch import Tensor
 from mav.cache_schema.errors import BaseModelError, MismatchError, UsageError
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
-from mav.pipeline.decoding.inference import MAVInference, create_mav
+from mav.pipeline.decoding.create import create_mav
+from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import random_head, size_option
 from tests.support.live import relative

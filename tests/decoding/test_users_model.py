@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import DataError, UsageError
-from mav.pipeline.decoding.inference import MAVInference, create_mav
+from mav.pipeline.decoding.create import create_mav
+from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import AlignmentHead
 from tests.support.heads import write_head

@@ -51,7 +51,7 @@ _IMPORTED: Final = (
     "hypothesis",
     "mav",
     "mav.cli",
-    "mav.pipeline.decoding.batch_file",
+    "mav.pipeline.decoding.files.batch_file",
     "mav.pipeline.decoding.chat",
     "mav.pipeline.demo.run",
     "mav.pipeline.reporting.html",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.decoding.batch_file import generate_file
+from mav.pipeline.decoding.files.batch_file import generate_file
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from mav.cache_schema.errors import DataError, MAVError
+from mav.pipeline.decoding.files.prompt_file import PromptLine, read_prompts
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
-from mav.pipeline.decoding.prompt_file import PromptLine, read_prompts
 from mav.pipeline.decoding.steering.strengths import Strength
 from mav.pipeline.runtime.durable_files import write_file
 from mav.pipeline.runtime.interruption import Interrupted

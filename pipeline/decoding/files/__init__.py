@@ -1,0 +1,1 @@
+"""Prompts from a file, and a file of their answers that an interrupted run resumes."""
