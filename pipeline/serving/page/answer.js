@@ -59,7 +59,7 @@ export class Answer {
     this.count += Math.max(1, logprobs.length);
     this.started ??= performance.now();
     const seconds = (performance.now() - this.started) / 1000;
-    const rate = this.count > 1 ? `, ${((this.count - 1) / seconds).toFixed(1)} a second` : "";
+    const rate = seconds > 0 ? `, ${((this.count - 1) / seconds).toFixed(1)} a second` : "";
     this.rate.textContent = `${this.count} token${this.count > 1 ? "s" : ""}${rate}`;
     if (text === "") return;
     const token = document.createElement("span");
@@ -100,7 +100,7 @@ export class Answer {
   sumUp() {
     const most = this.changes.reduce((one, other) => (Math.abs(other) > Math.abs(one) ? other : one));
     const mean = this.changes.reduce((sum, one) => sum + Math.abs(one), 0) / this.changes.length;
-    this.part("p", "change", `largest change ${signed(most)} nats, mean size ${mean.toFixed(2)}`);
+    this.part("p", "change", `largest change ${signed(most)} nats, ${mean.toFixed(2)} on average`);
     if (Math.abs(most) >= HARDLY) return;
     this.part("p", "hardly", `The head hardly moved this answer: no token's log-probability by ${HARDLY} nats ` +
       `(a factor of ${Math.exp(HARDLY).toFixed(2)}), so no colour is to be seen. Try an α further from 0; ` +

@@ -59,7 +59,7 @@ export class Columns {
         finish = part.finish ?? finish;
         if (part.text || part.logprobs.length) answer.add(part.text, part.logprobs);
       }
-      answer.end(finish === "length" ? "cut at the limit of tokens" : "");
+      answer.end(finish === "length" ? "cut at the limit" : "");
     } catch (error) {
       if (control.signal.aborted) answer.end("stopped");
       else answer.fail(error.message);

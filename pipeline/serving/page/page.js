@@ -5,13 +5,15 @@ import { Conversation } from "./conversation.js";
 import { copyText, say } from "./copy.js";
 import { readLink, turnsOf, writeLink } from "./link.js";
 import { models, useKey } from "./server.js";
-import { readSettings, settingsFromLink, settingsToLink } from "./settings.js";
+import { readSettings, settingsFromLink, settingsInWords, settingsToLink } from "./settings.js";
 import { Strengths } from "./strengths.js";
 
 // After a change, answers are asked for anew when nothing more changes for so many milliseconds.
 const PAUSE = 300;
 const at = (id) => document.getElementById(id);
 const announce = (words) => { at("announce").textContent = words; };
+const HELP = "Point at a token, or move to an answer with Tab and through it with the arrow keys, " +
+  "to see what the head changed.";
 let ready = false;
 let timer = null;
 // What the columns answer; null before anything was asked.
@@ -23,6 +25,7 @@ const strengths = new Strengths({
   range: at("range"),
   help: at("compare-help"),
 });
+drawLegend(at("legend"));
 const conversation = new Conversation(at("conversation"), at("turns"), { announce, onEdit: goBack });
 const columns = new Columns(at("answers"), { detail: at("detail"), announce, onContinue: goOn }, (busy) => {
   at("stop").disabled = !busy;
@@ -104,6 +107,8 @@ async function ask() {
   asked = { prompt, base: at("base").value, messages };
   if (!refresh({ afresh: true })) asked = before;
   compare();
+  // On a phone, the answers begin below what is seen.
+  if (at("answers").getBoundingClientRect().top > 0.75 * innerHeight) at("strength").scrollIntoView();
 }
 
 // Has the columns answer what was asked, under the settings as they are now.
@@ -117,12 +122,14 @@ function refresh({ afresh = false, quiet = false } = {}) {
     }));
   } catch (error) {
     // While something is being typed, what stands there may not be sound yet.
-    if (!quiet) show("error", error.message);
+    if (quiet) return false;
+    show("error", error.message);
+    if (at("settings").querySelector("[aria-invalid]")) at("settings").open = true;
     return false;
   }
   show("error", "");
   show("notice", "");
-  at("detail").hidden = false;
+  show("detail", HELP);
   columns.show(requests, afresh);
   keepInLink();
   return true;
@@ -134,19 +141,29 @@ function changed(event) {
   if (asked) timer = setTimeout(refresh, PAUSE, { quiet: event.type === "input" });
 }
 
+// On a phone, the settings are folded up, and told in a line.
+function fold() {
+  show("chosen", settingsInWords());
+}
+
 // A prompt or a base, which may have to be loaded, waits for the button; says so.
 function compare() {
   const prompt = asked !== null && at("prompt").value !== asked.prompt;
   const base = asked !== null && at("base").value !== asked.base;
+  if (!prompt && !base) {
+    show("edited", "");
+    return;
+  }
   const from = base ? ` of ${asked.base}` : "";
-  show("edited", prompt || base ? `The answers below are${from} to “${asked.prompt}”. Ask sends what stands here now.` : "");
+  show("edited", `The answers below are${from} to “${asked.prompt}”. Ask sends what stands here now.`);
 }
 
 function forget() {
   clearTimeout(timer);
   columns.clear();
   asked = null;
-  at("legend").hidden = at("detail").hidden = true;
+  show("detail", "");
+  at("legend").hidden = at("uncoloured").hidden = true;
   show("error", "");
   compare();
 }
@@ -202,9 +219,8 @@ at("stop").addEventListener("click", () => { clearTimeout(timer); columns.stop()
 at("renew").addEventListener("click", renew);
 at("link").addEventListener("click", copyLink);
 at("answers").addEventListener("coloured", (event) => {
-  at("legend").hidden = false;
-  if (event.detail) drawLegend(at("legend"));
-  else show("legend", "This server does not say what the base alone would have made of a token, so no token is coloured; point at one to see its probability. mav serve colours them, unless with --engine vllm.");
+  at("legend").hidden = !event.detail;
+  at("uncoloured").hidden = event.detail;
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -214,5 +230,7 @@ at("key-form").addEventListener("submit", (event) => {
     if (error.status === 401) show("error", "The server does not accept this key.");
   });
 });
+at("settings").addEventListener("toggle", fold);
+at("settings").open = !matchMedia("(max-width: 30rem)").matches;
 window.addEventListener("hashchange", () => { if (ready) open(); });
 begin().catch(() => {});

@@ -12,10 +12,16 @@ export function readSettings() {
     const sound = isSound(id, field(id).value);
     field(id).ariaInvalid = sound ? null : "true";
     if (sound) settings[name] = Number(field(id).value);
-    else problem ??= `${field(id).labels[0].innerText.trim()}: got ${field(id).value || "no number"}, expected ${expected(id)}`;
+    else problem ??= `${title(id)}: got ${field(id).value || "no number"}, expected ${expected(id)}`;
   }
   if (problem) throw new Error(problem);
   return settings;
+}
+
+// The settings in a few words.
+export function settingsInWords() {
+  const [beside, tokens, temperature, seed] = ["compare", ...Object.keys(FIELDS)].map((id) => field(id).value);
+  return `beside ${beside}; ${tokens} tokens, temperature ${temperature}, seed ${seed}`;
 }
 
 // What a link says of the settings, as pairs.
@@ -33,6 +39,10 @@ export function settingsFromLink(parameters) {
     else problems.push(`${id} “${text}” is not ${expected(id)}`);
   }
   return problems;
+}
+
+function title(id) {
+  return field(id).labels[0].textContent.trim();
 }
 
 function isSound(id, text) {

@@ -19,10 +19,10 @@ export class Strengths {
     this.heads.replaceChildren(...this.sliders.map((slider, number) => this.row(slider, number)));
     this.sliders.forEach((slider, number) => { slider.value = this.names ? alpha[this.names[number]] : alpha; });
     const own = this.names ? this.told(Object.values(alpha)) : shown(alpha);
-    const box = this.names ? "A box takes" : "The box takes";
-    this.range.textContent = `${box} ${shown(-MOST)} to ${MOST}, and its slider reaches as far. This server's own: ${own}.`;
+    this.range.textContent = `${shown(-MOST)} to ${MOST}; the server's own: ${own}`;
     if (this.names) {
-      this.help.textContent = "Beside the strengths below: factors of all of them, of which 0 is the base itself; six columns at most.";
+      this.help.textContent = "Beside the strengths below: factors of all of them, of which 0 is the base itself; " +
+        "six columns at most.";
     }
   }
 
@@ -39,7 +39,7 @@ export class Strengths {
   }
 
   // What is to be asked, in the order of strength: `alpha` as requests have it, `label` for the
-  // title of its column, and whether it is the sliders' `own`.
+  // title of its column, whether it is `steered` at all, and whether it is the sliders' `own`.
   read() {
     const chosen = this.sliders.map((slider) => slider.value);
     const parts = this.beside.value.split(/[\s,;]+/).filter(Boolean);
@@ -47,7 +47,8 @@ export class Strengths {
     const sound = others.every((one) => Math.abs(one) <= MOST);
     this.beside.ariaInvalid = sound ? null : "true";
     if (!sound) {
-      throw new Error(`Beside: got “${this.beside.value}”, expected numbers from ${shown(-MOST)} to ${MOST}, such as 0, 2`);
+      const expected = `numbers from ${shown(-MOST)} to ${MOST}, such as 0, 2`;
+      throw new Error(`Beside: got “${this.beside.value}”, expected ${expected}`);
     }
     const own = this.names ? 1 : chosen[0];
     const each = [...new Set([own, ...others])].sort((one, other) => one - other);
@@ -56,7 +57,7 @@ export class Strengths {
       throw new Error(`Beside: got ${each.length} strengths with the slider's, expected at most ${MOST_COLUMNS}`);
     }
     return each.map((value) => ({
-      ...(this.names ? this.mixture(value, chosen) : { alpha: value, label: label(value) }),
+      ...(this.names ? this.mixture(value, chosen) : { alpha: value, label: label(value), steered: value !== 0 }),
       own: value === own,
     }));
   }
@@ -70,7 +71,8 @@ export class Strengths {
       throw new Error(`Beside: ${shown(factor)} times ${this.told(chosen)} is beyond ${MOST}`);
     }
     const alpha = Object.fromEntries(this.names.map((name, number) => [name, alphas[number]]));
-    return { alpha, label: alphas.some((one) => one !== 0) ? this.told(alphas) : label(0) };
+    const steered = alphas.some((one) => one !== 0);
+    return { alpha, label: steered ? this.told(alphas) : label(0), steered };
   }
 
   told(alphas) {
