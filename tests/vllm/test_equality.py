@@ -45,7 +45,7 @@ def compare(run: Run, job: dict[str, Any], **environment: str) -> None:
     assert_all_equal(answered, run("engine_reference", alone(job)))
 
 
-CASES: Final = {
+CASES: Final[dict[str, tuple[str, Any, Any]]] = {
     "mlp": ("llama", "mlp", ALPHAS),
     "unembedding": ("llama", "unembedding", ALPHAS),
     "bottleneck": ("llama", "bottleneck", ALPHAS),
