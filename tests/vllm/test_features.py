@@ -181,8 +181,9 @@ def with_quantized_output(base: Path, folder: Path) -> Path:
     for file in base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    gptq = {**SCHEMES["gptq"].config, "lm_head": True}
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": gptq}))
+    config["quantization_config"] = {**SCHEMES["gptq"].config, "lm_head": True}
+    config["intermediate_size"] = 64  # a multiple of 32, for which there is a kernel
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
