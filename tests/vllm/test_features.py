@@ -152,7 +152,7 @@ def test_beams_have_the_alpha_of_the_engine(run: Run, world: Path) -> None:
 
 
 # Of speculation vLLM itself says so, before heads are looked at.
-REFUSED: Final = {
+REFUSED: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
     "ngram": (
         "mlp",
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
