@@ -95,15 +95,15 @@ def rows_of(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return them as people read them."""
-    lines = ["configuration   alpha   tokens/s of processor (slowest to quickest)   of plain vLLM"]
+    lines = [f"{'configuration':24} alpha   tokens/s of processor (slowest, quickest)   of vLLM"]
     for row in rows:
         alpha = "" if row["alpha"] is None else f"{row['alpha']:g}"
         speed, low, high = (
             row[name] for name in ("tokens_per_processor_second", "slowest", "quickest")
         )
         lines.append(
-            f"{row['configuration']:15} {alpha:7} {speed:9.1f} ({low:.1f} to {high:.1f})"
-            f"{'':22} {row['ratio']:.2f}"
+            f"{row['configuration']:24} {alpha:7} {speed:9.1f} ({low:.1f}, {high:.1f})"
+            f"{'':14} {row['ratio']:.2f}"
         )
     return "\n".join(lines)
 
@@ -130,8 +130,9 @@ def main(asked: argparse.Namespace) -> None:
         for kind, head in heads.items():
             both = {"head": str(head), "model": model, "alphas": [0.0, 1.0], **shared}
             results[f"vllm {kind}"] = run_configuration({"way": "vllm", **both})
-            if kind in asked.batches.split(","):
-                results[f"mav {kind}"] = run_configuration({"way": "mav", **both})
+            if kind in asked.beside.split(","):
+                results[f"mav generate {kind}"] = run_configuration({"way": "mav", **both})
+                results[f"mav serve {kind}"] = run_configuration({"way": "serve", **both})
         # Once more at the end: what else the machine did is seen in the difference.
         results[PLAIN] += run_configuration(plain)
     rows = rows_of(results)
@@ -148,7 +149,9 @@ if __name__ == "__main__":
     parser.add_argument("--last-token", type=int, default=30000, help="largest token of prompts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-cache-mib", type=int, default=512)
-    parser.add_argument("--batches", default="mlp", help="kinds to time MAV's own batches with")
+    parser.add_argument(
+        "--beside", default="mlp", help="kinds to time `mav generate` and `mav serve` with too"
+    )
     parser.add_argument("--compiled", action="store_true", help="let vLLM compile the base")
     parser.add_argument("--json", action="store_true")
     run_command(main, parser)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.engine.server import with_server
+
 
 def prompts_of(job: dict[str, Any]) -> list[list[int]]:
     """Return random prompts that have nothing in common, the same for every configuration."""
@@ -71,12 +73,14 @@ def with_batches(job: dict[str, Any]) -> Callable[[float | None], int]:
     return answer
 
 
-def measured(answer: Callable[[float | None], int], alpha: float | None) -> dict[str, float]:
+def measured(
+    answer: Callable[[float | None], int], used: Callable[[], float], alpha: float | None
+) -> dict[str, float]:
     """Return seconds of the processor and of the clock, and how many tokens were written."""
-    processor, clock = time.process_time(), time.perf_counter()
+    processor, clock = used(), time.perf_counter()
     tokens = answer(alpha)
     return {
-        "processor_seconds": time.process_time() - processor,
+        "processor_seconds": used() - processor,
         "seconds": time.perf_counter() - clock,
         "tokens": tokens,
     }
@@ -84,11 +88,15 @@ def measured(answer: Callable[[float | None], int], alpha: float | None) -> dict
 
 def main(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Answer at each alpha in turn, as often as asked, after one round that is not counted."""
-    answer = (with_batches if job["way"] == "mav" else with_vllm)(job)
+    used: Callable[[], float] = time.process_time
+    if job["way"] == "serve":
+        answer, used = with_server(job, prompts_of(job))
+    else:
+        answer = (with_batches if job["way"] == "mav" else with_vllm)(job)
     for alpha in job["alphas"]:
         answer(alpha)
     return [
-        {"alpha": alpha, "round": number, **measured(answer, alpha)}
+        {"alpha": alpha, "round": number, **measured(answer, used, alpha)}
         for number in range(job["rounds"])
         for alpha in job["alphas"]
     ]

@@ -18,6 +18,7 @@ from mav.pipeline.decoding.options import AttachOptions, Heads
 from mav.pipeline.decoding.steering.bounds import bounded_strength
 from mav.pipeline.decoding.steering.strengths import Alpha
 from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
+from mav.pipeline.engine.architectures import check_architecture
 from mav.pipeline.engine.installed import installed_version, require_tested
 from mav.pipeline.engine.names import PROCESSOR, engine_architecture, processor_class
 from mav.pipeline.engine.steering_config import KEY, PlacedHead, SteeringConfig
@@ -121,6 +122,8 @@ def prepare_engine(
     )
     source = with_copy(source, gguf_cache=gguf_cache)
     base = preview_base(source)
+    architecture = _architecture(source, base.model)
+    check_architecture(source.id, architecture)
     layers, differences = check_compatible(base, trained, rules)
     differences.log()
     remember(source.weights_digest(), source.id)
@@ -139,7 +142,7 @@ def prepare_engine(
     form = prompt_format_of(trained.parts[0].template) if prompt_form == "auto" else prompt_form
     arguments = {
         **_model(source),
-        "hf_overrides": {"architectures": [engine_architecture(_architecture(source, base.model))]},
+        "hf_overrides": {"architectures": [engine_architecture(architecture)]},
         "logits_processors": [f"{PROCESSOR}:{processor_class(config.names)}"],
         "logprobs_mode": "processed_logprobs",
         "additional_config": {KEY: config.to_json()},

@@ -104,6 +104,26 @@ def check_model(
         )
 
 
+def check_output_embedding(base: str, method: Any) -> None:
+    """Refuse an output embedding that a head of kind unembedding cannot act through.
+
+    Args:
+        base: The base.
+        method: What vLLM computes products with the output embedding by; None if it says nothing.
+
+    Raises:
+        UsageError: Its weights are quantized.
+    """
+    # Some schemes give a layer that they leave alone the plain method of another kind of layer.
+    name = type(method).__name__
+    if method is not None and not name.startswith("Unquantized"):
+        raise UsageError(
+            f"{base}: got a quantized output embedding ({name}), expected a plain one with a head "
+            f"of kind unembedding, which acts through it; use a checkpoint whose `lm_head` is not "
+            f"quantized, or a head of kind mlp or bottleneck"
+        )
+
+
 def _digest_of_tokenizer(model_config: Any) -> str:
     from vllm.tokenizers import get_tokenizer
 

@@ -16,7 +16,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3, supports_mult
 from vllm.model_executor.models.registry import ModelRegistry
 
 from mav.cache_schema.errors import UsageError
-from mav.pipeline.engine.engine_checks import check_engine, check_model
+from mav.pipeline.engine.engine_checks import check_engine, check_model, check_output_embedding
 from mav.pipeline.engine.names import architecture_of
 from mav.pipeline.engine.shared_state import SharedState
 from mav.pipeline.engine.slots import SteeredRows
@@ -83,6 +83,8 @@ def _with_heads(own: Any) -> type:
             self._width = len(order)
             if heads.on_state:
                 _vocabulary_layer(self)
+                layer = getattr(self, "lm_head", None)
+                check_output_embedding(model_config.model, getattr(layer, "quant_method", None))
             setattr(self, _HEADS, heads)
             self._rows: Tensor | None = None
             self._state_part: tuple[SteeredRows, Tensor | None] | None = None

@@ -11,7 +11,7 @@ import pytest
 from mav.cache_schema.errors import MAVError
 from mav.pipeline.engine import engine_checks
 from mav.pipeline.engine.arguments import engine_args
-from mav.pipeline.engine.engine_checks import check_engine, check_model
+from mav.pipeline.engine.engine_checks import check_engine, check_model, check_output_embedding
 from mav.pipeline.engine.steering_config import SteeringConfig
 from mav.pipeline.head.storage import read_head_config
 
@@ -73,6 +73,19 @@ def test_what_cannot_be_right_is_refused_in_one_line(world: Path, asked: Any, re
     with pytest.raises(MAVError, match=reason) as refused:
         check_engine(asked, told(world, "unembedding"))
     assert "\n" not in str(refused.value)
+
+
+def test_a_shift_needs_a_plain_output_embedding() -> None:
+    class UnquantizedEmbeddingMethod:
+        """As vLLM calls it."""
+
+    class GPTQMethod:
+        """Another."""
+
+    check_output_embedding("base", None)
+    check_output_embedding("base", UnquantizedEmbeddingMethod())
+    with pytest.raises(MAVError, match=r"base: got a quantized output embedding \(GPTQMethod\)"):
+        check_output_embedding("base", GPTQMethod())
 
 
 def test_heads_on_the_logits_take_adapters(world: Path) -> None:

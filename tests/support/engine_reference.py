@@ -1,7 +1,7 @@
 """What base and heads say of requests, by MAV's own decoding and by plain passes.
 
 A program of its own, as vLLM changes torch and transformers in the process it runs in:
-`python -m tests.support.engine_reference JOB RESULT`, both JSON.
+`python -m tests.support.engine_reference JOB RESULT`, both JSON. Of a list of jobs it gives a list.
 """
 
 import json
@@ -42,15 +42,31 @@ def log_probabilities(
     return (plain.unembedding()(last + shift) + added).log_softmax(-1)
 
 
+def rounded(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Inputs of a layer as they are where activations have 8 bits, with a scale for each token."""
+    (given,) = inputs
+    low, high = given.amin(-1, keepdim=True), given.amax(-1, keepdim=True)
+    scale = (high - low) / 255
+    zero = (-128 - low / scale).round()
+    codes = ((given / scale).round() + zero).clamp(-128, 127)
+    return ((codes - zero) * scale,)
+
+
 def main(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the response and the log-probabilities of each request."""
     heads: Any = job["heads"]
     mav = MAVInference(heads, job["base"], dtype="float32", device="cpu")
     plain = load_base(job["base"], dtype="float32", device="cpu")
+    if job.get("rounds_inputs"):
+        for name, layer in plain.model.named_modules():
+            if name.endswith("_proj"):
+                layer.register_forward_pre_hook(rounded)
     answers = []
     for request in job["requests"]:
         alpha, prompt = request["alpha"], request["prompt"]
-        options = GenerationOptions(max_new_tokens=request["max_tokens"])
+        options = GenerationOptions(
+            max_new_tokens=request["max_tokens"], num_beams=request.get("num_beams", 1)
+        )
         strength = as_strength(alpha, mav.head_names)
         found = request.get("forced")
         if found is None:
@@ -62,4 +78,6 @@ def main(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     told, result = map(Path, sys.argv[1:])
-    result.write_text(json.dumps(main(json.loads(told.read_text()))))
+    asked = json.loads(told.read_text())
+    answers = [main(job) for job in asked] if isinstance(asked, list) else main(asked)
+    result.write_text(json.dumps(answers))

@@ -2,13 +2,16 @@
 
 A program of its own: `python -m tests.support.engine_run JOB RESULT`, both JSON. A job has `head`,
 `base`, `options` of `engine_args`, `engine`, further arguments of `vllm.LLM`, and `rounds`, which
-are lists of requests that are sent together. With `steps` requests join, and some are aborted, at
-the steps named.
+are lists of requests that are sent together. With `joining` requests join, and some are aborted,
+between steps; with `beams` vLLM searches. Of a list of jobs each has an engine of its own, one
+after the other, which saves the start of a process; the result of one that fails is its traceback.
 """
 
+import gc
 import json
 import random
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,6 +105,19 @@ def at_random(llm: Any, requests: list[dict[str, Any]], seed: int) -> dict[str, 
     return {"answers": done, "steps": step}
 
 
+def beams_of(llm: Any, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The beams that vLLM's own search finds from a prompt, the best one first."""
+    from vllm.sampling_params import BeamSearchParams
+
+    width, most = asked["width"], asked["max_tokens"]
+    params = BeamSearchParams(beam_width=width, max_tokens=most, ignore_eos=True)
+    (found,) = llm.beam_search([{"prompt_token_ids": asked["prompt"]}], params)
+    length = len(asked["prompt"])
+    return [
+        {"tokens": beam.tokens[length:], "logprob": beam.cum_logprob} for beam in found.sequences
+    ]
+
+
 def preemptions(llm: Any) -> int:
     """How often requests were put back, as the engine counts it."""
     for metric in llm.get_metrics():
@@ -110,28 +126,78 @@ def preemptions(llm: Any) -> int:
     return 0
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(job: dict[str, Any]) -> dict[str, Any]:
+    """What the engine of a job is told."""
+    from mav.vllm import engine_args
+
+    return engine_args(job["head"], job["base"], **job.get("options", {}))
+
+
+def class_in(arguments: dict[str, Any]) -> str:
+    """The class of vLLM's that a model runs in."""
+    from mav.pipeline.engine.models import steered_class
+    from mav.pipeline.engine.names import engine_architecture
+
+    (name,) = arguments["hf_overrides"]["architectures"]
+    return steered_class(name.removeprefix(engine_architecture(""))).__mro__[1].__name__
+
+
+def main(job: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a job."""
     from vllm import LLM
 
-    from mav.vllm import engine_args
-
-    arguments = engine_args(job["head"], job["base"], **job.get("options", {}))
     try:
         llm = LLM(**{**SMALL, **arguments, **job.get("engine", {})})
     except Exception as error:
         if not job.get("refused"):
             raise
         return {"refused": f"{type(error).__name__}: {error}"}
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"class": class_in(arguments)}
     if "rounds" in job:
         result["rounds"] = in_rounds(llm, job["rounds"])
+    if "beams" in job:
+        result["beams"] = beams_of(llm, job["beams"])
     if "joining" in job:
         result.update(at_random(llm, job["joining"], job["seed"]))
         result["preemptions"] = preemptions(llm)
+    llm.llm_engine.engine_core.shutdown()
     return result
+
+
+def attempted(job: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run one of several jobs, and clear away so that another engine can start here."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    try:
+        return main(job, arguments)
+    except Exception:
+        return {"failed": traceback.format_exc()}
+    finally:
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def inspect_here() -> None:
+    """Have vLLM look at a model's class in this process.
+
+    It would start another one for each class, which takes longer than to load the class.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda function: function()
 
 
 if __name__ == "__main__":
     told, written = map(Path, sys.argv[1:])
-    written.write_text(json.dumps(main(json.loads(told.read_text()))))
+    asked = json.loads(told.read_text())
+    if isinstance(asked, list):
+        inspect_here()
+        # All of them first: an engine changes transformers' classes, which these look at.
+        prepared = [arguments_of(job) for job in asked]
+        results = []
+        for job, arguments in zip(asked, prepared, strict=True):
+            results.append(attempted(job, arguments))
+            # Each time, so that one that ends the process is known.
+            written.write_text(json.dumps(results))
+    else:
+        written.write_text(json.dumps(main(asked, arguments_of(asked))))

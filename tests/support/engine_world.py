@@ -1,5 +1,6 @@
 """A tiny base whose attention vLLM can compute on a CPU, and heads of every kind for it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import save_head
 from mav.pipeline.runtime.choices import HeadKind
 from tests.support.heads import KINDS, origin_of
-from tests.support.tiny import VOCAB, make_cache, save_base, tiny_base
+from tests.support.tiny import make_cache, save_base, tiny_base
 
 WIDTH: Final = 64
 POOLED: Final = 32
@@ -42,7 +43,7 @@ def made_head(folder: Path, cache: Path, kind: HeadKind, seed: int = 3) -> Path:
             kind=kind,
             num_layers=len(manifest.states.layers),
             pooled_size=manifest.states.pooled_size,
-            vocab_size=VOCAB,
+            vocab_size=manifest.base.vocab_size,
             **sizes,
         )
     )
@@ -52,9 +53,21 @@ def made_head(folder: Path, cache: Path, kind: HeadKind, seed: int = 3) -> Path:
     return folder
 
 
-def write_world(folder: Path, architecture: str = "llama", **extraction: Any) -> Path:
-    """Save a base as `base` and a head of each kind under its name; return the folder."""
-    base = engine_base(architecture)
+def write_world(
+    folder: Path,
+    architecture: str = "llama",
+    changes: Mapping[str, Any] | None = None,
+    **extraction: Any,
+) -> Path:
+    """Save a base as `base` and a head of each kind under its name; return the folder.
+
+    Args:
+        folder: Where.
+        architecture: A variant of the catalogue.
+        changes: Of the base's settings.
+        extraction: Options of the extraction whose cache the heads are for.
+    """
+    base = engine_base(architecture, **(changes or {}))
     save_base(base, folder / "base")
     cache = make_cache(folder / "made", base, pairs=8, pooled_size=POOLED, **extraction)
     for number, kind in enumerate(KINDS):

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mav.pipeline.engine.architectures import NOT_TRIED, REFUSED, RUNS_IN
 from mav.pipeline.extraction.packing import PACKINGS
 from tests.support.architectures import CATALOGUE, Variant
 
@@ -25,8 +28,8 @@ def table(variants: Iterable[Variant]) -> str:
     for variant in variants:
         by_type.setdefault(variant.model_type, []).append(variant)
     lines = [
-        "| `model_type` | such as | its peculiarities | pairs are run |",
-        "| --- | --- | --- | --- |",
+        "| `model_type` | such as | its peculiarities | pairs are run | in vLLM |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for model_type, kinds in by_type.items():
         examples = [example for kind in kinds for example in kind.examples]
@@ -40,8 +43,24 @@ def table(variants: Iterable[Variant]) -> str:
             if any(kind.packing != "separate" for kind in kinds):
                 run = f"{'padded' if ways['shared_prompt'] else 'packed'}; {run}"
         listed = _listed(it.words for it in found)
-        lines.append(f"| `{model_type}` | {', '.join(examples)} | {listed} | {run} |")
+        words = [f"`{model_type}`", ", ".join(examples), listed, run, _in_vllm(model_type)]
+        lines.append(f"| {' | '.join(words)} |")
     return "\n".join(lines)
+
+
+def architecture_of(model_type: str) -> str:
+    """Return the class of a model type, as configurations name it."""
+    found: str = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    return found
+
+
+def _in_vllm(model_type: str) -> str:
+    architecture = architecture_of(model_type)
+    code = RUNS_IN.get(architecture)
+    if code is not None:
+        return "yes" if code == "vllm" else "yes, in transformers' code"
+    refused = REFUSED.get(architecture)
+    return f"not tried: {NOT_TRIED[architecture]}" if refused is None else f"no: {refused}"
 
 
 def _listed(words: Iterable[str]) -> str:

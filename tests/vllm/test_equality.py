@@ -7,13 +7,12 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.engine_compared import alone, assert_all_equal, assert_equal
 from tests.support.engine_jobs import Run
 from tests.support.engine_world import write_world
 from tests.support.heads import KINDS
 from tests.support.once import made_once
 
-CLOSE: Final = 1e-4
-"""Most that a log-probability may differ by, of any token of the vocabulary."""
 ALPHAS: Final = (0, 1, 2, 1, "0:2,8:0.5", 0.5, 0, -1, "0:0,3:2", 1.5)
 SEVERAL: Final = (
     {"a": 1, "b": 0.5, "c": 0},
@@ -35,59 +34,61 @@ def requests(alphas: Any, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def assert_equal(got: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Compare tokens and log-probabilities; return the largest difference of the latter."""
-    assert got["tokens"] == expected["tokens"]
-    worst = 0.0
-    for ours, theirs in zip(got["logprobs"], expected["logprobs"], strict=True):
-        worst = max(worst, *(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
-    assert worst < CLOSE
-    return worst
+def twice(job: dict[str, Any], asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """A job whose requests are sent twice, so that prefixes are there the second time."""
+    return {**job, "rounds": [asked, asked]}
 
 
-def compare(run: Run, job: dict[str, Any], **environment: str) -> float:
-    """Run a job's requests twice, so that prefixes are there the second time; compare both."""
-    asked = job["rounds"][0]
-    answered = run("engine_run", {**job, "rounds": [asked, asked]}, **environment)
-    alone = {"heads": job["head"], "base": job["base"], "requests": asked}
-    expected = run("engine_reference", alone)
-    worst = 0.0
-    for answers in answered["rounds"]:
-        for (got,), reference in zip(answers, expected, strict=True):
-            worst = max(worst, assert_equal(got, reference))
-    return worst
+def compare(run: Run, job: dict[str, Any], **environment: str) -> None:
+    """Run a job in a process of its own, and compare."""
+    answered = run("engine_run", job, **environment)
+    assert_all_equal(answered, run("engine_reference", alone(job)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_head(run: Run, world: Path, kind: str) -> None:
-    head, base = str(world / kind), str(world / "base")
-    compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS)]})
+CASES: Final[dict[str, tuple[str, Any, Any]]] = {
+    "mlp": ("llama", "mlp", ALPHAS),
+    "unembedding": ("llama", "unembedding", ALPHAS),
+    "bottleneck": ("llama", "bottleneck", ALPHAS),
+    "mlp reads embeddings and not the last state": ("layers", "mlp", ALPHAS[:5]),
+    "unembedding reads embeddings and not the last state": ("layers", "unembedding", ALPHAS[:5]),
+    "mlp in transformers' code": ("gemma", "mlp", ALPHAS[:5]),
+    "unembedding in transformers' code": ("gemma", "unembedding", ALPHAS[:5]),
+    "several by name": ("llama", {"a": KINDS[0], "b": KINDS[1], "c": KINDS[2]}, SEVERAL),
+}
+"""What is compared: a world, its heads and alphas."""
+Compared = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
-def test_embeddings_are_read_and_the_last_state_is_not(
-    run: Run, tmp_path_factory: pytest.TempPathFactory, kind: str
-) -> None:
-    made = partial(write_world, layer_selection="0,2")
-    world = made_once(tmp_path_factory, "vllm-layers", made)
-    head, base = str(world / kind), str(world / "base")
-    compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]})
+@pytest.fixture(scope="module")
+def compared(run: Run, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """What the engine and the reference answer in each case, one process for each of the two."""
+    worlds = {
+        "llama": world,
+        "layers": made_once(
+            tmp_path_factory, "vllm-layers", partial(write_world, layer_selection="0,2")
+        ),
+        "gemma": made_once(
+            tmp_path_factory, "vllm-gemma", partial(write_world, architecture="gemma")
+        ),
+    }
+    jobs = []
+    for place, kinds, alphas in CASES.values():
+        folder = worlds[place]
+        heads: Any = (
+            str(folder / kinds)
+            if isinstance(kinds, str)
+            else {name: str(folder / kind) for name, kind in kinds.items()}
+        )
+        job = {"head": heads, "base": str(folder / "base"), "options": {"alpha": 0}}
+        jobs.append(twice(job, requests(alphas)))
+    answered = run("engine_run", jobs)
+    expected = run("engine_reference", [alone(job) for job in jobs])
+    return dict(zip(CASES, zip(answered, expected, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "unembedding"])
-def test_a_base_in_transformers_code(
-    run: Run, tmp_path_factory: pytest.TempPathFactory, kind: str
-) -> None:
-    made = partial(write_world, architecture="gemma")
-    world = made_once(tmp_path_factory, "vllm-gemma", made)
-    head, base = str(world / kind), str(world / "base")
-    compare(run, {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]})
-
-
-def test_several_heads_by_name(run: Run, world: Path) -> None:
-    heads = {name: str(world / kind) for name, kind in zip("abc", KINDS, strict=True)}
-    job = {"head": heads, "base": str(world / "base"), "options": {"alpha": 0}}
-    compare(run, {**job, "rounds": [requests(SEVERAL)]})
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_and_log_probabilities_are_mavs(compared: Compared, case: str) -> None:
+    assert_all_equal(*compared[case])
 
 
 def test_requests_join_leave_and_are_put_back(run: Run, world: Path) -> None:
@@ -102,8 +103,8 @@ def test_requests_join_leave_and_are_put_back(run: Run, world: Path) -> None:
     kept = [number for number in range(len(asked)) if "aborted_after" not in asked[number]]
     assert sorted(map(int, answered["answers"])) == kept
     assert answered["preemptions"] > 0
-    alone = {"heads": head, "base": base, "requests": [asked[number] for number in kept]}
-    for number, expected in zip(kept, run("engine_reference", alone), strict=True):
+    ended = {"heads": head, "base": base, "requests": [asked[number] for number in kept]}
+    for number, expected in zip(kept, run("engine_reference", ended), strict=True):
         assert_equal(answered["answers"][str(number)], expected)
 
 
@@ -111,12 +112,12 @@ def test_requests_join_leave_and_are_put_back(run: Run, world: Path) -> None:
 def test_compiled(run: Run, world: Path, kind: str) -> None:
     head, base = str(world / kind), str(world / "base")
     job = {"head": head, "base": base, "engine": {"enforce_eager": False}}
-    compare(run, {**job, "rounds": [requests(ALPHAS[:5])]}, TORCH_COMPILE_DISABLE="0")
+    compare(run, twice(job, requests(ALPHAS[:5])), TORCH_COMPILE_DISABLE="0")
 
 
 def test_three_processes(run: Run, world: Path) -> None:
     head, base = str(world / "unembedding"), str(world / "base")
-    job = {"head": head, "base": base, "rounds": [requests(ALPHAS[:5])]}
+    job = twice({"head": head, "base": base}, requests(ALPHAS[:5]))
     compare(run, job, VLLM_ENABLE_V1_MULTIPROCESSING="1")
 
 
@@ -125,4 +126,4 @@ def test_two_ranks(run: Run, world: Path, kind: str) -> None:
     head, base = str(world / kind), str(world / "base")
     job = {"head": head, "base": base, "engine": {"tensor_parallel_size": 2}}
     binding = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    compare(run, {**job, "rounds": [requests(ALPHAS[:5])]}, **binding)
+    compare(run, twice(job, requests(ALPHAS[:5])), **binding)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.engine_jobs import Run
+from tests.support.engine_quantized import SCHEMES
 
 CLOSE: Final = 1e-4
 PROMPT: Final = [*range(30, 90)]
@@ -107,19 +108,92 @@ def test_an_adapter_of_lora(run: Run, world: Path, tmp_path: Path) -> None:
             assert furthest(got["logprobs"], reference["logprobs"]) < CLOSE
 
 
-@pytest.mark.parametrize(
-    ("kind", "asked", "reason"),
-    [
-        (
-            "mlp",
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-            "logits processors",
-        ),
-        ("unembedding", {"enable_lora": True}, "the rows of its shift belong to no adapter"),
-    ],
-)
+def test_beams_have_the_alpha_of_the_engine(run: Run, world: Path) -> None:
+    """Each step of vLLM's search is a request of its own, so that a schedule stays at its start."""
+    base, width, length = str(world / "base"), 3, 5
+    searched = {"prompt": PROMPT, "width": width, "max_tokens": length}
+    engines = [("mlp", 1.5), ("unembedding", 1.5), ("mlp", "0:1.5,1:0")]
+    answered = run(
+        "engine_run",
+        [
+            {
+                "head": str(world / kind),
+                "base": base,
+                "options": {"alpha": alpha},
+                "beams": searched,
+            }
+            for kind, alpha in engines
+        ],
+    )
+    one = {"prompt": PROMPT, "alpha": 1.5, "max_tokens": length}
+    wanted = run(
+        "engine_reference",
+        [
+            {
+                "heads": str(world / kind),
+                "base": base,
+                "requests": [
+                    {**one, "num_beams": width},
+                    *({**one, "forced": beam["tokens"]} for beam in answer["beams"]),
+                ],
+            }
+            for (kind, _), answer in zip(engines, answered, strict=True)
+        ],
+    )
+    for answer, (best, *forced) in zip(answered, wanted, strict=True):
+        beams = answer["beams"]
+        assert len(beams) == width
+        assert beams[0]["tokens"] == best["tokens"]
+        for beam, reference in zip(beams, forced, strict=True):
+            steps = zip(reference["logprobs"], beam["tokens"], strict=True)
+            total = sum(values[token] for values, token in steps)
+            assert abs(beam["logprob"] - total) < length * CLOSE
+    assert len({tuple(answer["beams"][0]["tokens"]) for answer in answered}) == 2
+
+
+# Of speculation vLLM itself says so, before heads are looked at.
+REFUSED: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
+    "ngram": (
+        "mlp",
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        "ogits processors",
+    ),
+    "a draft model": (
+        "mlp",
+        {"speculative_config": {"model": "BASE", "num_speculative_tokens": 2}},
+        "ogits processors",
+    ),
+    "adapters": (
+        "unembedding",
+        {"enable_lora": True},
+        "the rows of its shift belong to no adapter",
+    ),
+    "a quantized output embedding": (
+        "unembedding",
+        {"quantization": "gptq", "dtype": "float16"},
+        "got a quantized output embedding",
+    ),
+}
+
+
+def with_quantized_output(base: Path, folder: Path) -> Path:
+    """A base whose configuration says that its output embedding is quantized too."""
+    for file in base.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {**SCHEMES["gptq"].config, "lm_head": True}
+    config["intermediate_size"] = 64  # a multiple of 32, for which there is a kernel
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_right_is_refused_at_the_start(
-    run: Run, world: Path, kind: str, asked: dict[str, Any], reason: str
+    run: Run, world: Path, tmp_path: Path, case: str
 ) -> None:
-    answered = run("engine_run", engine(world, kind, engine=asked, refused=True))
+    kind, asked, reason = REFUSED[case]
+    base = with_quantized_output(world / "base", tmp_path) if "quantization" in asked else None
+    told: Any = json.loads(json.dumps(asked).replace("BASE", str(world / "base")))
+    job = engine(world, kind, engine=told, refused=True)
+    answered = run("engine_run", {**job, "base": str(base or world / "base")})
     assert reason in answered["refused"]
