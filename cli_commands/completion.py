@@ -10,15 +10,17 @@ _VARIABLE = "_MAV_COMPLETE"
 
 @command(
     """
-  eval "$(mav completion bash)"                                     # in ~/.bashrc
-  eval "$(mav completion zsh)"                                      # in ~/.zshrc
-  mav completion fish > ~/.config/fish/completions/mav.fish
+  mav completion bash
 """
 )
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion_command(ctx: click.Context, *, shell: str) -> None:
-    """Print a script that completes commands, options and files in a shell."""
+    """Print a script that completes commands, options and files in a shell.
+
+    In ~/.bashrc: eval "$(mav completion bash)"; in ~/.zshrc the same with zsh; for fish in
+    ~/.config/fish/completions/mav.fish.
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

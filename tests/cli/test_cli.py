@@ -48,8 +48,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
     asked = (
-        "chat compare demo engine-args evaluate extract generate harness inspect merge pairs push "
-        "sample serve train verify"
+        "chat compare completion demo engine-args evaluate extract generate harness inspect merge "
+        "pairs push sample serve train verify"
     )
     assert names == asked.split()
 
