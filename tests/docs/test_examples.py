@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_comparing_alphas(run: Callable[[str], Ran]) -> None:
     assert first.split()[1::2] == ["0", "1", "2"]
     assert set(line) == {"-", " "}
     assert answers
+
+
+def test_drawing_answers(run: Callable[[str], Ran], tmp_path: Path) -> None:
+    picture = tmp_path / "answers.svg"
+    out = run(f"draw_answers.py {HEAD} --alphas 0 2 --output {picture}").out
+    assert out.splitlines()[-1] == f"Written to {picture}"
+    root = ElementTree.fromstring(picture.read_text(encoding="utf-8"))
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "Name a tree."
+    base, steered = texts.index("alpha 0"), texts.index("alpha 2")
+    assert base < steered < len(texts) - 1
 
 
 def test_beams_and_samples(run: Callable[[str], Ran]) -> None:
