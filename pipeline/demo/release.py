@@ -110,8 +110,8 @@ python -c "from mav.pipeline.demo.run import installed_base; print(installed_bas
 def _answers_section(head: Path, base: str) -> str:
     lines = [
         "## What it writes\n",
-        "Greedy, the prompts of `mav demo`, which no training pair has. The base is small and its "
-        "answers are poor; what the head changes is their direction.\n",
+        "Greedy, to the prompts of `mav demo`, which are in no training pair. The base is small and "
+        "writes poorly: what the head learned shows in the ranking above more than here.\n",
     ]
     found = iter(answers_of(head, base))
     for prompt in PROMPTS:

@@ -140,6 +140,10 @@ def test_the_citation_is_sound() -> None:
     assert [author["name"] for author in found["authors"]] == ["The MAV authors"]
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
 def test_the_licence_is_there() -> None:
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
 
