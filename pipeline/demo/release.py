@@ -110,7 +110,7 @@ python -c "from mav.pipeline.demo.run import installed_base; print(installed_bas
 def _answers_section(head: Path, base: str) -> str:
     lines = [
         "## What it writes\n",
-        "Greedy, to the prompts of `mav demo`, which are in no training pair. The base is small and "
+        "Greedy, to the prompts of `mav demo`, which are in no training pair. So small a base "
         "writes poorly: what the head learned shows in the ranking above more than here.\n",
     ]
     found = iter(answers_of(head, base))
