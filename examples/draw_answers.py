@@ -39,7 +39,7 @@ def pieces_of(mav: MAVInference, score: Score) -> list[tuple[str, float]]:
 
 def drawn(prompt: str, answers: dict[float, list[tuple[str, float]]]) -> str:
     """Return the picture."""
-    y, parts = MARGIN + LINE, []
+    y, parts = float(MARGIN + LINE), []
     parts.append(f'<text x="{MARGIN}" y="{y}" font-weight="bold">{escape(prompt)}</text>')
     for alpha, pieces in answers.items():
         y += LINE * 1.4
@@ -82,10 +82,11 @@ def main() -> None:
     mav = MAVInference(args.head, args.base)
     options = GenerationOptions(max_new_tokens=args.max_new_tokens)
     answers = {}
-    for found in mav.generate_batch([args.prompt] * len(args.alphas), args.alphas, options):
-        score = mav.score(args.prompt, found.response, found.alpha, ended=False)
-        answers[float(found.alpha)] = pieces_of(mav, score)
-        print(f"alpha {found.alpha:g}: {found.response}")
+    several = mav.generate_batch([args.prompt] * len(args.alphas), args.alphas, options)
+    for alpha, found in zip(args.alphas, several, strict=True):
+        score = mav.score(args.prompt, found.response, alpha, ended=False)
+        answers[alpha] = pieces_of(mav, score)
+        print(f"alpha {alpha:g}: {found.response}")
     args.output.write_text(drawn(args.prompt, answers), encoding="utf-8")
     print(f"Written to {args.output}")
 

@@ -51,7 +51,7 @@ def of(name: str) -> list[Instruction]:
 
 def copied() -> dict[str, str]:
     """Return what is copied: paths of the repository and where each goes."""
-    found = {}
+    found: dict[str, str] = {}
     for *sources, to in (each.words for each in of("COPY")):
         into = to if to.endswith("/") else None
         found |= {source: f"{into}{Path(source).name}" if into else to for source in sources}
