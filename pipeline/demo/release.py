@@ -17,7 +17,7 @@ from typing import Final
 
 import torch
 
-from mav.cache_schema.errors import MAVError, UsageError
+from mav.cache_schema.errors import MAVError
 from mav.pipeline.demo.run import (
     ALPHAS,
     BASE_REQUIREMENT,
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str], *, write: Callable[[str], None]) -> None:
     parser.add_argument("--output", type=Path, default=Path("dist"))
     asked = parser.parse_args(arguments)
     if asked.output.exists() and not asked.output.is_dir():
-        raise UsageError(f"--output: got {asked.output}, which is a file, expected a folder")
+        parser.error(f"--output: got {asked.output}, which is a file; expected a folder")
     run_demo(asked.work, None, write=write)
     found = release(asked.work, asked.output)
     write(f"\n{found.folder}: the head with its card")
@@ -177,4 +177,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:], write=lambda line: print(line, flush=True))  # noqa: T201
     except MAVError as error:
-        raise SystemExit(f"Error: {error}") from error
+        sys.stderr.write(f"Error: {error}\n")
+        raise SystemExit(error.exit_code) from error
