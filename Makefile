@@ -21,12 +21,13 @@ FORMAT_TESTS := tests/cache_schema
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help demo test test-format test-all test-browser test-vllm coverage check lint types docs format install clean
+.PHONY: help demo release-head test test-format test-all test-browser test-vllm coverage check lint types docs format install clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          the whole pipeline on shipped pairs: extract, train, evaluate, decode"
+	@echo "make release-head  the demo's head with its card, in dist/, the same bit for bit"
 	@echo "make test          the tests that CI runs"
 	@echo "make test-format   the tests of the cache format alone"
 	@echo "make test-browser  the page, in Chromium"
@@ -43,6 +44,12 @@ help:
 
 demo: $(INSTALLED) $(BASE)
 	$(BIN)/mav demo
+
+# What is computed depends on the instructions and the threads, so both are fixed to what nearly every
+# x86 processor has.
+release-head: $(INSTALLED) $(BASE)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
+		$(BIN)/python -m mav.pipeline.demo.release
 
 test: $(INSTALLED)
 	$(PYTEST) --warm -m "not slow and not gpu and not browser"

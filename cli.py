@@ -4,6 +4,7 @@ import click
 
 from mav.cli_commands.chat import chat_command
 from mav.cli_commands.compare import compare_command
+from mav.cli_commands.completion import completion_command
 from mav.cli_commands.demo import demo_command
 from mav.cli_commands.engine_args import engine_args_command
 from mav.cli_commands.evaluate import evaluate_command
@@ -58,6 +59,7 @@ for _command in (
     serve_command,
     engine_args_command,
     demo_command,
+    completion_command,
 ):
     main.add_command(_command)
 

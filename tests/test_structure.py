@@ -17,7 +17,7 @@ MAY_IMPORT: Final[dict[str, str]] = {
     "cli_commands": "cache_schema base comparison decoding demo engine evaluation extraction "
     "harness head preferences reporting rounds runtime serving training verification",
     "comparison": "cache_schema base decoding evaluation head ops preferences runtime",
-    "demo": "cache_schema base decoding evaluation extraction preferences reporting training",
+    "demo": "cache_schema base decoding evaluation extraction head preferences reporting training",
     "engine": "cache_schema base decoding head preferences runtime serving",
     "harness": "cache_schema decoding runtime",
     "rounds": "cache_schema base comparison decoding preferences runtime",

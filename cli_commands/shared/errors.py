@@ -18,6 +18,7 @@ from mav.cli_commands.shared.config import config_option
 from mav.cli_commands.shared.flags import with_flags
 from mav.cli_commands.shared.logging import log_to_stderr, verbosity_options
 from mav.cli_commands.shared.options import OneOnly
+from mav.cli_commands.shared.places import complete_files
 from mav.cli_commands.shared.sections import write_options
 
 
@@ -143,6 +144,7 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
             epilog="\b\nExample:\n" + example.strip("\n"),
         )(function)
         made.params += [config_option(), *verbosity_options()]
+        complete_files(made)
         return made
 
     return decorate

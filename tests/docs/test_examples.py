@@ -1,8 +1,11 @@
 """Every example runs, and prints what it says it does."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree
 
 import pytest
 
@@ -36,6 +39,17 @@ def test_comparing_alphas(run: Callable[[str], Ran]) -> None:
     assert first.split()[1::2] == ["0", "1", "2"]
     assert set(line) == {"-", " "}
     assert answers
+
+
+def test_drawing_answers(run: Callable[[str], Ran], tmp_path: Path) -> None:
+    picture = tmp_path / "answers.svg"
+    out = run(f"draw_answers.py {HEAD} --alphas 0 2 --output {picture}").out
+    assert out.splitlines()[-1] == f"Written to {picture}"
+    root = ElementTree.fromstring(picture.read_text(encoding="utf-8"))
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "Name a tree."
+    base, steered = texts.index("alpha 0"), texts.index("alpha 2")
+    assert base < steered < len(texts) - 1
 
 
 def test_beams_and_samples(run: Callable[[str], Ran]) -> None:
@@ -78,10 +92,31 @@ def test_asking_a_server(run: Callable[[str], Ran], address: str) -> None:
 
 
 def test_every_example_is_tested_and_listed() -> None:
-    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    names = {
+        path.name for kind in ("py", "ipynb") for path in (ROOT / "examples").glob(f"*.{kind}")
+    }
     listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     tested = Path(__file__).read_text(encoding="utf-8")
     assert names
     for name in names:
         assert f"`{name}`" in listed
-        assert f"{name} " in tested
+        assert re.search(rf"{re.escape(name)}\b", tested), name
+
+
+def test_the_notebook(trained: World, tmp_path: Path) -> None:
+    """Its cells in their order, as a script; with fewer pairs, as they take their time."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert {cell["cell_type"] for cell in notebook["cells"]} == {"code", "markdown"}
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert "rows = [" in sources[1]
+    sources.insert(2, "rows = rows[::8]")
+    world = trained.copy(tmp_path / "docs")
+    (world.folder / "cells.py").write_text("\n".join(sources), encoding="utf-8")
+    ran = world.run("python cells.py")
+    assert ran.code == 0, ran.err
+    for said in ("240 pairs\n", "30 pairs, ", " steps\n", "alpha 2: ", "nats over the base\n"):
+        assert said in ran.out, said

@@ -19,6 +19,7 @@ from tests.docs.world import ROOT, World, free_port
 # Page -> the fixture that is the world as it is before the page begins.
 WORLDS: Final = {
     "docs/index.md": "world",
+    "docs/tutorial.md": "world",
     "docs/extracting.md": "world",
     "docs/training.md": "extracted",
     "docs/decoding.md": "trained",

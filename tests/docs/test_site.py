@@ -35,6 +35,7 @@ PAGES: Final = {
     "push": "hub",
     "inspect": "index",
     "demo": "index",
+    "completion": "index",
 }
 _ROW: Final = re.compile(r"^\| (?P<options>`--[^|]*) \|(?P<default>[^|]*)\| [^|]+ \|$", re.M)
 PROJECT: Final[dict[str, Any]] = tomllib.loads(
@@ -88,7 +89,7 @@ def test_every_option_is_told(command: str) -> None:
             assert f"`{name}`" in text, name
 
 
-@pytest.mark.parametrize("command", sorted(set(PAGES) - {"chat", "inspect", "demo"}))
+@pytest.mark.parametrize("command", sorted(set(PAGES) - {"chat", "inspect", "demo", "completion"}))
 def test_tables_of_options_have_the_defaults(command: str) -> None:
     rows = {
         row["options"].split("`")[1]: row["default"].strip()
@@ -137,6 +138,10 @@ def test_the_citation_is_sound() -> None:
     assert str(found["version"]) == PROJECT["version"]
     assert found["license"] == PROJECT["license"] == "MIT"
     assert [author["name"] for author in found["authors"]] == ["The MAV authors"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 
 
 def test_the_licence_is_there() -> None:
