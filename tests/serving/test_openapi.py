@@ -186,3 +186,26 @@ def test_health_without_the_key_is_as_described(head: str, bases: tuple[str, str
         known = {"Authorization": "Bearer sesame"}
         assert answer_of(stranger, "GET", "/health", headers=known)["base"] == "first"
         assert stranger.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("message", "taken"),
+    [
+        ({"role": "assistant"}, True),
+        ({"role": "assistant", "content": None}, True),
+        ({"role": "assistant", "content": "Hi", "tool_calls": []}, True),
+        ({"role": "assistant", "content": "Hi", "tool_calls": [{}]}, False),
+        ({"role": "user"}, False),
+        ({"role": "user", "content": None}, False),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}], "name": None}, True),
+    ],
+    ids=str,
+)
+def test_it_takes_the_messages_the_server_takes(message: dict[str, Any], taken: bool) -> None:
+    body = {"messages": [message, USER]}
+    assert checker("ChatFields").is_valid(body) == taken
+    if taken:
+        validated(ChatFields, body)
+    else:
+        with pytest.raises(ApiError):
+            validated(ChatFields, body)
