@@ -2,15 +2,14 @@
 
 import importlib.resources
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Final
 
 _TYPES: Final = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "answer.js": "text/javascript; charset=utf-8",
-    "strengths.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 
 HEADERS: Final = {
@@ -46,9 +45,10 @@ def page_files() -> list[PageFile]:
     folder = importlib.resources.files("mav.pipeline.serving") / "page"
     return [
         PageFile(
-            path="/" if name == "index.html" else f"/{name}",
-            content=(folder / name).read_bytes(),
-            media_type=media_type,
+            path="/" if file.name == "index.html" else f"/{file.name}",
+            content=file.read_bytes(),
+            media_type=_TYPES[PurePath(file.name).suffix],
         )
-        for name, media_type in _TYPES.items()
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if PurePath(file.name).suffix in _TYPES
     ]

@@ -19,7 +19,7 @@ from mav.pipeline.comparison.systems import Measured, System, keys_of
 from mav.pipeline.reporting.comparison_page import render_comparison, write_comparison
 from mav.pipeline.reporting.comparison_table import comparison_table
 from mav.pipeline.reporting.curves import Curve, CurvePoint, draw_curves
-from tests.serving.screenshot import CHROMIUM, launch
+from tests.support.browser import CHROMIUM, launch
 from tests.support.comparisons import prompts_of
 from tests.support.limits import EVENT
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
 import pytest
+from playwright.sync_api import sync_playwright
 
 from mav.pipeline.serving.http_server import HttpServer
+from tests.support.browser import launch
 from tests.support.heads import write_head
 from tests.support.server import client, http, running
 from tests.support.tiny import make_cache, save_base, tiny_base
@@ -44,3 +47,11 @@ def ai(server: HttpServer) -> Iterator[openai.OpenAI]:
 def web(server: HttpServer) -> Iterator[httpx2.Client]:
     with http(server) as plain_client:
         yield plain_client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as started:
+        chromium = launch(started)
+        yield chromium
+        chromium.close()

@@ -6,16 +6,11 @@ from typing import Any, Final
 
 from playwright.sync_api import sync_playwright
 
+from tests.support.browser import launch
 from tests.support.limits import EVENT
 from tests.support.server import running
 
-CHROMIUM: Final = Path("/usr/bin/chromium")
-SIZE: Final = {"width": 1200, "height": 760}
-
-
-def launch(playwright: Any) -> Any:
-    """Start Chromium as the tests of the page do."""
-    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+SIZE: Final = {"width": 1200, "height": 880}
 
 
 def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int) -> None:
@@ -30,12 +25,12 @@ def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int
     """
     page.wait_for_selector("#base option", state="attached")
     page.get_by_label("Prompt").fill(prompt)
-    page.get_by_label("beside").fill(alphas)
+    page.get_by_label("Beside").fill(alphas)
     page.get_by_label("Tokens").fill(str(tokens))
-    page.get_by_role("button", name="Ask").click()
-    page.wait_for_selector("#send:enabled")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_selector("#answers[aria-busy=false]")
     page.locator(".answer").last.locator(".token[title]").first.hover()
-    page.screenshot(path=target, full_page=True)
+    page.screenshot(path=target)
 
 
 def main(head: str, target: Path) -> None:

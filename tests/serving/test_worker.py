@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx2
 import openai
@@ -16,8 +16,7 @@ from mav.pipeline.decoding import continuous_batching
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.serving import http_server
 from mav.pipeline.serving.http_server import HttpServer
-from mav.pipeline.serving.prompts import Choice
-from mav.pipeline.serving.worker import Worker
+from tests.support.gate import Gate
 from tests.support.limits import NEVER, wait_until
 from tests.support.server import CHAT, chat_body, client, http, port_of, running
 
@@ -29,29 +28,6 @@ def small(head: str, bases: tuple[str, str]) -> Iterator[HttpServer]:
     """A server with room for two choices and two waiting requests."""
     with running(head=head, bases=bases[:1], max_rows=2, max_queue=2) as server:
         yield server
-
-
-class Gate:
-    """Stops decoding until it is opened, except to start choices or drop cancelled ones."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
-        self.open = threading.Event()
-        self.fail: Exception | None = None
-        step = ContinuousBatchDecoder.step
-
-        def passes(decoder: ContinuousBatchDecoder) -> bool:
-            starts = len(worker.queue) > 0 and worker.rows < worker.max_rows
-            cancelled = any(cast("Choice", row.request).job.cancelled for row in decoder.sequences)
-            return self.open.is_set() or self.fail is not None or starts or cancelled
-
-        def gated(decoder: ContinuousBatchDecoder) -> Any:
-            wait_until(lambda: passes(decoder))
-            if self.fail is not None:
-                error, self.fail = self.fail, None
-                raise error
-            return step(decoder)
-
-        monkeypatch.setattr(ContinuousBatchDecoder, "step", gated)
 
 
 @pytest.fixture

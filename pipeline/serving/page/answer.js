@@ -1,75 +1,117 @@
-// One column: a completion at one alpha, its tokens coloured by what the head changed.
-
-// A difference of log-probabilities this large, in nats, has the full colour.
-const FULL = 3;
+// One column: a completion at one strength, its tokens coloured by what the head changed.
+import { HARDLY, colour, signed } from "./colours.js";
+import { copyButton } from "./copy.js";
 
 export class Answer {
-  constructor(label, detail) {
-    this.detail = detail;
+  // `label` is the strength in words, `steered` whether it is other than 0. Calls `announce` with
+  // what a screen reader should say, and `onContinue` where the user goes on from this answer.
+  constructor({ label, steered }, { detail, announce, onContinue }) {
+    Object.assign(this, { label, steered, detail });
     this.tokens = [];
+    this.changes = [];
     this.at = -1;
     this.count = 0;
     this.element = document.createElement("section");
     this.element.className = "answer";
-    const title = document.createElement("h2");
-    title.textContent = `α = ${label}`;
+    this.element.setAttribute("aria-busy", "true");
+    const title = this.part("h2", "", `α = ${label} `);
     title.id = `title-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
-    this.rate = document.createElement("p");
-    this.rate.className = "rate";
-    this.rate.textContent = "waiting";
-    this.text = document.createElement("p");
-    this.text.className = "text";
+    this.mark = document.createElement("small");
+    title.append(this.mark);
+    this.rate = this.part("p", "rate", "waiting");
+    this.text = this.part("p", "text");
     this.text.tabIndex = 0;
     this.text.setAttribute("role", "group");
     this.text.setAttribute("aria-labelledby", title.id);
     this.text.addEventListener("keydown", (event) => this.move(event));
     this.text.addEventListener("blur", () => this.select(-1));
-    this.element.append(title, this.rate, this.text);
+    this.buttons = this.part("div", "buttons");
+    this.buttons.hidden = true;
+    const goOn = document.createElement("button");
+    goOn.type = "button";
+    goOn.className = "small";
+    goOn.textContent = "Continue from this answer";
+    goOn.addEventListener("click", () => onContinue(this));
+    this.buttons.append(copyButton(() => this.said, this.text, announce), goOn);
   }
 
-  // Adds a chunk of the stream: text that is final now, and its tokens' log-probabilities. Tokens
+  get said() {
+    return this.text.textContent;
+  }
+
+  // Whether it is the column of the sliders themselves.
+  set own(own) {
+    this.element.classList.toggle("own", own);
+    this.mark.textContent = own ? "the slider's" : "";
+  }
+
+  part(tag, name, text = "") {
+    const part = document.createElement(tag);
+    if (name) part.className = name;
+    part.textContent = text;
+    this.element.append(part);
+    return part;
+  }
+
+  // Adds a part of the stream: text that is final now, and its tokens' log-probabilities. Tokens
   // whose text was held back, or is one character, come together and are shown as one.
   add(text, logprobs) {
     this.count += Math.max(1, logprobs.length);
-    const logprob = logprobs.length < 2 ? logprobs[0] : {
-      token: text,
-      logprob: logprobs.reduce((sum, token) => sum + token.logprob, 0),
-      base_logprob: logprobs[0]?.base_logprob === undefined ? undefined
-        : logprobs.reduce((sum, token) => sum + token.base_logprob, 0),
-    };
     this.started ??= performance.now();
     const seconds = (performance.now() - this.started) / 1000;
-    const rate = this.count > 1 ? `, ${((this.count - 1) / seconds).toFixed(1)} a second` : "";
-    this.rate.textContent = `${this.count} tokens${rate}`;
+    const rate = seconds > 0 ? `, ${((this.count - 1) / seconds).toFixed(1)} a second` : "";
+    this.rate.textContent = `${this.count} token${this.count > 1 ? "s" : ""}${rate}`;
     if (text === "") return;
-    const span = document.createElement("span");
-    span.className = "token";
-    span.textContent = text;
-    if (logprob) {
-      const change = logprob.logprob - baseOf(logprob);
-      span.dataset.change = change.toFixed(3);
-      if (Math.abs(change) >= 0.005) {
-        span.classList.add(change > 0 ? "raised" : "lowered");
-        span.style.setProperty("--share", `${Math.round(Math.min(1, Math.abs(change) / FULL) * 100)}%`);
-      }
-      span.title = describe(logprob, change);
-      span.addEventListener("pointerenter", () => { this.detail.textContent = span.title; });
-      span.addEventListener("click", () => { this.detail.textContent = span.title; });
-    }
-    this.tokens.push(span);
-    this.text.append(span);
+    const token = document.createElement("span");
+    token.className = "token";
+    token.textContent = text;
+    if (logprobs.length) this.describe(token, joined(text, logprobs));
+    this.tokens.push(token);
+    this.text.append(token);
   }
 
+  describe(token, logprob) {
+    if (logprob.base_logprob === undefined) {
+      token.title = `${JSON.stringify(logprob.token)}: ${percent(logprob.logprob)}`;
+    } else {
+      const change = logprob.logprob - logprob.base_logprob;
+      token.dataset.change = change.toFixed(3);
+      colour(token, change);
+      this.changes.push(change);
+      token.title = inWords(logprob, change);
+    }
+    token.addEventListener("pointerenter", () => { this.detail.textContent = token.title; });
+    token.addEventListener("click", () => { this.detail.textContent = token.title; });
+    if (!this.tokens.length) {
+      const coloured = logprob.base_logprob !== undefined;
+      this.element.dispatchEvent(new CustomEvent("coloured", { bubbles: true, detail: coloured }));
+    }
+  }
+
+  // The stream has ended; `reason` says why where it is not that the answer is whole.
   end(reason) {
+    this.element.setAttribute("aria-busy", "false");
     this.rate.textContent = [this.rate.textContent, reason].filter(Boolean).join("; ");
+    if (this.steered && this.changes.length) this.sumUp();
+    this.buttons.hidden = this.said === "";
+    this.element.append(this.buttons);
+  }
+
+  sumUp() {
+    const most = this.changes.reduce((one, other) => (Math.abs(other) > Math.abs(one) ? other : one));
+    const mean = this.changes.reduce((sum, one) => sum + Math.abs(one), 0) / this.changes.length;
+    this.part("p", "change", `largest change ${signed(most)} nats, ${mean.toFixed(2)} on average`);
+    if (Math.abs(most) >= HARDLY) return;
+    this.part("p", "hardly", `The head hardly moved this answer: no token's log-probability by ${HARDLY} nats ` +
+      `(a factor of ${Math.exp(HARDLY).toFixed(2)}), so no colour is to be seen. Try an α further from 0; ` +
+      "if that changes nothing either, the head has learned little for such a prompt.");
   }
 
   fail(message) {
+    this.failed = true;
+    this.element.setAttribute("aria-busy", "false");
     this.rate.textContent = "";
-    const said = document.createElement("p");
-    said.className = "failed";
-    said.textContent = message;
-    this.element.append(said);
+    this.part("p", "failed", message);
   }
 
   move(event) {
@@ -95,17 +137,21 @@ export class Answer {
   }
 }
 
-// vLLM's server says nothing of the base; tokens are not coloured then.
-function baseOf(logprob) {
-  return logprob.base_logprob ?? logprob.logprob;
+// Several tokens as one: their text, and the sums of their log-probabilities.
+function joined(text, logprobs) {
+  if (logprobs.length === 1) return logprobs[0];
+  const sum = (key) => logprobs.reduce((total, token) => total + token[key], 0);
+  const known = logprobs[0].base_logprob !== undefined;
+  return { token: text, logprob: sum("logprob"), base_logprob: known ? sum("base_logprob") : undefined };
 }
 
-function describe(logprob, change) {
-  if (logprob.base_logprob === undefined) return `${JSON.stringify(logprob.token)}: ${percent(logprob.logprob)}`;
+function inWords(logprob, change) {
+  const token = JSON.stringify(logprob.token);
+  if (Math.abs(change) < 0.005) return `${token}: ${percent(logprob.logprob)}, as under the base`;
   const factor = Math.exp(Math.abs(change));
   const shown = factor >= 1000 ? factor.toExponential(1) : factor.toFixed(2);
-  return `${JSON.stringify(logprob.token)}: base ${percent(logprob.base_logprob)}, ` +
-    `with the head ${percent(logprob.logprob)} (${shown} times ${change < 0 ? "less" : "more"} likely)`;
+  return `${token}: base ${percent(logprob.base_logprob)}, with the head ${percent(logprob.logprob)} ` +
+    `(${shown} times ${change < 0 ? "less" : "more"} likely, ${signed(change)} nats)`;
 }
 
 function percent(logprob) {

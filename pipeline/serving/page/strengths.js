@@ -1,68 +1,111 @@
-// The sliders: alpha of the one head, or of each of several, and what is asked beside them.
+// The strengths that are asked for: alpha of the one head, or of each of several, and those beside.
+import { MOST, Slider, shown } from "./slider.js";
 
 // Browsers hold six connections to a server; a seventh stream would wait for one of them.
-const MOST = 6;
-const at = (id) => document.getElementById(id);
+const MOST_COLUMNS = 6;
 
-// Names of several heads, in the order of the server; null where there is one without a name.
-let names = null;
-
-// Sets the sliders to the server's own alpha: a number, or an object with one for each head.
-export function show(alpha) {
-  if (typeof alpha === "number") {
-    join(at("slider"), at("alpha"));
-    at("slider").value = at("alpha").value = alpha;
-    return;
+export class Strengths {
+  // `heads` gets the sliders, `beside` is the field for further strengths, `range` and `help` say
+  // what they take.
+  constructor({ heads, beside, range, help }) {
+    Object.assign(this, { heads, beside, range, help });
+    this.show(1);
   }
-  names = Object.keys(alpha);
-  const rows = names.map((name) => {
+
+  // Makes the sliders, set to the server's own alpha: a number, or an object of one for each head.
+  show(alpha) {
+    this.names = typeof alpha === "number" ? null : Object.keys(alpha);
+    this.sliders = (this.names ?? [null]).map((name) => new Slider(name === null ? "Alpha" : `Alpha of ${name}`));
+    this.heads.replaceChildren(...this.sliders.map((slider, number) => this.row(slider, number)));
+    this.sliders.forEach((slider, number) => { slider.value = this.names ? alpha[this.names[number]] : alpha; });
+    const own = this.names ? this.told(Object.values(alpha)) : shown(alpha);
+    this.range.textContent = `${shown(-MOST)} to ${MOST}; the server's own: ${own}`;
+    if (this.names) {
+      this.help.textContent = "Beside the strengths below: factors of all of them, of which 0 is the base itself; " +
+        "six columns at most.";
+    }
+  }
+
+  row(slider, number) {
     const row = document.createElement("div");
     row.className = "head";
-    const title = document.createElement("span");
-    title.textContent = name;
-    const slider = at("slider").cloneNode();
-    const number = at("alpha").cloneNode();
-    slider.id = `slider-${name}`;
-    number.id = `alpha-${name}`;
-    slider.ariaLabel = `Alpha of ${name}, slider`;
-    number.ariaLabel = `Alpha of ${name}, number`;
-    slider.value = number.value = alpha[name];
-    join(slider, number);
-    row.append(title, slider, number);
+    if (this.names) {
+      const title = document.createElement("span");
+      title.textContent = this.names[number];
+      row.append(title);
+    }
+    row.append(slider.track, slider.number);
     return row;
-  });
-  at("heads").replaceChildren(...rows);
-  at("compare-help").textContent = "times all strengths: 0 is the base itself; six at most.";
-}
-
-function join(slider, number) {
-  slider.oninput = () => { number.value = slider.value; };
-  number.oninput = () => { slider.value = number.value; };
-}
-
-// What is to be asked: `alpha` as requests have it, and `label` for the title of its column.
-export function read() {
-  const parts = at("compare").value.split(/[\s,;]+/).filter(Boolean);
-  const own = names ? "1" : at("alpha").value;
-  const values = [own, ...parts].map((part) => Number(part.replace("−", "-")));
-  const chosen = (names ?? []).map((name) => Number(at(`alpha-${name}`).value));
-  if ([...values, ...chosen].some((value) => !Number.isFinite(value))) {
-    throw new Error(`Strengths: got "${at("compare").value}", expected numbers such as 0, 2`);
   }
-  const each = [...new Set(values)].sort((one, other) => one - other);
-  if (each.length > MOST) throw new Error(`Strengths: got ${each.length}, expected at most ${MOST}`);
-  return each.map((value) => (names ? mixture(value, chosen) : { alpha: value, label: label(value) }));
-}
 
-// The strengths of all heads, times a factor.
-function mixture(factor, chosen) {
-  // Without the digits that binary fractions add: 0.1 times 3 is 0.3.
-  const alphas = chosen.map((one) => Number((factor * one).toPrecision(12)));
-  const alpha = Object.fromEntries(names.map((name, number) => [name, alphas[number]]));
-  const told = names.map((name, number) => `${name} ${alphas[number]}`).join(", ");
-  return { alpha, label: alphas.some((one) => one !== 0) ? told : label(0) };
+  // What is to be asked, in the order of strength: `alpha` as requests have it, `label` for the
+  // title of its column, whether it is `steered` at all, and whether it is the sliders' `own`.
+  read() {
+    const chosen = this.sliders.map((slider) => slider.value);
+    const parts = this.beside.value.split(/[\s,;]+/).filter(Boolean);
+    const others = parts.map((part) => Number(part.replace("−", "-")));
+    const sound = others.every((one) => Math.abs(one) <= MOST);
+    this.beside.ariaInvalid = sound ? null : "true";
+    if (!sound) {
+      const expected = `numbers from ${shown(-MOST)} to ${MOST}, such as 0, 2`;
+      throw new Error(`Beside: got “${this.beside.value}”, expected ${expected}`);
+    }
+    const own = this.names ? 1 : chosen[0];
+    const each = [...new Set([own, ...others])].sort((one, other) => one - other);
+    if (each.length > MOST_COLUMNS) {
+      this.beside.ariaInvalid = "true";
+      throw new Error(`Beside: got ${each.length} strengths with the slider's, expected at most ${MOST_COLUMNS}`);
+    }
+    return each.map((value) => ({
+      ...(this.names ? this.mixture(value, chosen) : { alpha: value, label: label(value), steered: value !== 0 }),
+      own: value === own,
+    }));
+  }
+
+  // The strengths of all heads, times a factor.
+  mixture(factor, chosen) {
+    // Without the digits that binary fractions add: 0.1 times 3 is 0.3.
+    const alphas = chosen.map((one) => Number((factor * one).toPrecision(12)));
+    if (alphas.some((one) => Math.abs(one) > MOST)) {
+      this.beside.ariaInvalid = "true";
+      throw new Error(`Beside: ${shown(factor)} times ${this.told(chosen)} is beyond ${MOST}`);
+    }
+    const alpha = Object.fromEntries(this.names.map((name, number) => [name, alphas[number]]));
+    const steered = alphas.some((one) => one !== 0);
+    return { alpha, label: steered ? this.told(alphas) : label(0), steered };
+  }
+
+  told(alphas) {
+    return this.names.map((name, number) => `${name} ${shown(alphas[number])}`).join(", ");
+  }
+
+  // What a link says of the strengths, as pairs.
+  toLink() {
+    const keys = this.names ? this.names.map((name) => `alpha.${name}`) : ["alpha"];
+    return [...keys.map((key, number) => [key, this.sliders[number].number.value]), ["beside", this.beside.value]];
+  }
+
+  // Sets the strengths from a link; returns what could not be done.
+  fromLink(parameters) {
+    const problems = [];
+    const keys = this.names ? this.names.map((name) => `alpha.${name}`) : ["alpha"];
+    keys.forEach((key, number) => {
+      const text = parameters.get(key);
+      if (text === null) return;
+      const value = text.trim() === "" ? NaN : Number(text);
+      if (Math.abs(value) <= MOST) this.sliders[number].value = value;
+      else problems.push(`${key} “${text}” is not a number from ${shown(-MOST)} to ${MOST}`);
+    });
+    for (const key of parameters.keys()) {
+      if ((key === "alpha" || key.startsWith("alpha.")) && !keys.includes(key)) {
+        problems.push(`${key} is of a head that this server does not have`);
+      }
+    }
+    if (parameters.has("beside")) this.beside.value = parameters.get("beside");
+    return problems;
+  }
 }
 
 function label(alpha) {
-  return alpha === 0 ? "0, the base" : String(alpha);
+  return alpha === 0 ? "0, the base" : shown(alpha);
 }
