@@ -102,9 +102,9 @@ export class Answer {
     const mean = this.changes.reduce((sum, one) => sum + Math.abs(one), 0) / this.changes.length;
     this.part("p", "change", `largest change ${signed(most)} nats, ${mean.toFixed(2)} on average`);
     if (Math.abs(most) >= HARDLY) return;
-    this.part("p", "hardly", `The head hardly moved this answer: no token's log-probability by ${HARDLY} nats ` +
-      `(a factor of ${Math.exp(HARDLY).toFixed(2)}), so no colour is to be seen. Try an α further from 0; ` +
-      "if that changes nothing either, the head has learned little for such a prompt.");
+    this.part("p", "hardly", `The head hardly moved this answer: no token by as much as ${HARDLY} nats (a factor of ` +
+      `${Math.exp(HARDLY).toFixed(2)}), so no colour shows. Try an α further from 0. If that changes nothing ` +
+      "either, the head has learned little about prompts like this.");
   }
 
   fail(message) {

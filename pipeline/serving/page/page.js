@@ -12,8 +12,7 @@ import { Strengths } from "./strengths.js";
 const PAUSE = 300;
 const at = (id) => document.getElementById(id);
 const announce = (words) => { at("announce").textContent = words; };
-const HELP = "Point at a token, or move to an answer with Tab and through it with the arrow keys, " +
-  "to see what the head changed.";
+const HELP = "Point at a token, or reach it by Tab and arrow keys, to see what changed.";
 let ready = false;
 let timer = null;
 // What the columns answer; null before anything was asked.

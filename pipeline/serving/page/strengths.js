@@ -13,11 +13,15 @@ export class Strengths {
   }
 
   // Makes the sliders, set to the server's own alpha: a number, or an object of one for each head.
+  // Where it is a schedule, which is a text, a slider begins at 1.
   show(alpha) {
-    this.names = typeof alpha === "number" ? null : Object.keys(alpha);
+    this.names = typeof alpha === "object" ? Object.keys(alpha) : null;
     this.sliders = (this.names ?? [null]).map((name) => new Slider(name === null ? "Alpha" : `Alpha of ${name}`));
     this.heads.replaceChildren(...this.sliders.map((slider, number) => this.row(slider, number)));
-    this.sliders.forEach((slider, number) => { slider.value = this.names ? alpha[this.names[number]] : alpha; });
+    this.sliders.forEach((slider, number) => {
+      const own = this.names ? alpha[this.names[number]] : alpha;
+      slider.value = typeof own === "number" ? own : 1;
+    });
     const own = this.names ? this.told(Object.values(alpha)) : shown(alpha);
     this.range.textContent = `${shown(-MOST)} to ${MOST}; the server's own: ${own}`;
     if (this.names) {
