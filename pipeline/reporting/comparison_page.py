@@ -37,7 +37,6 @@ body{max-width:80rem}
 .curves .level{stroke:currentColor;stroke-dasharray:2 3;stroke-opacity:.6}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.5rem 0;padding:0;list-style:none}
 .legend span{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.4em}
-.wide td,.wide th{white-space:nowrap;overflow-wrap:normal}
 @media(max-width:36rem){.curves{font-size:14px}.curves .title{font-size:16px}
  .curves .point{font-size:13px}}
 """

@@ -12,6 +12,8 @@ _WIDTH: Final = 460
 _HEIGHT: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 30, 44
 _TICKS: Final = 5
+_LETTER: Final = 7
+"""Most that a letter of a point's name is wide on average, also where letters are large."""
 COLOURS: Final = 6
 """Colours `--c0` to `--c5` that a page gives the series."""
 
@@ -161,9 +163,16 @@ def _draw(curve: Curve, colour: str, across: _Axis, up: _Axis) -> list[str]:
             f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/></g>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"><title>{text(point.label)}'
             f"</title></circle>"
-            f'<text class="point" x="{x + 6:.1f}" y="{y - 6:.1f}">{text(point.label)}</text>'
+            f"{_label(x, y, point.label)}"
         )
     return parts
+
+
+def _label(x: float, y: float, name: str) -> str:
+    """Return a point's name, to the right of it where there is room."""
+    room = x + 6 + _LETTER * len(name) < _WIDTH
+    place = f'x="{x + 6:.1f}"' if room else f'x="{x - 6:.1f}" text-anchor="end"'
+    return f'<text class="point" {place} y="{y - 6:.1f}">{text(name)}</text>'
 
 
 def _ends(estimate: Estimate) -> list[float]:

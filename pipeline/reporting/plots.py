@@ -58,14 +58,25 @@ code,td,th,p{overflow-wrap:anywhere}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr));gap:1rem}
 figure{margin:0}svg{display:block;width:100%;height:auto}svg text{font-family:inherit}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;margin:1rem 0;font-size:.9rem;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto;margin:1rem 0;background:linear-gradient(to left,var(--paper) 40%,transparent)
+ right/2.5rem 100% no-repeat local,linear-gradient(to left,var(--line),transparent)
+ right/1.2rem 100% no-repeat}
+.wide:focus-visible{outline:2px solid var(--first);outline-offset:2px}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.25rem 0}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .9rem .3rem 0;text-align:left;
  vertical-align:top}
-thead th{color:var(--soft);font-weight:500}tbody th{font-weight:500}
+thead th{color:var(--soft);font-weight:500;vertical-align:bottom}tbody th{font-weight:500}
+.figures :is(td,th){white-space:nowrap;overflow-wrap:normal}
+.figures thead th{white-space:normal}.figures thead th:nth-child(n+4){min-width:6rem}
+.figures tr>:first-child{position:sticky;left:0;background:var(--paper)}
+.facts th{white-space:nowrap}
+@media screen and (max-width:36rem){th,td{padding-right:.6rem}
+ .facts :is(tr,td,th){display:block;border:0;padding:0}
+ .facts tr{border-bottom:1px solid var(--line);padding:.4rem 0}.facts th{color:var(--soft)}}
 summary{cursor:pointer;color:var(--soft)}
-@media print{body{max-width:none;padding:0;font-size:10pt}figure,tr{break-inside:avoid}
+@media print{.wide{overflow:visible;background:none}
+ body{max-width:none;padding:0;font-size:10pt}figure,tr{break-inside:avoid}
  h2{break-after:avoid}.plots{grid-template-columns:1fr 1fr}}
 """
 
@@ -153,6 +164,9 @@ def _has_points(chart: Chart) -> bool:
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table, escaped; the first cell of a row is its heading.
 
+    Where it is wider than the page, it scrolls in a box of its own, beside its first column.
+    Without headings of columns, its rows are facts, which are stacked on a narrow page.
+
     Args:
         caption: Its caption.
         head: Headings of the columns, all empty for none.
@@ -165,8 +179,10 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> s
         + "</tr>\n"
         for row in rows
     )
+    kind = "figures" if any(head) else "facts"
     return (
-        f'<div class="wide"><table><caption>{text(caption)}</caption>\n'
+        f'<div class="wide" role="region" aria-label="{text(caption)}" tabindex="0">'
+        f'<table class="{kind}"><caption>{text(caption)}</caption>\n'
         f"{f'<thead><tr>{top}</tr></thead>' if any(head) else ''}\n"
         f"<tbody>\n{lines}</tbody></table></div>\n"
     )

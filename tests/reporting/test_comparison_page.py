@@ -19,7 +19,7 @@ from mav.pipeline.comparison.systems import Measured, System, keys_of
 from mav.pipeline.reporting.comparison_page import render_comparison, write_comparison
 from mav.pipeline.reporting.comparison_table import comparison_table
 from mav.pipeline.reporting.curves import Curve, CurvePoint, draw_curves
-from tests.support.browser import CHROMIUM, launch
+from tests.support.browser import CHROMIUM, launch, scrolling_tables
 from tests.support.comparisons import prompts_of
 from tests.support.limits import EVENT
 
@@ -191,7 +191,7 @@ def test_answers_are_filtered(browser: Any, tmp_path: Path) -> None:
     def shown() -> tuple[str, int]:
         return page.locator("output").inner_text(), page.locator("article:visible").count()
 
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert scrolling_tables(page) == ["Reward, wins and distance", "Texts"]
     assert shown() == ("3 of 3 prompts", 3)
     page.get_by_label("only where they differ").check()
     assert shown() == ("2 of 3 prompts", 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import sync_playwright
 
 from mav import cli
 from mav.cache_schema.errors import UsageError
@@ -22,6 +23,7 @@ from mav.pipeline.reporting.html import render, write_report
 from mav.pipeline.reporting.plots import Chart, Point, Series, plots
 from mav.pipeline.reporting.training_log import read_log
 from mav.pipeline.runtime.known_places import shown_place
+from tests.support.browser import CHROMIUM, NARROW, WIDE, launch, scrolling_tables
 from tests.support.heads import save_random_head
 from tests.support.html_page import Page, assert_stands_alone
 from tests.support.tiny import make_cache
@@ -318,3 +320,18 @@ def test_the_command(found: Evaluation, tmp_path: Path) -> None:
     rows = assert_stands_alone(path.read_text(encoding="utf-8")).tables[1][1:]
     assert [int(row[1]) for row in rows] == [each["pairs"] for each in told["by_length"]]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
+def test_its_tables_can_be_read_on_a_phone(found: Evaluation, tmp_path: Path) -> None:
+    write_report(found, tmp_path / "report.html")
+    with sync_playwright() as started:
+        browser = launch(started)
+        for size in (NARROW, WIDE):
+            page = browser.new_page(viewport=size)
+            page.goto((tmp_path / "report.html").as_uri())
+            page.locator("details").evaluate_all("all => all.map(one => one.open = true)")
+            tables = {*scrolling_tables(page)}
+            assert {"Figures by alpha", "Training log"} <= tables if size == NARROW else not tables
+        browser.close()

@@ -248,6 +248,8 @@ def test_a_server_that_is_gone_is_told_without_red(browser: Any, server: HttpSer
     window.page.wait_for_selector(".answer")
     window.done()
     assert notice.is_hidden()
+    assert window.page.locator("#base option").all_text_contents() == ["first", "second"]
+    assert [body["model"] for body in window.bodies(3)] == ["first"] * 3
     assert all(window.texts())
     window.close()
 
@@ -292,10 +294,12 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Any, server: HttpServer, s
     )
     assert (luminance(text) > luminance(ground)) == (scheme == "dark")
     assert contrast(text, ground) > 7
-    page.locator(".answer").last.locator(".token").last.click()
+    page.locator(".answer").last.locator(".token").last.scroll_into_view_if_needed()
     slider = page.get_by_label("Alpha, slider").bounding_box()
     assert 0 <= slider["y"] < NARROW["height"] / 3, "the slider is out of sight"
     detail = page.locator("#detail")
+    page.locator(".answer").first.locator(".token").first.click()
+    assert "%" in detail.text_content()
     box = detail.bounding_box()
     assert box["y"] + box["height"] <= NARROW["height"], "what the token is, is out of sight"
     detail.evaluate("one => { one.textContent = 'a token '.repeat(50); }")

@@ -9,6 +9,7 @@ import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
 from tests.support.browser import BROWSER, Opened
+from tests.support.limits import wait_until
 from tests.support.server import CHAT, http
 
 pytestmark = BROWSER
@@ -173,7 +174,7 @@ def test_a_link_that_does_not_fit_this_server(browser: Any, server: HttpServer) 
     # Another link in the same window.
     window.ask("Hi")
     window.page.evaluate("location.hash = 'prompt=Ho&alpha=2'")
-    window.page.wait_for_function("document.getElementById('prompt').value === 'Ho'")
+    wait_until(lambda: fields(window)["prompt"] == "Ho")
     assert window.page.locator(".answer").count() == 0
     assert fields(window)["alpha"] == "2"
     window.close()
@@ -187,7 +188,7 @@ def test_an_answer_is_copied(browser: Any, server: HttpServer, script: str) -> N
     window.ask()
     button = page.locator(".answer").nth(1).get_by_role("button", name="Copy")
     button.click()
-    page.wait_for_function("document.getElementById('announce').textContent === 'Copied'")
+    wait_until(lambda: page.locator("#announce").text_content() == "Copied")
     assert page.evaluate("document.activeElement.textContent") == "Copied"
     page.get_by_label("Prompt").fill("")
     page.keyboard.press("Control+V")

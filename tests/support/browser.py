@@ -135,3 +135,46 @@ class Opened:
     def close(self) -> None:
         """Close the window."""
         self.context.close()
+
+
+def scrolling_tables(page: Any) -> list[str]:
+    """Check that every table of a report can be read, however narrow the page is.
+
+    Args:
+        page: The report, opened, with nothing folded up.
+
+    Returns:
+        The captions of those that scroll in their boxes.
+    """
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    tables = page.evaluate(
+        """[...document.querySelectorAll(".wide")].map((box) => {
+          const lines = (cell) => {
+            const range = document.createRange();
+            range.selectNodeContents(cell);
+            return new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size;
+          };
+          const cells = [...box.querySelectorAll("tbody :is(td, th)")];
+          box.scrollLeft = 1e6;
+          return {
+            caption: box.querySelector("caption").textContent,
+            facts: box.querySelector("table").className === "facts",
+            lines: Math.max(...cells.map(lines)),
+            width: Math.min(...cells.filter(({ tagName }) => tagName === "TD")
+              .map((cell) => cell.getBoundingClientRect().width)),
+            scrolled: box.scrollLeft,
+            first: cells[0].getBoundingClientRect().left - box.getBoundingClientRect().left,
+            focusable: box.tabIndex === 0,
+          };
+        })"""
+    )
+    assert tables
+    for one in tables:
+        if one["facts"]:
+            assert one["scrolled"] == 0, one
+            assert one["width"] >= min(300, page.viewport_size["width"] - 60), one
+        else:
+            assert one["lines"] == 1, one
+            assert one["focusable"], one
+        assert abs(one["first"]) <= 1, f"the names of the rows are out of sight: {one}"
+    return [one["caption"] for one in tables if one["scrolled"]]
