@@ -287,7 +287,7 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Any, server: HttpServer, s
     page = window.page
     assert not page.get_by_label("Tokens").is_visible()
     assert "beside 0, 2; 96 tokens" in page.locator("summary").text_content()
-    window.ask("a" * 80)
+    window.ask("a" * 80, tokens=40)
     assert window.width() == NARROW["width"]
     text, ground = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
@@ -298,6 +298,7 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Any, server: HttpServer, s
     slider = page.get_by_label("Alpha, slider").bounding_box()
     assert 0 <= slider["y"] < NARROW["height"] / 3, "the slider is out of sight"
     detail = page.locator("#detail")
+    page.locator("#legend").evaluate("one => one.scrollIntoView()")
     page.locator(".answer").first.locator(".token").first.click()
     assert "%" in detail.text_content()
     box = detail.bounding_box()
