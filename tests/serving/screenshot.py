@@ -10,7 +10,7 @@ from tests.support.browser import launch
 from tests.support.limits import EVENT
 from tests.support.server import running
 
-SIZE: Final = {"width": 1200, "height": 880}
+SIZE: Final = {"width": 1200, "height": 900}
 
 
 def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int) -> None:

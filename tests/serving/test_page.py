@@ -289,6 +289,7 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Any, server: HttpServer, s
     assert "beside 0, 2; 96 tokens" in page.locator("summary").text_content()
     window.ask("a" * 80, tokens=40)
     assert window.width() == NARROW["width"]
+    assert 0 <= page.locator("#strength").bounding_box()["y"] < 20, "the answers are out of sight"
     text, ground = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )

@@ -68,6 +68,7 @@ def test_each_head_has_a_slider_and_all_are_sent(tmp_path: Path, browser: Any) -
         texts = {name: f"Alpha of {name}, number" for name in alpha}
         assert other.page.get_by_label(texts["kind"]).input_value() == "2"
         assert other.page.get_by_label(texts["careful"]).input_value() == "0.6"
+        assert "beside 0, 2; 8 tokens" in other.page.locator("summary").text_content()
         assert window.logged == other.logged == []
         other.close()
         window.close()

@@ -58,10 +58,14 @@ async function begin() {
   open();
 }
 
-// Fills the page from the address, and asks nothing.
+// Takes over what the address says, and asks nothing.
 function open() {
   const link = readLink();
-  if (![...link].length) return;
+  if ([...link].length) fill(link);
+  fold();
+}
+
+function fill(link) {
   const problems = [...strengths.fromLink(link), ...settingsFromLink(link)];
   const base = link.get("base");
   if (base !== null && [...at("base").options].some(({ value }) => value === base)) at("base").value = base;
@@ -136,6 +140,7 @@ function refresh({ afresh = false, quiet = false } = {}) {
 
 // Strengths and settings that change are asked for anew, once something was asked at all.
 function changed(event) {
+  fold();
   clearTimeout(timer);
   if (asked) timer = setTimeout(refresh, PAUSE, { quiet: event.type === "input" });
 }
