@@ -7,6 +7,7 @@ the head and the figures in its card are.
 import argparse
 import hashlib
 import importlib.metadata
+import logging
 import shutil
 import sys
 import zipfile
@@ -174,6 +175,8 @@ def main(arguments: Sequence[str], *, write: Callable[[str], None]) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mav").setLevel(logging.INFO)
     try:
         main(sys.argv[1:], write=lambda line: print(line, flush=True))  # noqa: T201
     except MAVError as error:
