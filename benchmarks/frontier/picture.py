@@ -26,7 +26,7 @@ _MARKERS: Final = "osD^vP*Xph"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the picture of a table's rows.
+    """Write the picture of a table's rows, each method at the setting that was chosen.
 
     Nothing in it depends on the time or on the user's own settings of matplotlib.
 
@@ -47,7 +47,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         matplotlib.rcParams.update(_SETTINGS)
         figure = new_figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
-        curves = [row for row in rows if row["method"] != BASE.name]
+        curves = [row for row in rows if row["method"] != BASE.name and row["chosen"]]
         for number, row in enumerate(curves):
             points = sorted(row["points"], key=lambda point: float(point["kl"]))
             start = [] if base is None else [(0.0, base)]

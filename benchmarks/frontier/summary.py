@@ -49,14 +49,21 @@ def chosen_setting(results: Results, sizes: Sizes, method: Method) -> float | No
 
 
 def rows_of(results: Results, sizes: Sizes) -> list[dict[str, Any]]:
-    """Return the table's rows, of the methods there are lines of."""
+    """Return the table's rows, of the methods there are lines of.
+
+    The setting that was chosen comes first, then others that were run to their end too.
+    """
     base = points_of(results, sizes, BASE.name, None, "held-out")
     rows = []
     for method in (*METHODS, *SEARCHED):
-        setting = chosen_setting(results, sizes, method)
-        points = points_of(results, sizes, method.name, setting, "held-out")
-        if points:
-            rows.append(_row(results, sizes, method, setting, points, base))
+        chosen = chosen_setting(results, sizes, method)
+        run = {at.setting for at, _ in results.of(sizes, "curve") if at.method == method.name}
+        for setting in (chosen, *sorted(one for one in run if one is not None and one != chosen)):
+            points = points_of(results, sizes, method.name, setting, "held-out")
+            if setting == chosen and points:
+                rows.append(_row(results, sizes, method, setting, points, base))
+            elif len(points) == len(method.strengths):
+                rows.append(_row(results, sizes, method, setting, points, base) | {"chosen": False})
     return rows
 
 
@@ -77,6 +84,7 @@ def _row(
         "method": method.name,
         "label": method.label,
         "setting": setting,
+        "chosen": True,
         "correlations": dict(sorted(correlations(results, sizes, method).items())),
         "means": method.means,
         "seeds": sorted(seeds),
@@ -191,7 +199,9 @@ def table(told: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     rate = "" if row["setting"] is None else f"{row['setting']:g}"
-    if rate and len(row["correlations"]) > 1:
+    if not row["chosen"]:
+        rate += ", not chosen"
+    elif rate and len(row["correlations"]) > 1:
         tried = ", ".join(f"{value:g}" for value in row["correlations"])
         rate += f" of {tried}"
     elif rate:

@@ -137,6 +137,15 @@ def test_a_setting_is_chosen_by_its_correlation_with_the_reward(tmp_path: Path) 
     (row,) = rows_of(results, SIZES)
     assert row["correlations"] == {1e-4: -0.4, 3e-4: 0.3, 3e-3: 0.1}
     assert "| 0.0003 of 0.0001, 0.0003, 0.003 |" in table(summary(results, SIZES))
+    # Another rate has a row once its whole curve is there, behind the one that was chosen.
+    for strength in bipo.strengths:
+        assert len(rows_of(results, SIZES)) == 1
+        add(results, "bipo", 6.0 + strength, 0.7, setting=3e-3, strength=strength)
+    assert [(row["setting"], row["chosen"]) for row in rows_of(results, SIZES)] == [
+        (3e-4, True),
+        (3e-3, False),
+    ]
+    assert "| 0.003, not chosen |" in table(summary(results, SIZES))
     (vector,) = methods_named("mean-difference")
     assert chosen_setting(results, SIZES, vector) is None
 
