@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.logs import logged_messages
+from tests.support.caches.written_caches import quick_disk, write
 from tests.support.profiles import load_profile
-from tests.support.written_caches import quick_disk, write
+from tests.support.running.logs import logged_messages
 
 # What runs note of this machine is the tests' own.
 _HOME = tempfile.mkdtemp(prefix="mav-home-")
@@ -25,7 +25,7 @@ os.environ["MAV_CACHE_HOME"] = _HOME
 
 load_profile()
 
-pytest_plugins = ["tests.support.warm_workers"]
+pytest_plugins = ["tests.support.running.warm_workers"]
 
 SLOW_FIRST = ("docs/", "benchmarks/", "test_package", "base/test_hub", "cli/test_interruption")
 """Files whose few tests take long; begun last, one process would end long after the others."""
@@ -64,7 +64,7 @@ def unflushed_disk() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete factored float32 cache of a tiny Llama, 40 pairs in several blocks; read only."""
-    from tests.support.tiny import make_cache  # torch, which the format's tests do without
+    from tests.support.models.tiny import make_cache  # torch, which the format's tests do without
 
     return make_cache(tmp_path_factory.mktemp("tiny"))
 
@@ -72,9 +72,9 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def warm_programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of programs `mav` and `python` that start in a moment; for all processes."""
-    from tests.support.once import is_one_of_several, made_once
-    from tests.support.warm_python import start
-    from tests.support.warm_workers import told
+    from tests.support.running.once import is_one_of_several, made_once
+    from tests.support.running.warm_python import start
+    from tests.support.running.warm_workers import told
 
     if (programs := told(pytestconfig)) is not None:
         return programs

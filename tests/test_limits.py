@@ -1,4 +1,4 @@
-"""No test waits, or looks at a clock, but through `tests/support/limits.py`."""
+"""No test waits, or looks at a clock, but through `tests/support/running/limits.py`."""
 
 import ast
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Final
 
 import pytest
 
-from tests.support import limits
-from tests.support.limits import Clock, wait_until
+from tests.support.running import limits
+from tests.support.running.limits import Clock, wait_until
 
 TESTS: Final = Path(__file__).parent
-HERE: Final = TESTS / "support" / "limits.py"
+HERE: Final = TESTS / "support" / "running" / "limits.py"
 CLOCKS: Final = {"monotonic", "perf_counter", "process_time", "thread_time", "time", "time_ns"}
 WAITING: Final = {
     *("acquire", "alarm", "communicate", "create_connection", "join", "result"),

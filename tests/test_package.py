@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from tests.support.limits import PROCESS
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
+from tests.support.running.limits import PROCESS
 
 ROOT: Final = Path(__file__).parents[1]
 SOURCES: Final = (

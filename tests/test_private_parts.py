@@ -16,7 +16,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from tqdm import tqdm
 from transformers import CompileConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
 
 ROOT: Final = Path(__file__).parents[1]
 USED: Final = {

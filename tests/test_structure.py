@@ -107,6 +107,11 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
 
 
+def test_the_rooms_of_what_tests_share_are_small_too() -> None:
+    folders = {path.parent for path in (ROOT / "tests" / "support").rglob("*.py")}
+    assert not {f for f in folders if len([*f.glob("*.py")]) > MOST_MODULES + 1}
+
+
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 

@@ -14,9 +14,9 @@ from mav.pipeline.base.loading import load_base
 from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
-from tests.support.users_model import state_of
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.models.users_model import state_of
+from tests.support.steering.heads import write_head
 
 # PEFT asks transformers by names that are going out of use.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -15,14 +15,14 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.model_checks import check_base
 from mav.pipeline.extraction.packing import PACKINGS, ForwardBatch, Packing, pack, separate_batch
-from tests.support.architectures import CATALOGUE
-from tests.support.char_tokenizer import some_pairs
-from tests.support.heads import random_head
-from tests.support.live import relative
+from tests.support.models.architectures import CATALOGUE
+from tests.support.models.char_tokenizer import some_pairs
+from tests.support.models.peculiarities import Peculiarity
+from tests.support.models.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base
 from tests.support.models_page import PAGE, table, table_in, with_table
-from tests.support.peculiarities import Peculiarity
-from tests.support.steered import LAYER_INDICES
-from tests.support.tiny import ARCHITECTURES, HIDDEN, LAYERS, tiny_base
+from tests.support.steering.heads import random_head
+from tests.support.steering.live import relative
+from tests.support.steering.steered import LAYER_INDICES
 
 ALL_LAYERS = tuple(range(LAYERS + 1))
 MAX_LENGTH = 128

@@ -15,10 +15,10 @@ from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.base_settings import not_carried_out
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import write_head
-from tests.support.server import chat_body, http, running
-from tests.support.steered import plain_generate
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.server import chat_body, http, running
+from tests.support.steering.heads import write_head
+from tests.support.steering.steered import plain_generate
 
 MOST: Final = 8
 SETTINGS: Final[dict[str, Any]] = {

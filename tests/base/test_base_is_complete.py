@@ -13,7 +13,7 @@ from torch import Tensor
 from mav.cache_schema.errors import BaseModelError
 from mav.pipeline.base.loading import load_base, preview_base
 from mav.pipeline.base.source import file_digest, resolve_base
-from tests.support.tiny import VOCAB, save_base, tiny_base
+from tests.support.models.tiny import VOCAB, save_base, tiny_base
 
 Tensors = dict[str, Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"

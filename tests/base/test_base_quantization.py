@@ -25,7 +25,7 @@ from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import Quantize
 from mav.pipeline.verification.against_base import verify_against_base
 from mav.pipeline.verification.options import VerifyOptions
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 

@@ -17,8 +17,8 @@ from mav.pipeline.base.loading import load_base
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import file_digest
 from mav.pipeline.runtime import known_places
-from tests.support.gguf_files import SIZES, Tensors, write_gguf
-from tests.support.tiny import rows, tiny_base
+from tests.support.models.gguf_files import SIZES, Tensors, write_gguf
+from tests.support.models.tiny import rows, tiny_base
 
 Kind = gguf.GGMLQuantizationType
 

@@ -10,8 +10,8 @@ from torch import nn
 from mav.cache_schema.errors import BaseModelError, UsageError
 from mav.pipeline.base.given.wrap import loaded_base
 from mav.pipeline.base.loading import load_base
-from tests.support.tiny import save_base, tiny_base
-from tests.support.users_model import state_of, users_model
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.models.users_model import state_of, users_model
 
 
 def test_it_is_left_as_it_was() -> None:

@@ -16,12 +16,12 @@ import pytest
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.source import file_digest
 from tests.docs.world import free_port
-from tests.support.hub_commands import ROOT, Ran, run
-from tests.support.hub_repositories import base_files, files_in, hh_rlhf, ultrafeedback
-from tests.support.hub_server import TOKEN, Asked, Hub, hub_server
-from tests.support.limits import EVENT
-from tests.support.tiny import tiny_base
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.hub.commands import ROOT, Ran, run
+from tests.support.hub.repositories import base_files, files_in, hh_rlhf, ultrafeedback
+from tests.support.hub.server import TOKEN, Asked, Hub, hub_server
+from tests.support.models.tiny import tiny_base
+from tests.support.models.tiny_gguf import write_tiny_gguf
+from tests.support.running.limits import EVENT
 
 SMALL: Final = ("--pooled-size", 16, "--max-length", 128, "--dtype", "float32", "--device", "cpu")
 DECODE: Final = ("--dtype", "float32", "--device", "cpu", "--max-new-tokens", 6)

@@ -16,10 +16,10 @@ from mav.pipeline.base.source import resolve_base
 from mav.pipeline.head.storage import find_head
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.hub_commands import Ran, run
-from tests.support.hub_repositories import base_files, hh_rlhf
-from tests.support.hub_server import TROUBLES, Hub, hub_server
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.hub.commands import Ran, run
+from tests.support.hub.repositories import base_files, hh_rlhf
+from tests.support.hub.server import TROUBLES, Hub, hub_server
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 KINDS: Final = ("base", "data", "head")
 SMALL: Final = ("--pooled-size", 16, "--max-length", 128, "--dtype", "float32", "--device", "cpu")

@@ -23,11 +23,11 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
-from tests.support.listeners import alone
-from tests.support.live import assert_equals_live
+from tests.support.models.tiny import ARCHITECTURES, make_cache, save_base, tiny_base
 from tests.support.profiles import examples
-from tests.support.steered import steered, whole_text_choices
-from tests.support.tiny import ARCHITECTURES, make_cache, save_base, tiny_base
+from tests.support.steering.listeners import alone
+from tests.support.steering.live import assert_equals_live
+from tests.support.steering.steered import steered, whole_text_choices
 
 ODD: Final[dict[str, tuple[Any, ...]]] = {
     "attention_dropout": (0.5,),

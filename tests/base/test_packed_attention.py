@@ -13,9 +13,9 @@ from mav.pipeline.base.packed_attention import (
 )
 from mav.pipeline.extraction.forward import run_decoder
 from mav.pipeline.extraction.packing import packed_batch, separate_batch
-from tests.support.char_tokenizer import some_pairs
-from tests.support.segments import LAYOUT, TOKENS, attend, states
-from tests.support.tiny import tiny_base
+from tests.support.models.char_tokenizer import some_pairs
+from tests.support.models.segments import LAYOUT, TOKENS, attend, states
+from tests.support.models.tiny import tiny_base
 
 
 def plainly(

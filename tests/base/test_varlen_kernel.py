@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mav.pipeline.base.packed_attention import PackedSegments, Segment, _varlen
 from mav.pipeline.base.varlen_kernel import has_varlen
-from tests.support.segments import LAYOUT, attend, states
+from tests.support.models.segments import LAYOUT, attend, states
 
 Kernel = Callable[..., Tensor]
 

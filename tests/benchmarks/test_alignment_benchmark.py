@@ -15,8 +15,8 @@ from mav.pipeline.evaluation.statistics import wilson
 from mav.pipeline.extraction.packing import shared_prompt_batch
 from mav.pipeline.loader.batch import collate
 from mav.pipeline.loader.split import PairSubset, in_subset
-from tests.support.live import cached_logprobs
-from tests.support.tiny import make_cache, tiny_base
+from tests.support.models.tiny import make_cache, tiny_base
+from tests.support.steering.live import cached_logprobs
 
 FRACTION = 0.3
 

@@ -11,8 +11,8 @@ from benchmarks import planning, startup, step, stream, zarr_reader
 from benchmarks.synthetic import CacheShape, answer_lengths, write_cache
 from mav.cache_schema.arrays import bytes_per_token
 from mav.cache_schema.reader import CacheReader
-from tests.support.tiny import save_base, tiny_base
-from tests.support.written_caches import quick_disk
+from tests.support.caches.written_caches import quick_disk
+from tests.support.models.tiny import save_base, tiny_base
 
 HEAD = (
     *("--hidden-size", "48", "--pooled-size", "48", "--expansion-size", "40"),

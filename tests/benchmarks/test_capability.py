@@ -13,9 +13,9 @@ from benchmarks.minimal_pairs import MinimalPair, our_pairs, read_blimp
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
-from tests.support.heads import write_head
-from tests.support.steered import whole_text_logits
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.steering.heads import write_head
+from tests.support.steering.steered import whole_text_logits
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import transformers
 from benchmarks import cost
 from benchmarks.cost import LLAMAS, Pairs, Shape
 from mav.cache_schema.arrays import bytes_per_token
-from tests.support.manifests import changed
+from tests.support.caches.manifests import changed
 
 ALL = Pairs(count=160_800, tokens=372.0, response_tokens=150.0)
 

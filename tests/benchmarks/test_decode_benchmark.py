@@ -16,7 +16,7 @@ from benchmarks.decoders import Task, Timing, copied, latency, latency_ratio
 from benchmarks.shapes import BaseShape, EndlessBase, HeadShape, read_bytes
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.runtime.compute_dtype import native_dtype
-from tests.support.tiny import HIDDEN, LAYERS, VOCAB, save_base, tiny_base
+from tests.support.models.tiny import HIDDEN, LAYERS, VOCAB, save_base, tiny_base
 
 RATIOS = (
     "mav_over_base_latency",

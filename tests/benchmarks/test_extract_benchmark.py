@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import extract
 from mav.cache_schema.arrays import INNER_CHUNK_BYTES
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 PAIRS = 6
 

@@ -33,7 +33,7 @@ from mav.pipeline.decoding.generate import positions_of
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.preferences.prompt_format import PromptFormat
-from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.models.tiny import HIDDEN, VOCAB, make_cache, tiny_base
 
 PROMPTS = ("How is it?", "Tell me about a kite and two chairs.", "Why?")
 ANSWERS = ([17, 40, 200, 0], [33, 5], [8, 250, 99, 120, 61])

@@ -21,8 +21,8 @@ from benchmarks.frontier.trained import ensure_trained, open_head, train_mav
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.preferences.prompt_format import PromptFormat
-from tests.support.chat_templates import TEMPLATE_TEXT
-from tests.support.tiny import make_cache, tiny_base
+from tests.support.models.chat_templates import TEMPLATE_TEXT
+from tests.support.models.tiny import make_cache, tiny_base
 
 SIZES = Sizes(
     base="tiny",

@@ -32,7 +32,7 @@ from benchmarks.frontier.summary import chosen_setting, ranking_predicts, rows_o
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.preferences.prompt_format import PromptFormat
-from tests.support.tiny import HIDDEN, tiny_base
+from tests.support.models.tiny import HIDDEN, tiny_base
 
 SIZES = Sizes(
     base="tiny",

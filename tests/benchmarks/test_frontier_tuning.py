@@ -13,7 +13,7 @@ from benchmarks.frontier.settings import Place, Sizes
 from benchmarks.frontier.stages import World
 from benchmarks.frontier.tuning import correlation_with_reward, within_prompts
 from mav.pipeline.preferences.prompt_format import PromptFormat
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
 
 SIZES = Sizes(
     base="tiny", tuning_prompts=3, held_out_prompts=1, kl_prompts=1, ranking_prompts=1,

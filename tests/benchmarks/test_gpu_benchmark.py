@@ -24,8 +24,8 @@ from mav.pipeline.base.packed_attention import PackedSegments
 from mav.pipeline.decoding.steering.weighted_heads import WeightedHeads
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.tensor_storage import HostCopies, pool_states
-from tests.support import gpu_parts
-from tests.support.written_caches import quick_disk
+from tests.support.caches.written_caches import quick_disk
+from tests.support.running import gpu_parts
 
 ROOT = Path(__file__).parents[2]
 CHECKS = {

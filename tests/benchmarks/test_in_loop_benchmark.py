@@ -16,9 +16,9 @@ from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.training.loss import PreferenceModel, Scores
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.options import TrainOptions
-from tests.support.heads import random_head
-from tests.support.live import cached_pairs, relative, whole_cache
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.models.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.steering.heads import random_head
+from tests.support.steering.live import cached_pairs, relative, whole_cache
 
 CPU = torch.device("cpu")
 LENGTH = 128

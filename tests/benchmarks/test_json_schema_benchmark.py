@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import json_schema
-from tests.support.tiny import HIDDEN, save_base, tiny_base
+from tests.support.models.tiny import HIDDEN, save_base, tiny_base
 
 
 def test_both_are_timed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

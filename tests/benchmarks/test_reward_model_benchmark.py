@@ -11,8 +11,8 @@ from benchmarks.baselines.split import DataSettings, load_split
 from benchmarks.reward_model import accuracy, freeze_all_but, read_split
 from mav.pipeline.comparison.reward import RewardModel
 from mav.pipeline.evaluation.statistics import wilson
-from tests.support.limits import PROCESS
-from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
+from tests.support.models.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
+from tests.support.running.limits import PROCESS
 
 FRACTION = 0.3
 

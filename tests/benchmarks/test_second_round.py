@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import second_round
 from benchmarks.second_round import HEADS, measure, parse, rows_of
-from tests.support.chat_templates import TEMPLATE_TEXT
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.chat_templates import TEMPLATE_TEXT
+from tests.support.models.tiny import save_base, tiny_base
 
 
 def vowels(text: str) -> float:

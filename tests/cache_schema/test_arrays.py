@@ -15,7 +15,7 @@ from mav.cache_schema.arrays import (
     shard_key,
 )
 from mav.cache_schema.manifest import Manifest
-from tests.support.manifests import changed, llama_7b
+from tests.support.caches.manifests import changed, llama_7b
 
 _ALWAYS = {
     "hidden_states",

@@ -19,8 +19,7 @@ from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.full_disk import FullDisk
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     begin,
     draft,
     finish,
@@ -30,6 +29,7 @@ from tests.support.written_caches import (
     unembedding,
     write,
 )
+from tests.support.faults.full_disk import FullDisk
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

@@ -14,7 +14,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import STATIC_RECORD, commit_key
 from mav.cache_schema.root import ROOT, encode_root
 from mav.cache_schema.storage.base import replace
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     LOSSES,
     SEVERAL_CHUNKS,
     begin,

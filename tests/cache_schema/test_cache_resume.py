@@ -13,7 +13,7 @@ from mav.cache_schema.records import ClaimRecord, commit_key, encode_record, rea
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     LOSSES,
     all_same_bits,
     begin,

@@ -21,8 +21,7 @@ from mav.cache_schema.storage.base import Bytes, ETag
 from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from tests.support.profiles import examples
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     SEVERAL_CHUNKS,
     Rows,
     all_same_bits,
@@ -40,6 +39,7 @@ from tests.support.written_caches import (
     write,
     write_one,
 )
+from tests.support.profiles import examples
 
 COMPRESSIONS = get_args(Compression)
 STORAGES = get_args(StatesStorage)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mav.cache_schema.encoding.dtypes import itemsize, to_float32
-from tests.support.written_caches import same_bits
+from tests.support.caches.written_caches import same_bits
 
 
 def test_float32_stays_as_it_is() -> None:

@@ -25,8 +25,8 @@ from mav.cache_schema.storage.lock import (
     run_lock,
 )
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.limits import EVENT, Clock, wait_until
-from tests.support.written_caches import lock_at_once
+from tests.support.caches.written_caches import lock_at_once
+from tests.support.running.limits import EVENT, Clock, wait_until
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from mav.cache_schema.storage.base import Bytes, ConflictError, ETag
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.lock import LOCK, require_held
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.full_disk import FullDisk
-from tests.support.limits import wait_until
-from tests.support.written_caches import lock_at_once
+from tests.support.caches.written_caches import lock_at_once
+from tests.support.faults.full_disk import FullDisk
+from tests.support.running.limits import wait_until
 
 Call = Literal["before writing", "after writing", "conflict", "looking"]
 

@@ -14,7 +14,7 @@ from mav.cache_schema.manifest import (
     Manifest,
     SourceRecord,
 )
-from tests.support.manifests import changed, llama_7b
+from tests.support.caches.manifests import changed, llama_7b
 
 
 def unrecorded() -> Manifest:

@@ -43,9 +43,9 @@ from mav.cache_schema.records import (
 from mav.cache_schema.shards import encode_shard
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.limits import EVENT
-from tests.support.memory_objects import MemoryObjectStore
-from tests.support.written_caches import block_rows, draft, of_kind
+from tests.support.caches.memory_objects import MemoryObjectStore
+from tests.support.caches.written_caches import block_rows, draft, of_kind
+from tests.support.running.limits import EVENT
 
 CACHE = draft()[0].identity()
 COMMIT = CommitRecord(

@@ -12,14 +12,14 @@ from mav.cache_schema.records import commit_key
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import repair, verify
-from tests.support.logs import logged_messages
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     all_same_bits,
     go_on,
     held,
     read_all,
     stored_objects,
 )
+from tests.support.running.logs import logged_messages
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

@@ -12,8 +12,8 @@ from mav.cache_schema.manifest import FORMAT_VERSION
 from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.root import ROOT, encode_root, read_manifest
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.manifests import llama_7b
-from tests.support.written_caches import write
+from tests.support.caches.manifests import llama_7b
+from tests.support.caches.written_caches import write
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

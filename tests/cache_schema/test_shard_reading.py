@@ -18,8 +18,7 @@ from mav.cache_schema.shards import (
     shard_memory,
 )
 from mav.cache_schema.storage.local import LocalObjectStore
-from tests.support.profiles import examples
-from tests.support.shard_cases import (
+from tests.support.caches.shard_cases import (
     COMPRESSIONS,
     LEFT_OUT,
     a_layout,
@@ -29,7 +28,8 @@ from tests.support.shard_cases import (
     some_rows,
     stored,
 )
-from tests.support.written_caches import same_bits
+from tests.support.caches.written_caches import same_bits
+from tests.support.profiles import examples
 
 
 def error_of(action: Callable[[], object]) -> str:

@@ -19,8 +19,7 @@ from mav.cache_schema.shards import (
     shard_bytes,
 )
 from mav.cache_schema.storage.local import LocalObjectStore
-from tests.support.profiles import examples
-from tests.support.shard_cases import (
+from tests.support.caches.shard_cases import (
     COMPRESSIONS,
     LEFT_OUT,
     a_layout,
@@ -34,7 +33,8 @@ from tests.support.shard_cases import (
     stored,
     zarr_array,
 )
-from tests.support.written_caches import same_bits
+from tests.support.caches.written_caches import same_bits
+from tests.support.profiles import examples
 
 
 @given(case=layouts_and_rows())

@@ -12,7 +12,7 @@ from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     LOSSES,
     all_same_bits,
     draft,

@@ -27,7 +27,7 @@ from mav.cache_schema.storage.base import replace
 from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, verify
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     begin,
     block_rows,
     draft,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.refusals import World
+from tests.support.running.refusals import World
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.commands import refused
+from tests.support.running.commands import refused
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

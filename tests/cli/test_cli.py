@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mav.cache_schema.reader import CacheReader
-from tests.support.commands import Line, done, mav
-from tests.support.limits import PROCESS
-from tests.support.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.models.tiny import HIDDEN, save_base, tiny_base, write_rows
+from tests.support.running.commands import Line, done, mav
+from tests.support.running.limits import PROCESS
 
 
 @pytest.fixture(scope="module")

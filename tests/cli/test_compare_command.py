@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import done, refused
-from tests.support.comparisons import save_reward_model
-from tests.support.heads import write_head
-from tests.support.judge_server import judging, says
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.commands import done, refused
+from tests.support.running.judge_server import judging, says
+from tests.support.steering.comparisons import save_reward_model
+from tests.support.steering.heads import write_head
 
 USAGE, DATA = 2, 1
 TEXTS = ("Hi", "How do I mend a kite?")

@@ -8,8 +8,8 @@ import pytest
 from click.shell_completion import BashComplete
 
 from mav import cli
-from tests.support.commands import done
-from tests.support.limits import PROCESS
+from tests.support.running.commands import done
+from tests.support.running.limits import PROCESS
 
 
 def completions(*words: str) -> set[tuple[str, str]]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import refused
-from tests.support.refusals import DATA, USAGE, Args, World, evaluate_args, generate_args
+from tests.support.running.commands import refused
+from tests.support.running.refusals import DATA, USAGE, Args, World, evaluate_args, generate_args
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import extract_args, mav
-from tests.support.refusals import World
+from tests.support.running.commands import extract_args, mav
+from tests.support.running.refusals import World
 
 
 def test_an_interrupt_says_how_to_go_on(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import extract_args, mav, refused, tree
-from tests.support.refusals import DATA, USAGE, Args, World, copy_of_base
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.running.commands import extract_args, mav, refused, tree
+from tests.support.running.refusals import DATA, USAGE, Args, World, copy_of_base
 
 # Extract: data
 

@@ -11,9 +11,9 @@ import safetensors
 import safetensors.torch
 
 from mav.cache_schema.reader import CacheReader
-from tests.support.commands import extract_args, mav, refused
-from tests.support.refusals import DATA, World, train_args
-from tests.support.written_caches import leftovers
+from tests.support.caches.written_caches import leftovers
+from tests.support.running.commands import extract_args, mav, refused
+from tests.support.running.refusals import DATA, World, train_args
 
 
 def fill_disk(patch: pytest.MonkeyPatch, works: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from mav import cli
 from mav.cli_commands.shared import sections
-from tests.support.commands import done, mav
+from tests.support.running.commands import done, mav
 
 COMMANDS = sorted(cli.main.commands.items())
 EVERY_COMMAND = pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.base.source import tokenizer_digest
-from tests.support.commands import refused
-from tests.support.refusals import (
+from tests.support.models.tiny import VOCAB, make_cache, save_base, tiny_base
+from tests.support.running.commands import refused
+from tests.support.running.refusals import (
     DATA,
     World,
     copy_of_base,
@@ -18,7 +19,6 @@ from tests.support.refusals import (
     generate_args,
     train_args,
 )
-from tests.support.tiny import VOCAB, make_cache, save_base, tiny_base
 
 
 def test_head_and_cache_of_another_vocabulary_size(world: World) -> None:

@@ -11,8 +11,8 @@ import pytest
 from mav.cache_schema.commits import read_commits
 from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.commands import Line, done
-from tests.support.limits import PROCESS
+from tests.support.running.commands import Line, done
+from tests.support.running.limits import PROCESS
 
 ROOT = Path(__file__).parents[2]
 # What a shell starts in the background ignores SIGINT, and so would all that is started here.

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import done, mav, refused
-from tests.support.comparisons import save_reward_model
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.commands import done, mav, refused
+from tests.support.steering.comparisons import save_reward_model
+from tests.support.steering.heads import write_head
 
 DATA, USAGE = 1, 2
 PLACED = ("--device", "cpu", "--dtype", "float32")

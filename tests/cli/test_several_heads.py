@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 
 from mav.cli import main
 from mav.pipeline.decoding.inference import MAVInference
-from tests.support.heads import save_random_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.steering.heads import save_random_head
 
 
 @pytest.fixture(scope="module")

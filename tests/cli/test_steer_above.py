@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import done, mav, refused
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.commands import done, mav, refused
+from tests.support.steering.heads import write_head
 
 USAGE = 2
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import refused, tree
-from tests.support.refusals import DATA, USAGE, World, train_args
-from tests.support.tiny import make_cache
+from tests.support.models.tiny import make_cache
+from tests.support.running.commands import refused, tree
+from tests.support.running.refusals import DATA, USAGE, World, train_args
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,16 @@ import pytest
 
 from mav.cache_schema.checksummed_json import BLANK_CHECKSUM, add_checksum
 from mav.cache_schema.reader import CacheReader
-from tests.support.commands import extract_args, mav, refused, tree
-from tests.support.refusals import DATA, Args, World, evaluate_args, generate_args, train_args
-from tests.support.written_caches import all_same_bits, read_all, stored_objects
+from tests.support.caches.written_caches import all_same_bits, read_all, stored_objects
+from tests.support.running.commands import extract_args, mav, refused, tree
+from tests.support.running.refusals import (
+    DATA,
+    Args,
+    World,
+    evaluate_args,
+    generate_args,
+    train_args,
+)
 
 # Caches that are refused
 

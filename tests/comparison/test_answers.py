@@ -13,7 +13,7 @@ from mav.cache_schema.errors import DataError
 from mav.pipeline.comparison.answers import ReadAnswers, read_answers
 from mav.pipeline.comparison.questions import Question, key_of
 from mav.pipeline.comparison.records import Answer, AnswerKey, answer_of
-from tests.support.comparisons import prompts_of
+from tests.support.steering.comparisons import prompts_of
 
 PROMPTS = prompts_of("Hi", Question(prompt="Name a tree.", follow_ups=("Another.",)))
 

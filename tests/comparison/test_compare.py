@@ -14,9 +14,9 @@ from mav.pipeline.comparison.reward import RewardModel
 from mav.pipeline.comparison.run import ANSWERS, SUMMARY, compare
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.switching import SwitchableModel
-from tests.support.comparisons import save_reward_model
-from tests.support.heads import save_random_head, write_head
-from tests.support.tiny import make_cache, save_base, tiny_base, write_rows
+from tests.support.models.tiny import make_cache, save_base, tiny_base, write_rows
+from tests.support.steering.comparisons import save_reward_model
+from tests.support.steering.heads import save_random_head, write_head
 
 TEXTS = ("Hi", "How do I mend a kite?", "Who would lift the old red door in 4 days?")
 

@@ -10,7 +10,7 @@ from mav.pipeline.comparison.exports import export_answers, mt_bench
 from mav.pipeline.comparison.questions import Question
 from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.comparison.systems import System
-from tests.support.comparisons import prompts_of, system_of
+from tests.support.steering.comparisons import prompts_of, system_of
 
 
 def test_alpaca_evals_outputs_are_read_again(tmp_path: Path) -> None:

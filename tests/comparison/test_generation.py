@@ -20,7 +20,7 @@ from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.steering.steered import steered, varied_base, whole_text_logits
 
 SAMPLED = GenerationOptions(max_new_tokens=9, temperature=1.0, seed=3)
 TEXTS = ("Hi", "How do I mend a kite?", "Who would lift the old red door in 4 days?", "No.")

@@ -18,8 +18,8 @@ from mav.pipeline.comparison.judge import Duel, Judged, open_judge
 from mav.pipeline.comparison.judge_client import TRIES, JudgeOptions
 from mav.pipeline.comparison.judge_prompt import read_verdict
 from mav.pipeline.runtime.interruption import Interrupted
-from tests.support.judge_server import JudgeServer, Reply, fails, judging, says
-from tests.support.limits import EVENT, NEVER, PROCESS
+from tests.support.running.judge_server import JudgeServer, Reply, fails, judging, says
+from tests.support.running.limits import EVENT, NEVER, PROCESS
 
 ROOT = Path(__file__).parents[2]
 KEY = "MAV_TEST_JUDGE_KEY"

@@ -4,7 +4,7 @@ import pytest
 
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.comparison.judge_client import JudgeClient, JudgeOptions
-from tests.support.judge_server import Reply, judging, says
+from tests.support.running.judge_server import Reply, judging, says
 
 KEY = "MAV_TEST_JUDGE_KEY"
 

@@ -10,7 +10,7 @@ from mav.cache_schema.errors import DataError
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.comparison.perplexity import Likelihood, answer_likelihoods
 from mav.pipeline.preferences.prompt_format import PromptFormat
-from tests.support.tiny import ARCHITECTURES, tiny_base
+from tests.support.models.tiny import ARCHITECTURES, tiny_base
 
 PROMPTS = ["Hi", "Who would lift the old red door in 4 days?", "How do I mend a kite?", "And?"]
 ANSWERS = ["First look at a kite.", "No.", "Then mend it slowly. Then sell it.", "Who would?"]

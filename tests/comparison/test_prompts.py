@@ -10,7 +10,7 @@ import pytest
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.comparison.prompts import read_questions
 from mav.pipeline.comparison.questions import Question, key_of
-from tests.support.tiny import rows, write_rows
+from tests.support.models.tiny import rows, write_rows
 
 
 def written(path: Path, value: Any) -> str:

@@ -14,8 +14,8 @@ import transformers
 from mav.cache_schema.errors import BaseModelError, DataError
 from mav.pipeline.comparison.reward import RewardModel, answer_text, shortened, text_ids
 from mav.pipeline.preferences.messages import Messages
-from tests.support.comparisons import classifier
-from tests.support.tiny import save_base, tiny_base, tiny_tokenizer
+from tests.support.models.tiny import save_base, tiny_base, tiny_tokenizer
+from tests.support.steering.comparisons import classifier
 
 HUMAN: Final = "\n\nHuman: How do I mend a kite?\n\nAssistant:"
 MESSAGES: Final = [

@@ -9,7 +9,7 @@ from mav.pipeline.comparison.intervals import win_rate
 from mav.pipeline.comparison.records import Answer, AnswerKey
 from mav.pipeline.comparison.summary import JUDGE, SystemSummary, summarize_systems
 from mav.pipeline.comparison.systems import System, by_prompt, keys_of, results
-from tests.support.comparisons import prompts_of, system_of
+from tests.support.steering.comparisons import prompts_of, system_of
 
 PROMPTS = prompts_of("a", "b", "c", "d")
 PHRASES = ("i can't",)

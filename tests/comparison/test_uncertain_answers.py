@@ -13,11 +13,11 @@ from mav.pipeline.comparison.systems import System, keys_of
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.steering.strengths import as_strength
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.comparisons import prompts_of
-from tests.support.heads import KINDS
-from tests.support.several import steered_by
-from tests.support.steered import varied_base
-from tests.support.uncertain import entropies, limit_between, limited_logits
+from tests.support.steering.comparisons import prompts_of
+from tests.support.steering.heads import KINDS
+from tests.support.steering.several import steered_by
+from tests.support.steering.steered import varied_base
+from tests.support.steering.uncertain import entropies, limit_between, limited_logits
 
 TEXTS = ("Hi", "How do I mend a kite?", "Who would lift the old red door in 4 days?", "No.")
 

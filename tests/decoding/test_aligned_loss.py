@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.steered import steered, varied_base
+from tests.support.models.tiny import ARCHITECTURES
+from tests.support.steering.steered import steered, varied_base
 from tests.support.sweeps import sweep
-from tests.support.tiny import ARCHITECTURES
 
 ALPHA = 12.0
 IDS = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(3))

@@ -17,8 +17,8 @@ from mav.pipeline.decoding.files.batch_file import BatchReport, generate_file
 from mav.pipeline.decoding.files.prompt_file import read_prompts
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import write_base_and_head
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.steering.heads import write_base_and_head
 
 PROMPTS: list[Any] = [
     {"id": "a", "prompt": "Hi"},

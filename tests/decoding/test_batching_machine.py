@@ -14,7 +14,7 @@ from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import ActiveSequence, Request, TokenOutput
 from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from tests.support.profiles import examples
-from tests.support.steered import steered
+from tests.support.steering.steered import steered
 
 CASES: Final[list[tuple[int, int, Alpha, float, int | None]]] = [
     (1, 1, 0.0, 0.0, None),

@@ -12,8 +12,8 @@ from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.chat import HELP, Chat
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import write_base_and_head
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.steering.heads import write_base_and_head
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import Alpha, as_strength
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS
-from tests.support.listeners import Listener, alone, decoder_of
-from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.models.tiny import ARCHITECTURES
+from tests.support.steering.heads import KINDS
+from tests.support.steering.listeners import Listener, alone, decoder_of
+from tests.support.steering.steered import steered, varied_base, whole_text_logits
 from tests.support.sweeps import sweep
-from tests.support.tiny import ARCHITECTURES
 
 NO_KEYS_AND_VALUES = ("qwen3_next", "qwen3_5_text")
 ROWS_OF_TOKENS = [name for name in ARCHITECTURES if name not in NO_KEYS_AND_VALUES]

@@ -12,7 +12,7 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import Generation, GenerationOptions
 from mav.pipeline.decoding.steering.strengths import Alpha
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.steered import (
+from tests.support.steering.steered import (
     plain_generate,
     steered,
     varied_base,

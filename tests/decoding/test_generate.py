@@ -13,10 +13,10 @@ from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.create import create_mav
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.heads import random_head, write_head
-from tests.support.live import relative
-from tests.support.steered import LAYER_INDICES, plain_generate
-from tests.support.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
+from tests.support.models.tiny import ARCHITECTURES, HIDDEN, make_cache, save_base, tiny_base
+from tests.support.steering.heads import random_head, write_head
+from tests.support.steering.live import relative
+from tests.support.steering.steered import LAYER_INDICES, plain_generate
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.decoding.create import create_mav
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import random_head, size_option
-from tests.support.live import relative
-from tests.support.steered import LAYER_INDICES, products_with_the_vocabulary, steered
-from tests.support.tiny import ARCHITECTURES, HIDDEN, save_base, tiny_base
+from tests.support.models.tiny import ARCHITECTURES, HIDDEN, save_base, tiny_base
+from tests.support.steering.heads import random_head, size_option
+from tests.support.steering.live import relative
+from tests.support.steering.steered import LAYER_INDICES, products_with_the_vocabulary, steered
 
 IDS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(3))
 ALPHAS = [2.0, 0.0, -3.0]

@@ -13,8 +13,8 @@ from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.sampling import SequenceSampler, choose_each
 from mav.pipeline.decoding.steering.strengths import as_strength
-from tests.support.listeners import Listener, alone, decoder_of
-from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.steering.listeners import Listener, alone, decoder_of
+from tests.support.steering.steered import steered, varied_base, whole_text_logits
 
 LENGTH = 10
 PROMPTS = ["Who would paint it?", "And who would mend it, and when would that be?", "Hi"]

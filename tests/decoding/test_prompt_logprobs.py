@@ -8,8 +8,8 @@ from mav.pipeline.decoding.alpha import as_schedule
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request, TokenOutput
-from tests.support.steered import steered, varied_base, whole_text_logits
-from tests.support.tiny import VOCAB
+from tests.support.models.tiny import VOCAB
+from tests.support.steering.steered import steered, varied_base, whole_text_logits
 
 LENGTHS = (1, 2, 9, 23, 23, 40)
 ALPHAS = (1.0, 0.0, -3.0, 2.0, 0.0, 5.0)

@@ -22,11 +22,11 @@ from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.runtime.choices import Form, HeadKind
-from tests.support.chat_templates import TEMPLATE_TEXT
-from tests.support.heads import KINDS
-from tests.support.steered import steered, varied_base, whole_text_logits
+from tests.support.models.chat_templates import TEMPLATE_TEXT
+from tests.support.models.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
+from tests.support.steering.heads import KINDS
+from tests.support.steering.steered import steered, varied_base, whole_text_logits
 from tests.support.sweeps import sweep
-from tests.support.tiny import ARCHITECTURES, tiny_base, tiny_tokenizer, write_rows
 
 ALPHA = 12.0
 PROMPTS = ["Hi", "Who would lift the old red door in 4 days?", "How do I mend a kite?"]

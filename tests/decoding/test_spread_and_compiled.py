@@ -17,14 +17,14 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import is_quantized, quantize_head
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.device_maps import MAPS, MODULES, placed
-from tests.support.heads import KINDS
-from tests.support.live import relative
-from tests.support.several import steered_by
-from tests.support.steered import plain_generate, steered
+from tests.support.models.device_maps import MAPS, MODULES, placed
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.steering.heads import KINDS
+from tests.support.steering.live import relative
+from tests.support.steering.several import steered_by
+from tests.support.steering.steered import plain_generate, steered
+from tests.support.steering.uncertain import entropies, limit_between
 from tests.support.sweeps import sweep
-from tests.support.tiny import save_base, tiny_base
-from tests.support.uncertain import entropies, limit_between
 
 NEW = 10
 ALPHA = 6.0

@@ -8,7 +8,7 @@ import torch
 
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.inference import MAVInference
-from tests.support.steered import steered, varied_base
+from tests.support.steering.steered import steered, varied_base
 
 NEW = 8
 COMMON: dict[str, Any] = {

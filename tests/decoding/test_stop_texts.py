@@ -14,9 +14,9 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.response_text import ResponseText
-from tests.support.listeners import Listener, decoder_of
-from tests.support.steered import steered
-from tests.support.tiny import tiny_base, tiny_tokenizer
+from tests.support.models.tiny import tiny_base, tiny_tokenizer
+from tests.support.steering.listeners import Listener, decoder_of
+from tests.support.steering.steered import steered
 
 SPECIAL = "<|im_end|>"
 

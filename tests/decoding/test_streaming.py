@@ -14,9 +14,9 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.steering.strengths import Alpha
 from mav.pipeline.decoding.text_stream import Abandoned
-from tests.support.limits import EVENT, wait_until
-from tests.support.steered import steered
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
+from tests.support.running.limits import EVENT, wait_until
+from tests.support.steering.steered import steered
 
 FALLING = AlphaSchedule(((0, 18.0), (6, -9.0)))
 

@@ -18,11 +18,11 @@ from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import as_strength
 from mav.pipeline.decoding.structured.schema import MAX_CHARACTERS, json_grammar
 from mav.pipeline.decoding.structured.vocabulary import GrammarVocabulary
-from tests.support.listeners import Heard, Listener, alone, decoder_of
+from tests.support.models.tiny import tiny_base, tiny_tokenizer
+from tests.support.models.tokenizers_of_kinds import TOKENIZERS, metaspace_kind
 from tests.support.profiles import examples
-from tests.support.steered import steered
-from tests.support.tiny import tiny_base, tiny_tokenizer
-from tests.support.tokenizers_of_kinds import TOKENIZERS, metaspace_kind
+from tests.support.steering.listeners import Heard, Listener, alone, decoder_of
+from tests.support.steering.steered import steered
 
 PADDED = 330
 """Logits of the base, more than its tokenizer has tokens."""

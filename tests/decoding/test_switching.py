@@ -18,9 +18,9 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import AttachOptions, GenerationOptions
 from mav.pipeline.decoding.trained_head import new_head
 from mav.pipeline.runtime.choices import Quantize
-from tests.support.heads import write_head
-from tests.support.steered import plain_generate
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.steering.heads import write_head
+from tests.support.steering.steered import plain_generate
 
 DECODING = GenerationOptions(max_new_tokens=8)
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}

@@ -12,10 +12,10 @@ from mav.pipeline.decoding.create import create_mav
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.model import AlignmentHead
-from tests.support.heads import write_head
-from tests.support.steered import steered
-from tests.support.tiny import make_cache, tiny_base
-from tests.support.users_model import plain_base, state_of, users_model
+from tests.support.models.tiny import make_cache, tiny_base
+from tests.support.models.users_model import plain_base, state_of, users_model
+from tests.support.steering.heads import write_head
+from tests.support.steering.steered import steered
 
 DECODING = GenerationOptions(max_new_tokens=6)
 

@@ -24,7 +24,7 @@ from mav.pipeline.demo.run import installed_base
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.live import assert_equals_live
+from tests.support.steering.live import assert_equals_live
 
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 HH = Path(__file__).parents[3] / "shared" / "hh-rlhf" / "harmless-base-dev.jsonl.gz"

@@ -15,8 +15,8 @@ from mav.pipeline.demo.release import NAME, Released, release
 from mav.pipeline.demo.run import ALPHAS, PROMPTS, DemoPaths, installed_base
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
-from tests.support.limits import SCRIPT
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.limits import SCRIPT
 
 
 @pytest.fixture(scope="module")

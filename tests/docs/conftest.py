@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.world import BASES, World, make_programs, make_world
-from tests.support.once import made_once
+from tests.support.running.once import made_once
 
 _EXTRACT = f"""
 cat pipeline/demo/sample/*-train.jsonl > pairs.jsonl

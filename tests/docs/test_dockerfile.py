@@ -15,7 +15,7 @@ import click
 
 from mav import cli
 from tests.docs.world import ROOT, World, free_port
-from tests.support.limits import PROCESS
+from tests.support.running.limits import PROCESS
 
 DOCKERFILE: Final = ROOT / "examples" / "Dockerfile"
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

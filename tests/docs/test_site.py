@@ -158,7 +158,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 def test_the_changelog_counts_the_architectures() -> None:
-    from tests.support.architectures import CATALOGUE
+    from tests.support.models.architectures import CATALOGUE
 
     count = len({variant.model_type for variant in CATALOGUE.values()})
     assert f"Support for {count} architectures" in (ROOT / "CHANGELOG.md").read_text("utf-8")

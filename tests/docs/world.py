@@ -18,9 +18,9 @@ import tokenizers
 import transformers
 
 from mav.pipeline.base.model import BaseModel
-from tests.support.limits import EVENT, PROCESS, SCRIPT, wait_until
-from tests.support.tiny import rows, save_base, tiny_base
-from tests.support.warm_python import write_program
+from tests.support.models.tiny import rows, save_base, tiny_base
+from tests.support.running.limits import EVENT, PROCESS, SCRIPT, wait_until
+from tests.support.running.warm_python import write_program
 
 ROOT: Final = Path(__file__).parents[2]
 VOCAB: Final = 2048

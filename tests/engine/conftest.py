@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine_world import write_world
-from tests.support.once import made_once
+from tests.support.engine.world import write_world
+from tests.support.running.once import made_once
 
 
 @pytest.fixture(scope="session")

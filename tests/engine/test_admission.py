@@ -13,7 +13,7 @@ from mav.pipeline.decoding.alpha import AlphaSchedule
 from mav.pipeline.decoding.steering.strengths import HeadAlphas, Strength, as_strength
 from mav.pipeline.engine.admission import checked_strength, strength_of
 from mav.pipeline.engine.slots import alphas_at
-from tests.support.strange_alphas import ANYTHING, NAMES
+from tests.support.steering.strange_alphas import ANYTHING, NAMES
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.engine.architectures import NOT_TRIED, REFUSED, RUNS_IN, check_architecture
 from mav.pipeline.engine.arguments import engine_args
-from tests.support.architectures import CATALOGUE
+from tests.support.models.architectures import CATALOGUE
 from tests.support.models_page import architecture_of
 
 CASES = {architecture_of(variant.model_type) for variant in CATALOGUE.values()}

@@ -18,9 +18,9 @@ from mav.pipeline.engine.names import (
 )
 from mav.pipeline.engine.steering_config import SteeringConfig
 from mav.vllm import engine_args
-from tests.support.commands import done
-from tests.support.heads import KINDS
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.running.commands import done
+from tests.support.steering.heads import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

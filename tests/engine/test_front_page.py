@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from mav.pipeline.engine.front import Front
 from mav.pipeline.engine.front_settings import FrontSettings
-from tests.support.browser import BROWSER, Opened, launch
-from tests.support.limits import EVENT, wait_until
+from tests.support.running.browser import BROWSER, Opened, launch
+from tests.support.running.limits import EVENT, wait_until
 
 pytestmark = BROWSER
 

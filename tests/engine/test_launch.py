@@ -12,7 +12,7 @@ from mav.pipeline.engine.front_settings import ENVIRONMENT, FrontSettings
 from mav.pipeline.engine.launch import Launch, prepare_launch
 from mav.pipeline.preferences.transcripts import transcript_of
 from mav.pipeline.serving.options import ServeOptions
-from tests.support.commands import mav
+from tests.support.running.commands import mav
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

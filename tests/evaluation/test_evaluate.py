@@ -26,8 +26,8 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.reporting import tables as report
-from tests.support.heads import FRACTION, save_random_head
-from tests.support.tiny import HIDDEN, make_cache, tiny_base, write_rows
+from tests.support.models.tiny import HIDDEN, make_cache, tiny_base, write_rows
+from tests.support.steering.heads import FRACTION, save_random_head
 
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
 

@@ -14,9 +14,9 @@ from mav.pipeline.evaluation.pair_scores import score_pairs
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.loader.batch import CachedBase
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS, save_random_head
-from tests.support.live import whole_cache
-from tests.support.tiny import make_cache, tiny_base
+from tests.support.models.tiny import make_cache, tiny_base
+from tests.support.steering.heads import KINDS, save_random_head
+from tests.support.steering.live import whole_cache
 
 ALPHAS = (0.0, 1.0, -2.0)
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mav.pipeline.base.model import BaseModel
-from tests.support.dry_runs import Asked
-from tests.support.tiny import tiny_base, tiny_extraction, write_rows
+from tests.support.caches.dry_runs import Asked
+from tests.support.models.tiny import tiny_base, tiny_extraction, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from mav.pipeline.extraction import model_checks as base_checks
 from mav.pipeline.extraction.model_checks import ModelCheckReport, check_base
 from mav.pipeline.extraction.packing import ForwardBatch
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.support.char_tokenizer import tiny_pairs
-from tests.support.tiny import tiny_base, tiny_tokenizer
+from tests.support.models.char_tokenizer import tiny_pairs
+from tests.support.models.tiny import tiny_base, tiny_tokenizer
 
 
 @cache

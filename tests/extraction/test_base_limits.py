@@ -14,8 +14,8 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.support.live import assert_equals_live
-from tests.support.tiny import make_cache, save_base, tiny_base, tiny_tokenizer
+from tests.support.models.tiny import make_cache, save_base, tiny_base, tiny_tokenizer
+from tests.support.steering.live import assert_equals_live
 
 STEADY: Final = 64
 LONGROPE: Final[dict[str, Any]] = {

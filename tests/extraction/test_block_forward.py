@@ -20,7 +20,7 @@ from mav.pipeline.extraction.packing import ForwardBatch
 from mav.pipeline.extraction.prepare import prepare, read
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.memory import is_out_of_memory
-from tests.support.tiny import tiny_base, write_rows
+from tests.support.models.tiny import tiny_base, write_rows
 
 PAIRS = 14
 ENOUGH = 10_000

@@ -19,7 +19,7 @@ from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.verification.against_base import verify_against_base
 from mav.pipeline.verification.options import VerifyOptions
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 WRITE = CacheWriter.write_block
 

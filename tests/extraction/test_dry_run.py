@@ -18,11 +18,11 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.dry_run import screen
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.runtime.choices import StorageDtype
-from tests.support.commands import done, extract_args, mav, tree
-from tests.support.dry_runs import Asked, interrupt, with_free
+from tests.support.caches.dry_runs import Asked, interrupt, with_free
+from tests.support.caches.written_caches import draft
+from tests.support.models.tiny import HIDDEN, save_base, write_rows
+from tests.support.running.commands import done, extract_args, mav, tree
 from tests.support.sweeps import sweep
-from tests.support.tiny import HIDDEN, save_base, write_rows
-from tests.support.written_caches import draft
 
 ENCODINGS: tuple[LogitsEncoding, ...] = get_args(LogitsEncoding)
 STORAGES: tuple[StorageDtype, ...] = get_args(StorageDtype)

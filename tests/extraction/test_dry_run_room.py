@@ -10,8 +10,8 @@ from mav.cache_schema.errors import CacheError
 from mav.cache_schema.size_estimate import METADATA, ExpectedSize, expected_size
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.pipeline.extraction.dry_run import screen
-from tests.support.commands import tree
-from tests.support.dry_runs import Asked, interrupt, with_free
+from tests.support.caches.dry_runs import Asked, interrupt, with_free
+from tests.support.running.commands import tree
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

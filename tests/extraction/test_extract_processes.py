@@ -20,10 +20,10 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.distributed import Processes, launched, require_joined
-from tests.support.commands import done, extract_args, mav, refused
-from tests.support.limits import PROCESS, wait_until
-from tests.support.tiny import save_base, tiny_base, write_rows
-from tests.support.written_caches import contents, lock_at_once
+from tests.support.caches.written_caches import contents, lock_at_once
+from tests.support.models.tiny import save_base, tiny_base, write_rows
+from tests.support.running.commands import done, extract_args, mav, refused
+from tests.support.running.limits import PROCESS, wait_until
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -12,8 +12,8 @@ from mav.cache_schema.reader import CacheReader
 from mav.pipeline.extraction.extract import ExtractReport, extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.device_maps import MAPS, MODULES, placed
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.device_maps import MAPS, MODULES, placed
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 PAIRS = 8
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from mav import cli
 from tests.support.faults.cache_program import decoded_digest
 from tests.support.faults.watched_os import Count, Fail, watching
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 FAILURES: Final = (
     # Call, error, and how many such calls from the last one on: in the creation or in the block.

@@ -12,9 +12,7 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
-from tests.support.full_disk import FullDisk
-from tests.support.tiny import make_cache
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     all_same_bits,
     begin,
     draft,
@@ -25,6 +23,8 @@ from tests.support.written_caches import (
     read_all,
     write_one,
 )
+from tests.support.faults.full_disk import FullDisk
+from tests.support.models.tiny import make_cache
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

@@ -14,8 +14,8 @@ from mav.pipeline.extraction.dry_run import dry_run
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.tiny import HIDDEN, make_cache, rows
-from tests.support.users_model import plain_base, state_of, users_model
+from tests.support.models.tiny import HIDDEN, make_cache, rows
+from tests.support.models.users_model import plain_base, state_of, users_model
 
 
 def asked(data: Any, output: Path, **more: Any) -> ExtractOptions:

@@ -17,7 +17,7 @@ from mav.pipeline.extraction.packing import (
     shared_prompt_batch,
 )
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
-from tests.support.char_tokenizer import CharTokenizer, pair, tiny_pairs
+from tests.support.models.char_tokenizer import CharTokenizer, pair, tiny_pairs
 
 
 def mixed_pairs() -> TokenizedPairs:

@@ -28,8 +28,8 @@ from mav.pipeline.base.model import BaseModel
 from mav.pipeline.extraction.extract import extract
 from mav.pipeline.extraction.options import ExtractOptions
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.mutation import changed
-from tests.support.tiny import save_base, tiny_base, tiny_extraction, write_rows
+from tests.support.faults.mutation import changed
+from tests.support.models.tiny import save_base, tiny_base, tiny_extraction, write_rows
 
 PAIRS: Final = 12
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.heads import write_head
-from tests.support.lm_eval_tasks import write_tasks
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.lm_eval_tasks import write_tasks
+from tests.support.steering.heads import write_head
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.minimal_pairs import our_pairs
-from tests.support.commands import done
+from tests.support.running.commands import done
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "examples" / "tasks"

@@ -9,9 +9,9 @@ import torch
 
 from mav.pipeline.base.loading import load_base
 from mav.pipeline.decoding.inference import MAVInference
-from tests.support.commands import done, mav
-from tests.support.lm_eval_tasks import CHOICE, ROLLING, WRITING
-from tests.support.steered import whole_text_logits
+from tests.support.running.commands import done, mav
+from tests.support.running.lm_eval_tasks import CHOICE, ROLLING, WRITING
+from tests.support.steering.steered import whole_text_logits
 
 # Installed with the extra `eval` only.
 lm_eval = pytest.importorskip("lm_eval")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.lm_eval_tasks import CHOICE, ROLLING, WRITING
-from tests.support.server import running
+from tests.support.running.lm_eval_tasks import CHOICE, ROLLING, WRITING
+from tests.support.running.server import running
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mav.cache_schema.errors import UsageError
 from mav.pipeline.harness.options import HarnessOptions
 from mav.pipeline.harness.report import HarnessReport, figures_of, paired, table
-from tests.support.commands import mav
+from tests.support.running.commands import mav
 
 VALUES = st.floats(-1e3, 1e3)
 

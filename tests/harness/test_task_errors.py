@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import mav, refused
+from tests.support.running.commands import mav, refused
 
 pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("quick_lm_eval")]

@@ -6,7 +6,7 @@ import torch
 from mav.pipeline.head.config import HeadConfig
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.ops.tensor_storage import pool_states
-from tests.support.heads import SIZES, seeded_head
+from tests.support.steering.heads import SIZES, seeded_head
 
 
 def test_parameters_at_the_default_sizes() -> None:

@@ -16,7 +16,7 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.head.storage import CONFIG, WEIGHTS, find_head, read_head_config
 from mav.pipeline.runtime.durable_files import measure
-from tests.support.heads import SIZES, origin_of, same_weights, seeded_head
+from tests.support.steering.heads import SIZES, origin_of, same_weights, seeded_head
 
 
 @pytest.mark.parametrize("folder", ["head", "a/new/place", "run/best", "run/last"])

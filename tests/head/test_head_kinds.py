@@ -16,9 +16,9 @@ from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.head.storage import CONFIG
 from mav.pipeline.reporting.inspect import describe
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS, origin_of, same_weights, seeded_head, sizes_of
-from tests.support.manifests import llama_7b
-from tests.support.tiny import make_cache
+from tests.support.caches.manifests import llama_7b
+from tests.support.models.tiny import make_cache
+from tests.support.steering.heads import KINDS, origin_of, same_weights, seeded_head, sizes_of
 
 W, V = 4096, 32000
 FUSION = 3 * W * W + W

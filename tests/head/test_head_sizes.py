@@ -14,8 +14,8 @@ from mav.pipeline.head.config import (
     default_pooled_size,
 )
 from mav.pipeline.head.model import AlignmentHead
-from tests.support.manifests import llama_7b
-from tests.support.tiny import tiny_base
+from tests.support.caches.manifests import llama_7b
+from tests.support.models.tiny import tiny_base
 
 # Hidden size, layers, vocabulary, parameters.
 BASES = {

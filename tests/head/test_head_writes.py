@@ -12,8 +12,8 @@ import safetensors.torch
 from mav.cache_schema import HeadError, Manifest
 from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.head.storage import CONFIG, WEIGHTS
-from tests.support.dying_disk import LOST, Disk, Killed, on, quick_disk
-from tests.support.heads import origin_of, same_weights, seeded_head
+from tests.support.faults.dying_disk import LOST, Disk, Killed, on, quick_disk
+from tests.support.steering.heads import origin_of, same_weights, seeded_head
 
 
 def fail_to_save(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:

@@ -20,9 +20,9 @@ from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.head.pretrained import load_head, save_head
 from mav.pipeline.reporting.inspect import describe, screen
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import origin_of, seeded_head, sizes_of
-from tests.support.live import relative
-from tests.support.tiny import HIDDEN, make_cache, tiny_base
+from tests.support.models.tiny import HIDDEN, make_cache, tiny_base
+from tests.support.steering.heads import origin_of, seeded_head, sizes_of
+from tests.support.steering.live import relative
 
 ALPHA = {"a": 1.5, "b": -0.5, "c": 0.25}
 STATES = torch.randn(5, 3, HIDDEN, generator=torch.Generator().manual_seed(4))

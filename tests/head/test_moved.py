@@ -9,8 +9,8 @@ import pytest
 
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.head.pretrained import load_head
-from tests.support.commands import Line, done, refused
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.models.tiny import save_base, tiny_base, write_rows
+from tests.support.running.commands import Line, done, refused
 
 AUTHOR = "ann-of-the-secret-project"
 

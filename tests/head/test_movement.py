@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mav.pipeline.evaluation.statistics import LEAST_KL, has_hardly_moved
-from tests.support.commands import Line, done, mav
+from tests.support.running.commands import Line, done, mav
 
 TOLD = "This head hardly moves the base: at alpha 1 the KL is "
 

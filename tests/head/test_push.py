@@ -20,12 +20,12 @@ from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.head.push import push_folder
 from mav.pipeline.head.storage import CurvePoint, MergedPart, Recommendation
 from mav.pipeline.runtime import hub as hub_client
-from tests.support.heads import origin_of, same_weights, seeded_head, sizes_of, write_head
-from tests.support.hub_commands import run
-from tests.support.hub_server import TOKEN, hub_server
-from tests.support.hub_uploads import READ_ONLY
-from tests.support.limits import SCRIPT
-from tests.support.tiny import make_cache
+from tests.support.hub.commands import run
+from tests.support.hub.server import TOKEN, hub_server
+from tests.support.hub.uploads import READ_ONLY
+from tests.support.models.tiny import make_cache
+from tests.support.running.limits import SCRIPT
+from tests.support.steering.heads import origin_of, same_weights, seeded_head, sizes_of, write_head
 
 CURVE = (
     CurvePoint(alpha=0.0, reward_accuracy=None, logp_accuracy=0.5, margin=0.0, kl_per_token=0.0),

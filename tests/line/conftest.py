@@ -7,7 +7,7 @@ import pytest
 
 from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.s3_server import S3Server, s3_in_environment
+from tests.support.caches.s3_server import S3Server, s3_in_environment
 
 NUMBERS = itertools.count()
 

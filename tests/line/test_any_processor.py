@@ -14,8 +14,8 @@ from mav.pipeline.runtime.compute_dtype import native_dtype
 from mav.pipeline.training.checkpoint import TrainState
 from mav.pipeline.training.defaults import settled
 from mav.pipeline.training.options import TrainOptions
-from tests.support.manifests import llama_7b
-from tests.support.tiny import save_base, tiny_base, write_rows
+from tests.support.caches.manifests import llama_7b
+from tests.support.models.tiny import save_base, tiny_base, write_rows
 
 WITHOUT_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PROGRAM = """

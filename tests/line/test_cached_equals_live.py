@@ -9,8 +9,8 @@ import torch
 from mav.cache_schema.errors import BaseModelError
 from mav.cache_schema.reader import CacheReader
 from mav.pipeline.base.model import BaseModel
-from tests.support.live import assert_equals_live
-from tests.support.tiny import ARCHITECTURES, HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.models.tiny import ARCHITECTURES, HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.steering.live import assert_equals_live
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -16,7 +16,7 @@ from mav.pipeline.base.source import resolve_base
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.head.pretrained import load_head
-from tests.support.heads import write_base_and_head
+from tests.support.steering.heads import write_base_and_head
 
 
 class Payload:

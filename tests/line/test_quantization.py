@@ -36,10 +36,10 @@ from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
 from mav.pipeline.training.trainer import Trainer
 from mav.pipeline.verification.against_base import LOSS
-from tests.support.live import live_answers, relative, whole_cache
-from tests.support.runs import metrics
-from tests.support.streams import stream
-from tests.support.tiny import HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.caches.streams import stream
+from tests.support.models.tiny import HIDDEN, VOCAB, make_cache, tiny_base
+from tests.support.running.runs import metrics
+from tests.support.steering.live import live_answers, relative, whole_cache
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

@@ -28,13 +28,13 @@ from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
-from tests.support.commands import done, refused, unsound
-from tests.support.limits import NEVER
-from tests.support.runs import assert_same, weights
-from tests.support.s3_server import S3Server
-from tests.support.streams import assert_same_batches, stream
-from tests.support.tiny import save_base, tiny_base, tiny_extraction, write_rows
-from tests.support.written_caches import contents
+from tests.support.caches.s3_server import S3Server
+from tests.support.caches.streams import assert_same_batches, stream
+from tests.support.caches.written_caches import contents
+from tests.support.models.tiny import save_base, tiny_base, tiny_extraction, write_rows
+from tests.support.running.commands import done, refused, unsound
+from tests.support.running.limits import NEVER
+from tests.support.running.runs import assert_same, weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from mav.cache_schema.errors import CacheBusyError
 from mav.cache_schema.storage.base import ConflictError, ETag, ObjectStore, replace
 from mav.cache_schema.storage.lock import LOCK, Holder, read_holder, run_lock
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.limits import Clock
-from tests.support.written_caches import lock_at_once
+from tests.support.caches.written_caches import lock_at_once
+from tests.support.running.limits import Clock
 
 
 def content(objects: ObjectStore, key: str) -> bytes:

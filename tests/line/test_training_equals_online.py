@@ -13,9 +13,9 @@ from mav.pipeline.ops.base_logits import Unembedding
 from mav.pipeline.runtime.choices import HeadKind, ObjectiveName
 from mav.pipeline.training.loss import PreferenceModel
 from mav.pipeline.training.objectives import Objective
-from tests.support.heads import random_head
-from tests.support.live import LiveAnswer, live_answers, relative, whole_cache
-from tests.support.tiny import HIDDEN, make_cache, tiny_base
+from tests.support.models.tiny import HIDDEN, make_cache, tiny_base
+from tests.support.steering.heads import random_head
+from tests.support.steering.live import LiveAnswer, live_answers, relative, whole_cache
 
 BETA, LAMBDA = 0.1, 0.01
 

@@ -20,7 +20,7 @@ from mav.pipeline.loader.batch import Batch, CachedBase, collate
 from mav.pipeline.training.loss import PreferenceModel
 from mav.pipeline.training.metrics import MetricAccumulator
 from mav.pipeline.training.objectives import Objective
-from tests.support.tiny import HIDDEN, VOCAB, make_cache
+from tests.support.models.tiny import HIDDEN, VOCAB, make_cache
 
 CPU = torch.device("cpu")
 

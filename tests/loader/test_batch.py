@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mav.pipeline.loader.batch import Batch, collate, empty_like
 from mav.pipeline.loader.sampler import StepLayout
-from tests.support.streams import opened, stream
+from tests.support.caches.streams import opened, stream
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -9,7 +9,7 @@ from mav.pipeline.loader.batch import Batch, BatchMemory
 from mav.pipeline.loader.dataset import CachedPreferenceDataset, StreamMemory, prefetch
 from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.ops.tensor_storage import from_stored
-from tests.support.streams import stream
+from tests.support.caches.streams import stream
 
 STATES = np.dtype(np.uint16)
 

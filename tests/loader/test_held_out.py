@@ -13,7 +13,7 @@ from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.transcripts import split_transcript
 from mav.pipeline.runtime.choices import Split
-from tests.support.tiny import rows
+from tests.support.models.tiny import rows
 
 FRACTIONS = st.floats(0, 1)
 IDS = st.lists(st.integers(0, 2**64 - 1), max_size=30).map(lambda ids: np.array(ids, np.uint64))

@@ -15,8 +15,8 @@ from mav.pipeline.loader.batch import BatchMemory
 from mav.pipeline.loader.dataset import _HeldBlocks
 from mav.pipeline.loader.sampler import StepLayout, order_epoch
 from mav.pipeline.ops.tensor_storage import from_stored
-from tests.support.limits import EVENT
 from tests.support.profiles import examples
+from tests.support.running.limits import EVENT
 
 
 class Batches(RuleBasedStateMachine):

@@ -16,8 +16,7 @@ from mav.pipeline.loader.batch import Batch
 from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.loader.split import PairSubset, in_subset
-from tests.support.limits import PROCESS
-from tests.support.streams import (
+from tests.support.caches.streams import (
     EVERY_MODE,
     EVERY_WORKERS,
     MODES,
@@ -35,6 +34,7 @@ from tests.support.streams import (
     stream,
     threads,
 )
+from tests.support.running.limits import PROCESS
 
 
 @cache

@@ -15,8 +15,7 @@ from mav.cache_schema import CacheError
 from mav.pipeline.loader.batch import Batch
 from mav.pipeline.loader.dataset import _BATCHES_AHEAD, CachedPreferenceDataset, prefetch
 from mav.pipeline.loader.split import PairSubset
-from tests.support.limits import wait_until
-from tests.support.streams import (
+from tests.support.caches.streams import (
     EVERY_WORKERS,
     ONE,
     assert_same_batches,
@@ -27,7 +26,8 @@ from tests.support.streams import (
     stream,
     threads,
 )
-from tests.support.written_caches import stored_objects
+from tests.support.caches.written_caches import stored_objects
+from tests.support.running.limits import wait_until
 
 
 class StopItError(Exception):

@@ -16,7 +16,7 @@ from mav.cache_schema.reader import BlockMemory
 from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout, shuffled_windows
 from mav.pipeline.loader.split import PairSubset, in_subset
-from tests.support.streams import (
+from tests.support.caches.streams import (
     EVERY_WORKERS,
     ONE,
     READING,
@@ -29,7 +29,7 @@ from tests.support.streams import (
     read_whole,
     stream,
 )
-from tests.support.written_caches import quick_disk, write
+from tests.support.caches.written_caches import quick_disk, write
 
 
 @EVERY_WORKERS

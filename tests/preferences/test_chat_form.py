@@ -20,9 +20,9 @@ from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, TEMPLATE, parse_
 from mav.pipeline.runtime.known_places import recall
 from mav.pipeline.verification.against_base import verify_against_base
 from mav.pipeline.verification.options import VerifyOptions
-from tests.support.chat_templates import TEMPLATE_TEXT
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
+from tests.support.models.chat_templates import TEMPLATE_TEXT
+from tests.support.models.tiny import make_cache, tiny_base, tiny_tokenizer, write_rows
+from tests.support.steering.heads import write_head
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from mav.pipeline.preferences.prompt_format import PromptFormat
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE
 from mav.pipeline.verification.against_base import verify_against_base
 from mav.pipeline.verification.options import VerifyOptions
-from tests.support.heads import write_head
-from tests.support.tiny import make_cache, tiny_base, tiny_tokenizer
+from tests.support.models.tiny import make_cache, tiny_base, tiny_tokenizer
+from tests.support.steering.heads import write_head
 
 DAY: Final = datetime.date(2024, 2, 29)
 HI: Final = [{"role": "user", "content": "Hi"}]

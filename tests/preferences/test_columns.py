@@ -15,7 +15,7 @@ from pyarrow import parquet
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource, parse_source
-from tests.support.preference_rows import PAIR, write_jsonl
+from tests.support.caches.preference_rows import PAIR, write_jsonl
 
 OTHER = {"question": "How are you?", "good": "Fine.", "bad": "Go away."}
 NAMES = {"prompt": "question", "chosen": "good", "rejected": "bad"}

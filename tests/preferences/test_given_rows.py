@@ -9,8 +9,8 @@ import pytest
 from mav.cache_schema.errors import DataError, UsageError
 from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource, sources_of
-from tests.support.preference_rows import FORMS, PAIR
-from tests.support.tiny import rows
+from tests.support.caches.preference_rows import FORMS, PAIR
+from tests.support.models.tiny import rows
 
 
 def endless() -> Any:

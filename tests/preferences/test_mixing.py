@@ -21,7 +21,7 @@ from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.preferences.tokenization import TokenizedPairs, tokenize_pairs
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.train import train
-from tests.support.tiny import tiny_base, tiny_tokenizer
+from tests.support.models.tiny import tiny_base, tiny_tokenizer
 
 
 def pair(number: int) -> PreferencePair:

@@ -24,9 +24,9 @@ from mav.pipeline.runtime.choices import Form
 from mav.pipeline.serving.api.requests import CompletionRequest, chat_request, text_request
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import prompt_tokens
+from tests.support.models.tiny import tiny_base, tiny_tokenizer
 from tests.support.profiles import examples
-from tests.support.steered import steered
-from tests.support.tiny import tiny_base, tiny_tokenizer
+from tests.support.steering.steered import steered
 
 CHATS: Final = {
     "turns": "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}"

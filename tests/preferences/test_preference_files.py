@@ -18,7 +18,7 @@ from mav.pipeline.preferences.reader import (
     read_pairs,
 )
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.preference_rows import (
+from tests.support.caches.preference_rows import (
     FORMS,
     PAIR,
     PROMPT,

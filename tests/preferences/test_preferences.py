@@ -9,7 +9,7 @@ from mav.cache_schema.errors import DataError
 from mav.pipeline.preferences.reader import (
     PreferencePair,
 )
-from tests.support.preference_rows import (
+from tests.support.caches.preference_rows import (
     FORMS,
     PAIR,
     PROMPT,

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from mav.cache_schema.errors import BaseModelError, DataError, UsageError
 from mav.pipeline.preferences.prompt_format import PromptFormat, choose_prompt_format
 from mav.pipeline.preferences.transcripts import CHAT_TEMPLATE, HUMAN, TEMPLATE
-from tests.support.tiny import tiny_tokenizer
+from tests.support.models.tiny import tiny_tokenizer
 
 JINJA = (
     "{{ bos_token }}{% for message in messages %}"

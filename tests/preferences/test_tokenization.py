@@ -11,8 +11,8 @@ from mav.pipeline.preferences import tokenization as tokenizing
 from mav.pipeline.preferences.reader import PreferencePair
 from mav.pipeline.preferences.tokenization import tokenize_pairs
 from mav.pipeline.preferences.transcripts import ASSISTANT
-from tests.support.char_tokenizer import BOS, EOS, MERGED, CharTokenizer, pair, tiny_pairs
-from tests.support.tiny import tiny_tokenizer
+from tests.support.models.char_tokenizer import BOS, EOS, MERGED, CharTokenizer, pair, tiny_pairs
+from tests.support.models.tiny import tiny_tokenizer
 
 
 def codes(text: str) -> list[int]:

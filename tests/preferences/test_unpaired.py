@@ -10,7 +10,7 @@ from mav.cache_schema.errors import DataError
 from mav.pipeline.preferences.pairs import prompt_id
 from mav.pipeline.preferences.reader import PreferencePair, ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
-from tests.support.preference_rows import PAIR, PROMPT, assistant, user
+from tests.support.caches.preference_rows import PAIR, PROMPT, assistant, user
 
 
 def one(completion: Any, label: Any, prompt: Any = "How are you?") -> dict[str, Any]:

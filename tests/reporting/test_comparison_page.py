@@ -19,9 +19,9 @@ from mav.pipeline.comparison.systems import Measured, System, keys_of
 from mav.pipeline.reporting.comparison_page import render_comparison, write_comparison
 from mav.pipeline.reporting.comparison_table import comparison_table
 from mav.pipeline.reporting.curves import Curve, CurvePoint, draw_curves
-from tests.support.browser import CHROMIUM, launch, scrolling_tables
-from tests.support.comparisons import prompts_of
-from tests.support.limits import EVENT
+from tests.support.running.browser import CHROMIUM, launch, scrolling_tables
+from tests.support.running.limits import EVENT
+from tests.support.steering.comparisons import prompts_of
 
 NOW: Final = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 NASTY: Final = "</script><script>alert(1)</script> <b>&amp; \ud800"

@@ -23,10 +23,10 @@ from mav.pipeline.reporting.html import render, write_report
 from mav.pipeline.reporting.plots import Chart, Point, Series, plots
 from mav.pipeline.reporting.training_log import read_log
 from mav.pipeline.runtime.known_places import shown_place
-from tests.support.browser import CHROMIUM, NARROW, WIDE, launch, scrolling_tables
-from tests.support.heads import save_random_head
 from tests.support.html_page import Page, assert_stands_alone
-from tests.support.tiny import make_cache
+from tests.support.models.tiny import make_cache
+from tests.support.running.browser import CHROMIUM, NARROW, WIDE, launch, scrolling_tables
+from tests.support.steering.heads import save_random_head
 
 ALPHAS = (0.0, 0.5, 2.0, -1.0)
 

@@ -13,7 +13,7 @@ from mav.pipeline.preferences.reader import ReadCounts, read_pairs
 from mav.pipeline.preferences.sources import DataSource
 from mav.pipeline.rounds.options import PairOptions
 from mav.pipeline.rounds.pairs import make_pairs
-from tests.support.comparisons import save_reward_model
+from tests.support.steering.comparisons import save_reward_model
 
 TRANSCRIPT = "\n\nHuman: Is rain wet?\n\nAssistant:"
 TALK = [

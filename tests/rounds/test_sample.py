@@ -16,10 +16,10 @@ from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import as_strength
 from mav.pipeline.rounds.options import SampleOptions
 from mav.pipeline.rounds.sample import sample
-from tests.support.heads import write_head
-from tests.support.listeners import alone
-from tests.support.logs import logged_messages
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.logs import logged_messages
+from tests.support.steering.heads import write_head
+from tests.support.steering.listeners import alone
 
 LOADING = InferenceOptions(dtype="float32", device="cpu")
 TEXTS = ("Hi", "How do I mend a kite?", "No.")

@@ -12,7 +12,7 @@ from mav.pipeline.loader.dataset import prefetch
 from mav.pipeline.loader.sampler import StepLayout
 from mav.pipeline.runtime.memory import is_out_of_memory
 from mav.pipeline.runtime.versions import UNKNOWN, package_versions
-from tests.support.streams import stream
+from tests.support.caches.streams import stream
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import mav
 from mav.cache_schema.errors import MAVError, UsageError
 from mav.pipeline.decoding.options import GenerationOptions
-from tests.support.steered import steered
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
+from tests.support.steering.steered import steered
 
 LIST = ["Hi", "there"]
 API: Any = mav

@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.browser import launch
-from tests.support.heads import write_head
-from tests.support.server import client, http, running
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.browser import launch
+from tests.support.running.server import client, http, running
+from tests.support.steering.heads import write_head
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from playwright.sync_api import sync_playwright
 
-from tests.support.browser import launch
-from tests.support.limits import EVENT
-from tests.support.server import running
+from tests.support.running.browser import launch
+from tests.support.running.limits import EVENT
+from tests.support.running.server import running
 
 SIZE: Final = {"width": 1200, "height": 900}
 

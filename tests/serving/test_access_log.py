@@ -13,8 +13,8 @@ import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ACCESS_LOGGER
-from tests.support.limits import EVENT, wait_until
-from tests.support.server import CHAT, TEXT, chat_body, error_of, http, port_of, running
+from tests.support.running.limits import EVENT, wait_until
+from tests.support.running.server import CHAT, TEXT, chat_body, error_of, http, port_of, running
 
 SECRET = "a prompt nobody may read"
 

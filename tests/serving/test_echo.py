@@ -17,9 +17,9 @@ from mav.pipeline.serving.api.responses import ResponseWriter
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.prompts import MAX_PROMPT_LOGPROBS
 from mav.pipeline.serving.queue import Started, TokenEvent
-from tests.support.server import TEXT, error_of
-from tests.support.steered import whole_text_logits
-from tests.support.tiny import tiny_tokenizer
+from tests.support.models.tiny import tiny_tokenizer
+from tests.support.running.server import TEXT, error_of
+from tests.support.steering.steered import whole_text_logits
 
 PROMPT = "\n\nHuman: How do I mend a kité?\n\nAssistant: First look."
 

@@ -11,8 +11,8 @@ import pytest
 
 from mav.pipeline.serving.http import middleware
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.limits import EVENT
-from tests.support.server import CHAT, chat_body, client, error_of, http, port_of, running
+from tests.support.running.limits import EVENT
+from tests.support.running.server import CHAT, chat_body, client, error_of, http, port_of, running
 
 
 @pytest.mark.parametrize(

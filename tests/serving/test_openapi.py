@@ -23,7 +23,7 @@ from mav.pipeline.serving.api.request_schema import (
 )
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.static_files import page_files
-from tests.support.server import CHAT, TEXT, chat_body, running
+from tests.support.running.server import CHAT, TEXT, chat_body, running
 
 SCHEMAS: dict[str, Any] = openapi_description()["components"]["schemas"]
 USER = {"role": "user", "content": "Hi"}

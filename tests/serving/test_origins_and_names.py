@@ -10,7 +10,7 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.runtime.versions import package_versions
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from tests.support.server import CHAT, TEXT, chat_body, client, error_of, http, running
+from tests.support.running.server import CHAT, TEXT, chat_body, client, error_of, http, running
 
 ORIGIN = "https://my.example"
 KEY = {"Authorization": "Bearer open sesame"}

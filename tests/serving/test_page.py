@@ -10,9 +10,9 @@ import pytest
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.static_files import page_files
 from tests.serving.screenshot import ask_and_shoot
-from tests.support.browser import BROWSER, NARROW, Opened
-from tests.support.limits import wait_until
-from tests.support.server import http, running
+from tests.support.running.browser import BROWSER, NARROW, Opened
+from tests.support.running.limits import wait_until
+from tests.support.running.server import http, running
 
 pytestmark = BROWSER
 FULL: Final = 3

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.browser import BROWSER, PAUSE, Opened
-from tests.support.gate import Gate
-from tests.support.limits import wait_until
-from tests.support.server import CHAT, http
+from tests.support.running.browser import BROWSER, PAUSE, Opened
+from tests.support.running.gate import Gate
+from tests.support.running.limits import wait_until
+from tests.support.running.server import CHAT, http
 
 pytestmark = BROWSER
 

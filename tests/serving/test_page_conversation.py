@@ -8,9 +8,9 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.browser import BROWSER, Opened
-from tests.support.limits import wait_until
-from tests.support.server import CHAT, http
+from tests.support.running.browser import BROWSER, Opened
+from tests.support.running.limits import wait_until
+from tests.support.running.server import CHAT, http
 
 pytestmark = BROWSER
 FIRST, SECOND, THIRD = "How do I mend a kite?", "And a <b>sail</b>?", "Why?"

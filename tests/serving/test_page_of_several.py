@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from tests.support.browser import BROWSER, NARROW, Opened
-from tests.support.heads import save_random_head
-from tests.support.server import CHAT, chat_body, http, running
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.browser import BROWSER, NARROW, Opened
+from tests.support.running.server import CHAT, chat_body, http, running
+from tests.support.steering.heads import save_random_head
 
 pytestmark = BROWSER
 

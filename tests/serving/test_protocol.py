@@ -10,8 +10,9 @@ import pytest
 from mav.pipeline.serving import http_server
 from mav.pipeline.serving.http import protocol
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.limits import EVENT, NEVER, wait_until
-from tests.support.server import (
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.running.limits import EVENT, NEVER, wait_until
+from tests.support.running.server import (
     chat_body,
     error_of,
     forward,
@@ -20,7 +21,6 @@ from tests.support.server import (
     port_of,
     running,
 )
-from tests.support.tiny import save_base, tiny_base
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from mav.pipeline.serving.api.errors import ApiError
 from mav.pipeline.serving.api.requests import chat_request, text_request
 from mav.pipeline.serving.options import ServeOptions
-from tests.support.server import CHAT, TEXT, chat_body, error_of
+from tests.support.running.server import CHAT, TEXT, chat_body, error_of
 
 
 @pytest.mark.parametrize(

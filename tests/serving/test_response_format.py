@@ -10,7 +10,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.support.server import CHAT, TEXT, chat_body, error_of
+from tests.support.running.server import CHAT, TEXT, chat_body, error_of
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -10,8 +10,8 @@ from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import as_strength
-from tests.support.listeners import alone
-from tests.support.server import CHAT, TEXT, chat_body
+from tests.support.running.server import CHAT, TEXT, chat_body
+from tests.support.steering.listeners import alone
 
 PROMPT = "Hi there"
 GREEDY: list[dict[str, Any]] = [

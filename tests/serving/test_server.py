@@ -12,9 +12,9 @@ from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.serving.server import load_server
-from tests.support.limits import PROCESS
-from tests.support.server import CHAT, chat_body, error_of, http, port_of, running
-from tests.support.tiny import save_base, tiny_base
+from tests.support.models.tiny import save_base, tiny_base
+from tests.support.running.limits import PROCESS
+from tests.support.running.server import CHAT, chat_body, error_of, http, port_of, running
 
 ROOT: Final = Path(__file__).parents[2]
 

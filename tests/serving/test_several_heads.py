@@ -10,9 +10,9 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ServeOptions
-from tests.support.heads import save_random_head
-from tests.support.server import CHAT, TEXT, chat_body, error_of, http, running
-from tests.support.tiny import make_cache, save_base, tiny_base
+from tests.support.models.tiny import make_cache, save_base, tiny_base
+from tests.support.running.server import CHAT, TEXT, chat_body, error_of, http, running
+from tests.support.steering.heads import save_random_head
 
 
 @pytest.fixture(scope="module")

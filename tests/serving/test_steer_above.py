@@ -9,8 +9,8 @@ import torch
 
 from mav.pipeline.decoding.inference import MAVInference
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.server import CHAT, TEXT, chat_body, client, error_of, http, running
-from tests.support.uncertain import entropies, limit_between
+from tests.support.running.server import CHAT, TEXT, chat_body, client, error_of, http, running
+from tests.support.steering.uncertain import entropies, limit_between
 
 _PROMPT = "Hi there"
 

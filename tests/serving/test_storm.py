@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.limits import PROCESS, wait_until
-from tests.support.server import CHAT, TEXT, chat_body, http, port_of, running
+from tests.support.running.limits import PROCESS, wait_until
+from tests.support.running.server import CHAT, TEXT, chat_body, http, port_of, running
 
 CLIENTS: Final = 64
 EACH: Final = 4

@@ -16,9 +16,9 @@ from mav.pipeline.decoding import continuous_batching
 from mav.pipeline.decoding.continuous_batching import ContinuousBatchDecoder
 from mav.pipeline.serving import http_server
 from mav.pipeline.serving.http_server import HttpServer
-from tests.support.gate import Gate
-from tests.support.limits import NEVER, wait_until
-from tests.support.server import CHAT, chat_body, client, http, port_of, running
+from tests.support.running.gate import Gate
+from tests.support.running.limits import NEVER, wait_until
+from tests.support.running.server import CHAT, chat_body, client, http, port_of, running
 
 LONG: Final[dict[str, Any]] = {"max_tokens": 200, "alpha": 0, "stream": True}
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mav.pipeline.engine.architectures import NOT_TRIED, REFUSED, RUNS_IN
 from mav.pipeline.extraction.packing import PACKINGS
-from tests.support.architectures import CATALOGUE, Variant
+from tests.support.models.architectures import CATALOGUE, Variant
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "models.md"
 

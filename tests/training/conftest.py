@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import save
-from tests.support.runs import run
-from tests.support.tiny import make_cache
+from tests.support.models.checkpoints import save
+from tests.support.models.tiny import make_cache
+from tests.support.running.runs import run
 
 
 @pytest.fixture(scope="session")

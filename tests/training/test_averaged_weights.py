@@ -16,8 +16,7 @@ from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
-from tests.support.heads import FRACTION, KINDS
-from tests.support.runs import (
+from tests.support.running.runs import (
     assert_same,
     checkpoint,
     interrupted_after,
@@ -25,6 +24,7 @@ from tests.support.runs import (
     run,
     weights,
 )
+from tests.support.steering.heads import FRACTION, KINDS
 
 DECAY = 0.6
 

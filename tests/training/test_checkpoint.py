@@ -17,7 +17,8 @@ from mav.cache_schema.errors import HeadError
 from mav.pipeline.training.checkpoint import (
     save_checkpoint,
 )
-from tests.support.checkpoints import (
+from tests.support.faults.dying_disk import quick_disk
+from tests.support.models.checkpoints import (
     FILES,
     flip,
     names,
@@ -28,7 +29,6 @@ from tests.support.checkpoints import (
     state,
     undamaged,
 )
-from tests.support.dying_disk import quick_disk
 from tests.support.profiles import examples
 
 

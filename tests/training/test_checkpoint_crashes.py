@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.support.checkpoints import (
+from tests.support.faults.dying_disk import LOST, Disk, Killed, on, quick_disk
+from tests.support.models.checkpoints import (
     FILES,
     flip,
     names,
@@ -14,7 +15,6 @@ from tests.support.checkpoints import (
     place,
     save,
 )
-from tests.support.dying_disk import LOST, Disk, Killed, on, quick_disk
 from tests.support.sweeps import sweep
 
 

@@ -11,8 +11,8 @@ from mav.cache_schema.errors import HeadError
 from mav.pipeline.training.checkpoint import (
     newest_checkpoint,
 )
-from tests.support.checkpoints import FILES, flip, newest, place, save, saved_as
-from tests.support.logs import logged_messages
+from tests.support.models.checkpoints import FILES, flip, newest, place, save, saved_as
+from tests.support.running.logs import logged_messages
 
 
 def cut(path: Path) -> None:

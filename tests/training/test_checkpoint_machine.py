@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mav.cache_schema.errors import HeadError
-from tests.support.checkpoints import FILES, flip, newest, place, save
-from tests.support.dying_disk import Disk, Killed, on, quick_disk
+from tests.support.faults.dying_disk import Disk, Killed, on, quick_disk
+from tests.support.models.checkpoints import FILES, flip, newest, place, save
 from tests.support.profiles import examples
 
 STRIDES = st.integers(1, 3)

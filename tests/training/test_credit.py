@@ -14,9 +14,16 @@ from mav.pipeline.training.credit import TokenCredit, fit_credit, returns
 from mav.pipeline.training.loss import Scores
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.options import TrainOptions
-from tests.support.heads import KINDS
-from tests.support.logs import logged_messages
-from tests.support.runs import assert_same, checkpoint, interrupted_after, metrics, run, weights
+from tests.support.running.logs import logged_messages
+from tests.support.running.runs import (
+    assert_same,
+    checkpoint,
+    interrupted_after,
+    metrics,
+    run,
+    weights,
+)
+from tests.support.steering.heads import KINDS
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ from mav.pipeline.runtime.choices import KeepBy
 from mav.pipeline.training.criteria import CRITERIA, of_margins, scaled_loss
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
-from tests.support.heads import FRACTION
-from tests.support.runs import OF_EVALUATIONS, checkpoint, interrupted_after, metrics, run
+from tests.support.running.runs import OF_EVALUATIONS, checkpoint, interrupted_after, metrics, run
+from tests.support.steering.heads import FRACTION
 
 MARGINS = (
     [0.3, -0.2, 1.7],

@@ -13,9 +13,9 @@ from mav.pipeline.head.pretrained import load_head
 from mav.pipeline.loader.batch import Batch, CachedBase
 from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.training.trainer import Trainer
-from tests.support.heads import FRACTION
-from tests.support.runs import assert_same, metrics, run, weights
-from tests.support.tiny import make_cache
+from tests.support.models.tiny import make_cache
+from tests.support.running.runs import assert_same, metrics, run, weights
+from tests.support.steering.heads import FRACTION
 
 
 def test_held_out_pairs_are_evaluated_on_and_never_trained_on(

@@ -18,8 +18,8 @@ from mav.pipeline.training.defaults import settled
 from mav.pipeline.training.loss import PreferenceModel, Scores
 from mav.pipeline.training.objectives import Objective
 from mav.pipeline.training.options import TrainOptions
-from tests.support.live import cached_logprobs
-from tests.support.runs import metrics, run
+from tests.support.running.runs import metrics, run
+from tests.support.steering.live import cached_logprobs
 
 LENGTHS = (3, 1, 2, 4, 1, 1)
 """Tokens of chosen and rejected of three pairs."""

@@ -23,9 +23,9 @@ from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.own.callbacks import TrainCallback
 from mav.pipeline.training.own.loop import PreferenceScorer, cache_loader
 from mav.pipeline.training.train import train
-from tests.support.heads import same_weights
-from tests.support.runs import options_of, run
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
+from tests.support.running.runs import options_of, run
+from tests.support.steering.heads import same_weights
 
 
 def dpo(scores: Scores, batch: Batch) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from mav.cache_schema.errors import HeadError, MismatchError, UsageError
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.checkpoint import save_checkpoint
-from tests.support.logs import logged_messages
-from tests.support.runs import (
+from tests.support.models.tiny import make_cache
+from tests.support.running.logs import logged_messages
+from tests.support.running.runs import (
     assert_same,
     checkpoint,
     contents,
@@ -21,7 +22,6 @@ from tests.support.runs import (
     run,
     weights,
 )
-from tests.support.tiny import make_cache
 
 
 @pytest.mark.parametrize("kind", ["unembedding", "bottleneck"])

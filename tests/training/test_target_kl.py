@@ -23,8 +23,8 @@ from mav.pipeline.reporting.inspect import describe
 from mav.pipeline.serving.options import ServeOptions
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.own.target_kl import ALPHAS, alpha_for
-from tests.support.runs import run
-from tests.support.tiny import tiny_base
+from tests.support.models.tiny import tiny_base
+from tests.support.running.runs import run
 
 TARGET = 0.02
 

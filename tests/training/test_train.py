@@ -18,8 +18,8 @@ from mav.pipeline.loader.split import PairSubset, in_subset
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import HEAD, Trainer
-from tests.support.heads import FRACTION, KINDS, sizes_of
-from tests.support.runs import (
+from tests.support.models.tiny import make_cache
+from tests.support.running.runs import (
     METRICS,
     OF_EVALUATIONS,
     assert_same,
@@ -28,7 +28,7 @@ from tests.support.runs import (
     run,
     weights,
 )
-from tests.support.tiny import make_cache
+from tests.support.steering.heads import FRACTION, KINDS, sizes_of
 
 
 def test_the_loss_falls(finished: Path) -> None:

@@ -10,7 +10,7 @@ from mav.cache_schema.errors import MismatchError, UsageError
 from mav.pipeline.loader.batch import Batch
 from mav.pipeline.training.options import TrainOptions
 from mav.pipeline.training.trainer import Trainer
-from tests.support.runs import (
+from tests.support.running.runs import (
     METRICS,
     assert_same,
     checkpoint,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import done
-from tests.support.tiny import save_base, tiny_base, write_rows
-from tests.support.verification import PAIRS, World
-from tests.support.written_caches import quick_disk
+from tests.support.caches.verification import PAIRS, World
+from tests.support.caches.written_caches import quick_disk
+from tests.support.models.tiny import save_base, tiny_base, write_rows
+from tests.support.running.commands import done
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,9 +15,9 @@ from mav.pipeline.base.source import BaseSource
 from mav.pipeline.extraction.block_runner import BlockForward
 from mav.pipeline.runtime.load_options import LoadOptions
 from mav.pipeline.verification import inputs
-from tests.support.commands import done, refused
-from tests.support.tiny import HIDDEN
-from tests.support.verification import PAIRS, World, against, compared
+from tests.support.caches.verification import PAIRS, World, against, compared
+from tests.support.models.tiny import HIDDEN
+from tests.support.running.commands import done, refused
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,9 +12,9 @@ from mav.cache_schema.reader import CacheReader
 from mav.cache_schema.records import commit_key
 from mav.cache_schema.storage.open import open_object_store
 from mav.pipeline.extraction.block_runner import BlockForward
-from tests.support.commands import done, mav, refused, tree, unsound
-from tests.support.verification import World, change, cut
-from tests.support.written_caches import contents
+from tests.support.caches.verification import World, change, cut
+from tests.support.caches.written_caches import contents
+from tests.support.running.commands import done, mav, refused, tree, unsound
 
 JSON_KEYS = {
     *("location", "full", "blocks", "committed", "complete", "objects", "bytes", "sound"),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import done, refused
-from tests.support.tiny import rows, save_base, tiny_base, write_rows
-from tests.support.verification import PAIRS, World, compared
+from tests.support.caches.verification import PAIRS, World, compared
+from tests.support.models.tiny import rows, save_base, tiny_base, write_rows
+from tests.support.running.commands import done, refused
 
 
 def test_other_weights_are_refused(world: World, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.engine_jobs import Run, run_program
-from tests.support.engine_world import write_world
-from tests.support.once import made_once
+from tests.support.engine.jobs import Run, run_program
+from tests.support.engine.world import write_world
+from tests.support.running.once import made_once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

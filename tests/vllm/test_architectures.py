@@ -7,12 +7,12 @@ from typing import Any, Final
 import pytest
 
 from mav.pipeline.engine.architectures import RUNS_IN
-from tests.support.architectures import CATALOGUE
-from tests.support.engine_compared import alone, assert_all_equal
-from tests.support.engine_jobs import Run
-from tests.support.engine_variants import VARIANT_KINDS, write_variant
+from tests.support.engine.compared import alone, assert_all_equal
+from tests.support.engine.jobs import Run
+from tests.support.engine.variants import VARIANT_KINDS, write_variant
+from tests.support.models.architectures import CATALOGUE
 from tests.support.models_page import architecture_of
-from tests.support.once import made_once
+from tests.support.running.once import made_once
 
 VARIANTS: Final = tuple(
     name
@@ -59,8 +59,8 @@ def compared(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
             "options": {"alpha": 0},
             "rounds": [requests()],
         }
-    answered = run("engine_run", [*jobs.values()])
-    expected = run("engine_reference", [alone(job) for job in jobs.values()])
+    answered = run("engine.run", [*jobs.values()])
+    expected = run("engine.reference", [alone(job) for job in jobs.values()])
     return dict(zip(jobs, zip(answered, expected, strict=True), strict=True))
 
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.engine_compared import alone, assert_all_equal, assert_equal
-from tests.support.engine_jobs import Run
-from tests.support.engine_world import write_world
-from tests.support.heads import KINDS
-from tests.support.once import made_once
+from tests.support.engine.compared import alone, assert_all_equal, assert_equal
+from tests.support.engine.jobs import Run
+from tests.support.engine.world import write_world
+from tests.support.running.once import made_once
+from tests.support.steering.heads import KINDS
 
 ALPHAS: Final = (0, 1, 2, 1, "0:2,8:0.5", 0.5, 0, -1, "0:0,3:2", 1.5)
 SEVERAL: Final = (
@@ -41,8 +41,8 @@ def twice(job: dict[str, Any], asked: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare(run: Run, job: dict[str, Any], **environment: str) -> None:
     """Run a job in a process of its own, and compare."""
-    answered = run("engine_run", job, **environment)
-    assert_all_equal(answered, run("engine_reference", alone(job)))
+    answered = run("engine.run", job, **environment)
+    assert_all_equal(answered, run("engine.reference", alone(job)))
 
 
 CASES: Final[dict[str, tuple[str, Any, Any]]] = {
@@ -81,8 +81,8 @@ def compared(run: Run, world: Path, tmp_path_factory: pytest.TempPathFactory) ->
         )
         job = {"head": heads, "base": str(folder / "base"), "options": {"alpha": 0}}
         jobs.append(twice(job, requests(alphas)))
-    answered = run("engine_run", jobs)
-    expected = run("engine_reference", [alone(job) for job in jobs])
+    answered = run("engine.run", jobs)
+    expected = run("engine.reference", [alone(job) for job in jobs])
     return dict(zip(CASES, zip(answered, expected, strict=True), strict=True))
 
 
@@ -99,12 +99,12 @@ def test_requests_join_leave_and_are_put_back(run: Run, world: Path) -> None:
     # So few blocks that requests are put back to wait.
     engine = {"num_gpu_blocks_override": 9, "disable_log_stats": False}
     job = {"head": head, "base": base, "joining": asked, "seed": 1, "engine": engine}
-    answered = run("engine_run", job)
+    answered = run("engine.run", job)
     kept = [number for number in range(len(asked)) if "aborted_after" not in asked[number]]
     assert sorted(map(int, answered["answers"])) == kept
     assert answered["preemptions"] > 0
     ended = {"heads": head, "base": base, "requests": [asked[number] for number in kept]}
-    for number, expected in zip(kept, run("engine_reference", ended), strict=True):
+    for number, expected in zip(kept, run("engine.reference", ended), strict=True):
         assert_equal(answered["answers"][str(number)], expected)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.engine_jobs import Run
-from tests.support.engine_quantized import SCHEMES
+from tests.support.engine.jobs import Run
+from tests.support.engine.quantized import SCHEMES
 
 CLOSE: Final = 1e-4
 PROMPT: Final = [*range(30, 90)]
@@ -21,7 +21,7 @@ def expected(
     run: Run, world: Path, kind: str, *requests: dict[str, Any], base: str = "base"
 ) -> Any:
     job = {"heads": str(world / kind), "base": str(world / base), "requests": [*requests]}
-    return run("engine_reference", job)
+    return run("engine.reference", job)
 
 
 def engine(world: Path, kind: str, *requests: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_several_answers_prompt_logprobs_and_grammars(run: Run, world: Path, kin
     several = {**one, "sampling": {"n": 3, "temperature": 1.0, "top_k": 1, "logprobs": 1}}
     prompts = {**one, "sampling": {"prompt_logprobs": -1}}
     grammar = {**one, "regex": "[a-z ]{12,40}"}
-    answered = run("engine_run", engine(world, kind, several, prompts, grammar))
+    answered = run("engine.run", engine(world, kind, several, prompts, grammar))
     (of_several, (with_prompt,), (by_grammar,)) = answered["rounds"][0]
     plain = {"prompt": PROMPT[:1], "alpha": 0, "max_tokens": 1, "forced": PROMPT[1:]}
     forced = {**one, "forced": by_grammar["tokens"]}
@@ -95,10 +95,10 @@ def test_an_adapter_of_lora(run: Run, world: Path, tmp_path: Path) -> None:
     job = engine(world, "mlp", engine={"enable_lora": True, "max_lora_rank": 8})
     # Apart: in a batch with adapted requests, vLLM 0.32 on a CPU answers others wrongly, without
     # heads too.
-    answered = run("engine_run", {**job, "rounds": [asked, adapted]})
+    answered = run("engine.run", {**job, "rounds": [asked, adapted]})
     own = expected(run, world, "mlp", *asked)
     merged = run(
-        "engine_reference",
+        "engine.reference",
         {"heads": str(world / "mlp"), "base": str(tmp_path / "merged"), "requests": asked},
     )
     assert own != merged
@@ -114,7 +114,7 @@ def test_beams_have_the_alpha_of_the_engine(run: Run, world: Path) -> None:
     searched = {"prompt": PROMPT, "width": width, "max_tokens": length}
     engines = [("mlp", 1.5), ("unembedding", 1.5), ("mlp", "0:1.5,1:0")]
     answered = run(
-        "engine_run",
+        "engine.run",
         [
             {
                 "head": str(world / kind),
@@ -127,7 +127,7 @@ def test_beams_have_the_alpha_of_the_engine(run: Run, world: Path) -> None:
     )
     one = {"prompt": PROMPT, "alpha": 1.5, "max_tokens": length}
     wanted = run(
-        "engine_reference",
+        "engine.reference",
         [
             {
                 "heads": str(world / kind),
@@ -195,5 +195,5 @@ def test_what_cannot_be_right_is_refused_at_the_start(
     base = with_quantized_output(world / "base", tmp_path) if "quantization" in asked else None
     told: Any = json.loads(json.dumps(asked).replace("BASE", str(world / "base")))
     job = engine(world, kind, engine=told, refused=True)
-    answered = run("engine_run", {**job, "base": str(base or world / "base")})
+    answered = run("engine.run", {**job, "base": str(base or world / "base")})
     assert reason in answered["refused"]

@@ -16,7 +16,7 @@ from mav.pipeline.engine.names import PROCESSOR, processor_class
 from mav.pipeline.engine.shared_state import SharedState
 from mav.pipeline.engine.slots import SteeredRows
 from mav.pipeline.engine.steering_config import KEY, PlacedHead, SteeringConfig
-from tests.support.strange_alphas import ANYTHING, NAMES
+from tests.support.steering.strange_alphas import ANYTHING, NAMES
 
 pytestmark = pytest.mark.filterwarnings("default")
 VOCAB = 7

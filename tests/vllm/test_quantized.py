@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 import torch
 
-from tests.support.engine_jobs import Run
-from tests.support.engine_quantized import BLOCK, SCHEMES, write_quantized
-from tests.support.engine_world import write_world
-from tests.support.once import made_once
+from tests.support.engine.jobs import Run
+from tests.support.engine.quantized import BLOCK, SCHEMES, write_quantized
+from tests.support.engine.world import write_world
+from tests.support.running.once import made_once
 
 CLOSE: Final = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.25}
 """Most that the next token's distribution may differ by, in total variation, from that which the
@@ -62,7 +62,7 @@ def answers(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     heads = {kind: str(world / kind) for kind in ("mlp", "unembedding")}
     job = {"head": heads, "options": {"alpha": "mlp=0,unembedding=0"}, "rounds": [requests()]}
     answered = run(
-        "engine_run",
+        "engine.run",
         [
             {
                 **job,
@@ -86,7 +86,7 @@ def answers(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
                 ],
             }
         )
-    expected = run("engine_reference", asked)
+    expected = run("engine.reference", asked)
     return dict(zip(SCHEMES, zip(answered, expected, strict=True), strict=True))
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.engine_jobs import ENVIRONMENT, Run, free_port
-from tests.support.limits import EVENT, PROCESS, wait_until
+from tests.support.engine.jobs import ENVIRONMENT, Run, free_port
+from tests.support.running.limits import EVENT, PROCESS, wait_until
 
 pytestmark = pytest.mark.filterwarnings("default")
 PROMPT: Final = [*range(20, 60)]
@@ -118,7 +118,7 @@ def test_many_at_once_have_the_alphas_they_asked_for(served: Served, run: Run, w
         for alpha in ALPHAS
     ]
     job = {"heads": str(world / "mlp"), "base": str(world / "base"), "requests": asked}
-    expected = run("engine_reference", job) * 2
+    expected = run("engine.reference", job) * 2
     for (tokens, logprobs), reference in zip(got, expected, strict=True):
         assert tokens == reference["tokens"]
         for token, ours, all_of_them in zip(tokens, logprobs, reference["logprobs"], strict=True):

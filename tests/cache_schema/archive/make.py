@@ -56,7 +56,7 @@ def decoded(reader: CacheReader) -> list[str]:
 
 def main() -> None:
     """Write `version-N.tar.xz` and, beside it, what must be read from it."""
-    from tests.support.tiny import (
+    from tests.support.models.tiny import (
         make_cache,  # brings torch, which the tests of the format do without
     )
 

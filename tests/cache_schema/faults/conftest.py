@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caches.written_caches import quick_disk, read_all
 from tests.support.faults.cache_program import Whole, examine, extract, prepare
 from tests.support.faults.damage import Caches, make_whole
 from tests.support.faults.fork_server import ForkServer
-from tests.support.written_caches import quick_disk, read_all
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from mav.cache_schema.arrays import layouts
+from tests.support.caches.written_caches import draft, quick_disk
 from tests.support.faults.bit_flips import (
     COMPRESSIONS,
     FLIPS,
@@ -21,7 +22,6 @@ from tests.support.faults.bit_flips import (
     make_sound,
     small_chunks,
 )
-from tests.support.written_caches import draft, quick_disk
 
 
 @pytest.fixture(scope="module", autouse=True)

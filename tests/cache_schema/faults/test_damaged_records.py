@@ -19,6 +19,12 @@ from mav.cache_schema.root import ROOT
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
+from tests.support.caches.written_caches import (
+    all_same_bits,
+    held,
+    read_all,
+    write,
+)
 from tests.support.faults.damage import (
     ANY,
     BLOCK,
@@ -40,12 +46,6 @@ from tests.support.faults.damage import (
     leave_an_older_attempt,
     make_whole,
     swap,
-)
-from tests.support.written_caches import (
-    all_same_bits,
-    held,
-    read_all,
-    write,
 )
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")

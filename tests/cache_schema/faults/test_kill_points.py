@@ -22,6 +22,7 @@ import pytest
 from mav.cache_schema.creation import require_free
 from mav.cache_schema.verify import VerifyReport, verify
 from mav.cache_schema.writer import CacheWriter
+from tests.support.caches.written_caches import begin, draft, finish, held
 from tests.support.faults.cache_program import (
     BLOCKS,
     Journal,
@@ -33,7 +34,6 @@ from tests.support.faults.cache_program import (
 )
 from tests.support.faults.fork_server import ForkServer
 from tests.support.faults.watched_os import Count, Fail, Kill, watching
-from tests.support.written_caches import begin, draft, finish, held
 
 SOME: Final = 29
 """The quick tests take one call of so many; no pattern of calls repeats after as many."""

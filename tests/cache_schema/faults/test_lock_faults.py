@@ -18,6 +18,7 @@ from mav.cache_schema.storage import local as local_objects
 from mav.cache_schema.storage import lock
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
+from tests.support.caches.written_caches import lock_at_once
 from tests.support.faults.cache_program import (
     BLOCKS,
     Whole,
@@ -28,8 +29,7 @@ from tests.support.faults.cache_program import (
 )
 from tests.support.faults.fork_server import ForkServer, fork
 from tests.support.faults.watched_os import Count, Kill, Watched, watching
-from tests.support.limits import wait_until
-from tests.support.written_caches import lock_at_once
+from tests.support.running.limits import wait_until
 
 
 def test_a_run_ends_while_its_cache_is_opened(undisturbed: Whole, place: Path) -> None:

@@ -21,16 +21,16 @@ from mav.cache_schema.storage.base import ObjectStore, replace
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
+from tests.support.caches.written_caches import read_all
 from tests.support.faults import bit_flips as flips
 from tests.support.faults import damage
 from tests.support.faults import interleaving as writers
 from tests.support.faults import power_loss as power
 from tests.support.faults.cache_program import Whole
 from tests.support.faults.fork_server import ForkServer
+from tests.support.faults.mutation import changed
 from tests.support.faults.simulated_disk import Call, Recorder
 from tests.support.faults.watched_os import watching
-from tests.support.mutation import changed
-from tests.support.written_caches import read_all
 
 Mutation = contextlib.AbstractContextManager[None]
 Check = Callable[[Path], None]

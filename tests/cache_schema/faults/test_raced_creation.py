@@ -16,9 +16,9 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.lock import LOCK
 from mav.cache_schema.writer import CacheWriter
+from tests.support.caches.memory_objects import MemoryObjectStore
+from tests.support.caches.written_caches import begin, draft
 from tests.support.faults.interleaving import RECORD, SHARDS, Writer, rows_of, take_lock
-from tests.support.memory_objects import MemoryObjectStore
-from tests.support.written_caches import begin, draft
 
 SHAPES: Final = {"first": ((3, 2),), "second": ((1, 4),)}
 """Answers of two caches whose objects have equal sizes and whose plans differ."""

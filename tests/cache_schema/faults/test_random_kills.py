@@ -35,7 +35,7 @@ from tests.support.faults.cache_program import (
 from tests.support.faults.fork_server import ForkServer
 from tests.support.faults.team import Member, launch, reap
 from tests.support.faults.watched_os import watching
-from tests.support.limits import PROCESS
+from tests.support.running.limits import PROCESS
 
 CALLS: Final = 850
 """About as many system calls as a run of one process makes that is left alone."""

@@ -26,6 +26,8 @@ from mav.cache_schema.storage.base import (
 )
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
+from tests.support.caches.memory_objects import MemoryObjectStore
+from tests.support.caches.written_caches import Rows
 from tests.support.faults.interleaving import (
     RECORD,
     SAME_RUN,
@@ -45,9 +47,7 @@ from tests.support.faults.interleaving import (
     random_cases,
     takes_stock,
 )
-from tests.support.memory_objects import MemoryObjectStore
 from tests.support.sweeps import sweep
-from tests.support.written_caches import Rows
 
 pytestmark = pytest.mark.usefixtures("unflushed_disk")
 

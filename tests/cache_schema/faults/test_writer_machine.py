@@ -22,10 +22,8 @@ from mav.cache_schema.storage.base import ObjectStore
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.faults.interleaving import Killed, Writer, take_lock
-from tests.support.memory_objects import MemoryObjectStore
-from tests.support.profiles import examples
-from tests.support.written_caches import (
+from tests.support.caches.memory_objects import MemoryObjectStore
+from tests.support.caches.written_caches import (
     Rows,
     begin,
     draft,
@@ -34,6 +32,8 @@ from tests.support.written_caches import (
     random_values,
     same_bits,
 )
+from tests.support.faults.interleaving import Killed, Writer, take_lock
+from tests.support.profiles import examples
 
 MANIFEST, PLAN = draft(lengths=((3, 2), (4, 1), (2, 6)), hidden=4, pooled=4, block_tokens=8)
 BLOCKS = st.integers(0, PLAN.blocks - 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mav.cache_schema.errors import UsageError
 from mav.cache_schema.storage.addresses import is_remote, local_folder, parse_address
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.addresses import SEGMENTS
+from tests.support.caches.addresses import SEGMENTS
 
 PREFIXES = st.lists(SEGMENTS, max_size=4).map("/".join)
 SCHEMES = st.sampled_from(["s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"])

@@ -10,8 +10,8 @@ import pytest
 
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.local import LocalObjectStore
-from tests.support.stored_objects import content
-from tests.support.written_caches import leftovers
+from tests.support.caches.stored_objects import content
+from tests.support.caches.written_caches import leftovers
 
 _WRITE = os.write
 

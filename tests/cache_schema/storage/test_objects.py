@@ -13,8 +13,8 @@ from mav.cache_schema.storage.addresses import is_remote
 from mav.cache_schema.storage.base import ConflictError, ETag, replace
 from mav.cache_schema.storage.local import LocalObjectStore
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.stored_objects import content, names
-from tests.support.written_caches import leftovers
+from tests.support.caches.stored_objects import content, names
+from tests.support.caches.written_caches import leftovers
 
 # Where they are
 

@@ -13,8 +13,8 @@ import pytest
 
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.local import LocalObjectStore
-from tests.support.limits import EVENT
-from tests.support.written_caches import leftovers, quick_disk
+from tests.support.caches.written_caches import leftovers, quick_disk
+from tests.support.running.limits import EVENT
 
 WRITERS = 8
 ROUNDS = 100

@@ -10,9 +10,9 @@ from obstore.store import S3Store
 
 from mav.cache_schema.storage.base import ConflictError
 from mav.cache_schema.storage.open import open_object_store
-from tests.support.addresses import SEGMENTS
+from tests.support.caches.addresses import SEGMENTS
+from tests.support.caches.s3_server import S3Server, s3_in_environment
 from tests.support.profiles import examples
-from tests.support.s3_server import S3Server, s3_in_environment
 
 NAMES = (
     "exp#1/c",

@@ -12,9 +12,9 @@ from mav.pipeline.decoding.options import AttachOptions
 from mav.pipeline.decoding.steering.trained_heads import TrainedHeads
 from mav.pipeline.runtime.choices import HeadKind
 from mav.pipeline.runtime.named_values import heads_of
-from tests.support.heads import save_random_head
-from tests.support.several import made_head
-from tests.support.tiny import HIDDEN, make_cache, save_base, tiny_base
+from tests.support.models.tiny import HIDDEN, make_cache, save_base, tiny_base
+from tests.support.steering.heads import save_random_head
+from tests.support.steering.several import made_head
 
 MADE = {"dtype": "float32", "device": "cpu"}
 

@@ -9,17 +9,17 @@ from mav.cache_schema.errors import UsageError
 from mav.pipeline.decoding.aligned_lm import AlignedLM
 from mav.pipeline.head.model import AlignmentHead
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS
-from tests.support.live import relative
-from tests.support.several import (
+from tests.support.models.tiny import HIDDEN, tiny_base
+from tests.support.steering.heads import KINDS
+from tests.support.steering.live import relative
+from tests.support.steering.several import (
     alone_on,
     made_head,
     steered_by,
     summed_logits,
     together,
 )
-from tests.support.steered import LAYER_INDICES, products_with_the_vocabulary
-from tests.support.tiny import HIDDEN, tiny_base
+from tests.support.steering.steered import LAYER_INDICES, products_with_the_vocabulary
 
 IDS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(3))
 PAIRS = [*product(KINDS, KINDS)]

@@ -16,13 +16,18 @@ from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import as_strength
 from mav.pipeline.decoding.steering.uncertainty import entropy
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS
-from tests.support.listeners import Listener, alone, decoder_of
-from tests.support.live import relative
-from tests.support.several import steered_by
-from tests.support.steered import products_with_the_vocabulary, varied_base
-from tests.support.tiny import ARCHITECTURES, tiny_base
-from tests.support.uncertain import calls_of_heads, entropies, limit_between, limited_logits
+from tests.support.models.tiny import ARCHITECTURES, tiny_base
+from tests.support.steering.heads import KINDS
+from tests.support.steering.listeners import Listener, alone, decoder_of
+from tests.support.steering.live import relative
+from tests.support.steering.several import steered_by
+from tests.support.steering.steered import products_with_the_vocabulary, varied_base
+from tests.support.steering.uncertain import (
+    calls_of_heads,
+    entropies,
+    limit_between,
+    limited_logits,
+)
 
 IDS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(3))
 MIXES: list[tuple[HeadKind, ...]] = [

@@ -17,11 +17,11 @@ from mav.pipeline.decoding.options import GenerationOptions
 from mav.pipeline.decoding.request import Request
 from mav.pipeline.decoding.steering.strengths import as_strength
 from mav.pipeline.runtime.choices import HeadKind
-from tests.support.heads import KINDS
-from tests.support.listeners import Listener, alone, decoder_of
-from tests.support.live import relative
-from tests.support.several import steered_by, summed_logits
-from tests.support.steered import varied_base
+from tests.support.steering.heads import KINDS
+from tests.support.steering.listeners import Listener, alone, decoder_of
+from tests.support.steering.live import relative
+from tests.support.steering.several import steered_by, summed_logits
+from tests.support.steering.steered import varied_base
 
 MIXES = [*product(KINDS, KINDS)]
 STRENGTHS: list[Any] = [

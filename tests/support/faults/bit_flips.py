@@ -17,7 +17,7 @@ from mav.cache_schema.records import STATIC_RECORD, commit_key
 from mav.cache_schema.root import ROOT
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, verify
-from tests.support.written_caches import Rows, all_same_bits, read_all, write
+from tests.support.caches.written_caches import Rows, all_same_bits, read_all, write
 
 COMPRESSIONS: Final = ("none", "zstd", "blosc")
 KINDS: Final = (

@@ -30,7 +30,7 @@ from mav.cache_schema.root import read_manifest
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     Rows,
     block_rows,
     draft,

@@ -18,7 +18,7 @@ from mav.cache_schema.shards import EncodedShard, encode_shard
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.verify import VerifyReport, repair, verify
 from mav.cache_schema.writer import CacheWriter
-from tests.support.written_caches import (
+from tests.support.caches.written_caches import (
     Rows,
     all_same_bits,
     begin,

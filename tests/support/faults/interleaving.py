@@ -40,8 +40,8 @@ from mav.cache_schema.storage.base import (
 from mav.cache_schema.storage.lock import LOCK, Holder
 from mav.cache_schema.storage.open import open_object_store
 from mav.cache_schema.writer import CacheWriter
-from tests.support.limits import EVENT
-from tests.support.written_caches import Rows, begin, draft, lock_at_once, random_values
+from tests.support.caches.written_caches import Rows, begin, draft, lock_at_once, random_values
+from tests.support.running.limits import EVENT
 
 MANIFEST, PLAN = draft(lengths=((3, 2),), hidden=4, pooled=4)
 SHARDS: Final = {path: lay for path, lay in layouts(MANIFEST).items() if lay.spec.kind == "block"}

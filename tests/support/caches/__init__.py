@@ -1,0 +1,1 @@
+"""Caches, stores and the pairs in them, written on the spot."""

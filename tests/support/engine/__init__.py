@@ -1,0 +1,1 @@
+"""Programs with vLLM in one process and MAV alone in another."""

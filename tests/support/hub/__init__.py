@@ -1,0 +1,1 @@
+"""A loopback hub, what it has, and commands that reach it."""

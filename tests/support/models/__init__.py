@@ -1,0 +1,1 @@
+"""Tiny models, tokenizers and files of every kind of base."""

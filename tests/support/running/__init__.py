@@ -1,0 +1,1 @@
+"""Commands, servers and training runs, and how tests wait for them."""

@@ -1,0 +1,1 @@
+"""Heads with random weights, and what plain passes say of bases under them."""
