@@ -174,5 +174,5 @@ def small_chunks() -> Iterator[None]:
         patch.setattr("mav.cache_schema.arrays.INNER_CHUNK_BYTES", _CHUNK_BYTES)
         patch.setattr("mav.cache_schema.arrays._MOST_CHUNKS", 2)
         # Starting a thread for each record takes longer than to read them all.
-        patch.setattr("mav.cache_schema.commits._AT_ONCE", 1)
+        patch.setattr("mav.cache_schema.commits._FILES_AT_ONCE", 1)
         yield
