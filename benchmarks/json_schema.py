@@ -73,9 +73,9 @@ def step_times(
     return times
 
 
+@torch.no_grad()
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Return what `main` prints."""
-    torch.set_grad_enabled(False)
     base = load_base(asked.base_model or str(installed_base()))
     mav = MAVInference.with_new_head(base, pooled_size=asked.pooled_size, expansion_size=1024)
     begun = perf_counter()
