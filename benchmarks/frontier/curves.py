@@ -90,14 +90,46 @@ def reward_with_interval(
     found = reward_at(kl, *means)
     if found is None:
         return None
+    return found, _bounds(_resampled_at(kl, points))
+
+
+def difference_with_interval(
+    kl: float, points: Sequence[Point], others: Sequence[Point]
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Return how much more reward a curve has at a KL than another, and the bootstrap interval.
+
+    Both are resampled with the same prompts, so that what is hard or easy about a prompt drops out.
+
+    Args:
+        kl: Nats.
+        points: The curve, the base at KL 0 among its points.
+        others: The other curve, on the same prompts.
+
+    Returns:
+        None if one of them does not reach this KL; an interval as `reward_with_interval` has it.
+    """
+    ours, theirs = reward_with_interval(kl, points), reward_with_interval(kl, others)
+    if ours is None or theirs is None:
+        return None
+    again = [
+        None if a is None or b is None else a - b
+        for a, b in zip(_resampled_at(kl, points), _resampled_at(kl, others), strict=True)
+    ]
+    return ours[0] - theirs[0], _bounds(again)
+
+
+def _resampled_at(kl: float, points: Sequence[Point]) -> list[float | None]:
     kls = np.stack([resampled(p.kl, 1) for p in points], axis=1)
     rewards = np.stack([resampled(p.reward) for p in points], axis=1)
-    again = [reward_at(kl, *both) for both in zip(kls, rewards, strict=True)]
+    return [reward_at(kl, *both) for both in zip(kls, rewards, strict=True)]
+
+
+def _bounds(again: Sequence[float | None]) -> tuple[float, float] | None:
     reached = [value for value in again if value is not None]
     if len(again) - len(reached) >= len(again) * _TAILS[0] / 100:
-        return found, None
+        return None
     low, high = np.percentile(reached, _TAILS)
-    return found, (float(low), float(high))
+    return float(low), float(high)
 
 
 def best_of_n_kl(n: int) -> float:

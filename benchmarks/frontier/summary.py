@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.frontier.curves import (
     Point,
+    difference_with_interval,
     interval,
     point_of,
     reward_with_interval,
@@ -20,6 +21,9 @@ from benchmarks.frontier.settings import Sizes
 KLS: Final = (2.0, 5.0, 10.0)
 """Nats at which curves are compared."""
 _FEWEST_RUNS: Final = 4
+_AT: Final = "5"
+_HEADS: Final = ("-last", "-best")
+_RIVAL: Final = "dpo-lora"
 
 
 def points_of(
@@ -155,12 +159,43 @@ def ranking_predicts(results: Results, sizes: Sizes, kl: float = KLS[0]) -> dict
     return {"kl": kl, "runs": runs, "do_not_reach": short, "spearman": correlation}
 
 
+def over_rival(results: Results, sizes: Sizes, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how much more reward the best head has than LoRA-DPO, at every rate that was run.
+
+    The best is the one with the most reward at 5 nats; differences are paired by prompt.
+    """
+    base = points_of(results, sizes, BASE.name, None, "held-out")
+    heads = [row for row in rows if row["method"].endswith(_HEADS) and row["chosen"]]
+    reaching = [row for row in heads if row.get("reward_at", {}).get(_AT) is not None]
+    rivals = [row for row in rows if row["method"] == _RIVAL]
+    if not reaching or not base:
+        return []
+    best = max(reaching, key=lambda row: float(row["reward_at"][_AT][0]))
+
+    def curve(row: dict[str, Any]) -> list[Point]:
+        return [*base, *points_of(results, sizes, row["method"], row["setting"], "held-out")]
+
+    return [
+        {
+            "method": best["label"],
+            "rival": rival["label"],
+            "rival_setting": rival["setting"],
+            "more": {
+                f"{kl:g}": difference_with_interval(kl, curve(best), curve(rival)) for kl in KLS
+            },
+        }
+        for rival in rivals
+    ]
+
+
 def summary(results: Results, sizes: Sizes) -> dict[str, Any]:
     """Return everything that is told, as JSON has it."""
+    rows = rows_of(results, sizes)
     shares = [line for _, line in results.of(sizes, "share")]
     machines = {line["machine"]["processor"] for _, line in results.of(sizes, "curve")}
     return {
-        "rows": rows_of(results, sizes),
+        "rows": rows,
+        "over_dpo_lora": over_rival(results, sizes, rows),
         "ranking": ranking_predicts(results, sizes),
         "share_of_dpo_lora": [
             {name: value for name, value in line.items() if name not in ("run", "machine")}
@@ -172,7 +207,7 @@ def summary(results: Results, sizes: Sizes) -> dict[str, Any]:
 
 
 def table(told: dict[str, Any]) -> str:
-    """Lay a summary out as a Markdown table, with a line each for the two other questions."""
+    """Lay a summary out as a Markdown table, with lines for the other questions."""
     heads = [f"at {kl:g} nats" for kl in KLS]
     lines = [
         "| method | rate | seeds, prompts (of KL) | "
@@ -183,6 +218,11 @@ def table(told: dict[str, Any]) -> str:
     lines += [_line(row) for row in told["rows"]]
     ranking = told["ranking"]
     correlation = ranking["spearman"]
+    lines += [
+        f"\n{found['method']} less {found['rival']} of rate {found['rival_setting']:g}, paired by "
+        "prompt: " + ", ".join(f"{_cell(more)} at {kl} nats" for kl, more in found["more"].items())
+        for found in told["over_dpo_lora"]
+    ]
     lines.append(
         f"\nRanking accuracy against reward at {ranking['kl']:g} nats, {len(ranking['runs'])} runs "
         f"({ranking['do_not_reach']} do not reach it): Spearman "

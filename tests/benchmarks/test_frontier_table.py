@@ -16,6 +16,7 @@ from benchmarks.frontier.curves import (
     Point,
     best_of_n_kl,
     best_of_n_reward,
+    difference_with_interval,
     interval,
     reward_at,
     reward_with_interval,
@@ -78,6 +79,23 @@ def test_an_interpolated_reward_has_an_interval_where_the_curve_surely_reaches()
     assert surely_not is not None and surely_not[1] is None
     assert surely_not[0] == pytest.approx(points[-1].reward.mean(), abs=0.01)
     assert reward_with_interval(10, points) is None
+
+
+def test_a_difference_is_paired_by_prompt() -> None:
+    draws = np.random.default_rng(0)
+    base = Point(strength=0.0, reward=draws.normal(0.2, 0.4, 200), kl=np.zeros(50))
+    hard = draws.normal(0.5, 0.4, 200)
+    kl = np.abs(draws.normal(4.0, 1.0, 50))
+    theirs = [base, Point(strength=1.0, reward=hard, kl=kl)]
+    ours = [base, Point(strength=1.0, reward=hard + draws.normal(0.1, 0.02, 200), kl=kl)]
+    found = difference_with_interval(4 * 0.75, ours, theirs)
+    assert found is not None and found[1] is not None
+    low, high = found[1]
+    # Three quarters of the way to where they differ by 0.1, give or take what prompts do not share.
+    assert low < found[0] < high
+    assert found[0] == pytest.approx(0.075, abs=0.01)
+    assert high - low < 0.02, "the prompts' own differences drop out"
+    assert difference_with_interval(9, ours, theirs) is None
 
 
 def test_a_bootstrap_interval_is_about_the_normal_one() -> None:
@@ -148,6 +166,18 @@ def test_a_setting_is_chosen_by_its_correlation_with_the_reward(tmp_path: Path) 
     assert "| 0.003, not chosen |" in table(summary(results, SIZES))
     (vector,) = methods_named("mean-difference")
     assert chosen_setting(results, SIZES, vector) is None
+
+
+def test_the_best_head_is_held_against_every_rate_of_lora(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.jsonl")
+    add(results, "base", 0.0, 0.1)
+    for name, reward in (("mav-last", 0.7), ("mav-bottleneck-last", 0.5), ("dpo-lora", 0.4)):
+        add(results, name, 6.0, reward, setting=1e-3, strength=1.0)
+    told = summary(results, SIZES)
+    (found,) = told["over_dpo_lora"]
+    assert (found["method"], found["rival_setting"]) == ("MAV mlp, `last`", 1e-3)
+    assert found["more"]["2"][0] == pytest.approx(0.1) and found["more"]["10"] is None
+    assert "paired by prompt: 0.10 [0.10, 0.10] at 2 nats, 0.25 [0.25, 0.25] at 5" in table(told)
 
 
 def test_the_table_says_what_it_stands_on(tmp_path: Path) -> None:
