@@ -1,4 +1,4 @@
-"""A picture of the page: `python -m tests.serving.screenshot runs/demo/head docs/page.png`."""
+"""A picture of the page: `python -m tests.serving.screenshot HEAD docs/page.png PROMPT`."""
 
 import sys
 from pathlib import Path
@@ -33,17 +33,17 @@ def ask_and_shoot(page: Any, target: Path, prompt: str, alphas: str, tokens: int
     page.screenshot(path=target)
 
 
-def main(head: str, target: Path) -> None:
-    """Serve a head, and picture its page."""
+def main(head: str, target: Path, prompt: str) -> None:
+    """Serve a head, and picture its page with answers to a prompt."""
     with running(head=head, dtype="bfloat16") as server, sync_playwright() as started:
         browser = launch(started)
         page = browser.new_page(viewport=SIZE)
         page.set_default_timeout(1000 * EVENT)
         page.goto(server.url)
         page.get_by_label("Temperature").fill("0")
-        ask_and_shoot(page, target, "How do I keep basil alive on a windowsill?", "0, 2", 48)
+        ask_and_shoot(page, target, prompt, "0, 1.5", 48)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
