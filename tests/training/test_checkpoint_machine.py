@@ -48,8 +48,15 @@ class Rotation(RuleBasedStateMachine):
             self.sound[step] = mark
             there |= {step}
             self.damaged -= {step}
-        self.sound = {other: kept for other, kept in self.sound.items() if other in there}
-        self.damaged &= there
+        # One that was being removed may have lost some of its files.
+        halved = {
+            other
+            for other in self.sound
+            if other in there
+            and not all((place(self.folder, other) / name).exists() for name in FILES)
+        }
+        self.sound = {other: kept for other, kept in self.sound.items() if other in there - halved}
+        self.damaged = (self.damaged & there) | halved
 
     @precondition(lambda self: self.sound or not self.damaged)
     @rule(stride=STRIDES)
