@@ -43,7 +43,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.matmul import best_matmul_rate
-from benchmarks.synthetic import log_to_stderr, machine, require_positive, run_in_folder, say, timed
+from benchmarks.synthetic import log_to_stderr, machine, parse_for_folder, run_in_folder, say, timed
 from mav.cache_schema.arrays import bytes_per_token, layouts, shard_key
 from mav.cache_schema.encoding.dtypes import itemsize
 from mav.cache_schema.manifest import Manifest
@@ -373,10 +373,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=get_args(DtypeName), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
-    parser.add_argument("--work", type=Path, default=None, help="where to put a temporary folder")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
-    require_positive(parser, asked)
+    asked = parse_for_folder(parser, argv)
     if asked.base_model is None:
         asked.base_model = str(installed_base())
     return asked

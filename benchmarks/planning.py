@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.resident import forget_peak, peak_bytes, resident_bytes
-from benchmarks.synthetic import machine, require_positive, run_in_folder, say
+from benchmarks.synthetic import machine, parse_for_folder, run_in_folder, say
 from mav.cache_schema.plan import plan_blocks
 from mav.pipeline.base.gguf_copy import resolve_with_copy
 from mav.pipeline.base.pretrained import load_tokenizer
@@ -114,11 +114,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=161_000)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--block-tokens", type=int, default=4096)
-    parser.add_argument("--work", type=Path, default=None, help="where to put a temporary folder")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
-    require_positive(parser, asked)
-    return asked
+    return parse_for_folder(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ import torch
 from benchmarks.synthetic import (
     CacheShape,
     machine,
-    require_positive,
+    parse_for_folder,
     run_in_folder,
     say,
     write_cache,
@@ -159,11 +159,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--request-ms", type=float, default=30.0)
-    parser.add_argument("--work", type=Path, default=None, help="where to put a temporary folder")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
-    require_positive(parser, asked)
-    return asked
+    return parse_for_folder(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -52,7 +52,7 @@ from benchmarks.synthetic import (
     machine,
     new_head,
     new_trainer,
-    require_positive,
+    parse_for_folder,
     run_in_folder,
     say,
     timed,
@@ -286,11 +286,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=None, help="of the other kinds")
     parser.add_argument("--lambda-kl", type=float, help="take steps with this penalty in turn too")
     parser.add_argument("--matmul-size", type=int, default=4096)
-    parser.add_argument("--work", type=Path, default=None, help="folder for the temporary cache")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
-    require_positive(parser, asked)
-    return asked
+    return parse_for_folder(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -38,7 +38,7 @@ from benchmarks.synthetic import (
     machine,
     new_head,
     new_trainer,
-    require_positive,
+    parse_for_folder,
     run_in_folder,
     say,
     timed,
@@ -238,11 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     add_head_options(parser, expansion_size=2048)
-    parser.add_argument("--work", type=Path, default=None, help="folder for the temporary caches")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(argv)
-    require_positive(parser, asked)
-    return asked
+    return parse_for_folder(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -262,6 +262,17 @@ def new_trainer(
     )
     options = settled(options, reader.manifest, accelerator.device)
     return Trainer(options, accelerator, head)
+
+
+def parse_for_folder(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Read the options of a benchmark that `run_in_folder` runs, which adds those it needs."""
+    parser.add_argument("--work", type=Path, default=None, help="where to put a temporary folder")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(argv)
+    require_positive(parser, asked)
+    return asked
 
 
 def run_in_folder(

@@ -105,11 +105,9 @@ def train_head_and_sibling(
         seed: Of both.
         folder: Where it is written which folders these are.
     """
-    place = world.place
-    of_head = place.model(head.name, rate, seed)
-    of_dpo = place.model("dpo-lora", dpo_rate, seed)
-    _, took = ensure_trained(world, head.name, functools.partial(train_mav, head), rate, seed)
-    ensure_trained(world, "dpo-lora", train_dpo_lora, dpo_rate, seed)
+    train_it = functools.partial(train_mav, head)
+    of_head, took = ensure_trained(world, head.name, train_it, rate, seed)
+    of_dpo, _ = ensure_trained(world, "dpo-lora", train_dpo_lora, dpo_rate, seed)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"head": of_head.name, "adapters": of_dpo.name}
     (folder / _PARTS).write_text(json.dumps(parts) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from benchmarks.baselines.decoding import weight_bytes
 from benchmarks.decoders import ALPHA, Task, Timing, Way, copied, latency, latency_ratio
 from benchmarks.gpu.place import Place, Tell
-from benchmarks.shapes import HeadShape, read_bytes
+from benchmarks.shapes import read_bytes
 from benchmarks.synthetic import wait
 from mav.pipeline.base.model import BaseModel
 from mav.pipeline.decoding.aligned_lm import AlignedLM
@@ -38,10 +38,10 @@ def decode(place: Place, tell: Tell) -> None:
     heads: dict[str, AlignedLM] = {}
     for shape in sizes.heads:
         aligned = shape.joined(base)
-        memory[_called(shape)] = _peak(place, partial(task.timed, base, aligned))
+        memory[shape.kind] = _peak(place, partial(task.timed, base, aligned))
         # Each beside the base alone, so that no other head's memory is in its figure.
         aligned.head.to("cpu")
-        heads[_called(shape)] = aligned
+        heads[shape.kind] = aligned
     tell(
         parameters={name: one.head.config.total_parameters for name, one in heads.items()},
         weight_bytes={
@@ -73,11 +73,6 @@ def decode(place: Place, tell: Tell) -> None:
         "two models": partial(task.timed, base, reward=reward),
     }
     _tell_latency(place, tell, ways)
-
-
-def _called(head: HeadShape) -> str:
-    """Return what a way of decoding with a head is called: its kind, of which there is one each."""
-    return head.kind
 
 
 def _tell_latency(place: Place, tell: Tell, ways: dict[str, Way]) -> None:
@@ -128,7 +123,7 @@ def serve(place: Place, tell: Tell) -> None:
     for shape in sizes.heads:
         with shape.joined(base) as aligned:
             _answer(base, aligned, _requests(place, 2, ALPHA)[:2])
-            alphas = {_called(shape): ALPHA} if figures else {"base": 0.0, _called(shape): ALPHA}
+            alphas = {shape.kind: ALPHA} if figures else {"base": 0.0, shape.kind: ALPHA}
             for name, alpha in alphas.items():
                 asked = _requests(place, sizes.serve_new_tokens, alpha)
                 figures[name] = _answer(base, aligned, asked)

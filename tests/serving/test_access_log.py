@@ -14,33 +14,10 @@ import pytest
 from mav.pipeline.serving.http_server import HttpServer
 from mav.pipeline.serving.options import ACCESS_LOGGER
 from tests.support.running.limits import EVENT, wait_until
+from tests.support.running.logs import logged_messages
 from tests.support.running.server import CHAT, TEXT, chat_body, error_of, http, port_of, running
 
 SECRET = "a prompt nobody may read"
-
-
-class Lines(logging.Handler):
-    """Keeps the lines of the access log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextmanager
-def kept_lines() -> Iterator[list[str]]:
-    logger, handler = logging.getLogger(ACCESS_LOGGER), Lines()
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield handler.lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +45,7 @@ def test_a_completion_is_one_line(logged: HttpServer, path: str, stream: bool) -
     body = chat_body(messages=[{"role": "user", "content": SECRET}], **fields, **prompt)
     if path == TEXT:
         del body["messages"]
-    with kept_lines() as lines, http(logged) as web:
+    with logged_messages(ACCESS_LOGGER) as lines, http(logged) as web:
         response = web.post(f"{path}?key=hidden", json=body, headers={"X-Request-Id": "mine-1"})
         assert response.headers["x-request-id"] == "mine-1"
         entry = entry_of(lines, "mine-1")
@@ -120,7 +97,7 @@ def test_two_ids_are_none(logged: HttpServer) -> None:
 def test_a_refused_request_says_why(
     logged: HttpServer, method: str, path: str, status: int, error: str
 ) -> None:
-    with kept_lines() as lines, http(logged) as web:
+    with logged_messages(ACCESS_LOGGER) as lines, http(logged) as web:
         response = web.request(method, path)
         entry = entry_of(lines, response.headers["x-request-id"])
     error_of(response, status)
@@ -134,7 +111,7 @@ def test_a_client_that_leaves_is_cancelled(logged: HttpServer) -> None:
         f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"X-Request-Id: leaves\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with kept_lines() as lines:
+    with logged_messages(ACCESS_LOGGER) as lines:
         with socket.create_connection(("127.0.0.1", port_of(logged)), EVENT) as connection:
             connection.sendall(head.encode() + body)
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
@@ -153,7 +130,11 @@ def test_a_pass_that_fails_is_found_by_its_id(
 
     name = f"fails-{stream}"
     monkeypatch.setattr(type(logged.worker._decoder), "add", fail)
-    with kept_lines() as lines, http(logged) as web, caplog.at_level(logging.ERROR):
+    with (
+        logged_messages(ACCESS_LOGGER) as lines,
+        http(logged) as web,
+        caplog.at_level(logging.ERROR),
+    ):
         body = chat_body(stream=stream)
         response = web.post(CHAT, json=body, headers={"X-Request-Id": name})
         entry = entry_of(lines, name)
@@ -169,7 +150,7 @@ def test_a_pass_that_fails_is_found_by_its_id(
 def test_no_client_can_begin_a_line(head: str, bases: tuple[str, str]) -> None:
     with (
         running(head=head, bases=bases[:1], access_log="text") as server,
-        kept_lines() as lines,
+        logged_messages(ACCESS_LOGGER) as lines,
         http(server) as web,
     ):
         assert web.get("/a%0A%1b[31m%E2%80%A8b c%22?x=1").status_code == 404
@@ -185,7 +166,7 @@ def test_no_client_can_begin_a_line(head: str, bases: tuple[str, str]) -> None:
 
 
 def test_it_may_be_off(web: httpx2.Client, server: HttpServer) -> None:
-    with kept_lines() as lines, running_off(server):
+    with logged_messages(ACCESS_LOGGER) as lines, running_off(server):
         assert web.get("/health").headers["x-request-id"]
     assert not lines
 

@@ -1,4 +1,4 @@
-"""What the logger `mav` gets, for tests that look at it."""
+"""What the logger `mav` or one below it gets, for tests that look at it."""
 
 import contextlib
 import logging
@@ -15,12 +15,12 @@ class _Messages(logging.Handler):
 
 
 @contextlib.contextmanager
-def logged_messages() -> Iterator[list[str]]:
-    """Yield a list to which each message of level INFO or above is added.
+def logged_messages(name: str = "mav") -> Iterator[list[str]]:
+    """Yield a list to which each message of a logger of level INFO or above is added.
 
     Unlike caplog, it can be used in fixtures of any scope, and takes no part in propagation.
     """
-    logger, handler = logging.getLogger("mav"), _Messages()
+    logger, handler = logging.getLogger(name), _Messages()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
